@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Generated from vifprobe/layout.py (python3 -m vifprobe.layout > bpf/layout.h): change it there. */
+#ifndef VIFPROBE_LAYOUT_H
+#define VIFPROBE_LAYOUT_H
+
+#define DIRECTION_OUTBOUND 0
+#define DIRECTION_INBOUND 1
+#define DIRECTION_COUNT 2
+
+#define ETHERTYPE_IPV4 0
+#define ETHERTYPE_IPV6 1
+#define ETHERTYPE_ARP 2
+#define ETHERTYPE_VLAN 3
+#define ETHERTYPE_OTHER 4
+#define ETHERTYPE_COUNT 5
+
+#define CLASS_TCP_SYN 0
+#define CLASS_TCP_SYNACK 1
+#define CLASS_TCP_RST 2
+#define CLASS_TCP_FIN 3
+#define CLASS_TCP_DATA 4
+#define CLASS_TCP_ACK 5
+#define CLASS_TCP_ODD 6
+#define CLASS_UDP 7
+#define CLASS_ICMP 8
+#define CLASS_ICMPV6 9
+#define CLASS_FRAGMENT 10
+#define CLASS_IP_OTHER 11
+#define CLASS_ARP 12
+#define CLASS_OTHER 13
+#define CLASS_MALFORMED 14
+#define CLASS_COUNT 15
+
+#define VERDICT_UNKNOWN 0
+#define VERDICT_PASSED 1
+#define VERDICT_POLICED 2
+#define VERDICT_DROPPED 3
+#define VERDICT_QUEUED 4
+#define VERDICT_COUNT 5
+
+#define EXPECTED_NONE 0
+#define EXPECTED_CONFORM 1
+#define EXPECTED_EXCEED 2
+#define EXPECTED_COUNT 3
+
+#define REASON_POLICER 1
+#define REASON_NFT_POLICER 2
+#define REASON_COUNT 2
+
+#define KEY_SIZE_SHIFT 0
+#define KEY_PACKET_CLASS_SHIFT 8
+#define KEY_ETHERTYPE_SHIFT 16
+#define KEY_EXPECTED_SHIFT 20
+#define KEY_VERDICT_SHIFT 24
+#define KEY_DIRECTION_SHIFT 28
+#define KEY_TAP_SHIFT 32
+
+#define SIZE_FIRST_EDGE 32
+#define SIZE_FIRST_EDGE_LOG2 5
+#define SIZE_LAST_EDGE 65536
+#define SIZE_STEPS_PER_OCTAVE 4
+#define SIZE_STEPS_LOG2 2
+#define SIZE_BUCKETS 46
+
+#define TAP_PROBES 8
+#define CELL_PROBES 16
+#define VLAN_TAGS_MAX 2
+#define EXTENSION_HEADERS_MAX 8
+#define ETHERNET_PAD 60
+#define ETHERNET_OVERHEAD 24
+#define VLAN_TAG_LEN 4
+#define REASONS_MAX 1024
+#define EPOCHS_IN_FLIGHT 2
+
+#endif

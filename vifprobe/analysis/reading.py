@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one tap did in one interval: the model that live view, capture, JSON and notebooks share.
+
+Live view and saved capture give the same :class:`Reading`, so that the same renderer shows both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vifprobe.layout import CELL, Direction, Expected, PacketClass, Verdict
+
+Cells = npt.NDArray[np.void]  # structured, dtype layout.CELL
+
+_KEY = [name for name in CELL.names or () if name not in ("packets", "frame_bytes", "charged_bytes", "wire_bytes")]
+_COUNTERS = ["packets", "frame_bytes", "charged_bytes", "wire_bytes"]
+
+
+class Counts(NamedTuple):
+    """Sums over some cells. Frame, charged and wire bytes as DESIGN.md defines them."""
+
+    packets: int = 0
+    frame_bytes: int = 0
+    charged_bytes: int = 0
+    wire_bytes: int = 0
+
+    def __add__(self, other: object) -> Counts:
+        if not isinstance(other, Counts):
+            return NotImplemented
+        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def no_cells() -> Cells:
+    """An empty cell table."""
+    return np.zeros(0, dtype=CELL)
+
+
+def count(cells: Cells) -> Counts:
+    """Sum of all rows."""
+    return Counts(*(int(cells[name].sum()) for name in _COUNTERS))
+
+
+def merge(*tables: Cells) -> Cells:
+    """One table with each key once and the counters summed; rows of zero packets are left out, keys in order."""
+    rows = np.concatenate([no_cells(), *tables])
+    if not len(rows):
+        return rows
+    keys, where = np.unique(rows[_KEY], return_inverse=True)
+    merged = np.zeros(len(keys), dtype=CELL)
+    for name in _KEY:
+        merged[name] = keys[name]
+    for name in _COUNTERS:
+        np.add.at(merged[name], where, rows[name])
+    return merged[merged["packets"] != 0]
+
+
+def subtract(now: Cells, before: Cells) -> Cells:
+    """What was added between two cumulative tables."""
+    negative = before.copy()
+    for name in _COUNTERS:
+        negative[name] *= -1
+    return merge(now, negative)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The limit of one direction, as declared (libvirt, OVS, or the user) and as installed in the kernel.
+
+    Bits and packets per second, bytes of burst; None: unknown or none.
+    """
+
+    declared_bps: int | None = None
+    installed_bps: int | None = None
+    installed_pps: int | None = None
+    burst_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A conclusion with its proof: `evidence` holds the numbers it rests on, `advice` what to do, in plain words."""
+
+    id: str
+    pattern: str
+    severity: str  # info, warning or critical
+    title: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counts of one tap in one interval (or, where `final`, of the whole run).
+
+    tap: its name. at: wall clock at the interval's end. start_ns, duration_ns: monotonic, from the start of the run.
+    cells: rows of dtype layout.CELL, this interval's packets only, every key once; `cells["tap"]` is without meaning
+    here. missed: packets seen but not counted in any cell (0 unless a table was full). verdicts: "reason" where the
+    kernel itself named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
+    """
+
+    tap: str
+    at: datetime
+    start_ns: int
+    duration_ns: int
+    cells: Cells
+    missed: int = 0
+    verdicts: str = "reason"
+    limits: Mapping[Direction, Limit] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    final: bool = False
+
+    def where(
+        self,
+        direction: Direction,
+        verdict: Verdict | None = None,
+        packet_class: PacketClass | None = None,
+        expected: Expected | None = None,
+    ) -> Cells:
+        """The cells of one direction, and of one verdict, class and expectation where given."""
+        rows = self.cells["direction"] == direction
+        for name, wanted in (("verdict", verdict), ("packet_class", packet_class), ("expected", expected)):
+            if wanted is not None:
+                rows &= self.cells[name] == wanted
+        return self.cells[rows]
+
+    def offered(self, direction: Direction, packet_class: PacketClass | None = None) -> Counts:
+        """All that arrived at the tap's hook, whatever became of it."""
+        return count(self.where(direction, packet_class=packet_class))
+
+    def counts(
+        self, direction: Direction, verdict: Verdict, packet_class: PacketClass | None = None
+    ) -> Counts | None:
+        """What had this verdict; None where any packet of that direction and class has an unknown outcome."""
+        if not self.knows_verdicts(direction, packet_class):
+            return None
+        return count(self.where(direction, verdict, packet_class))
+
+    def knows_verdicts(self, direction: Direction, packet_class: PacketClass | None = None) -> bool:
+        """Whether the outcome of every packet counted here is known."""
+        return len(self.where(direction, Verdict.UNKNOWN, packet_class)) == 0
+
+    def bypass(self, direction: Direction) -> Counts | None:
+        """Passed although the ideal bucket said exceed; None where no limit was held against it."""
+        return self._crossed(direction, Verdict.PASSED, Expected.EXCEED)
+
+    def overpoliced(self, direction: Direction) -> Counts | None:
+        """Policed although the ideal bucket said conform; None where no limit was held against it."""
+        return self._crossed(direction, Verdict.POLICED, Expected.CONFORM)
+
+    def _crossed(self, direction: Direction, verdict: Verdict, expected: Expected) -> Counts | None:
+        if len(self.where(direction, expected=Expected.NONE)) or not self.knows_verdicts(direction):
+            return None
+        limit = self.limits.get(direction)
+        if limit is None or limit.declared_bps is None:
+            return None
+        return count(self.where(direction, verdict, expected=expected))
+
+    def classes(self, direction: Direction) -> tuple[PacketClass, ...]:
+        """The classes seen in this direction, in the order of PacketClass."""
+        return tuple(PacketClass(code) for code in np.unique(self.where(direction)["packet_class"]))

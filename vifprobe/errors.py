@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that end a run, each with its exit code. Imports nothing."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_FINDING = 3
+
+
+class VifprobeError(Exception):
+    """A run can't go on. The message names the user's value; `hints` say what was looked at and what to do next.
+
+    Shown on stderr as ``Error: message`` and one indented line a hint, without a traceback.
+    """
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, *hints: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hints = hints
+
+    def __str__(self) -> str:
+        return "\n  ".join((self.message, *self.hints))
+
+
+class UsageError(VifprobeError):
+    """The command line asks for something that can't be meant."""
+
+    exit_code = EXIT_USAGE
+
+
+class TapError(VifprobeError):
+    """The named tap is not there, or is not something that vifprobe can watch."""
+
+
+class KernelError(VifprobeError):
+    """The kernel lacks or refuses something that is needed: the message names the piece and how to get it."""
+
+
+class HostError(VifprobeError):
+    """A source on this host (netlink, libvirt, OVS) could not be read."""
+
+
+class CaptureError(VifprobeError):
+    """A capture folder can't be written, or what was read there is no capture."""

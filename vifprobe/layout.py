@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one definition of what is counted: packet classes, ethertypes, verdicts, size buckets, and how a cell is keyed.
+
+Values go from here to the kernel side through :func:`c_header` (``python3 -m vifprobe.layout > bpf/layout.h``);
+nothing of it is typed a second time. Struct shapes go the other way, from the C maps' own leaf types.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Direction(IntEnum):
+    """As the guest sees it, like libvirt and Nova: outbound = guest -> network = tap ingress = the tap's rx."""
+
+    OUTBOUND = 0
+    INBOUND = 1
+
+
+class Ethertype(IntEnum):
+    """What a tc filter's ``protocol`` would match on: the outermost EtherType."""
+
+    IPV4 = 0
+    IPV6 = 1
+    ARP = 2
+    VLAN = 3
+    OTHER = 4
+
+
+class PacketClass(IntEnum):
+    """Packet classes of DESIGN.md, in the order in which screens list them."""
+
+    TCP_SYN = 0
+    TCP_SYNACK = 1
+    TCP_RST = 2
+    TCP_FIN = 3
+    TCP_DATA = 4
+    TCP_ACK = 5
+    TCP_ODD = 6
+    UDP = 7
+    ICMP = 8
+    ICMPV6 = 9
+    FRAGMENT = 10
+    IP_OTHER = 11
+    ARP = 12
+    OTHER = 13
+    MALFORMED = 14
+
+
+class Verdict(IntEnum):
+    """What became of a packet. UNKNOWN: offered, but this hook can't learn the outcome (shown as empty or null)."""
+
+    UNKNOWN = 0
+    PASSED = 1
+    POLICED = 2
+    DROPPED = 3
+    QUEUED = 4
+
+
+class Expected(IntEnum):
+    """What an ideal token bucket with the declared limit says of a packet. NONE: no limit to hold it against."""
+
+    NONE = 0
+    CONFORM = 1
+    EXCEED = 2
+
+
+class ReasonTrait(IntEnum):
+    """Flags of a drop reason: whose drop it is. The kernel side turns a reason into a verdict with them."""
+
+    POLICER = 1  # dropped by tc at the tap's ingress: the tap's policer
+    NFT_POLICER = 2  # a netfilter drop; the tap's policer only where the tap has an nft netdev ingress chain
+
+
+# Size buckets: log-linear, lower edges from 32 bytes, four per octave. The first bucket holds what is shorter than
+# 32 bytes (a tap takes frames from 14 bytes on), the last one is open-ended: BIG TCP frames go beyond 64 KiB.
+SIZE_FIRST_EDGE_BYTES = 32
+SIZE_LAST_EDGE_BYTES = 65536
+SIZE_STEPS_PER_OCTAVE = 4
+
+
+def _size_edges() -> npt.NDArray[np.int64]:
+    edges = [0]
+    octave = SIZE_FIRST_EDGE_BYTES
+    while octave < SIZE_LAST_EDGE_BYTES:
+        edges += [octave + octave * step // SIZE_STEPS_PER_OCTAVE for step in range(SIZE_STEPS_PER_OCTAVE)]
+        octave *= 2
+    return np.array([*edges, SIZE_LAST_EDGE_BYTES], dtype=np.int64)
+
+
+#: Lower edge of each size bucket in bytes, ascending; bucket i holds edge[i] <= frame bytes < edge[i + 1].
+SIZE_EDGES_BYTES = _size_edges()
+
+
+def size_bucket(frame_bytes: int) -> int:
+    """Bucket number of a frame length in bytes: the same sum that ``bpf/parse.h`` does."""
+    return int(np.searchsorted(SIZE_EDGES_BYTES, frame_bytes, side="right")) - 1
+
+
+def size_range_bytes(bucket: int) -> tuple[int, int | None]:
+    """Both edges of a bucket, the upper one inclusive; None for the open-ended last bucket."""
+    lower = int(SIZE_EDGES_BYTES[bucket])
+    if bucket + 1 == len(SIZE_EDGES_BYTES):
+        return lower, None
+    return lower, int(SIZE_EDGES_BYTES[bucket + 1]) - 1
+
+
+#: Fields of a cell's 64-bit key ``what``, from bit 0 up: (name, width in bits). `tap` is the tap's number + 1, so that
+#: a key in use is never 0. The second key word, ``why``, is the drop reason (upper half) and the low 32 bits of the
+#: kernel address that dropped it (lower half); 0 for what was not dropped.
+CELL_KEY_FIELDS = (
+    ("size", 8),
+    ("packet_class", 8),
+    ("ethertype", 4),
+    ("expected", 4),
+    ("verdict", 4),
+    ("direction", 4),
+    ("tap", 16),
+)
+
+TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifindex
+TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
+CELL_PROBES = 16  # slots tried for a cell before the packet is counted as missed
+VLAN_TAGS_MAX = 2
+EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other`
+ETHERNET_PAD_BYTES = 60  # IEEE 802.3: shortest frame without FCS
+ETHERNET_OVERHEAD_BYTES = 24  # FCS 4, preamble and start delimiter 8, inter-packet gap 12
+VLAN_TAG_BYTES = 4
+REASONS_MAX = 1024  # core drop reasons; subsystem reasons (value >> 16 != 0) are never a policer's
+EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
+
+
+#: One counted cell as Python sees it, its key taken apart; counters are sums over all CPUs. `size` is a bucket number,
+#: `location` the low 32 bits of the kernel address that freed the packet (0 where it was not dropped).
+CELL = np.dtype(
+    [
+        ("tap", np.uint16),
+        ("direction", np.uint8),
+        ("ethertype", np.uint8),
+        ("packet_class", np.uint8),
+        ("size", np.uint8),
+        ("expected", np.uint8),
+        ("verdict", np.uint8),
+        ("reason", np.uint32),
+        ("location", np.uint32),
+        ("packets", np.int64),
+        ("frame_bytes", np.int64),
+        ("charged_bytes", np.int64),
+        ("wire_bytes", np.int64),
+    ]
+)
+
+#: One time bin of one tap, direction and verdict. `start_ns` is on the monotonic clock (ktime), a multiple of the bin.
+BIN = np.dtype(
+    [
+        ("tap", np.uint16),
+        ("direction", np.uint8),
+        ("verdict", np.uint8),
+        ("start_ns", np.int64),
+        ("packets", np.int64),
+        ("frame_bytes", np.int64),
+        ("syn_packets", np.int64),
+    ]
+)
+
+
+def cell_key_shifts() -> dict[str, tuple[int, int]]:
+    """Field name -> (shift, mask) within the ``what`` word of a cell key."""
+    shifts, at = {}, 0
+    for name, width in CELL_KEY_FIELDS:
+        shifts[name] = (at, (1 << width) - 1)
+        at += width
+    return shifts
+
+
+def _defines(prefix: str, codes: type[IntEnum]) -> list[str]:
+    return [f"#define {prefix}_{code.name} {int(code)}" for code in codes]
+
+
+def c_header() -> str:
+    """The text of ``bpf/layout.h``. A unit test fails when the committed file differs."""
+    lines = [
+        "/* SPDX-License-Identifier: GPL-2.0-only */",
+        "/* Generated from vifprobe/layout.py (python3 -m vifprobe.layout > bpf/layout.h): change it there. */",
+        "#ifndef VIFPROBE_LAYOUT_H",
+        "#define VIFPROBE_LAYOUT_H",
+        "",
+    ]
+    for prefix, codes in (
+        ("DIRECTION", Direction),
+        ("ETHERTYPE", Ethertype),
+        ("CLASS", PacketClass),
+        ("VERDICT", Verdict),
+        ("EXPECTED", Expected),
+        ("REASON", ReasonTrait),
+    ):
+        lines += [*_defines(prefix, codes), f"#define {prefix}_COUNT {len(codes)}", ""]
+    lines += [f"#define KEY_{name.upper()}_SHIFT {shift}" for name, (shift, _) in cell_key_shifts().items()]
+    lines += [
+        "",
+        f"#define SIZE_FIRST_EDGE {SIZE_FIRST_EDGE_BYTES}",
+        f"#define SIZE_FIRST_EDGE_LOG2 {SIZE_FIRST_EDGE_BYTES.bit_length() - 1}",
+        f"#define SIZE_LAST_EDGE {SIZE_LAST_EDGE_BYTES}",
+        f"#define SIZE_STEPS_PER_OCTAVE {SIZE_STEPS_PER_OCTAVE}",
+        f"#define SIZE_STEPS_LOG2 {SIZE_STEPS_PER_OCTAVE.bit_length() - 1}",
+        f"#define SIZE_BUCKETS {len(SIZE_EDGES_BYTES)}",
+        "",
+        f"#define TAP_PROBES {TAP_PROBES}",
+        f"#define CELL_PROBES {CELL_PROBES}",
+        f"#define VLAN_TAGS_MAX {VLAN_TAGS_MAX}",
+        f"#define EXTENSION_HEADERS_MAX {EXTENSION_HEADERS_MAX}",
+        f"#define ETHERNET_PAD {ETHERNET_PAD_BYTES}",
+        f"#define ETHERNET_OVERHEAD {ETHERNET_OVERHEAD_BYTES}",
+        f"#define VLAN_TAG_LEN {VLAN_TAG_BYTES}",
+        f"#define REASONS_MAX {REASONS_MAX}",
+        f"#define EPOCHS_IN_FLIGHT {EPOCHS_IN_FLIGHT}",
+        "",
+        "#endif",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(c_header(), end="")
