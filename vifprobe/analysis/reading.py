@@ -101,6 +101,7 @@ class Reading:
     cells: rows of dtype layout.CELL, this interval's packets only, every key once; `cells["tap"]` is without meaning
     here. missed: packets seen but not counted in any cell (0 unless a table was full). verdicts: "reason" where the
     kernel itself named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
+    directions: those that were watched; of another one nothing is known, not even that it was silent.
     """
 
     tap: str
@@ -114,6 +115,7 @@ class Reading:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     final: bool = False
+    directions: tuple[Direction, ...] = tuple(Direction)
 
     def where(
         self,

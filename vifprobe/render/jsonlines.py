@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`watch --json`: one object an interval, one line each. Imports no rich, which would delay the first line."""
+
+from __future__ import annotations
+
+import json
+from datetime import timezone
+from typing import Any
+
+from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
+from vifprobe.layout import Direction, PacketClass, Verdict
+
+#: Raised when a key changes its meaning; keys are only ever added.
+SCHEMA = 1
+
+_Object = dict[str, Any]
+
+
+def reading_object(reading: Reading) -> _Object:
+    """One line of ``watch --json`` as a dict, keys as DESIGN.md fixes them. Unknown is None, never 0.
+
+    Every packet class is there, seen or not, so that a script can ask for one and get a number.
+    """
+    return {
+        "schema": SCHEMA,
+        "tap": reading.tap,
+        "at": reading.at.astimezone(timezone.utc).isoformat(timespec="microseconds"),
+        "start_ns": int(reading.start_ns),
+        "duration_ns": int(reading.duration_ns),
+        "final": reading.final,
+        "outbound": _direction(reading, Direction.OUTBOUND),
+        "inbound": _direction(reading, Direction.INBOUND),
+        "missed": int(reading.missed),
+        "verdicts": reading.verdicts or None,
+        "findings": [_finding(finding) for finding in reading.findings],
+    }
+
+
+def dumps(value: Any) -> str:
+    """One line of ASCII without its line end: a name's control characters and odd bytes are escaped by JSON."""
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
+
+
+def _direction(reading: Reading, direction: Direction) -> _Object:
+    watched = direction in reading.directions
+    verdicts = [Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED]
+    if direction is Direction.INBOUND:
+        verdicts.append(Verdict.QUEUED)
+    found: _Object = {"offered": _counts(reading.offered(direction) if watched else None)}
+    for verdict in verdicts:
+        found[verdict.name.lower()] = _counts(reading.counts(direction, verdict) if watched else None)
+    found["bypass"] = _counts(reading.bypass(direction) if watched else None)
+    found["overpoliced"] = _counts(reading.overpoliced(direction) if watched else None)
+    seen = reading.classes(direction)
+    found["classes"] = {
+        code.name.lower(): _class(reading, direction, code) if code in seen else _class_unseen(watched)
+        for code in PacketClass
+    }
+    found["limit"] = _limit(reading.limits.get(direction, Limit()))
+    return found
+
+
+def _class(reading: Reading, direction: Direction, code: PacketClass) -> _Object:
+    found: _Object = {"offered": _counts(reading.offered(direction, code))}
+    for verdict in (Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED):
+        found[verdict.name.lower()] = _counts(reading.counts(direction, verdict, code))
+    return found
+
+
+def _class_unseen(watched: bool) -> _Object:
+    """None of a class was offered, so none of it had any verdict; unless nobody looked."""
+    nothing = Counts() if watched else None
+    return {name: _counts(nothing) for name in ("offered", "passed", "policed", "dropped")}
+
+
+def _counts(counts: Counts | None) -> _Object | None:
+    return None if counts is None else {name: int(value) for name, value in counts._asdict().items()}
+
+
+def _limit(limit: Limit) -> _Object:
+    return {
+        "declared_bps": _whole(limit.declared_bps),
+        "installed_bps": _whole(limit.installed_bps),
+        "installed_pps": _whole(limit.installed_pps),
+        "burst_bytes": _whole(limit.burst_bytes),
+    }
+
+
+def _whole(value: int | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _finding(finding: Finding) -> _Object:
+    return {"id": finding.id, "pattern": finding.pattern, "severity": finding.severity, "title": finding.title}
