@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from vifprobe.errors import KernelError
 from vifprobe.testing.taps import Tap, set_link_up
+from vifprobe.testing.waiting import wait_until
+
+LINK_SECONDS = 10.0  # a link watch runs at most once a second
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,11 @@ class NftLimit:
 def nft_ingress_limit(device: str, *, rate_bytes_per_second: int, burst_bytes: int) -> Iterator[NftLimit]:
     """Frames from `device` beyond the limit are dropped by nft at ingress, after tc. Gone after the block.
 
-    nft counts bytes here without the L2 header: 46 for a frame of 60. Raises KernelError where the kernel has no nft
-    netdev family (CONFIG_NF_TABLES_NETDEV) or no `limit` (CONFIG_NFT_LIMIT).
+    nft counts bytes here without the L2 header: 46 for a frame of 60. Its bucket holds one second's worth of the rate
+    *and* the burst (net/netfilter/nft_limit.c, nft_limit_init), and is full at the start.
+
+    Raises KernelError where the kernel has no nft netdev family (CONFIG_NF_TABLES_NETDEV) or no `limit`
+    (CONFIG_NFT_LIMIT).
     """
     table = f"limit_{device}".replace("-", "_")
     # `burst` must not be 0: nft then takes its default of 5 packets (nft(8), LIMIT STATEMENT).
@@ -92,9 +98,15 @@ def veth_pair(name: str = "veth0", peer: str = "veth1", *, peer_netns_path: str 
         set_link_up(name)
         if not peer_netns_path:
             set_link_up(peer)
+            # Until the kernel's link watch has run, the queue is `noop` and drops (net/core/link_watch.c).
+            wait_until(lambda: _qdisc(name) != "noop" != _qdisc(peer), LINK_SECONDS)
         yield
     finally:
         subprocess.run(["ip", "link", "delete", name], check=False, capture_output=True)
+
+
+def _qdisc(device: str) -> str:
+    return str(json.loads(_run("ip", "-j", "link", "show", device))[0]["qdisc"])
 
 
 def _run(*command: str, text: str | None = None) -> str:
