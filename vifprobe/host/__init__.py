@@ -1,1 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What this host is set to do: interfaces, taps and who is behind them, and every limit that is set on them.
+
+Everything here only looks: no request changes anything on the host, and no packet socket is opened. All of it answers
+for the network namespace of the calling thread.
+
+| module | answers |
+|---|---|
+| `links` | which interfaces are there, and their counters |
+| `netns` | enter a namespace; which one holds an interface |
+| `taps` | the taps, with domain, instance, port, bridge and QEMU process |
+| `qemu`, `libvirt` | who holds a tap open; what libvirt's live XML says |
+| `tc` | qdiscs, classes, filters and police actions on an interface |
+| `nft` | limits and drop counters in nft chains hooked on an interface |
+| `counters` | all counters that a probe's count can be held against |
+| `events` | what changes on a link, and who changed it |
+| `netlink`, `names` | shared foundations |
+"""
