@@ -9,7 +9,7 @@ for the network namespace of the calling thread.
 | `links` | which interfaces are there, and their counters |
 | `netns` | enter a namespace; which one holds an interface |
 | `taps` | the taps, with domain, instance, port, bridge and QEMU process |
-| `qemu`, `libvirt` | who holds a tap open; what libvirt's live XML says |
+| `processes`, `libvirt` | who holds a tap open; what libvirt's live XML says |
 | `tc` | qdiscs, classes, filters and police actions on an interface |
 | `nft` | limits and drop counters in nft chains hooked on an interface |
 | `counters` | all counters that a probe's count can be held against |

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What libvirt says of the guests that run here, from the status files that its QEMU driver keeps for itself.
+
+Nothing of libvirt is asked or even needed: /run/libvirt/qemu/NAME.xml holds the live XML of each running domain and
+follows `virsh domiftune --live`. Readable by root only. What it says of bandwidth is libvirt's memory; whether the
+kernel does it is for `tc` and `nft` to tell.
+
+Source: libvirt, src/conf/domain_conf.c (virDomainObjFormat), docs/formatnetwork.rst ("Quality of service"),
+src/util/virnetdevbandwidth.c; Nova, nova/virt/libvirt/config.py (LibvirtConfigGuestMetaNovaInstance).
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STATUS_DIRECTORY = Path("/run/libvirt/qemu")
+_FILE_BYTES_MAX = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """One direction of an interface's `<bandwidth>`, in libvirt's own units as written: average, peak and floor in
+    kilobytes a second, burst in kibibytes. None where not set.
+    """
+
+    average_kbytes_per_second: int | None = None
+    peak_kbytes_per_second: int | None = None
+    burst_kbytes: int | None = None
+
+    @property
+    def rate_bps(self) -> int | None:
+        """Bits per second of `average`: libvirt hands it to tc as `kbps`, which is 1000 byte/s."""
+        return None if self.average_kbytes_per_second is None else self.average_kbytes_per_second * 8000
+
+    @property
+    def burst_bytes(self) -> int | None:
+        """Bytes of burst as libvirt hands it to tc: `kb` is 1024 bytes, and without a burst it passes the average."""
+        burst = self.average_kbytes_per_second if self.burst_kbytes is None else self.burst_kbytes
+        return None if burst is None else burst * 1024
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A guest's interface as libvirt set it up. Absent in the XML = None.
+
+    target: the tap's name. kind: `bridge`, `ethernet`, `network`, `direct`, ... port_id: Neutron's port, from the
+    Open vSwitch interface id. inbound, outbound: as the guest sees it. instance_*: OpenStack's, from Nova's metadata.
+    """
+
+    target: str
+    domain: str
+    domain_uuid: str | None = None
+    pid: int | None = None
+    kind: str | None = None
+    guest_mac: str | None = None
+    source: str | None = None
+    virtual_port: str | None = None
+    port_id: str | None = None
+    inbound: Bandwidth | None = None
+    outbound: Bandwidth | None = None
+    instance_name: str | None = None
+    instance_uuid: str | None = None
+    project: str | None = None
+
+
+@dataclass(frozen=True)
+class LiveDomains:
+    """Interfaces by target device, and what could not be read (path and reason), so that "not declared" and "don't
+    know" stay apart. present: whether libvirt's directory is there at all.
+    """
+
+    interfaces: dict[str, Interface] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    present: bool = False
+
+
+def live_domains(directory: Path = STATUS_DIRECTORY) -> LiveDomains:
+    """Interfaces of all running domains. Never raises: what can't be read is told in `problems`."""
+    interfaces: dict[str, Interface] = {}
+    problems: list[str] = []
+    try:
+        paths = sorted(path for path in directory.iterdir() if path.suffix == ".xml")
+    except FileNotFoundError:
+        return LiveDomains()
+    except OSError as error:
+        return LiveDomains(problems=(f"{directory}: {error.strerror}",), present=True)
+    for path in paths:
+        try:
+            interfaces.update((interface.target, interface) for interface in _interfaces(_tree(path)))
+        except FileNotFoundError:  # the guest has ended since
+            continue
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+        except (ET.ParseError, ValueError, LookupError) as error:
+            problems.append(f"{path}: {error}")
+    return LiveDomains(interfaces, tuple(problems), present=True)
+
+
+def _tree(path: Path) -> ET.Element:
+    with path.open("rb") as file:
+        content = file.read(_FILE_BYTES_MAX + 1)
+    if len(content) > _FILE_BYTES_MAX:
+        raise ValueError(f"longer than {_FILE_BYTES_MAX} bytes: not read")
+    if b"<!DOCTYPE" in content:  # libvirt writes none, and without one there are no entities to expand
+        raise ValueError("holds a DOCTYPE: not read")
+    return ET.fromstring(content)  # noqa: S314 - bounded, written by root, and no entities: see above
+
+
+def _interfaces(root: ET.Element) -> Iterator[Interface]:
+    domain = root if root.tag == "domain" else root.find("domain")
+    if domain is None:
+        raise ValueError("no <domain> in it")
+    instance = next((node for node in domain.iterfind("metadata/*") if _local(node) == "instance"), None)
+    uuid = _text(domain.find("uuid"))
+    for node in domain.iterfind("devices/interface"):
+        target = _attribute(node, "target", "dev")
+        if target is None:
+            continue
+        actual = node.find("actual")  # of `<interface type='network'>`: what the network's definition came out as
+        where = node if actual is None else actual
+        bandwidth = where if where.find("bandwidth") is not None else node
+        yield Interface(
+            target=target,
+            domain=_text(domain.find("name")) or "",
+            domain_uuid=uuid,
+            pid=_number(root.get("pid")),
+            kind=where.get("type"),
+            guest_mac=_attribute(node, "mac", "address"),
+            source=_source(where),
+            virtual_port=_attribute(where, "virtualport", "type"),
+            port_id=_attribute(where, "virtualport/parameters", "interfaceid"),
+            inbound=_bandwidth(bandwidth.find("bandwidth/inbound")),
+            outbound=_bandwidth(bandwidth.find("bandwidth/outbound")),
+            instance_name=_nova(instance, "name"),
+            instance_uuid=uuid if instance is not None else None,
+            project=_nova(instance, "project"),
+        )
+
+
+def _source(interface: ET.Element) -> str | None:
+    values = (_attribute(interface, "source", name) for name in ("bridge", "network", "dev", "path"))
+    return next((value for value in values if value), None)
+
+
+def _bandwidth(found: ET.Element | None) -> Bandwidth | None:
+    if found is None:
+        return None
+    return Bandwidth(_number(found.get("average")), _number(found.get("peak")), _number(found.get("burst")))
+
+
+def _nova(instance: ET.Element | None, wanted: str) -> str | None:
+    if instance is None:
+        return None
+    return next((_text(node) for node in instance.iter() if _local(node) == wanted), None)
+
+
+def _local(node: ET.Element) -> str:
+    """Tag without its namespace: Nova's has changed its version over the releases."""
+    return node.tag.rpartition("}")[2]
+
+
+def _text(node: ET.Element | None) -> str | None:
+    return None if node is None or node.text is None else node.text.strip() or None
+
+
+def _attribute(node: ET.Element, path: str, name: str) -> str | None:
+    found = node.find(path)
+    return None if found is None else found.get(name) or None
+
+
+def _number(value: str | None) -> int | None:
+    return int(value) if value is not None and re.fullmatch(r"[0-9]{1,19}", value.strip()) else None

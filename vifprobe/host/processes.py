@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes: which one holds a tap open or a socket, and what QEMU was told on its command line.
+
+Source: drivers/net/tun.c, tun_chr_show_fdinfo: `/proc/PID/fdinfo/N` of a tun descriptor says `iff:` and the interface.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from vifprobe.host import netns
+from vifprobe.host.links import Link
+
+_TUN_DEVICE = "/net/tun"  # the end of /dev/net/tun, which a container may mount elsewhere
+_MACVTAP_DEVICE = "/dev/tap"  # and the ifindex: drivers/net/macvtap.c
+_LIKELY = ("qemu", "kvm", "cloud-hyperviso", "firecracker", "crosvm")
+_COMMAND_LINE_BYTES_MAX = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that holds a tap open. guest, uuid: what QEMU's -name and -uuid say; None for any other, or unknown."""
+
+    pid: int
+    comm: str
+    guest: str | None = None
+    uuid: str | None = None
+
+    @property
+    def is_qemu(self) -> bool:
+        """Told by its name; `qemu-system-x86`, `qemu-kvm` and `kvm` are those that distributions use."""
+        return self.comm.startswith(("qemu", "kvm"))
+
+
+def holders(links: Iterable[Link]) -> dict[int, Process]:
+    """Ifindex -> the process that holds this tap open; taps that none holds, or none that we may look at, are absent.
+
+    Processes that look like a hypervisor are read first, and the rest only while a tap with a carrier (one that some
+    process does hold) is left without an answer. Never raises: processes end while they are looked at.
+    """
+    by_target = {_target(link): link for link in links}
+    own = netns.inode()
+    found: dict[int, Process] = {}
+
+    def look(pids: Iterable[int], remaining: set[str]) -> None:
+        for pid in pids:
+            if not remaining:
+                return
+            for target in _held(pid, remaining):
+                if _is_same_device(pid, by_target[target], own):
+                    found[by_target[target].ifindex] = process(pid)
+                    remaining.discard(target)
+
+    pids = running()
+    likely = [pid for pid in pids if comm(pid).startswith(_LIKELY)] if by_target else []
+    look(likely, set(by_target))
+    look(
+        sorted(set(pids).difference(likely)),
+        {target for target, link in by_target.items() if link.ifindex not in found and link.carrier is not False},
+    )
+    return found
+
+
+def process(pid: int) -> Process:
+    """Name and, for QEMU, guest and uuid of a process; "" and None where it has ended."""
+    name = comm(pid)
+    arguments = _command_line(pid) if name.startswith(_LIKELY) else []
+    return Process(pid, name, guest_name(arguments), _after(arguments, "uuid"))
+
+
+def comm(pid: int) -> str:
+    """Name of a process (its main thread), "" where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_bytes().rstrip(b"\n").decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def guest_name(arguments: list[str]) -> str | None:
+    """Guest's name in QEMU's arguments: `-name guest=NAME,...` or `-name NAME`; a comma in it is doubled."""
+    value = _after(arguments, "name")
+    if value is None:
+        return None
+    for option in value.replace(",,", "\0").split(","):
+        key, equals, name = option.partition("=")
+        if not equals:
+            key, name = "guest", key  # the option that may go without its name
+        if key == "guest" and name:
+            return name.replace("\0", ",")
+    return None
+
+
+def socket_holder(pids: Iterable[int], inode: int) -> int | None:
+    """Which of these processes holds the socket with this inode; None where none does."""
+    target = f"socket:[{inode}]"
+    return next((pid for pid in pids if any(_held(pid, {target}))), None)
+
+
+def running() -> list[int]:
+    """Process ids."""
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208 - there may be 10,000
+
+
+def _target(link: Link) -> str:
+    return f"{_MACVTAP_DEVICE}{link.ifindex}" if link.kind == "macvtap" else link.name
+
+
+def _held(pid: int, wanted: set[str]) -> Iterator[str]:
+    """Which of the wanted targets, names of taps and of descriptors alike, a process holds."""
+    directory = f"/proc/{pid}/fd"
+    try:
+        descriptors = os.listdir(directory)  # noqa: PTH208 - a QEMU has hundreds, and there are hundreds of QEMUs
+    except OSError:
+        return
+    for descriptor in descriptors:
+        try:
+            target = os.readlink(f"{directory}/{descriptor}")  # noqa: PTH115 - likewise
+        except OSError:
+            continue
+        if target.endswith(_TUN_DEVICE):
+            target = _interface_of(pid, descriptor)
+        if target in wanted:
+            yield target
+
+
+def _interface_of(pid: int, descriptor: str) -> str:
+    try:
+        lines = os.fsdecode(Path(f"/proc/{pid}/fdinfo/{descriptor}").read_bytes()).splitlines()
+    except OSError:
+        return ""
+    return next((line[4:].strip() for line in lines if line.startswith("iff:")), "")
+
+
+def _is_same_device(pid: int, link: Link, own_namespace: int) -> bool:
+    """Whether `iff:` names this link, and not one of that name in the process's own, other namespace."""
+    try:
+        namespace = Path(f"/proc/{pid}/ns/net").stat().st_ino
+    except OSError:
+        return False
+    return namespace == own_namespace or not netns.holds(pid, link.name)
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        with Path(f"/proc/{pid}/cmdline").open("rb") as file:
+            return [os.fsdecode(word) for word in file.read(_COMMAND_LINE_BYTES_MAX).split(b"\0")]
+    except OSError:
+        return []
+
+
+def _after(arguments: list[str], option: str) -> str | None:
+    """The argument behind `-option` (QEMU takes `--option`, too)."""
+    for word, following in pairwise(arguments):
+        if word in (f"-{option}", f"--{option}"):
+            return following
+    return None

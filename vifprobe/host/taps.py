@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The taps of this host, and whose they are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vifprobe.host import libvirt, processes
+from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
+
+#: Kinds of link that a guest hangs on. macvtap is libvirt's `<interface type='direct'>`.
+TAP_KINDS = ("tap", "macvtap")
+
+# Neutron: `tap` and the first 11 characters of the port's id (neutron_lib.constants: TAP_DEVICE_PREFIX; Nova cuts the
+# name at NIC_NAME_LEN = 14).
+_NEUTRON_TAP = re.compile(r"tap([0-9a-f]{8}-[0-9a-f]{2})")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One tap. What is not known, or can't be read without root, is None.
+
+    bridge: what it is a port of; `ovs-system` (the OVS datapath, not the OVS bridge) for a port of Open vSwitch.
+    pid, comm: the process that holds it open, is_qemu whether that is QEMU. domain: libvirt's name (Nova's
+    `instance-0000001a`). instance_name, instance_uuid: OpenStack's. port_id: Neutron's port, whole; port_prefix: the
+    part of it that the tap's name tells. interface: all that libvirt says. counters: device counters.
+    """
+
+    link: Link
+    counters: LinkCounters | None = None
+    pid: int | None = None
+    comm: str | None = None
+    is_qemu: bool = False
+    domain: str | None = None
+    domain_uuid: str | None = None
+    instance_name: str | None = None
+    instance_uuid: str | None = None
+    port_id: str | None = None
+    port_prefix: str | None = None
+    interface: libvirt.Interface | None = None
+
+    @property
+    def name(self) -> str:
+        """Interface name."""
+        return self.link.name
+
+    @property
+    def ifindex(self) -> int:
+        """Interface number."""
+        return self.link.ifindex
+
+    @property
+    def kind(self) -> str:
+        """`tap` or `macvtap`; what `describe` was asked about may be any other."""
+        return self.link.kind
+
+    @property
+    def bridge(self) -> str | None:
+        """What it is a port of."""
+        return self.link.master_name or None
+
+
+def list_taps(libvirt_directory: Path = libvirt.STATUS_DIRECTORY) -> tuple[Tap, ...]:
+    """All taps of this network namespace, by name. Raises HostError where the interfaces can't be listed."""
+    rows = [(link, counters) for link, counters in list_links_and_counters() if link.kind in TAP_KINDS]
+    return _taps(sorted(rows, key=lambda row: row[0].name), libvirt_directory)
+
+
+def describe(link: Link, libvirt_directory: Path = libvirt.STATUS_DIRECTORY) -> Tap:
+    """What is known of one link, without counters."""
+    return _taps([(link, None)], libvirt_directory)[0]
+
+
+def neutron_port_prefix(link_name: str) -> str | None:
+    """First 11 characters of the Neutron port's id, from the tap's name; None where it is not such a name."""
+    match = _NEUTRON_TAP.fullmatch(link_name)
+    return match[1] if match else None
+
+
+def _taps(rows: list[tuple[Link, LinkCounters | None]], libvirt_directory: Path) -> tuple[Tap, ...]:
+    held = processes.holders(link for link, _ in rows if link.kind in TAP_KINDS)
+    live = libvirt.live_domains(libvirt_directory) if rows else libvirt.LiveDomains()
+    return tuple(
+        _tap(link, counters, held.get(link.ifindex), live.interfaces.get(link.name)) for link, counters in rows
+    )
+
+
+def _tap(
+    link: Link, counters: LinkCounters | None, process: processes.Process | None, interface: libvirt.Interface | None
+) -> Tap:
+    if process and interface and interface.pid not in (None, process.pid):
+        interface = None  # a file left behind by another guest that had a tap of this name
+    prefix = neutron_port_prefix(link.name)
+    port_id = interface.port_id if interface else None
+    if prefix is not None and port_id is not None and not port_id.startswith(prefix):
+        port_id = None  # an interface id that someone else than Neutron gave
+    return Tap(
+        link=link,
+        counters=counters,
+        pid=process.pid if process else None,
+        comm=process.comm if process else None,
+        is_qemu=bool(process and process.is_qemu),
+        domain=(interface.domain if interface else None) or (process.guest if process else None),
+        domain_uuid=(interface.domain_uuid if interface else None) or (process.uuid if process else None),
+        instance_name=interface.instance_name if interface else None,
+        instance_uuid=interface.instance_uuid if interface else None,
+        port_id=port_id,
+        port_prefix=prefix,
+        interface=interface,
+    )
