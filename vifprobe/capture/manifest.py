@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""manifest.json: what was captured, when, how, and whether it came to its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from vifprobe.analysis.reading import Limit
+from vifprobe.capture.csvio import TABLES, show
+from vifprobe.capture.jsonio import JsonObject, dump, load, moment
+from vifprobe.errors import CaptureError
+from vifprobe.layout import Direction
+from vifprobe.version import __version__
+
+#: Raised when the meaning of something in a capture changes. Additions don't raise it.
+SCHEMA = 1
+MANIFEST = "manifest.json"
+FINDINGS = "findings.json"
+SAMPLES = "samples.pcapng"
+#: Every name that a capture may give to a file.
+FILES = (MANIFEST, *(table.file for table in TABLES), FINDINGS, SAMPLES)
+
+#: What a manifest says from the start, until the run can say better: true if the run is killed.
+NOT_ENDED = "the capture did not end: it is still running, or it was killed"
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A span without coverage of a tap, monotonic ns from the capture's start; duration None: until the end."""
+
+    tap: str
+    start_ns: int
+    duration_ns: int | None
+    why: str
+
+
+@dataclass(frozen=True)
+class TapEntry:
+    """One captured tap. domain, port: libvirt domain and Neutron port, None where unknown.
+
+    hooks: direction -> tcx, clsact, ingress or tracepoint. The fields from `verdicts` on are those of its last
+    Reading (see vifprobe.analysis.reading); duration_ns and at are None until totals were written.
+    """
+
+    name: str
+    ifindex: int
+    domain: str | None = None
+    port: str | None = None
+    hooks: Mapping[Direction, str] = field(default_factory=dict)
+    verdicts: str = ""
+    missed: int = 0
+    start_ns: int = 0
+    duration_ns: int | None = None
+    at: datetime | None = None
+    limits: Mapping[Direction, Limit] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    directions: tuple[Direction, ...] = tuple(Direction)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that manifest.json holds. Times with a zone are wall clock, `_ns` is the monotonic clock (CLOCK_MONOTONIC).
+
+    bin_ns: length of a time bin. error: why it is not complete. sha256: file name -> hex digest.
+    """
+
+    taps: tuple[TapEntry, ...]
+    start: datetime
+    start_monotonic_ns: int
+    bin_ns: int
+    host: str = ""
+    kernel_version: str = ""
+    vifprobe_version: str = __version__
+    options: Json = field(default_factory=dict)
+    end: datetime | None = None
+    end_monotonic_ns: int | None = None
+    gaps: tuple[Gap, ...] = ()
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    complete: bool = False
+    error: str | None = NOT_ENDED
+    schema: int = SCHEMA
+
+    @property
+    def hook(self) -> str:
+        """The hooks used, each once; "" where unknown."""
+        return ", ".join(sorted({hook for tap in self.taps for hook in tap.hooks.values()}))
+
+    @property
+    def verdicts(self) -> str:
+        """How verdicts were known: "reason", "inferred", both where taps differ, "" where unknown."""
+        return ", ".join(sorted({tap.verdicts for tap in self.taps} - {""}))
+
+    @property
+    def missed(self) -> int:
+        """Packets of all taps that were seen but are in no cell."""
+        return sum(tap.missed for tap in self.taps)
+
+
+def begin(
+    taps: Iterable[TapEntry], bin_ns: int, options: Json | None = None, start_monotonic_ns: int | None = None
+) -> Manifest:
+    """The manifest of a capture that starts on this host now, or at an instant of the monotonic clock just past."""
+    now, monotonic_ns = datetime.now(timezone.utc).astimezone(), time.monotonic_ns()
+    start_ns = monotonic_ns if start_monotonic_ns is None else start_monotonic_ns
+    return Manifest(
+        taps=tuple(taps),
+        start=now - timedelta(microseconds=(monotonic_ns - start_ns) // 1000),
+        start_monotonic_ns=start_ns,
+        bin_ns=bin_ns,
+        host=os.uname().nodename,
+        kernel_version=os.uname().release,
+        options=options or {},
+    )
+
+
+def _time(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
+
+
+def _tap_json(tap: TapEntry) -> dict[str, Any]:
+    return {
+        "name": tap.name,
+        "ifindex": tap.ifindex,
+        "domain": tap.domain,
+        "port": tap.port,
+        "hooks": {direction.name.lower(): hook for direction, hook in sorted(tap.hooks.items())},
+        "verdicts": tap.verdicts,
+        "missed": tap.missed,
+        "start_ns": tap.start_ns,
+        "duration_ns": tap.duration_ns,
+        "at": _time(tap.at),
+        "limits": {direction.name.lower(): asdict(limit) for direction, limit in sorted(tap.limits.items())},
+        "notes": tap.notes,
+        "directions": tap.directions,
+    }
+
+
+def to_json(manifest: Manifest) -> bytes:
+    """The content of manifest.json."""
+    content = {
+        "schema": manifest.schema,
+        "complete": manifest.complete,
+        "error": manifest.error,
+        "vifprobe_version": manifest.vifprobe_version,
+        "kernel_version": manifest.kernel_version,
+        "host": manifest.host,
+        "start": _time(manifest.start),
+        "end": _time(manifest.end),
+        "start_monotonic_ns": manifest.start_monotonic_ns,
+        "end_monotonic_ns": manifest.end_monotonic_ns,
+        "bin_ns": manifest.bin_ns,
+        "hook": manifest.hook,
+        "verdicts": manifest.verdicts,
+        "missed": manifest.missed,
+        "taps": [_tap_json(tap) for tap in manifest.taps],
+        "gaps": [asdict(gap) for gap in manifest.gaps],
+        "options": dict(manifest.options),
+        "sha256": dict(sorted(manifest.sha256.items())),
+    }
+    return dump(content)
+
+
+def _limit(keys: JsonObject) -> Limit:
+    return Limit(
+        declared_bps=keys.maybe("declared_bps", int),
+        installed_bps=keys.maybe("installed_bps", int),
+        installed_pps=keys.maybe("installed_pps", int),
+        burst_bytes=keys.maybe("burst_bytes", int),
+    )
+
+
+def _tap(keys: JsonObject) -> TapEntry:
+    hooks, limits = keys.object("hooks"), keys.object("limits")
+    return TapEntry(
+        name=keys.get("name", str),
+        ifindex=keys.get("ifindex", int),
+        domain=keys.maybe("domain", str),
+        port=keys.maybe("port", str),
+        hooks={direction: hooks.get(name, str) for direction, name in hooks.directions().items()},
+        verdicts=keys.get("verdicts", str),
+        missed=keys.get("missed", int),
+        start_ns=keys.get("start_ns", int),
+        duration_ns=keys.maybe("duration_ns", int),
+        at=keys.maybe_parsed("at", moment),
+        limits={direction: _limit(limits.object(name)) for direction, name in limits.directions().items()},
+        notes=tuple(str(note) for note in keys.get("notes", list)),
+        directions=keys.codes("directions", Direction),
+    )
+
+
+def _gap(keys: JsonObject) -> Gap:
+    return Gap(keys.get("tap", str), keys.get("start_ns", int), keys.maybe("duration_ns", int), keys.get("why", str))
+
+
+def from_json(data: bytes) -> Manifest:
+    """The manifest in the content of manifest.json; keys that are not known are left out.
+
+    Raises CaptureError for what is no manifest of a capture, or one of a newer schema.
+    """
+    keys = JsonObject(MANIFEST, "", load(MANIFEST, data))
+    schema = keys.get("schema", int)
+    if schema != SCHEMA:
+        raise CaptureError(
+            f"{MANIFEST}: schema {schema}; vifprobe {__version__} reads schema {SCHEMA}.",
+            f"It was written by vifprobe {show(keys.maybe('vifprobe_version', str))}: read it with that or a later.",
+        )
+    return Manifest(
+        taps=tuple(_tap(each) for each in keys.objects("taps")),
+        start=keys.parsed("start", moment),
+        start_monotonic_ns=keys.get("start_monotonic_ns", int),
+        bin_ns=keys.get("bin_ns", int),
+        host=keys.get("host", str),
+        kernel_version=keys.get("kernel_version", str),
+        vifprobe_version=keys.get("vifprobe_version", str),
+        options=keys.get("options", dict),
+        end=keys.maybe_parsed("end", moment),
+        end_monotonic_ns=keys.maybe("end_monotonic_ns", int),
+        gaps=tuple(_gap(each) for each in keys.objects("gaps")),
+        sha256={str(name): str(digest) for name, digest in keys.get("sha256", dict).items()},
+        complete=keys.get("complete", bool),
+        error=keys.maybe("error", str),
+        schema=schema,
+    )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of a capture folder: one row type a CSV file, whose fields are the columns, in order.
+
+Nothing else names a column: header, writer, reader and tests take names, order and types from here. Columns are only
+ever added, at the end. None, "" and the codes in `csvio.EMPTY_CODES` are an empty cell: unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+from vifprobe.analysis.reconcile import ReconcileRow
+from vifprobe.layout import Direction, Ethertype, Expected, PacketClass, Verdict
+
+__all__ = [
+    "DropRow",
+    "EventRow",
+    "FloodRow",
+    "HistogramRow",
+    "HostRow",
+    "Moment",
+    "PolicerRow",
+    "ReconcileRow",
+    "TimelineRow",
+    "TopRow",
+]
+
+#: Nanoseconds on the monotonic clock from the capture's start; negative for what began just before it. All other
+#: integers in these tables are counts, at least 0.
+Moment = Annotated[int, "from the capture's start"]
+
+
+class HistogramRow(NamedTuple):
+    """Packets of one kind, size bucket and fate. `size_max_bytes` is inclusive, None for the open-ended bucket."""
+
+    tap: str
+    direction: Direction
+    ethertype: Ethertype
+    packet_class: PacketClass
+    size_min_bytes: int
+    size_max_bytes: int | None
+    verdict: Verdict
+    expected: Expected
+    packets: int
+    frame_bytes: int
+    charged_bytes: int
+    wire_bytes: int
+
+
+class TimelineRow(NamedTuple):
+    """Packets of one time bin. Rows of the same bin add up: a late verdict comes as a row of its own.
+
+    A bin starts at a multiple of its length on the monotonic clock, so the first one starts before the capture does.
+    """
+
+    tap: str
+    direction: Direction
+    start_ns: Moment
+    duration_ns: int
+    verdict: Verdict
+    packets: int
+    frame_bytes: int
+    syn_packets: int
+
+
+class DropRow(NamedTuple):
+    """Packets that were policed or dropped, by the kernel's reason and the function that freed them."""
+
+    tap: str
+    direction: Direction
+    reason: str
+    location: str
+    packets: int
+    frame_bytes: int
+
+
+class PolicerRow(NamedTuple):
+    """One declared or enforcing place of a limit. Bits and packets per second, bytes of burst."""
+
+    tap: str
+    direction: Direction
+    source: str
+    kind: str
+    rate_bps: int | None
+    burst_bytes: int | None
+    rate_pps: int | None
+    protocol: str
+    matches_declared: bool | None
+    packets: int | None
+    bytes: int | None
+    drops: int | None
+
+
+class FloodRow(NamedTuple):
+    """One SYN-flood measure in the unit it names."""
+
+    tap: str
+    direction: Direction
+    measure: str
+    value: int | float | None
+    unit: str
+
+
+class TopRow(NamedTuple):
+    """One of the most frequent keys of a kind (destination, port, source, fingerprint).
+
+    `error_max`: how many of `packets` may belong to other keys.
+    """
+
+    tap: str
+    direction: Direction
+    kind: str
+    key: str
+    packets: int
+    frame_bytes: int
+    error_max: int | None
+
+
+class HostRow(NamedTuple):
+    """What one scope of the host (thread, vhost worker, softirq) did in one interval."""
+
+    start_ns: Moment
+    duration_ns: int
+    scope: str
+    name: str
+    pid: int | None
+    context_switches_voluntary: int | None
+    context_switches_involuntary: int | None
+    cpu_ns: int | None
+
+
+class EventRow(NamedTuple):
+    """A change during the capture: link, qdisc, filter, re-attachment, gap; and who made it, where that is known."""
+
+    at_ns: Moment
+    tap: str
+    kind: str
+    detail: str
+    by_pid: int | None
+    by_comm: str

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a capture folder while the capture runs, so that however it ends, what was seen so far can be read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from vifprobe.analysis.reading import Reading
+from vifprobe.capture import csvio
+from vifprobe.capture.csvio import Row, Table
+from vifprobe.capture.findings import findings_json
+from vifprobe.capture.folder import Folder, Stream
+from vifprobe.capture.manifest import FILES, FINDINGS, MANIFEST, Gap, Manifest, TapEntry, to_json
+from vifprobe.capture.rows import DropRow, EventRow, FloodRow, HostRow, PolicerRow, ReconcileRow, TopRow
+from vifprobe.capture.tables import Bins, histogram_rows, timeline_rows
+from vifprobe.errors import CaptureError
+
+# Space set aside for manifest and totals: a tap's histogram is a few hundred rows of about 100 bytes.
+_RESERVE_BYTES = 256 * 1024
+_RESERVE_BYTES_PER_TAP = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What is known of the whole run so far, or at its end.
+
+    readings: one a tap, with the counts since the start of the run. drops: see tables.drop_rows. policer, flood, top:
+    None where nobody looked; no file is written then. end, end_monotonic_ns: when counting ended; None: now.
+    """
+
+    readings: Sequence[Reading]
+    drops: Sequence[DropRow] = ()
+    reconcile: Sequence[ReconcileRow] = ()
+    gaps: Sequence[Gap] = ()
+    policer: Sequence[PolicerRow] | None = None
+    flood: Sequence[FloodRow] | None = None
+    top: Sequence[TopRow] | None = None
+    end: datetime | None = None
+    end_monotonic_ns: int | None = None
+
+
+def _seen(entry: TapEntry, reading: Reading) -> TapEntry:
+    return replace(
+        entry,
+        verdicts=reading.verdicts,
+        missed=reading.missed,
+        start_ns=reading.start_ns,
+        duration_ns=reading.duration_ns,
+        at=reading.at,
+        limits=dict(reading.limits),
+        notes=tuple(reading.notes),
+        directions=tuple(reading.directions),
+    )
+
+
+def _with_totals(manifest: Manifest, totals: Totals) -> Manifest:
+    readings = {reading.tap: reading for reading in totals.readings}
+    if strangers := readings.keys() - {tap.name for tap in manifest.taps}:
+        raise ValueError(f"readings of taps that this capture does not have: {sorted(strangers)}")
+    return replace(
+        manifest,
+        taps=tuple(_seen(tap, readings[tap.name]) if tap.name in readings else tap for tap in manifest.taps),
+        gaps=tuple(totals.gaps),
+        end=totals.end or datetime.now(timezone.utc).astimezone(),
+        end_monotonic_ns=time.monotonic_ns() if totals.end_monotonic_ns is None else totals.end_monotonic_ns,
+    )
+
+
+class CaptureWriter:
+    """One capture folder, from its first file to its end. Use it in a `with` block, from one thread.
+
+    manifest.json is there first and says ``complete: false`` until :meth:`finish` is through. Leaving the block
+    before that, by an exception or otherwise, leaves it so, with the reason in `error`. A kill leaves it so too.
+
+    After a failed write (a full disk) every ``add_`` method raises again, but :meth:`finish` can still be tried: space
+    for the totals was set aside at the start.
+
+    directory: is made, mode 0700; its parent must be there. manifest: see manifest.begin. force: replace an earlier
+    capture there; files that no capture writes stay. Raises CaptureError, as all methods do.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], manifest: Manifest, *, force: bool = False) -> None:
+        self.manifest = manifest
+        self._error: CaptureError | None = None
+        self._open = True
+        self._streams: dict[str, Stream] = {}
+        self._folder = Folder(Path(directory), force, _RESERVE_BYTES + _RESERVE_BYTES_PER_TAP * len(manifest.taps))
+        try:
+            self._folder.replace(MANIFEST, to_json(manifest))
+            self._stream(csvio.TIMELINE)
+            self._stream(csvio.EVENTS)
+        except BaseException:
+            self._folder.abandon()
+            raise
+
+    def __enter__(self) -> CaptureWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._open:
+            return
+        if error is None:
+            self.fail("the run ended before the totals were written")
+        else:
+            self.fail(error.message if isinstance(error, CaptureError) else f"{type(error).__name__}: {error}")
+
+    def _stream(self, table: Table[Any]) -> Stream:
+        if table.file not in self._streams:
+            self._streams[table.file] = Stream(self._folder, table.file, table.header())
+        return self._streams[table.file]
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Add to an error what was kept, and have the manifest say it at once."""
+        try:
+            yield
+        except CaptureError as error:
+            kept = ", ".join(f"{stream.rows} rows of {stream.name}" for stream in self._streams.values())
+            told = CaptureError(error.message, *error.hints, f"Kept: {kept}; {MANIFEST} says complete: false.")
+            self._error = self._error or told
+            self._write_manifest_if_possible(self._error.message)
+            raise told from error
+
+    def _write_manifest_if_possible(self, why: str) -> None:
+        # Where even this fails, the manifest that is there already says complete: false.
+        with suppress(CaptureError):
+            self._folder.replace(MANIFEST, to_json(replace(self.manifest, complete=False, error=why)))
+
+    def amend(self, manifest: Manifest) -> None:
+        """Say what became known after the folder was made (hooks, start). Before the first bin and event."""
+        self.manifest = manifest
+        with self._telling():
+            self._folder.replace(MANIFEST, to_json(manifest))
+
+    def _append(self, table: Table[Row], rows: Iterable[Row]) -> None:
+        if not self._open:
+            raise ValueError(f"{self._folder.path}: nothing can be added after the end")
+        if self._error:
+            raise self._error
+        with self._telling():
+            self._stream(table).append(table.encode(rows))
+
+    def add_bins(self, bins: Bins) -> None:
+        """Add time bins (dtype layout.BIN) to timeline.csv; ``bins["tap"]`` is the tap's place in manifest.taps.
+
+        Bins that are over; packets that a bin gains later are given as a bin of their own, and add up.
+        """
+        taps = dict(enumerate(tap.name for tap in self.manifest.taps))
+        rows = timeline_rows(bins, taps, self.manifest.start_monotonic_ns, self.manifest.bin_ns)
+        self._append(csvio.TIMELINE, rows)
+
+    def add_events(self, rows: Iterable[EventRow]) -> None:
+        """Add to events.csv."""
+        self._append(csvio.EVENTS, rows)
+
+    def add_host(self, rows: Iterable[HostRow]) -> None:
+        """Add to host.csv, which is made with the first of them."""
+        self._append(csvio.HOST, rows)
+
+    def new_file(self, name: str) -> BinaryIO:
+        """A new file of the folder (samples.pcapng) to write to; to be closed before :meth:`finish`."""
+        if name not in FILES:
+            raise ValueError(f"{name} is not a file of a capture: {', '.join(FILES)}")
+        with self._telling():
+            return os.fdopen(self._folder.create(name), "wb")
+
+    def _replace(self, table: Table[Row], rows: Iterable[Row] | None) -> None:
+        if rows is not None:
+            self._folder.replace(table.file, table.header() + table.encode(rows))
+
+    def _write_totals(self, totals: Totals) -> None:
+        """Most telling first: on a full disk the later ones may not fit."""
+        by_name = sorted(totals.readings, key=lambda reading: reading.tap)
+        rows = [row for reading in by_name for row in histogram_rows(reading.cells, reading.tap)]
+        self._replace(csvio.HISTOGRAM, rows)
+        self._replace(csvio.DROPS, sorted(totals.drops))
+        self._replace(csvio.RECONCILE, sorted(totals.reconcile, key=lambda row: row[:3]))
+        found = [(reading.tap, finding) for reading in by_name for finding in reading.findings]
+        self._folder.replace(FINDINGS, findings_json(found))
+        self._replace(csvio.POLICER, totals.policer)
+        self._replace(csvio.FLOOD, totals.flood)
+        self._replace(csvio.TOP, totals.top)
+
+    def checkpoint(self, totals: Totals) -> None:
+        """Save the totals so far: what a kill or a crash after this leaves."""
+        self.manifest = _with_totals(self.manifest, totals)
+        with self._telling():
+            self._write_totals(totals)
+            self._folder.replace(MANIFEST, to_json(self.manifest))
+
+    def finish(self, totals: Totals, error: str | None = None) -> Manifest:
+        """Write the totals and close the folder; nothing can be added after it.
+
+        error: why the run did not come to its end although its totals are known (a signal, a tap that was deleted);
+        the manifest then says ``complete: false``, as it does after an earlier failed write. Returns the manifest.
+        """
+        self.manifest = _with_totals(self.manifest, totals)
+        with self._telling():
+            self._write_totals(totals)
+            why = error or (self._error.message if self._error else None)
+            sums = self._folder.digests(name for name in FILES if name != MANIFEST)
+            self.manifest = replace(self.manifest, sha256=sums, complete=why is None, error=why)
+            self._folder.replace(MANIFEST, to_json(self.manifest))
+        self._close()
+        return self.manifest
+
+    def fail(self, why: str) -> None:
+        """End without totals; the manifest names the reason. Never raises: what was written stays as it is."""
+        if not self._open:
+            return
+        if self.manifest.end is None:
+            now = datetime.now(timezone.utc).astimezone()
+            self.manifest = replace(self.manifest, end=now, end_monotonic_ns=time.monotonic_ns())
+        self._write_manifest_if_possible(self._error.message if self._error else why)
+        self._close()
+
+    def _close(self) -> None:
+        self._open = False
+        for stream in self._streams.values():
+            stream.close()
+        self._folder.close()
