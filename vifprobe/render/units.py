@@ -28,22 +28,21 @@ class Glyphs:
     sparks: str
     dot: str
     ellipsis: str
-    rule: str
 
 
-BLOCKS = Glyphs("utf-8", "▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇█", "·", "…", "─")
-ASCII = Glyphs("ascii", "#", "_.:-=+*#", "|", "...", "-")
+BLOCKS = Glyphs("utf-8", "▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇█", "·", "…")
+ASCII = Glyphs("ascii", "#", "_.:-=+*#", "|", "...")
 
 
 def glyphs_for(encoding: str | None) -> Glyphs:
     """Block characters where `encoding` can write them, else plain ASCII."""
     encoding = encoding or "ascii"
-    wanted = BLOCKS.bars + BLOCKS.sparks + BLOCKS.dot + BLOCKS.ellipsis + BLOCKS.rule
+    wanted = BLOCKS.bars + BLOCKS.sparks + BLOCKS.dot + BLOCKS.ellipsis
     try:
         wanted.encode(encoding)
     except (UnicodeEncodeError, LookupError):
         return ASCII
-    return Glyphs(encoding, BLOCKS.bars, BLOCKS.sparks, BLOCKS.dot, BLOCKS.ellipsis, BLOCKS.rule)
+    return Glyphs(encoding, BLOCKS.bars, BLOCKS.sparks, BLOCKS.dot, BLOCKS.ellipsis)
 
 
 def clean(text: str, glyphs: Glyphs = BLOCKS) -> str:
@@ -110,11 +109,10 @@ def si(value: float | None) -> str:
     if value < 999.5:
         decimals = 0 if value == int(value) or value >= 99.95 else 1
         return f"{value:.{decimals}f}"
-    for prefix in _PREFIXES[1:]:
-        value /= 1000
-        if value < 999.5:
-            break
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {prefix}"
+    power = 0
+    while value >= 999.5 and power < len(_PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {_PREFIXES[power]}"
 
 
 def rate(value: float | None, unit: str) -> str:

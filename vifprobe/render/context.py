@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a view must know of a tap beside its readings, and the words for drop reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from vifprobe.analysis.reading import Counts, Reading, count
+from vifprobe.layout import Direction, Verdict
+
+
+@dataclass(frozen=True)
+class TapContext:
+    """A tap's surroundings.
+
+    domain: libvirt's name of the VM, "" where not known. reasons: the running kernel's drop reasons, number -> name
+    (without ``SKB_DROP_REASON_``). declared_known, installed_known: the places that declare or enforce a limit were
+    read, so that a limit of None means that there is none; otherwise None means unknown.
+    """
+
+    domain: str = ""
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    declared_known: bool = False
+    installed_known: bool = False
+
+
+class Loss(NamedTuple):
+    """What was lost for one reason. `name` is the kernel's, `words` say it plainly ("" where there are none)."""
+
+    name: str
+    words: str
+    counts: Counts
+
+
+#: Kernel include/net/dropreason-core.h says what each means; here in the words of someone who runs VMs.
+REASON_WORDS: Mapping[str, str] = {
+    "BRIDGE_INGRESS_STP_STATE": "the bridge port is not forwarding (STP)",
+    "CPU_BACKLOG": "this CPU's receive backlog is full",
+    "DEV_READY": "the device is not up or has no queue",
+    "FULL_RING": "the tap's ring is full: the guest reads too slowly",
+    "IP_CSUM": "wrong IP checksum",
+    "IP_INHDR": "broken IP header",
+    "IP_INNOROUTES": "the host has no route for it",
+    "IP_INVALID_SOURCE": "source address not allowed",
+    "IP_RPFILTER": "reverse path filter: spoofed source address",
+    "IPV6DISABLED": "IPv6 is off on this interface",
+    "MAC_INVALID_SOURCE": "source MAC is not allowed",
+    "NEIGH_FAILED": "the next hop does not answer ARP or ND",
+    "NETFILTER_DROP": "a netfilter rule (nft, iptables)",
+    "NO_TX_TARGET": "the bridge has no port to send it to",
+    "NOMEM": "the host is out of memory for packets",
+    "NOT_SPECIFIED": "the kernel gives no reason",
+    "OTHERHOST": "addressed to another host's MAC",
+    "PKT_TOO_BIG": "longer than the next MTU",
+    "PKT_TOO_SMALL": "shorter than its headers",
+    "QDISC_DROP": "a qdisc",
+    "QDISC_OVERLIMIT": "a qdisc's queue is full",
+    "TAP_FILTER": "the tap's own filter",
+    "TAP_TXFILTER": "the tap's address filter",
+    "TC_EGRESS": "a tc filter at egress",
+    "TC_INGRESS": "tc at the tap's ingress",
+    "UNHANDLED_PROTO": "nobody here takes this protocol",
+    "VLAN_FILTER": "this VLAN is not allowed on the bridge port",
+    "XDP": "an XDP program",
+}
+
+
+def losses(reading: Reading, direction: Direction, verdict: Verdict, reasons: Mapping[int, str]) -> list[Loss]:
+    """Each reason for which packets of this verdict were lost, the most frequent first."""
+    rows = reading.where(direction, verdict)
+    found = []
+    for code in np.unique(rows["reason"]):
+        name = _reason_name(int(code), reasons)
+        found.append(Loss(name, REASON_WORDS.get(name, ""), count(rows[rows["reason"] == code])))
+    return sorted(found, key=lambda loss: (-loss.counts.packets, loss.name))
+
+
+def _reason_name(code: int, reasons: Mapping[int, str]) -> str:
+    if code in reasons:
+        return reasons[code].removeprefix("SKB_DROP_REASON_")
+    return f"reason {code}" if code else "reason unknown"

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The live screen of `watch`: is the limit working, what is offered, what became of it; for a person in a hurry."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import FrameType, TracebackType
+from typing import TextIO
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from vifprobe.analysis.reading import Reading
+from vifprobe.layout import Verdict
+from vifprobe.render.context import TapContext
+from vifprobe.render.judgement import judge, per_second
+from vifprobe.render.line import STYLES, Column, Line, Span, cells, head, line
+from vifprobe.render.sections import Section, fit, listed
+from vifprobe.render.tap_tables import ROOMY, bps, verdict_span
+from vifprobe.render.tap_view import main_direction, tap_sections
+from vifprobe.render.units import UNKNOWN, Glyphs, bit_rate, clean, glyphs_for, si
+
+#: Readings of a tap that are kept for its history: more than any screen is wide.
+HISTORY = 240
+#: Narrower or lower than this, lines are cut rather than laid out anew.
+LEAST_WIDTH = 40
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What `watch` shows: a rich renderable that lays itself out for the width, height and encoding it is given.
+
+    readings: of one or several taps, oldest first. chosen: the tap whose details are shown, else the busiest.
+    """
+
+    readings: Sequence[Reading]
+    contexts: Mapping[str, TapContext] = field(default_factory=dict)
+    chosen: str | None = None
+    running: bool = True
+    height: int | None = None
+
+    def lines(self, width: int, height: int | None, glyphs: Glyphs) -> list[Line]:
+        """The screen as lines of at most `width` columns; all of it where `height` is None."""
+        taps = _by_tap(self.readings)
+        if not taps:
+            return [line("Waiting for the first interval to end ...").fitted(width, glyphs)]
+        laid_width = max(width, LEAST_WIDTH)
+        busiest = sorted(taps, key=lambda tap: _busy(taps[tap][-1]), reverse=True)
+        shown = self.chosen if self.chosen in taps else busiest[0]
+        sections: list[Section] = []
+        if len(taps) > 1:
+            sections.append(_overview([taps[tap] for tap in busiest], self.contexts, shown, laid_width, glyphs))
+        context = self.contexts.get(shown, TapContext())
+        sections += tap_sections(taps[shown], context, laid_width, glyphs, self.running)
+        return [row.fitted(width, glyphs) for row in fit(sections, height)]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield one Text a line, made from spans, so that nothing in it is read as markup."""
+        for row in self.lines(options.max_width, self.height, glyphs_for(options.encoding)):
+            text = Text(no_wrap=True, overflow="crop", end="\n")
+            for span in row.spans:
+                text.append(span.text, STYLES[span.style])
+            yield text
+
+
+def _by_tap(readings: Sequence[Reading]) -> dict[str, list[Reading]]:
+    taps: dict[str, list[Reading]] = {}
+    for reading in readings:
+        taps.setdefault(reading.tap, []).append(reading)
+    return taps
+
+
+def _busy(reading: Reading) -> float:
+    return per_second(reading.offered(main_direction(reading)).packets, reading) or 0.0
+
+
+def _overview(
+    taps: Sequence[Sequence[Reading]], contexts: Mapping[str, TapContext], shown: str, width: int, glyphs: Glyphs
+) -> Section:
+    """One line a tap, the busiest first: rates in packets/s, what passed in bit/s charged, and the limit's state."""
+    columns = [
+        Column("", 1, right=False),
+        Column("tap (packets/s)", 15, right=False),
+        *(Column(title, 7) for title in ("offered", "passed", "policed", "dropped")),
+        Column("limit", 10 if width < ROOMY else 17, right=False),
+    ]
+    if width >= ROOMY:
+        columns.insert(6, Column("charged", 11))
+    if width >= 100:
+        columns.append(Column("domain", width - 81, right=False))
+    rows = []
+    for readings in taps:
+        context = contexts.get(readings[-1].tap, TapContext())
+        rows.append(cells(columns, _overview_row(readings, context, shown, len(columns), glyphs), glyphs))
+    section = listed(rows, "taps", glyphs, least=4, keep=1, grow=3)
+    return replace(section, head=(head(columns, glyphs),))
+
+
+def _overview_row(
+    readings: Sequence[Reading], context: TapContext, shown: str, columns: int, glyphs: Glyphs
+) -> list[str | Span]:
+    reading = readings[-1]
+    direction = main_direction(reading)
+    mark = ">" if reading.tap == shown else ""
+    offered = reading.offered(direction)
+    values: list[str | Span] = [
+        mark,
+        Span(clean(reading.tap, glyphs), "name"),
+        si(per_second(offered.packets, reading)),
+    ]
+    for verdict in (Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED):
+        counts = reading.counts(direction, verdict)
+        figure = UNKNOWN if counts is None else si(per_second(counts.packets, reading))
+        values.append(verdict_span(figure, verdict, counts))
+    state = judge(readings, direction, context).state
+    passed = reading.counts(direction, Verdict.PASSED)
+    if columns > 7:
+        values.append(bit_rate(None if passed is None else bps(passed.charged_bytes, reading)))
+    word, style = state.word, "ok" if state.style == "good" else state.style
+    if reading.missed:
+        word, style = f"MISSED {si(reading.missed)}", "bad"
+    values.append(Span(word, style))
+    if columns > 8:
+        values.append(clean(context.domain, glyphs))
+    return values
+
+
+def is_live_terminal(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that a screen can be drawn on (else: one line an interval)."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def console_for(stream: TextIO) -> Console:
+    """A console that writes what it is given: no markup, emoji or highlighting. NO_COLOR is honoured by rich."""
+    return Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=False, legacy_windows=False)
+
+
+class LiveScreen:
+    """Draws each interval over the last one; afterwards the terminal is as before, with the last screen left on it.
+
+    The alternate buffer is used only on a real terminal. Leaving the ``with`` block restores the terminal whatever the
+    reason; a SIGTERM that nobody else handles becomes SystemExit, so that it leaves that way too.
+    """
+
+    def __init__(
+        self, stream: TextIO, contexts: Mapping[str, TapContext] | None = None, chosen: str | None = None
+    ) -> None:
+        self.contexts = dict(contexts or {})
+        self.chosen = chosen
+        self._console = console_for(stream)
+        self._terminal = is_live_terminal(stream)
+        self._history: dict[str, deque[Reading]] = {}
+        self._live: Live | None = None
+        self._sigterm = False
+
+    def __enter__(self) -> LiveScreen:
+        if self._terminal:
+            # No thread of its own: a screen is drawn when there is something new, and costs nothing in between.
+            self._live = Live(
+                self._screen(running=True),
+                console=self._console,
+                screen=True,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._catch_sigterm()
+            self._live.start(refresh=True)
+        return self
+
+    def update(self, readings: Sequence[Reading]) -> None:
+        """Take one interval's readings, one a tap, and draw."""
+        for reading in readings:
+            self._history.setdefault(reading.tap, deque(maxlen=HISTORY)).append(reading)
+        if self._live is not None:
+            self._live.update(self._screen(running=True), refresh=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._history:
+            self._console.print(self._screen(running=False))
+
+    def _screen(self, running: bool) -> Screen:
+        readings = [reading for history in self._history.values() for reading in history]
+        height = self._console.height if running else None
+        return Screen(readings, self.contexts, self.chosen, running, height)
+
+    def _catch_sigterm(self) -> None:
+        """Only where nobody else handles it, and only where Python lets us: in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._sigterm = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            if self._sigterm:
+                signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

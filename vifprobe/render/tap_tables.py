@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of one tap: totals, by packet class, by frame size, and the short history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from vifprobe.analysis.reading import Counts, Reading
+from vifprobe.layout import SIZE_EDGES_BYTES, Direction, PacketClass, Verdict, size_range_bytes
+from vifprobe.render.judgement import per_second
+from vifprobe.render.line import Column, Line, Span, cells, flow, head, line
+from vifprobe.render.sections import Section, fixed, listed, more_line
+from vifprobe.render.units import (
+    UNKNOWN,
+    Glyphs,
+    bar,
+    bit_rate,
+    duration,
+    frame_size,
+    packet_rate,
+    percent,
+    si,
+    size_range,
+    spark,
+)
+
+#: From this width on there is room for bars and full titles.
+ROOMY = 76
+VERDICTS = (Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED)
+
+
+def verdict_span(text: str, verdict: Verdict, counts: Counts | None) -> Span:
+    """A figure in its verdict's colour; nothing is coloured that isn't there."""
+    if counts is None:
+        return Span(text, "unknown")
+    return Span(text, verdict.name.lower() if counts.packets else "faint")
+
+
+def bps(counted_bytes: int | None, reading: Reading) -> float | None:
+    """Bits per second of a byte count of this reading."""
+    return per_second(None if counted_bytes is None else 8 * counted_bytes, reading)
+
+
+def totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> Section:
+    """Offered, passed, policed, dropped: packets/s, share, and bit/s as charged, as frames and on the wire."""
+    roomy = width >= ROOMY
+    columns = [
+        Column(direction.name, 8 + roomy, right=False),
+        Column("packets/s" if roomy else "pkts/s", 9 if roomy else 7),
+        Column("share", 6 if roomy else 5),
+        *(Column(title, 11) for title in ("charged", "as frames", "on wire")),
+    ]
+    used = sum(column.width + 1 for column in columns)
+    columns.append(Column("", max(0, min(width - used, 30)), right=False))
+    offered = reading.offered(direction)
+    rows = [_totals_row(columns, "offered", offered, offered, reading, "strong", glyphs)]
+    for verdict in VERDICTS:
+        counts = reading.counts(direction, verdict)
+        style = verdict_span("", verdict, counts).style
+        rows.append(_totals_row(columns, verdict.name.lower(), counts, offered, reading, style, glyphs))
+    return fixed([head(columns, glyphs), *rows], gap=True)
+
+
+def _totals_row(
+    columns: Sequence[Column],
+    label: str,
+    counts: Counts | None,
+    offered: Counts,
+    reading: Reading,
+    style: str,
+    glyphs: Glyphs,
+) -> Line:
+    packets = None if counts is None else counts.packets
+    rates = (
+        [None] * 3
+        if counts is None
+        else [bps(value, reading) for value in (counts.charged_bytes, counts.frame_bytes, counts.wire_bytes)]
+    )
+    values = [
+        label,
+        si(per_second(packets, reading)),
+        percent(packets, offered.packets),
+        *(bit_rate(value) for value in rates),
+        bar(packets, offered.packets, columns[-1].width, glyphs),
+    ]
+    return cells(columns, [Span(value, style) for value in values], glyphs)
+
+
+def classes(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> Section:
+    """One row a packet class, the most frequent first."""
+    roomy = width >= ROOMY - 2
+    columns = [
+        Column("class", 10, right=False),
+        Column("packets/s" if roomy else "pkts/s", 9 if roomy else 7),
+        Column("share", 6 if roomy else 5),
+        *(Column(verdict.name.lower(), 8 if roomy else 7) for verdict in VERDICTS),
+        Column("mean", 7),
+    ]
+    left = width - sum(column.width + 1 for column in columns)
+    columns.append(Column("", left if left >= 4 else 0, right=False))
+    seen = sorted(reading.classes(direction), key=lambda code: (-reading.offered(direction, code).packets, code))
+    rows = [_class_row(columns, reading, direction, code, glyphs) for code in seen]
+    section = listed(rows, "classes", glyphs, least=4, keep=1, grow=2)
+    return replace(section, head=(head(columns, glyphs),), gap=True)
+
+
+def _class_row(
+    columns: Sequence[Column], reading: Reading, direction: Direction, code: PacketClass, glyphs: Glyphs
+) -> Line:
+    of_all, offered = reading.offered(direction).packets, reading.offered(direction, code)
+    values: list[str | Span] = [
+        Span(code.name.lower(), "name"),
+        si(per_second(offered.packets, reading)),
+        percent(offered.packets, of_all),
+    ]
+    for verdict in VERDICTS:
+        counts = reading.counts(direction, verdict, code)
+        figure = si(per_second(None if counts is None else counts.packets, reading))
+        values.append(verdict_span(figure, verdict, counts))
+    values += [
+        frame_size(offered.frame_bytes / offered.packets),
+        bar(offered.packets, of_all, columns[-1].width, glyphs),
+    ]
+    return cells(columns, values, glyphs)
+
+
+def sizes(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> Section:
+    """Histogram of frame lengths: the fullest buckets that fit, in order of size, both edges written out."""
+    rows = reading.where(direction)
+    packets = np.bincount(rows["size"], weights=rows["packets"], minlength=len(SIZE_EDGES_BYTES)).astype(np.int64)
+    seen = [int(bucket) for bucket in np.flatnonzero(packets)]
+    roomy = width >= ROOMY
+    columns = [
+        Column("frame size", 13),
+        Column("packets/s" if roomy else "pkts/s", 9 if roomy else 7),
+        Column("share", 6),
+    ]
+    columns.append(Column("", max(4, min(40, width - sum(column.width + 1 for column in columns))), right=False))
+
+    def draw(room: int) -> list[Line]:
+        cut = room < len(seen)
+        fullest = sorted(seen, key=lambda bucket: -packets[bucket])[: room - cut]
+        lines = [_size_row(columns, reading, bucket, packets, glyphs) for bucket in sorted(fullest)]
+        return [*lines, more_line(len(seen) - len(fullest), "sizes", glyphs)] if cut else lines
+
+    return Section(len(seen), min(2, len(seen)), draw, 6, 4, (head(columns, glyphs),), gap=True)
+
+
+def _size_row(columns: Sequence[Column], reading: Reading, bucket: int, packets: np.ndarray, glyphs: Glyphs) -> Line:
+    here, of_all = int(packets[bucket]), int(packets.sum())
+    values = [
+        size_range(*size_range_bytes(bucket)),
+        si(per_second(here, reading)),
+        percent(here, of_all),
+        bar(here, of_all, columns[-1].width, glyphs),
+    ]
+    return cells(columns, values, glyphs)
+
+
+def history(readings: Sequence[Reading], direction: Direction, width: int, glyphs: Glyphs) -> Section:
+    """Offered and passed packets/s of the last intervals, both against the highest offered rate, the newest at right."""
+    past = [reading for reading in readings if not reading.final]
+    past = past[-max(1, width - 32) :]
+    if len(past) < 2:
+        return fixed([])
+    offered = [per_second(reading.offered(direction).packets, reading) for reading in past]
+    passed = []
+    for reading in past:
+        counts = reading.counts(direction, Verdict.PASSED)
+        passed.append(per_second(None if counts is None else counts.packets, reading))
+    top = max((value for value in offered if value is not None), default=0.0)
+    span_ns = sum(reading.duration_ns for reading in past)
+    return fixed(
+        [
+            line("offered ", Span(spark(offered, top, glyphs), "strong"), f"  peak {packet_rate(top)}"),
+            line("passed  ", Span(spark(passed, top, glyphs), "passed"), Span(f"  last {duration(span_ns)}", "faint")),
+        ],
+        keep=5,
+        gap=True,
+    )
+
+
+def other_direction(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> list[Line]:
+    """The direction that has no table, in one line (two where it is narrow)."""
+    offered = reading.offered(direction)
+    pps, frames = per_second(offered.packets, reading), bit_rate(bps(offered.frame_bytes, reading))
+    label = Span(f"{direction.name.lower()}  ", "name")
+    parts = [line(label, f"offered {packet_rate(pps)}, {frames} as frames")]
+    verdicts = [*VERDICTS, Verdict.QUEUED]
+    if not reading.knows_verdicts(direction) and width < ROOMY:
+        verdicts = []
+        parts.append(line(Span(f"verdicts {UNKNOWN}", "unknown")))
+    for verdict in verdicts:
+        counts = reading.counts(direction, verdict)
+        if verdict is Verdict.QUEUED and not (counts and counts.packets):
+            continue
+        figure = si(per_second(None if counts is None else counts.packets, reading))
+        parts.append(line(f"{verdict.name.lower()} ", verdict_span(figure, verdict, counts)))
+    return flow(parts, width, len(label.text), glyphs)

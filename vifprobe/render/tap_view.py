@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that a screen says about one tap, as sections in reading order."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vifprobe.analysis.reading import Finding, Limit, Reading
+from vifprobe.layout import Direction, Verdict
+from vifprobe.render import tap_tables
+from vifprobe.render.context import Loss, TapContext, losses
+from vifprobe.render.judgement import judge, per_second, same_rate
+from vifprobe.render.line import Line, Span, flow, line, one_line
+from vifprobe.render.sections import Section, beside, fixed, listed
+from vifprobe.render.units import (
+    Glyphs,
+    bit_rate,
+    cell_width,
+    clean,
+    duration,
+    packet_rate,
+    tc_size,
+    whole,
+)
+
+#: From this width on the size table stands beside the class table.
+WIDE = 112
+_CLASSES_WIDTH = 74
+_GUTTER = 3
+
+_SEVERITIES = {"critical": ("!!", "bad"), "warning": ("! ", "warn"), "info": ("i ", "strong")}
+_MEANING = {
+    Direction.OUTBOUND: (
+        "outbound = from the guest, inbound = to the guest",
+        "outbound = from guest, inbound = to guest",
+        "outbound = from the guest",
+    ),
+    Direction.INBOUND: ("inbound = to the guest, outbound = from the guest", "inbound = to the guest"),
+}
+VERDICTS_KNOWN = {
+    "reason": "verdicts from the kernel",
+    "inferred": "verdicts INFERRED",
+    "": "verdicts unknown",
+}
+
+
+def main_direction(reading: Reading) -> Direction:
+    """The direction that gets the tables: outbound, unless only inbound is watched."""
+    return Direction.OUTBOUND if Direction.OUTBOUND in reading.directions else Direction.INBOUND
+
+
+def tap_sections(
+    readings: Sequence[Reading], context: TapContext, width: int, glyphs: Glyphs, running: bool
+) -> list[Section]:
+    """The sections for the newest of one tap's readings; the older ones are its history."""
+    reading = readings[-1]
+    direction = main_direction(reading)
+    findings = finding_lines(reading.findings, glyphs, None if running else width)
+    classes = tap_tables.classes(reading, direction, _CLASSES_WIDTH if width >= WIDE else width, glyphs)
+    sizes_width = width - _CLASSES_WIDTH - _GUTTER if width >= WIDE else width
+    sizes = tap_tables.sizes(reading, direction, sizes_width, glyphs)
+    tables = [beside(classes, sizes, _CLASSES_WIDTH + _GUTTER)] if width >= WIDE else [classes, sizes]
+    return [
+        fixed([title(reading, context, direction, width, glyphs)], gap=True),
+        fixed([headline(readings, context, direction, width, glyphs)]),
+        fixed(missed(reading)),
+        fixed(policer(reading.limits.get(direction, Limit()), context, width, glyphs)),
+        tap_tables.totals(reading, direction, width, glyphs),
+        *_where(reading, direction, context, glyphs),
+        *_other(reading, direction, width, glyphs),
+        replace(listed(findings, "findings", glyphs, least=2, keep=3, grow=1), gap=True),
+        *tables,
+        tap_tables.history(readings, direction, width, glyphs),
+        listed([line(f"note: {clean(note, glyphs)}") for note in reading.notes], "notes", glyphs, 1, keep=3, grow=1),
+        fixed([status(reading, width, glyphs, running)], gap=True),
+    ]
+
+
+def title(reading: Reading, context: TapContext, direction: Direction, width: int, glyphs: Glyphs) -> Line:
+    """Tap, domain, and what the directions mean."""
+    left = line(Span(clean(reading.tap, glyphs), "name"))
+    if context.domain:
+        left += line(f"  {clean(context.domain, glyphs)}")
+    for meaning in _MEANING[direction]:
+        blank = width - cell_width(left.plain) - len(meaning)
+        if blank >= 2:
+            return left + line(" " * blank, Span(meaning, "faint"))
+    meaning = _MEANING[direction][-1]
+    room = width - len(meaning) - 2
+    return left.fitted(room, glyphs) + line("  ", Span(meaning, "faint"))
+
+
+def headline(
+    readings: Sequence[Reading], context: TapContext, direction: Direction, width: int, glyphs: Glyphs
+) -> Line:
+    """Is the limit working? The state in reverse video, then as much of what it rests on as the line holds."""
+    found = judge(readings, direction, context)
+    badge = Span(f" {found.state.headline} ", found.state.style)
+    words = [line(Span(word, "strong")) for word in found.words]
+    return line(badge, " ") + one_line(words, width - len(badge.text) - 1, glyphs)
+
+
+def missed(reading: Reading) -> list[Line]:
+    """Packets that no cell holds: said loudly, and not at all where there are none."""
+    if not reading.missed:
+        return []
+    text = f" MISSED {whole(reading.missed)} packets: seen, not counted; the figures are too low "
+    return [line(Span(text, "bad"))]
+
+
+def policer(limit: Limit, context: TapContext, width: int, glyphs: Glyphs) -> list[Line]:
+    """What was declared, what is installed, and whether they agree."""
+    label = Span("policer  ", "name")
+    declared = _limit_text(limit.declared_bps, None, context.declared_known)
+    installed = _limit_text(limit.installed_bps, limit.installed_pps, context.installed_known)
+    burst = f" burst {tc_size(limit.burst_bytes)}" if limit.burst_bytes is not None else ""
+    agree = _agree(limit, context)
+    parts = [line(f"declared {declared}"), line(f"installed {installed}{burst}")]
+    if agree is not None:
+        parts.append(line(Span("they agree", "ok") if agree else Span(" THEY DIFFER ", "bad")))
+    if agree and width < tap_tables.ROOMY:
+        parts = [line(f"declared ", Span("=", "ok"), f" installed {installed}{burst}")]
+    rows = flow(parts, width, len(label.text), glyphs, first=len(label.text))
+    return [line(label) + rows[0], *rows[1:]]
+
+
+def _agree(limit: Limit, context: TapContext) -> bool | None:
+    """Whether declared and installed are the same; None while either is unknown."""
+    if limit.declared_bps is not None and limit.installed_bps is not None:
+        return same_rate(limit.declared_bps, limit.installed_bps)
+    if limit.declared_bps is not None and context.installed_known:
+        return False
+    return None
+
+
+def _limit_text(bps: int | None, pps: int | None, known: bool) -> str:
+    texts = [bit_rate(bps)] if bps is not None else []
+    if pps is not None:
+        texts.append(packet_rate(pps).replace("/s", " packets/s").replace("  ", " "))
+    return " + ".join(texts) or ("NONE" if known else "unknown")
+
+
+def _where(reading: Reading, direction: Direction, context: TapContext, glyphs: Glyphs) -> list[Section]:
+    """Where lost packets went, and what crossed the ideal bucket's opinion. What was dropped is left out last."""
+    found = [
+        _loss_line(Verdict.DROPPED, loss, reading, glyphs)
+        for loss in losses(reading, direction, Verdict.DROPPED, context.reasons)
+    ]
+    for counts, words in (
+        (reading.bypass(direction), "passed although above the limit (bypass)"),
+        (reading.overpoliced(direction), "policed although within the limit (overpoliced)"),
+    ):
+        if counts is not None and counts.packets:
+            found.append(line(f"{packet_rate(per_second(counts.packets, reading))} {words}"))
+    policed = [
+        _loss_line(Verdict.POLICED, loss, reading, glyphs)
+        for loss in losses(reading, direction, Verdict.POLICED, context.reasons)
+    ]
+    return [
+        listed(found, "reasons", glyphs, least=2, keep=2, grow=1),
+        listed(policed, "reasons", glyphs, least=0, keep=7, grow=5),
+    ]
+
+
+def _loss_line(verdict: Verdict, loss: Loss, reading: Reading, glyphs: Glyphs) -> Line:
+    name = verdict.name.lower()
+    words = f": {loss.words}" if loss.words else ""
+    figure = packet_rate(per_second(loss.counts.packets, reading))
+    return line(Span(f"{name} ", name), f"{figure} {clean(loss.name, glyphs)}{words}")
+
+
+def _other(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> list[Section]:
+    others = [other for other in reading.directions if other is not direction]
+    return [fixed(tap_tables.other_direction(reading, other, width, glyphs), keep=4) for other in others]
+
+
+def finding_lines(findings: Sequence[Finding], glyphs: Glyphs, wrap: int | None = None) -> list[Line]:
+    """One line a finding, the worst first; `wrap`: columns in which a long title goes on in a further line."""
+    order = list(_SEVERITIES)
+    ranked = sorted(findings, key=lambda finding: order.index(finding.severity) if finding.severity in order else 0)
+    lines = []
+    for finding in ranked:
+        mark, style = _SEVERITIES.get(finding.severity, _SEVERITIES["critical"])
+        label = f"{mark} {clean(finding.pattern, glyphs)}"
+        words = clean(finding.title, glyphs)
+        rows = textwrap.wrap(words, max(20, wrap - len(label) - 1)) if wrap else [words]
+        lines.append(line(Span(label, style), f" {rows[0] if rows else ''}"))
+        lines += [line(" " * (len(label) + 1) + row) for row in rows[1:]]
+    return lines
+
+
+def status(reading: Reading, width: int, glyphs: Glyphs, running: bool) -> Line:
+    """How to end it, how long it has run, how verdicts were known."""
+    parts = ["Ctrl-C ends"] if running else []
+    if reading.final:
+        parts.append(f"whole run, {duration(reading.duration_ns)}")
+    else:
+        parts.append(f"ran {duration(reading.start_ns + reading.duration_ns)}")
+    parts.append(VERDICTS_KNOWN.get(reading.verdicts, f"verdicts {clean(reading.verdicts, glyphs)}"))
+    parts.append(reading.at.astimezone().strftime("%H:%M:%S"))
+    if not reading.final:
+        parts.append(f"every {duration(reading.duration_ns)}")
+    return one_line([line(Span(part, "faint")) for part in parts], width, glyphs)
