@@ -31,14 +31,18 @@ def read_regular(folder_fd: int, name: str) -> bytes | None:
         return None
 
 
-def sync_and_digest(folder_fd: int, name: str) -> str:
-    """Bring a file to the disk; sha256 in hex. Raises OSError: some file systems say only now that they are full."""
-    digest = hashlib.sha256()
+def digest(folder_fd: int, name: str, sync: bool = False) -> str:
+    """sha256 of a regular file, in hex; `sync`: after bringing it to the disk.
+
+    Raises OSError; with `sync` also because some file systems say only then that they are full.
+    """
+    found = hashlib.sha256()
     with open_regular(folder_fd, name) as file:
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
         while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+            found.update(chunk)
+    return found.hexdigest()
 
 
 def write_all(fd: int, content: bytes) -> None:

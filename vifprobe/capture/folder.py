@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from vifprobe.capture.files import read_regular, sync_and_digest, write_all
+from vifprobe.capture.files import digest, read_regular, write_all
 from vifprobe.capture.jsonio import load
 from vifprobe.capture.manifest import FILES, MANIFEST
 from vifprobe.errors import CaptureError
@@ -225,7 +225,7 @@ class Folder:
         found = {}
         for name in names:
             try:
-                found[name] = sync_and_digest(self._fd, name)
+                found[name] = digest(self._fd, name, sync=True)
             except FileNotFoundError:
                 continue
             except OSError as error:
