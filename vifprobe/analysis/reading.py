@@ -57,7 +57,8 @@ def merge(*tables: Cells) -> Cells:
         merged[name] = keys[name]
     for name in _COUNTERS:
         np.add.at(merged[name], where, rows[name])
-    return merged[merged["packets"] != 0]
+    present: Cells = merged[merged["packets"] != 0]
+    return present
 
 
 def subtract(now: Cells, before: Cells) -> Cells:
@@ -129,7 +130,8 @@ class Reading:
         for name, wanted in (("verdict", verdict), ("packet_class", packet_class), ("expected", expected)):
             if wanted is not None:
                 rows &= self.cells[name] == wanted
-        return self.cells[rows]
+        found: Cells = self.cells[rows]
+        return found
 
     def offered(self, direction: Direction, packet_class: PacketClass | None = None) -> Counts:
         """All that arrived at the tap's hook, whatever became of it."""

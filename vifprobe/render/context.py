@@ -82,4 +82,4 @@ def losses(reading: Reading, direction: Direction, verdict: Verdict, reasons: Ma
 def _reason_name(code: int, reasons: Mapping[int, str]) -> str:
     if code in reasons:
         return reasons[code].removeprefix("SKB_DROP_REASON_")
-    return f"reason {code}" if code else "reason unknown"
+    return f"reason 0x{code:x}" if code else "reason unknown"

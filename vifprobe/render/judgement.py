@@ -82,7 +82,7 @@ def judge(readings: Sequence[Reading], direction: Direction, context: TapContext
     if passed is None or policed is None or direction not in reading.directions:
         return Judgement(State.NO_VERDICT, ("what becomes of these packets is not known here",))
     state = _state(readings, direction, limit, context, passed, policed)
-    return Judgement(state, _words(reading, direction, limit, passed, policed))
+    return Judgement(state, _words(state, reading, direction, limit, passed, policed))
 
 
 def _state(
@@ -140,12 +140,15 @@ def _over(readings: Sequence[Reading], direction: Direction, limit: Limit) -> bo
     return bits > (asked * seconds + 8 * limit.burst_bytes) * (1 + SLACK)
 
 
-def _words(reading: Reading, direction: Direction, limit: Limit, passed: Counts, policed: Counts) -> tuple[str, ...]:
+def _words(
+    state: State, reading: Reading, direction: Direction, limit: Limit, passed: Counts, policed: Counts
+) -> tuple[str, ...]:
     charged = _bps(passed.charged_bytes, reading)
     asked = limit.declared_bps if limit.declared_bps is not None else limit.installed_bps
     offered = reading.offered(direction)
     if asked is not None:
-        first = f"passes {of_rate(charged, asked)} charged"
+        above = charged is not None and charged > asked * (1 + SLACK) and state is State.HOLDS
+        first = f"passes {of_rate(charged, asked)} charged{' (burst)' if above else ''}"
     elif limit.installed_pps is not None:
         first = f"passes {packet_rate(per_second(passed.packets, reading))} of {packet_rate(limit.installed_pps)}"
     else:

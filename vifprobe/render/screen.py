@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections import deque
@@ -24,6 +23,7 @@ from vifprobe.render.line import STYLES, Column, Line, Span, cells, head, line
 from vifprobe.render.sections import Section, fit, listed
 from vifprobe.render.tap_tables import ROOMY, bps, verdict_span
 from vifprobe.render.tap_view import main_direction, tap_sections
+from vifprobe.render.terminal import is_live_terminal
 from vifprobe.render.units import UNKNOWN, Glyphs, bit_rate, clean, glyphs_for, si
 
 #: Readings of a tap that are kept for its history: more than any screen is wide.
@@ -129,11 +129,6 @@ def _overview_row(
     if columns > 8:
         values.append(clean(context.domain, glyphs))
     return values
-
-
-def is_live_terminal(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that a screen can be drawn on (else: one line an interval)."""
-    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def console_for(stream: TextIO) -> Console:

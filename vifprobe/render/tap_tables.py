@@ -29,6 +29,7 @@ from vifprobe.render.units import (
 
 #: From this width on there is room for bars and full titles.
 ROOMY = 76
+_BAR_MIN, _BAR_MAX = 4, 40
 VERDICTS = (Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED)
 
 
@@ -44,17 +45,26 @@ def bps(counted_bytes: int | None, reading: Reading) -> float | None:
     return per_second(None if counted_bytes is None else 8 * counted_bytes, reading)
 
 
+def _rate_column(roomy: bool) -> Column:
+    return Column("packets/s", 9) if roomy else Column("pkts/s", 7)
+
+
+def _bar_column(columns: Sequence[Column], width: int) -> Column:
+    """What the others leave, as far as a bar is worth drawing and pleasant to read."""
+    left = width - sum(column.width + 1 for column in columns)
+    return Column("", min(left, _BAR_MAX) if left >= _BAR_MIN else 0, right=False)
+
+
 def totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> Section:
     """Offered, passed, policed, dropped: packets/s, share, and bit/s as charged, as frames and on the wire."""
     roomy = width >= ROOMY
     columns = [
         Column(direction.name, 8 + roomy, right=False),
-        Column("packets/s" if roomy else "pkts/s", 9 if roomy else 7),
+        _rate_column(roomy),
         Column("share", 6 if roomy else 5),
         *(Column(title, 11) for title in ("charged", "as frames", "on wire")),
     ]
-    used = sum(column.width + 1 for column in columns)
-    columns.append(Column("", max(0, min(width - used, 30)), right=False))
+    columns.append(_bar_column(columns, width))
     offered = reading.offered(direction)
     rows = [_totals_row(columns, "offered", offered, offered, reading, "strong", glyphs)]
     for verdict in VERDICTS:
@@ -94,13 +104,12 @@ def classes(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) 
     roomy = width >= ROOMY - 2
     columns = [
         Column("class", 10, right=False),
-        Column("packets/s" if roomy else "pkts/s", 9 if roomy else 7),
+        _rate_column(roomy),
         Column("share", 6 if roomy else 5),
         *(Column(verdict.name.lower(), 8 if roomy else 7) for verdict in VERDICTS),
         Column("mean", 7),
     ]
-    left = width - sum(column.width + 1 for column in columns)
-    columns.append(Column("", left if left >= 4 else 0, right=False))
+    columns.append(_bar_column(columns, width))
     seen = sorted(reading.classes(direction), key=lambda code: (-reading.offered(direction, code).packets, code))
     rows = [_class_row(columns, reading, direction, code, glyphs) for code in seen]
     section = listed(rows, "classes", glyphs, least=4, keep=1, grow=2)
@@ -133,12 +142,8 @@ def sizes(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) ->
     packets = np.bincount(rows["size"], weights=rows["packets"], minlength=len(SIZE_EDGES_BYTES)).astype(np.int64)
     seen = [int(bucket) for bucket in np.flatnonzero(packets)]
     roomy = width >= ROOMY
-    columns = [
-        Column("frame size", 13),
-        Column("packets/s" if roomy else "pkts/s", 9 if roomy else 7),
-        Column("share", 6),
-    ]
-    columns.append(Column("", max(4, min(40, width - sum(column.width + 1 for column in columns))), right=False))
+    columns = [Column("frame size", 13), _rate_column(roomy), Column("share", 6)]
+    columns.append(_bar_column(columns, width))
 
     def draw(room: int) -> list[Line]:
         cut = room < len(seen)
@@ -161,7 +166,7 @@ def _size_row(columns: Sequence[Column], reading: Reading, bucket: int, packets:
 
 
 def history(readings: Sequence[Reading], direction: Direction, width: int, glyphs: Glyphs) -> Section:
-    """Offered and passed packets/s of the last intervals, both against the highest offered rate, the newest at right."""
+    """Offered and passed packets/s of the last intervals on one scale, the newest at the right."""
     past = [reading for reading in readings if not reading.final]
     past = past[-max(1, width - 32) :]
     if len(past) < 2:
@@ -189,14 +194,14 @@ def other_direction(reading: Reading, direction: Direction, width: int, glyphs: 
     pps, frames = per_second(offered.packets, reading), bit_rate(bps(offered.frame_bytes, reading))
     label = Span(f"{direction.name.lower()}  ", "name")
     parts = [line(label, f"offered {packet_rate(pps)}, {frames} as frames")]
-    verdicts = [*VERDICTS, Verdict.QUEUED]
     if not reading.knows_verdicts(direction) and width < ROOMY:
-        verdicts = []
-        parts.append(line(Span(f"verdicts {UNKNOWN}", "unknown")))
-    for verdict in verdicts:
+        return flow([*parts, line(Span(f"verdicts {UNKNOWN}", "unknown"))], width, len(label.text), glyphs)
+    outcome = Line()
+    for verdict in (*VERDICTS, Verdict.QUEUED):
         counts = reading.counts(direction, verdict)
         if verdict is Verdict.QUEUED and not (counts and counts.packets):
             continue
         figure = si(per_second(None if counts is None else counts.packets, reading))
-        parts.append(line(f"{verdict.name.lower()} ", verdict_span(figure, verdict, counts)))
+        outcome += line(" " if outcome.spans else "", f"{verdict.name.lower()} ", verdict_span(figure, verdict, counts))
+    parts.append(outcome)
     return flow(parts, width, len(label.text), glyphs)

@@ -106,7 +106,7 @@ def missed(reading: Reading) -> list[Line]:
     """Packets that no cell holds: said loudly, and not at all where there are none."""
     if not reading.missed:
         return []
-    text = f" MISSED {whole(reading.missed)} packets: seen, not counted; the figures are too low "
+    text = f" MISSED {whole(reading.missed)} packets: not counted, figures too low "
     return [line(Span(text, "bad"))]
 
 
@@ -121,7 +121,7 @@ def policer(limit: Limit, context: TapContext, width: int, glyphs: Glyphs) -> li
     if agree is not None:
         parts.append(line(Span("they agree", "ok") if agree else Span(" THEY DIFFER ", "bad")))
     if agree and width < tap_tables.ROOMY:
-        parts = [line(f"declared ", Span("=", "ok"), f" installed {installed}{burst}")]
+        parts = [line("declared ", Span("=", "ok"), f" installed {installed}{burst}")]
     rows = flow(parts, width, len(label.text), glyphs, first=len(label.text))
     return [line(label) + rows[0], *rows[1:]]
 
@@ -176,12 +176,16 @@ def _other(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -
     return [fixed(tap_tables.other_direction(reading, other, width, glyphs), keep=4) for other in others]
 
 
+def by_severity(findings: Sequence[Finding]) -> list[Finding]:
+    """The worst first; a severity that is not known counts as the worst."""
+    order = list(_SEVERITIES)
+    return sorted(findings, key=lambda finding: order.index(finding.severity) if finding.severity in order else 0)
+
+
 def finding_lines(findings: Sequence[Finding], glyphs: Glyphs, wrap: int | None = None) -> list[Line]:
     """One line a finding, the worst first; `wrap`: columns in which a long title goes on in a further line."""
-    order = list(_SEVERITIES)
-    ranked = sorted(findings, key=lambda finding: order.index(finding.severity) if finding.severity in order else 0)
     lines = []
-    for finding in ranked:
+    for finding in by_severity(findings):
         mark, style = _SEVERITIES.get(finding.severity, _SEVERITIES["critical"])
         label = f"{mark} {clean(finding.pattern, glyphs)}"
         words = clean(finding.title, glyphs)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`watch --csv FILE`: one row per interval, tap, direction, class and verdict. Cells are written as a capture's are."""
+
+from __future__ import annotations
+
+from datetime import timezone
+from typing import NamedTuple
+
+import numpy as np
+
+from vifprobe.analysis.reading import Reading, count
+from vifprobe.capture.csvio import Table
+from vifprobe.capture.rows import Moment
+from vifprobe.layout import Direction, PacketClass, Verdict
+
+
+class WatchRow(NamedTuple):
+    """Packets of one class and fate in one interval; a verdict that is not known is an empty cell."""
+
+    at: str
+    tap: str
+    direction: Direction
+    start_ns: Moment
+    duration_ns: int
+    packet_class: PacketClass
+    verdict: Verdict
+    packets: int
+    frame_bytes: int
+    charged_bytes: int
+    wire_bytes: int
+
+
+WATCH = Table("watch.csv", WatchRow)
+
+
+def csv_header() -> str:
+    """The header line, with its line end; written once."""
+    return WATCH.header().decode()
+
+
+def csv_rows(reading: Reading) -> str:
+    """The lines of one interval, with line ends; combinations that were not seen are left out.
+
+    None for the totals of a run (`final`): they are the sum of what was written already.
+    """
+    return "" if reading.final else WATCH.encode(watch_rows(reading)).decode()
+
+
+def watch_rows(reading: Reading) -> list[WatchRow]:
+    """What :func:`csv_rows` writes, before it is text: in the order of direction, class and verdict."""
+    at = reading.at.astimezone(timezone.utc).isoformat(timespec="microseconds")
+    key = ["direction", "packet_class", "verdict"]
+    rows = []
+    for direction, packet_class, verdict in np.unique(reading.cells[key]).tolist():
+        cells = reading.where(Direction(direction), Verdict(verdict), PacketClass(packet_class))
+        rows.append(
+            WatchRow(
+                at,
+                reading.tap,
+                Direction(direction),
+                reading.start_ns,
+                reading.duration_ns,
+                PacketClass(packet_class),
+                Verdict(verdict),
+                *count(cells),
+            )
+        )
+    return rows

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few lines that tell the story of a run, from live totals or from a loaded capture alike."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
+from vifprobe.analysis.reconcile import ReconcileRow
+from vifprobe.layout import Direction, Verdict
+from vifprobe.render import tap_view
+from vifprobe.render.context import TapContext, losses
+from vifprobe.render.judgement import per_second
+from vifprobe.render.line import Column, Line, Span, cells, flow, head, line
+from vifprobe.render.tap_tables import VERDICTS, bps, other_direction, verdict_span
+from vifprobe.render.units import BLOCKS, Glyphs, bit_rate, clean, duration, frame_size, percent, si, whole
+
+
+def summary_lines(
+    reading: Reading,
+    context: TapContext | None = None,
+    counters: Sequence[ReconcileRow] = (),
+    files: Sequence[str] = (),
+    width: int = 80,
+    glyphs: Glyphs = BLOCKS,
+) -> list[Line]:
+    """One tap's run: totals with averages, who lost what, the mix of packets, whether kernel counters agree.
+
+    reading: the run's totals. counters: rows of reconcile.csv (those of other taps are passed over). files: what was
+    written.
+    """
+    context = context or TapContext()
+    direction = tap_view.main_direction(reading)
+    return [
+        tap_view.title(reading, context, direction, width, glyphs),
+        tap_view.headline([reading], context, direction, width, glyphs),
+        *tap_view.missed(reading),
+        *tap_view.policer(reading.limits.get(direction, Limit()), context, width, glyphs),
+        *_totals(reading, direction, width, glyphs),
+        *_lost(reading, direction, context, glyphs),
+        *_mix(reading, direction, width, glyphs),
+        *[
+            row
+            for other in reading.directions
+            if other is not direction
+            for row in other_direction(reading, other, width, glyphs)
+        ],
+        *_findings(reading.findings, width, glyphs),
+        *_agreement([row for row in counters if row.tap == reading.tap], width, glyphs),
+        *[line(f"note: {clean(note, glyphs)}") for note in reading.notes],
+        *_closing(reading, files, width, glyphs),
+    ]
+
+
+def _totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> list[Line]:
+    columns = [
+        Column(direction.name, 8, right=False),
+        Column("packets", 13),
+        Column("average/s", 9) if width >= 78 else Column("avg/s", 7),
+        Column("share", 6),
+        *(Column(title, 11) for title in ("charged", "as frames", "on wire")),
+    ]
+    if width < 72:
+        del columns[5]  # what was charged and what the wire carried tell the story
+    offered = reading.offered(direction)
+    rows = [_totals_row(columns, "offered", offered, offered, reading, "strong", glyphs)]
+    for verdict in VERDICTS:
+        counts = reading.counts(direction, verdict)
+        style = verdict_span("", verdict, counts).style
+        rows.append(_totals_row(columns, verdict.name.lower(), counts, offered, reading, style, glyphs))
+    return [head(columns, glyphs), *rows]
+
+
+def _totals_row(
+    columns: Sequence[Column],
+    label: str,
+    counts: Counts | None,
+    offered: Counts,
+    reading: Reading,
+    style: str,
+    glyphs: Glyphs,
+) -> Line:
+    packets = None if counts is None else counts.packets
+    by_title = {
+        "charged": None if counts is None else counts.charged_bytes,
+        "as frames": None if counts is None else counts.frame_bytes,
+        "on wire": None if counts is None else counts.wire_bytes,
+    }
+    values = [label, whole(packets), si(per_second(packets, reading)), percent(packets, offered.packets)]
+    values += [bit_rate(bps(by_title[column.title], reading)) for column in columns[4:]]
+    return cells(columns, [Span(value, style) for value in values], glyphs)
+
+
+def _lost(reading: Reading, direction: Direction, context: TapContext, glyphs: Glyphs) -> list[Line]:
+    """Who took the packets that did not pass, with exact counts."""
+    lines = []
+    for verdict in (Verdict.POLICED, Verdict.DROPPED):
+        for loss in losses(reading, direction, verdict, context.reasons):
+            words = f": {loss.words}" if loss.words else ""
+            name = Span(f"{verdict.name.lower()} ", verdict.name.lower())
+            lines.append(line(name, f"{whole(loss.counts.packets)} by {clean(loss.name, glyphs)}{words}"))
+    for counts, words in (
+        (reading.bypass(direction), "passed although above the limit (bypass)"),
+        (reading.overpoliced(direction), "policed although within the limit (overpoliced)"),
+    ):
+        if counts is not None and counts.packets:
+            lines.append(line(f"{whole(counts.packets)} {words}"))
+    return lines
+
+
+def _mix(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> list[Line]:
+    """Mean frame size and the share of each class, the most frequent first."""
+    offered = reading.offered(direction)
+    if not offered.packets:
+        return []
+    label = Span("packets  ", "name")
+    packets = {code: reading.offered(direction, code).packets for code in reading.classes(direction)}
+    parts = [line(f"mean frame {frame_size(offered.frame_bytes / offered.packets)}")]
+    for code in sorted(packets, key=lambda code: (-packets[code], code)):
+        parts.append(line(f"{code.name.lower()} {percent(packets[code], offered.packets)}"))
+    rows = flow(parts, width, len(label.text), glyphs, first=len(label.text))
+    return [line(label) + rows[0], *rows[1:]]
+
+
+def _findings(findings: Sequence[Finding], width: int, glyphs: Glyphs) -> list[Line]:
+    """Each finding with what to do about it."""
+    lines: list[Line] = []
+    for finding in tap_view.by_severity(findings):
+        lines += tap_view.finding_lines([finding], glyphs, width)
+        for row in textwrap.wrap(clean(finding.advice, glyphs), max(20, width - 7)):
+            lines.append(line(Span(" " * 7 + row, "faint")))
+    return lines
+
+
+def _agreement(rows: Sequence[ReconcileRow], width: int, glyphs: Glyphs) -> list[Line]:
+    """Whether the counters that others keep say the same; each one that doesn't is named, with both numbers."""
+    if not rows:
+        return []
+    label = Span("kernel   ", "name")
+    agreed = [row for row in rows if row.agrees]
+    open_ones = [row for row in rows if row.agrees is None]
+    names = ", ".join(clean(row.counter, glyphs) for row in agreed)
+    text = f"{len(agreed)} of {len(rows)} counters agree{f': {names}' if names else ''}"
+    if open_ones:
+        text += f"; can't be told: {', '.join(clean(row.counter, glyphs) for row in open_ones)}"
+    wrapped = textwrap.wrap(text, max(20, width - len(label.text)))
+    lines = [line(label if not number else " " * len(label.text), row) for number, row in enumerate(wrapped)]
+    for row in rows:
+        if row.agrees is False:
+            low, high = whole(row.vifprobe_low), whole(row.vifprobe_high)
+            counted = low if low == high else f"{low} to {high}"
+            words = f" {clean(row.counter, glyphs)}: kernel {whole(row.delta)}, vifprobe {counted}"
+            lines.append(line(" " * len(label.text), Span(" DISAGREES ", "bad"), words))
+    return lines
+
+
+def _closing(reading: Reading, files: Sequence[str], width: int, glyphs: Glyphs) -> list[Line]:
+    known = tap_view.VERDICTS_KNOWN.get(reading.verdicts, f"verdicts {clean(reading.verdicts, glyphs)}")
+    lines = [line(Span("run      ", "name"), f"{duration(reading.duration_ns)}, {known}")]
+    if files:
+        label = Span("written  ", "name")
+        rows = flow([line(clean(name, glyphs)) for name in files], width, len(label.text), glyphs, len(label.text))
+        lines += [line(label) + rows[0], *rows[1:]]
+    return lines
