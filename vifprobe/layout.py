@@ -7,7 +7,7 @@ nothing of it is typed a second time. Struct shapes go the other way, from the C
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 import numpy as np
 import numpy.typing as npt
@@ -68,11 +68,10 @@ class Expected(IntEnum):
     EXCEED = 2
 
 
-class ReasonTrait(IntEnum):
-    """Flags of a drop reason: whose drop it is. The kernel side turns a reason into a verdict with them."""
+class TapTrait(IntFlag):
+    """What the kernel side must know of a tap to say whose drop it is."""
 
-    POLICER = 1  # dropped by tc at the tap's ingress: the tap's policer
-    NFT_POLICER = 2  # a netfilter drop; the tap's policer only where the tap has an nft netdev ingress chain
+    NFT_POLICER = 1  # an nft netdev ingress chain hangs on it: a netfilter drop there is its policer's
 
 
 # Size buckets: log-linear, lower edges from 32 bytes, four per octave. The first bucket holds what is shorter than
@@ -123,13 +122,12 @@ CELL_KEY_FIELDS = (
 
 TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifindex
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
-CELL_PROBES = 16  # slots tried for a cell before the packet is counted as missed
+CELL_PROBES = 8  # slots tried for a cell before the packet is counted as missed
 VLAN_TAGS_MAX = 2
 EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other`
 ETHERNET_PAD_BYTES = 60  # IEEE 802.3: shortest frame without FCS
 ETHERNET_OVERHEAD_BYTES = 24  # FCS 4, preamble and start delimiter 8, inter-packet gap 12
 VLAN_TAG_BYTES = 4
-REASONS_MAX = 1024  # core drop reasons; subsystem reasons (value >> 16 != 0) are never a policer's
 EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
 
 
@@ -195,9 +193,9 @@ def c_header() -> str:
         ("CLASS", PacketClass),
         ("VERDICT", Verdict),
         ("EXPECTED", Expected),
-        ("REASON", ReasonTrait),
     ):
         lines += [*_defines(prefix, codes), f"#define {prefix}_COUNT {len(codes)}", ""]
+    lines += [f"#define TRAIT_{trait.name} {int(trait)}" for trait in TapTrait] + [""]
     lines += [f"#define KEY_{name.upper()}_SHIFT {shift}" for name, (shift, _) in cell_key_shifts().items()]
     lines += [
         "",
@@ -215,7 +213,6 @@ def c_header() -> str:
         f"#define ETHERNET_PAD {ETHERNET_PAD_BYTES}",
         f"#define ETHERNET_OVERHEAD {ETHERNET_OVERHEAD_BYTES}",
         f"#define VLAN_TAG_LEN {VLAN_TAG_BYTES}",
-        f"#define REASONS_MAX {REASONS_MAX}",
         f"#define EPOCHS_IN_FLIGHT {EPOCHS_IN_FLIGHT}",
         "",
         "#endif",

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Counting: the maps and the few functions that write to them. Joined in front of the hooks by the loader.
+ *
+ * Hook:   none of its own
+ * Reads:  taps
+ * Writes: cells, roster, lanes, bins, bin_log
+ * Needs:  mmapable arrays (BPF_F_MMAPABLE)
+ *
+ * Every counter belongs to one CPU, so that a plain += is enough: tc programs and the tracepoints in the same call
+ * chain run one after the other on that CPU with bottom halves off. CPU n's part of a table starts at n * its size.
+ * User space maps the tables, adds the CPUs up and subtracts; nothing is ever reset.
+ */
+#include <linux/types.h>
+#include "parse.h"
+
+/* What is counted apart: who, what, and what became of it (layout.py, CELL_KEY_FIELDS). One cache line. */
+struct cell {
+	u64 what; /* 0: free */
+	u64 why;  /* drop reason << 32 | low half of the address that dropped it; 0 for what was not dropped */
+	u64 packets;
+	u64 frame_bytes;
+	u64 charged_bytes;
+	u64 wire_bytes;
+	u64 spare[2];
+};
+
+/* A watched tap, found by ifindex. */
+struct tap {
+	u32 ifindex; /* 0: free */
+	u16 number;
+	u8 traits; /* TRAIT_*: whose drops count as policed */
+	u8 spare;
+};
+
+/*
+ * One CPU's own. First line: the last packet that went through a tap's ingress hook here, while its verdict is not
+ * known: either the tracepoint meets the same skb (dropped), or the next packet finds it still here (passed).
+ */
+struct lane {
+	u64 skb;      /* 0: nothing pending */
+	u64 what;     /* its key but for the verdict */
+	u64 sequence; /* packets this lane has held */
+	u32 ifindex;
+	u32 epoch;
+	u32 frame_bytes;
+	u32 charged_bytes;
+	u64 wire_bytes;
+	u32 traits;
+	u32 now;      /* epoch, counted up by user space at each reading: the one field it writes */
+	u64 scratch;  /* see identify() */
+	/* second line */
+	u64 cells;          /* cells in use: entries of this CPU's roster */
+	u64 missed_packets; /* found no free cell */
+	u64 missed_bytes;
+	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
+	u64 foreign_skbs;   /* a pending skb's address met again on another device's skb */
+	u64 logged_bins;
+	u64 spare[2];
+};
+
+struct bin_counts {
+	u64 packets;
+	u64 frame_bytes;
+	u64 syn_packets;
+};
+
+/* One time bin of one tap and direction; counts by verdict (UNKNOWN, PASSED, POLICED, DROPPED). */
+struct bin {
+	u64 start_ns;
+	u64 tap_direction; /* tap number * DIRECTION_COUNT + direction, + 1: 0 is free */
+	struct bin_counts counts[VERDICT_QUEUED];
+	u64 spare[2];
+};
+
+BPF_F_TABLE("array", u32, struct cell, cells, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u32, roster, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct lane, lanes, CPUS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct tap, taps, TAP_SLOTS, BPF_F_MMAPABLE);
+#if BIN_NS
+BPF_F_TABLE("array", u32, struct bin, bins, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct bin, bin_log, CPUS * BIN_LOG, BPF_F_MMAPABLE);
+#endif
+
+/* The watched tap behind an ifindex, or NULL: this is what every other device's packets pay. */
+static __always_inline struct tap *tap_of(u32 ifindex)
+{
+	/* Verifier: a bounded loop. Rolled: almost every packet's tap is in the first slot. */
+#pragma nounroll
+	for (u32 i = 0; i < TAP_PROBES; i++) {
+		u32 at = (ifindex + i) & (TAP_SLOTS - 1);
+		struct tap *tap = taps.lookup(&at);
+
+		if (!tap || !tap->ifindex)
+			return NULL;
+		if (likely(tap->ifindex == ifindex))
+			return tap;
+	}
+	return NULL;
+}
+
+/* Find or make this CPU's cell of a key. NULL: the table is full, the packet is counted as missed by the caller. */
+static __always_inline struct cell *cell_of(u32 cpu, struct lane *lane, u64 what, u64 why)
+{
+	u64 mixed = (what ^ why) * 0x9e3779b97f4a7c15ULL;
+	u32 home = (mixed >> 32) ^ (mixed >> 48);
+
+	/* Verifier: a bounded loop. Rolled: almost every packet finds its cell in the first slot. */
+#pragma nounroll
+	for (u32 i = 0; i < CELL_PROBES; i++) {
+		u32 at = cpu * CELLS_PER_CPU + ((home + i) & (CELLS_PER_CPU - 1));
+		struct cell *cell = cells.lookup(&at);
+
+		if (!cell)
+			return NULL;
+		if (likely(cell->what == what && cell->why == why))
+			return cell;
+		if (!cell->what) {
+			u32 entry = cpu * CELLS_PER_CPU + (u32)lane->cells;
+			u32 *listed = roster.lookup(&entry);
+
+			if (!listed)
+				return NULL;
+			*listed = at;
+			cell->why = why;
+			cell->what = what;
+			/* Own CPU's lane; last, so that a reader that sees the entry counted sees it whole. */
+			lane->cells++;
+			return cell;
+		}
+	}
+	return NULL;
+}
+
+#if BIN_NS
+static __always_inline struct bin *bin_of(u32 cpu, u64 what)
+{
+	u32 at = (cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1) * DIRECTION_COUNT +
+		 (u32)((what >> KEY_DIRECTION_SHIFT) & 0xf);
+
+	return bins.lookup(&at);
+}
+
+/* Enter the time bin of now: if the tap's current one on this CPU is over, it goes to the log. */
+static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what)
+{
+	u64 now = bpf_ktime_get_ns();
+	struct bin *bin = bin_of(cpu, what);
+	struct bin *logged;
+	u32 at;
+
+	if (!bin || likely(now - bin->start_ns < BIN_NS))
+		return;
+	if (bin->tap_direction) {
+		at = cpu * BIN_LOG + ((u32)lane->logged_bins & (BIN_LOG - 1));
+		logged = bin_log.lookup(&at);
+		if (logged) {
+			*logged = *bin;
+			/* Own CPU's lane; after the entry, so that a counted entry is a whole one. */
+			lane->logged_bins++;
+		}
+		__builtin_memset(bin->counts, 0, sizeof(bin->counts));
+	}
+	bin->start_ns = now - now % BIN_NS;
+	bin->tap_direction = ((what >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((what >> KEY_DIRECTION_SHIFT) & 0xf) + 1;
+}
+
+static __always_inline void count_bin(u32 cpu, u64 what, u64 frame_bytes)
+{
+	struct bin *bin = bin_of(cpu, what);
+	u32 verdict = (what >> KEY_VERDICT_SHIFT) & 0xf;
+
+	/* Verifier: an index into the bin's array. */
+	if (!bin || verdict >= VERDICT_QUEUED)
+		return;
+	/* Own CPU's bin: no packet of this tap comes between a packet's arrival and its verdict. */
+	bin->counts[verdict].packets++;
+	bin->counts[verdict].frame_bytes += frame_bytes;
+	if (((what >> KEY_PACKET_CLASS_SHIFT) & 0xff) == CLASS_TCP_SYN)
+		bin->counts[verdict].syn_packets++;
+}
+#else
+static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what) {}
+static __always_inline void count_bin(u32 cpu, u64 what, u64 frame_bytes) {}
+#endif
+
+/* Count one packet, its verdict known (or never to be known). */
+static __always_inline void count(u32 cpu, struct lane *lane, u64 what, u64 why, u32 frame_bytes, u32 charged_bytes,
+				  u64 wire_bytes)
+{
+	struct cell *cell = cell_of(cpu, lane, what, why);
+
+	/* Own CPU's lane and cells, see the head of this file. */
+	if (!cell) {
+		lane->missed_packets++;
+		lane->missed_bytes += frame_bytes;
+		return;
+	}
+	cell->packets++;
+	cell->frame_bytes += frame_bytes;
+	cell->charged_bytes += charged_bytes;
+	cell->wire_bytes += wire_bytes;
+	count_bin(cpu, what, frame_bytes);
+}
+
+/* Close the books on the pending packet. */
+static __always_inline void settle(u32 cpu, struct lane *lane, u64 verdict, u64 why)
+{
+	lane->skb = 0;
+	count(cpu, lane, lane->what | verdict << KEY_VERDICT_SHIFT, why, lane->frame_bytes, lane->charged_bytes,
+	      lane->wire_bytes);
+}

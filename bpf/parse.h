@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Packet parsing: bytes in, packet class out. Pure: no maps, no side effects.
+ *
+ * Contract: headers are believed only as far as the bytes go. Every read is checked against the frame's length
+ * (skb->len), and reaches data outside the skb's linear part, so a class never depends on how an skb is laid out.
+ */
+#ifndef VIFPROBE_PARSE_H
+#define VIFPROBE_PARSE_H
+
+#include "layout.h"
+
+/* They keep the plain packet's path together: what runs between two packets' caches is what costs. */
+#define likely(condition) __builtin_expect(!!(condition), 1)
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+
+#define ETH_HEADER_LEN 14
+#define ETH_TYPE_OFFSET 12
+#define ARP_FIXED_LEN 8
+#define IPV4_MIN_LEN 20
+#define IPV6_LEN 40
+#define TCP_MIN_LEN 20
+#define UDP_LEN 8
+#define ICMP_LEN 8
+
+/* Where the transport header starts without VLAN tag and IP options. */
+#define PLAIN_TRANSPORT (ETH_HEADER_LEN + IPV4_MIN_LEN)
+
+#define TYPE_IPV4 0x0800
+#define TYPE_ARP 0x0806
+#define TYPE_VLAN 0x8100
+#define TYPE_QINQ 0x88a8
+#define TYPE_IPV6 0x86dd
+
+/* IANA protocol numbers; the extension headers are those that the kernel itself walks (net/ipv6/exthdrs_core.c). */
+#define PROTO_HOP_BY_HOP 0
+#define PROTO_ICMP 1
+#define PROTO_TCP 6
+#define PROTO_UDP 17
+#define PROTO_ROUTING 43
+#define PROTO_FRAGMENT 44
+#define PROTO_AUTH 51
+#define PROTO_ICMPV6 58
+#define PROTO_DESTINATION 60
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+#define IPV4_MAX_TOTAL 65535
+
+struct packet {
+	u8 ethertype;
+	u8 packet_class;
+	u32 frame_bytes;  /* skb->len */
+	u32 header_bytes; /* all headers that GSO repeats in each segment: L2 up to and including TCP or UDP */
+};
+
+struct cursor {
+	struct __sk_buff *skb;
+	u32 offset; /* of the next header, from the frame's start */
+	u32 end;    /* first byte that no header may reach: end of the frame, then of the IP payload */
+	u8 proto;   /* IP protocol of the next header */
+};
+
+/*
+ * Copy `bytes` (a constant) bytes at `offset`. False: the frame ends before.
+ *
+ * `usual` is where this header starts in a plain IPv4 frame: read in place there. Anywhere else, and where the bytes
+ * lie outside the skb's linear part (vhost, TSO), the helper copies them.
+ * Verifier: packet bytes at constant offsets only, or the offsets of all header chains would be told apart (a program
+ * too large to check).
+ */
+static __always_inline bool load(struct __sk_buff *skb, u32 offset, const u32 usual, void *to, const u32 bytes)
+{
+	void *from = (void *)(long)skb->data + usual;
+
+	if (likely(offset == usual && from + bytes <= (void *)(long)skb->data_end)) {
+		/* In words: a memcpy would be split into single bytes for alignment's sake. */
+		if (bytes == sizeof(u16))
+			*(u16 *)to = *(u16 *)from;
+		if (bytes >= sizeof(u32))
+			((u32 *)to)[0] = ((u32 *)from)[0];
+		if (bytes >= 2 * sizeof(u32))
+			((u32 *)to)[1] = ((u32 *)from)[1];
+		if (bytes >= 3 * sizeof(u32))
+			((u32 *)to)[2] = ((u32 *)from)[2];
+		return true;
+	}
+	return bpf_skb_load_bytes(skb, offset, to, bytes) == 0;
+}
+
+static __always_inline bool room_for(const struct cursor *at, u32 bytes)
+{
+	return at->offset + bytes <= at->end;
+}
+
+/* An IP length field of 0 means "to the end" in what no 16-bit field can hold: GSO and BIG TCP frames. */
+static __always_inline bool zero_means_to_the_end(const struct cursor *at)
+{
+	return at->skb->gso_size || at->end - at->offset > IPV4_MAX_TOTAL;
+}
+
+static __always_inline u8 tcp_flags_class(u8 flags, bool payload)
+{
+	if (flags & TCP_SYN) {
+		if (flags & (TCP_RST | TCP_FIN))
+			return CLASS_TCP_ODD;
+		return flags & TCP_ACK ? CLASS_TCP_SYNACK : CLASS_TCP_SYN;
+	}
+	if (flags & TCP_RST)
+		return flags & TCP_FIN ? CLASS_TCP_ODD : CLASS_TCP_RST;
+	if (flags & TCP_FIN)
+		return flags & TCP_ACK ? CLASS_TCP_FIN : CLASS_TCP_ODD;
+	if (flags & TCP_ACK)
+		return payload ? CLASS_TCP_DATA : CLASS_TCP_ACK;
+	return CLASS_TCP_ODD;
+}
+
+/* RFC 9293, 3.1. */
+static __always_inline u8 parse_tcp(struct cursor *at)
+{
+	u16 raw;
+	u32 header;
+
+	if (unlikely(!room_for(at, TCP_MIN_LEN) || !load(at->skb, at->offset + 12, PLAIN_TRANSPORT + 12, &raw, sizeof(raw))))
+		return CLASS_MALFORMED;
+	raw = bpf_ntohs(raw);
+	header = (raw >> 12) * 4;
+	if (header < TCP_MIN_LEN || !room_for(at, header))
+		return CLASS_MALFORMED;
+	at->offset += header;
+	return tcp_flags_class(raw & 0xff, at->offset < at->end);
+}
+
+/* RFC 768. A length of 0 stands for a jumbogram (RFC 2675) or a GSO frame. */
+static __always_inline u8 parse_udp(struct cursor *at)
+{
+	u16 length;
+
+	if (unlikely(!room_for(at, UDP_LEN) || !load(at->skb, at->offset + 4, PLAIN_TRANSPORT + 4, &length, sizeof(length))))
+		return CLASS_MALFORMED;
+	length = bpf_ntohs(length);
+	if (length < UDP_LEN && !(length == 0 && zero_means_to_the_end(at)))
+		return CLASS_MALFORMED;
+	at->offset += UDP_LEN;
+	return CLASS_UDP;
+}
+
+/* The header after IPv4, IPv6 and their extension headers. */
+static __always_inline u8 parse_transport(struct cursor *at, bool ipv6)
+{
+	if (likely(at->proto == PROTO_TCP))
+		return parse_tcp(at);
+	switch (at->proto) {
+	case PROTO_UDP:
+		return parse_udp(at);
+	case PROTO_ICMP:
+		if (ipv6)
+			return CLASS_IP_OTHER;
+		return room_for(at, ICMP_LEN) ? CLASS_ICMP : CLASS_MALFORMED;
+	case PROTO_ICMPV6:
+		if (!ipv6)
+			return CLASS_IP_OTHER;
+		return room_for(at, ICMP_LEN) ? CLASS_ICMPV6 : CLASS_MALFORMED;
+	default:
+		return CLASS_IP_OTHER;
+	}
+}
+
+static __always_inline bool is_extension(u8 proto, bool ipv6)
+{
+	if (proto == PROTO_AUTH)
+		return true;
+	return ipv6 && (proto == PROTO_HOP_BY_HOP || proto == PROTO_ROUTING || proto == PROTO_FRAGMENT ||
+			proto == PROTO_DESTINATION);
+}
+
+/*
+ * Step over extension headers (RFC 8200, 4) and AH (RFC 4302).
+ * Returns a class where the walk ends the matter, CLASS_COUNT where a transport header follows.
+ */
+static __always_inline u8 skip_extensions(struct cursor *at, bool ipv6)
+{
+	/* Verifier: a bounded loop; rolled, since unrolled it doubles the time to compile. */
+#pragma nounroll
+	for (int i = 0; i < EXTENSION_HEADERS_MAX; i++) {
+		u8 proto = at->proto;
+		u32 word, length;
+
+		if (likely(!is_extension(proto, ipv6)))
+			return CLASS_COUNT;
+		if (unlikely(!room_for(at, 8) || !load(at->skb, at->offset, PLAIN_TRANSPORT, &word, sizeof(word))))
+			return CLASS_MALFORMED;
+		word = bpf_ntohl(word);
+		at->proto = word >> 24;
+		if (proto == PROTO_FRAGMENT) {
+			/* Offset in the upper 13 bits of the second half; 0: first or atomic fragment. */
+			if (word & 0xfff8)
+				return CLASS_FRAGMENT;
+			at->offset += 8;
+			continue;
+		}
+		length = (word >> 16) & 0xff;
+		length = proto == PROTO_AUTH ? (length + 2) * 4 : (length + 1) * 8;
+		if (unlikely(!room_for(at, length)))
+			return CLASS_MALFORMED;
+		at->offset += length;
+	}
+	return is_extension(at->proto, ipv6) ? CLASS_IP_OTHER : CLASS_COUNT;
+}
+
+/* RFC 791, 3.1. */
+static __always_inline u8 parse_ipv4(struct cursor *at)
+{
+	u32 words[3], header, total;
+
+	if (unlikely(!room_for(at, IPV4_MIN_LEN) || !load(at->skb, at->offset, ETH_HEADER_LEN, words, sizeof(words))))
+		return CLASS_MALFORMED;
+	words[0] = bpf_ntohl(words[0]);
+	header = (words[0] >> 24 & 0xf) * 4;
+	if (words[0] >> 28 != 4 || header < IPV4_MIN_LEN || !room_for(at, header))
+		return CLASS_MALFORMED;
+	total = words[0] & 0xffff;
+	if (total || !zero_means_to_the_end(at)) {
+		if (total < header)
+			return CLASS_MALFORMED;
+		/* Past the datagram is padding, no payload. */
+		if (room_for(at, total))
+			at->end = at->offset + total;
+	}
+	at->offset += header;
+	if (bpf_ntohl(words[1]) & 0x1fff)
+		return CLASS_FRAGMENT;
+	at->proto = bpf_ntohl(words[2]) >> 16;
+	/* Left to the caller's common tail: extensions (AH) and transport. */
+	return CLASS_COUNT;
+}
+
+/* RFC 8200, 3. */
+static __always_inline u8 parse_ipv6(struct cursor *at)
+{
+	u32 words[2], payload;
+
+	if (unlikely(!room_for(at, IPV6_LEN) || !load(at->skb, at->offset, ETH_HEADER_LEN, words, sizeof(words))))
+		return CLASS_MALFORMED;
+	if (bpf_ntohl(words[0]) >> 28 != 6)
+		return CLASS_MALFORMED;
+	words[1] = bpf_ntohl(words[1]);
+	payload = words[1] >> 16;
+	at->proto = words[1] >> 8;
+	/* zero_means_to_the_end() looks at the header's own place: before stepping over it. */
+	if ((payload || !zero_means_to_the_end(at)) && room_for(at, IPV6_LEN + payload))
+		at->end = at->offset + IPV6_LEN + payload;
+	at->offset += IPV6_LEN;
+	return CLASS_COUNT;
+}
+
+static __always_inline u8 parse_ip(struct cursor *at, bool ipv6)
+{
+	u8 class = ipv6 ? parse_ipv6(at) : parse_ipv4(at);
+
+	if (class == CLASS_COUNT)
+		class = skip_extensions(at, ipv6);
+	if (class == CLASS_COUNT)
+		class = parse_transport(at, ipv6);
+	return class;
+}
+
+/* RFC 826: the fixed part says how long the addresses are. */
+static __always_inline u8 parse_arp(struct cursor *at)
+{
+	u16 lengths;
+
+	if (unlikely(!room_for(at, ARP_FIXED_LEN) || !load(at->skb, at->offset + 4, ETH_HEADER_LEN + 4, &lengths, sizeof(lengths))))
+		return CLASS_MALFORMED;
+	if (unlikely(!room_for(at, ARP_FIXED_LEN + 2 * ((lengths & 0xff) + (lengths >> 8)))))
+		return CLASS_MALFORMED;
+	return CLASS_ARP;
+}
+
+static __always_inline u8 ethertype_of(u16 type)
+{
+	switch (type) {
+	case TYPE_IPV4:
+		return ETHERTYPE_IPV4;
+	case TYPE_IPV6:
+		return ETHERTYPE_IPV6;
+	case TYPE_ARP:
+		return ETHERTYPE_ARP;
+	case TYPE_VLAN:
+	case TYPE_QINQ:
+		return ETHERTYPE_VLAN;
+	default:
+		return ETHERTYPE_OTHER;
+	}
+}
+
+/* The whole frame. The kernel has taken an outer VLAN tag out of the bytes before tc runs (skb->vlan_present). */
+static __always_inline void parse(struct __sk_buff *skb, struct packet *packet)
+{
+	struct cursor at = { .skb = skb, .offset = ETH_HEADER_LEN, .end = skb->len };
+	u32 tags = skb->vlan_present;
+	u16 type;
+
+	packet->frame_bytes = skb->len;
+	packet->header_bytes = ETH_HEADER_LEN;
+	packet->ethertype = ETHERTYPE_OTHER;
+	packet->packet_class = CLASS_MALFORMED;
+	if (!load(skb, ETH_TYPE_OFFSET, ETH_TYPE_OFFSET, &type, sizeof(type)))
+		return;
+	type = bpf_ntohs(type);
+	packet->ethertype = tags ? ETHERTYPE_VLAN : ethertype_of(type);
+#pragma unroll
+	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
+		if ((type != TYPE_VLAN && type != TYPE_QINQ) || tags == VLAN_TAGS_MAX)
+			break;
+		if (!load(skb, at.offset + 2, ETH_HEADER_LEN + 2, &type, sizeof(type)))
+			return;
+		type = bpf_ntohs(type);
+		at.offset += VLAN_TAG_LEN;
+		tags++;
+	}
+	if (likely(type == TYPE_IPV4 || type == TYPE_IPV6))
+		packet->packet_class = parse_ip(&at, type == TYPE_IPV6);
+	else if (type == TYPE_ARP)
+		packet->packet_class = parse_arp(&at);
+	else
+		packet->packet_class = CLASS_OTHER;
+	packet->header_bytes = at.offset;
+}
+
+/* Log-linear bucket of a frame length: vifprobe.layout.size_bucket() in integers. */
+static __always_inline u32 size_bucket(u32 bytes)
+{
+	u32 octave = 0, rest = bytes >> SIZE_FIRST_EDGE_LOG2;
+
+	if (!rest)
+		return 0;
+	if (bytes >= SIZE_LAST_EDGE)
+		return SIZE_BUCKETS - 1;
+	if (rest >= 1 << 8) {
+		octave += 8;
+		rest >>= 8;
+	}
+	if (rest >= 1 << 4) {
+		octave += 4;
+		rest >>= 4;
+	}
+	if (rest >= 1 << 2) {
+		octave += 2;
+		rest >>= 2;
+	}
+	if (rest >= 1 << 1)
+		octave += 1;
+	/* The bits below the leading one say which step of the octave. */
+	rest = bytes >> (octave + SIZE_FIRST_EDGE_LOG2 - SIZE_STEPS_LOG2);
+	return 1 + octave * SIZE_STEPS_PER_OCTAVE + (rest & (SIZE_STEPS_PER_OCTAVE - 1));
+}
+
+static __always_inline u32 on_wire(u32 frame_bytes)
+{
+	return (frame_bytes < ETHERNET_PAD ? ETHERNET_PAD : frame_bytes) + ETHERNET_OVERHEAD;
+}
+
+/*
+ * Bytes that Ethernet carries for this frame, all segments of a GSO frame included. gso_segs is 0 for frames that a
+ * guest wrote to the tap (measured on 5.10 to 6.18), so the segments are worked out from gso_size.
+ */
+static __always_inline u64 wire_bytes(struct __sk_buff *skb, const struct packet *packet)
+{
+	u32 tag = skb->vlan_present ? VLAN_TAG_LEN : 0;
+	u32 size = skb->gso_size, headers = packet->header_bytes + tag, payload, whole, rest;
+	u64 bytes;
+
+	if (likely(!size || packet->frame_bytes + tag <= headers))
+		return on_wire(packet->frame_bytes + tag);
+	payload = packet->frame_bytes + tag - headers;
+	whole = payload / size;
+	rest = payload - whole * size;
+	bytes = (u64)whole * on_wire(headers + size);
+	return rest ? bytes + on_wire(headers + rest) : bytes;
+}
+
+#endif

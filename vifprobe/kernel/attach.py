@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hang a tc program on a tap: a tcx link where the kernel has it, else a filter in the qdisc that is there.
+
+A qdisc is never created here unless asked for: with `clsact` on a port, OVS and libvirt can't add their `ingress` qdisc
+("File exists"), and the port stays without its policer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from vifprobe.errors import KernelError
+from vifprobe.kernel import libbpf
+from vifprobe.layout import Direction
+
+#: Place of our own filters: ahead of all others, under a handle that says whose they are ("vp").
+FILTER_PREF = 1
+FILTER_HANDLE = 0x7670
+
+
+class Attachment(Protocol):
+    """A program on a hook. `hook` is the manifest's word for it: tcx, clsact, ingress or tracepoint."""
+
+    hook: str
+
+    def detach(self) -> None:
+        """Take it off; harmless when the device or the qdisc is gone."""
+
+
+@dataclass
+class TcxAttachment:
+    """A tcx link: vanishes with the process, even on SIGKILL."""
+
+    fd: int
+    hook: str = "tcx"
+
+    def detach(self) -> None:
+        """Close the link."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@dataclass
+class FilterAttachment:
+    """A direct-action bpf filter in an existing qdisc. Outlives a killed process: `vifprobe cleanup` finds it."""
+
+    ifindex: int
+    ingress: bool
+    hook: str
+
+    def detach(self) -> None:
+        """Delete our own pref and handle, nothing else."""
+        try:
+            libbpf.detach_filter(self.ifindex, self.ingress, FILTER_PREF, FILTER_HANDLE)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+                raise
+
+
+def has_tcx(program_fd: int, ifindex: int) -> bool:
+    """Whether this kernel takes a tcx link (6.6 and later): tried, on this device."""
+    try:
+        os.close(libbpf.attach_tcx(program_fd, ifindex, ingress=True))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    return True
+
+
+def attach(program_fd: int, tap: str, ifindex: int, direction: Direction, qdisc: str | None) -> Attachment:
+    """Attach the program of a direction to a tap.
+
+    qdisc: the kind of the ingress-side qdisc that the tap has ("ingress", "clsact"), None where it has none. A
+    KernelError says what is missing; nothing is left behind.
+    """
+    ingress = direction == Direction.OUTBOUND
+    try:
+        return TcxAttachment(libbpf.attach_tcx(program_fd, ifindex, ingress))
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise KernelError(f"{tap}: the interface went away.") from error
+        if error.errno == errno.EPERM:
+            raise KernelError(f"{tap}: the kernel does not permit a BPF link here.", "Run it with sudo.") from error
+        if error.errno != errno.EINVAL:
+            raise KernelError(f"{tap}: tcx: {error.strerror}.") from error
+    if qdisc is None or (qdisc == "ingress" and not ingress):
+        raise KernelError(
+            f"{tap}: no hook for {direction.name.lower()} packets.",
+            f"This kernel has no tcx (6.6 and later have), and the tap has {_qdisc_words(qdisc)}.",
+            "vifprobe does not create a qdisc unasked: it would keep OVS and libvirt from adding their policer.",
+            "Where nobody else polices this tap: --create-qdisc.",
+        )
+    return _attach_filter(program_fd, tap, ifindex, ingress, qdisc)
+
+
+def _qdisc_words(qdisc: str | None) -> str:
+    return "no ingress or clsact qdisc" if qdisc is None else f"an {qdisc} qdisc, which has no egress side"
+
+
+def _attach_filter(program_fd: int, tap: str, ifindex: int, ingress: bool, qdisc: str) -> Attachment:
+    try:
+        libbpf.attach_filter(program_fd, ifindex, ingress, FILTER_PREF, FILTER_HANDLE)
+    except OSError as error:
+        hints = [f"tc said: {error.strerror}."]
+        if error.errno == errno.EEXIST:
+            hints.append("A filter of a run that was killed? `vifprobe cleanup` removes it.")
+        raise KernelError(f"{tap}: no filter could be added to its {qdisc} qdisc at pref {FILTER_PREF}.", *hints) from error
+    return FilterAttachment(ifindex, ingress, qdisc)

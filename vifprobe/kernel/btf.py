@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running kernel's own type information: struct offsets and enum names that no build-time header can know."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from vifprobe.errors import KernelError
+from vifprobe.kernel.libbpf import library
+
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+# include/uapi/linux/btf.h
+_KIND_PTR, _KIND_STRUCT, _KIND_UNION, _KIND_ENUM, _KIND_TYPEDEF, _KIND_FUNC_PROTO = 2, 4, 5, 6, 8, 13
+_TYPE = struct.Struct("=III")  # name_off, info, size or type
+_MEMBER = struct.Struct("=III")  # name_off, type, offset (in bits; with kind_flag: bitfield size << 24 | offset)
+_ENUM_VALUE = struct.Struct("=Ii")
+
+
+class _Type(NamedTuple):
+    address: int  # of the entries that follow the head
+    kind: int
+    entries: int
+    kind_flag: bool
+    target: int  # size of a struct, or id of the type referred to
+
+
+class Btf:
+    """BTF of vmlinux, read with libbpf. A context manager: the C side's copy is freed on leaving."""
+
+    def __init__(self, path: Path = VMLINUX) -> None:
+        self._lib = library()
+        self._btf = self._lib.btf__parse_raw(str(path).encode()) if path.exists() else None
+        if not self._btf:
+            raise KernelError(
+                f"this kernel offers no type information ({path}).",
+                "Struct offsets are read from there and never guessed.",
+                "It takes a kernel built with CONFIG_DEBUG_INFO_BTF: all current distribution kernels are.",
+            )
+
+    def __enter__(self) -> Btf:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lib.btf__free(self._btf)
+
+    def offset_bytes(self, struct_name: str, member: str) -> int:
+        """Byte offset of a member, looked for in anonymous members too; KernelError where there is none."""
+        found = self._member(self._find(struct_name, _KIND_STRUCT), member)
+        if found is None:
+            raise KernelError(f"struct {struct_name} of this kernel has no member {member}.")
+        return found // 8
+
+    def enum(self, name: str) -> dict[str, int]:
+        """Names and values of an enum; empty where the kernel has none of that name."""
+        number = self._lib.btf__find_by_name_kind(self._btf, name.encode(), _KIND_ENUM)
+        if number <= 0:
+            return {}
+        head = self._type(number)
+        entries = ctypes.string_at(head.address, head.entries * _ENUM_VALUE.size)
+        return {self._name(at): value for at, value in _ENUM_VALUE.iter_unpack(entries)}
+
+    def tracepoint_id(self, name: str) -> int:
+        """BTF id of a raw tracepoint's type, which a typed program names when it is loaded."""
+        return self._find(f"btf_trace_{name}", _KIND_TYPEDEF)
+
+    def tracepoint_arguments(self, name: str) -> int:
+        """Number of arguments that a raw tracepoint's program gets; 0 where the kernel has no such tracepoint.
+
+        ``typedef void (*btf_trace_NAME)(void *data, arguments...)``, include/trace/bpf_probe.h.
+        """
+        number = self._lib.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _KIND_TYPEDEF)
+        if number <= 0:
+            return 0
+        pointer = self._type(self._type(number).target)
+        return self._type(pointer.target).entries - 1
+
+    def _find(self, name: str, kind: int) -> int:
+        number = int(self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind))
+        if number <= 0:
+            raise KernelError(f"this kernel's type information has no {name}.")
+        return number
+
+    def _type(self, number: int) -> _Type:
+        address = self._lib.btf__type_by_id(self._btf, number)
+        _, info, target = _TYPE.unpack(ctypes.string_at(address, _TYPE.size))
+        return _Type(address + _TYPE.size, info >> 24 & 0x1F, info & 0xFFFF, bool(info >> 31), target)
+
+    def _name(self, offset: int) -> str:
+        return (self._lib.btf__name_by_offset(self._btf, offset) or b"").decode()
+
+    def _member(self, number: int, wanted: str) -> int | None:
+        """Offset in bits. Anonymous structs and unions (struct_group) are searched, typedefs of them are not."""
+        head = self._type(number)
+        members = ctypes.string_at(head.address, head.entries * _MEMBER.size)
+        for name_at, type_number, offset in _MEMBER.iter_unpack(members):
+            bits = offset & 0xFFFFFF if head.kind_flag else offset
+            name = self._name(name_at)
+            if name == wanted:
+                return int(bits)
+            if not name and self._type(type_number).kind in (_KIND_STRUCT, _KIND_UNION):
+                inner = self._member(type_number, wanted)
+                if inner is not None:
+                    return int(bits) + inner
+        return None

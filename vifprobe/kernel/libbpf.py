@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few calls of libbpf.so.1 that bcc 0.26 lacks: tcx links, tc filters, BPF_PROG_TEST_RUN, BTF, object info."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import cache
+
+from vifprobe.errors import KernelError
+
+# include/uapi/linux/bpf.h
+BPF_PROG_TYPE_TRACING = 26
+BPF_TRACE_RAW_TP = 23
+BPF_TCX_INGRESS = 46
+BPF_TCX_EGRESS = 47
+BPF_F_BEFORE = 1 << 3
+# tools/lib/bpf/libbpf.h, enum bpf_tc_attach_point
+BPF_TC_INGRESS = 1
+BPF_TC_EGRESS = 2
+
+
+_LOG_BYTES = 1 << 20
+
+
+class _LinkCreateOpts(ctypes.Structure):
+    """struct bpf_link_create_opts up to `flags`: libbpf takes the rest as zero."""
+
+    _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("pad", ctypes.c_uint32))
+
+
+class _TestRunOpts(ctypes.Structure):
+    """struct bpf_test_run_opts."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_char_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+class _ProgLoadOpts(ctypes.Structure):
+    """struct bpf_prog_load_opts up to the verifier's log: libbpf takes the rest as zero."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_char_p),
+    )
+
+
+class _TcHook(ctypes.Structure):
+    """struct bpf_tc_hook."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("ifindex", ctypes.c_int),
+        ("attach_point", ctypes.c_int),
+        ("parent", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class _TcOpts(ctypes.Structure):
+    """struct bpf_tc_opts."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("prog_fd", ctypes.c_int),
+        ("flags", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("handle", ctypes.c_uint32),
+        ("priority", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """libbpf.so.1, its pointers typed and its own messages silenced (errors come back as errno)."""
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise KernelError(
+            f"libbpf.so.1 can't be loaded: {error}.",
+            "Install it: package libbpf1 (Debian, Ubuntu) or libbpf (RHEL, Fedora).",
+        ) from error
+    lib.btf__parse_raw.restype = ctypes.c_void_p
+    lib.btf__parse_raw.argtypes = [ctypes.c_char_p]
+    lib.btf__free.argtypes = [ctypes.c_void_p]
+    lib.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
+    lib.btf__type_by_id.restype = ctypes.c_void_p
+    lib.btf__type_by_id.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    lib.btf__name_by_offset.restype = ctypes.c_char_p
+    lib.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    lib.libbpf_set_print.argtypes = [ctypes.c_void_p]
+    lib.libbpf_set_print(None)
+    return lib
+
+
+def _check(result: int) -> int:
+    """Result of a libbpf call (negative: -errno), or OSError."""
+    if result < 0:
+        raise OSError(-result if -result in errno.errorcode else ctypes.get_errno(), os.strerror(-result))
+    return result
+
+
+def load_typed_tracepoint(name: str, code: bytes, attach_btf_id: int) -> int:
+    """Load compiled code as a BTF-typed raw tracepoint program (5.5 and later): its arguments are read directly,
+    where an untyped one needs a helper call a field. bcc 0.26 can't. fd of the program; OSError.
+    """
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+    options = _ProgLoadOpts(
+        sz=ctypes.sizeof(_ProgLoadOpts),
+        expected_attach_type=BPF_TRACE_RAW_TP,
+        attach_btf_id=attach_btf_id,
+        log_size=_LOG_BYTES,
+        log_buf=ctypes.cast(log, ctypes.c_char_p),
+    )
+    arguments = (name.encode(), b"GPL", code, ctypes.c_size_t(len(code) // 8), ctypes.byref(options))
+    try:
+        # libbpf asks for the log by itself when a load fails.
+        return _check(library().bpf_prog_load(BPF_PROG_TYPE_TRACING, *arguments))
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: {_last_words(log.value.decode(errors='replace'))}") from error
+
+
+def _last_words(log: str) -> str:
+    """Where the verifier stopped: the last lines of its log but for the statistics."""
+    lines = [line for line in log.splitlines() if line and not line.startswith(("processed ", "verification time"))]
+    return "; ".join(lines[-3:])
+
+
+def attach_typed_tracepoint(program_fd: int) -> int:
+    """Attach it; the fd is the attachment, which vanishes with the process."""
+    return _check(library().bpf_raw_tracepoint_open(None, program_fd))
+
+
+def attach_tcx(program_fd: int, ifindex: int, ingress: bool) -> int:
+    """Link a program at the head of a device's tcx programs; fd of the link, which vanishes with the process.
+
+    OSError EINVAL: the kernel has no tcx (before 6.6). Position: BPF_F_BEFORE relative to nothing is the head.
+    """
+    options = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=BPF_F_BEFORE)
+    hook = BPF_TCX_INGRESS if ingress else BPF_TCX_EGRESS
+    return _check(library().bpf_link_create(program_fd, ifindex, hook, ctypes.byref(options)))
+
+
+def attach_filter(program_fd: int, ifindex: int, ingress: bool, pref: int, handle: int) -> None:
+    """`tc filter add dev X ingress pref P handle H bpf direct-action`, in the qdisc that is there.
+
+    OSError ENOENT/EINVAL: no ingress or clsact qdisc; EEXIST: pref and handle are taken.
+    """
+    hook, options = _tc(program_fd, ifindex, ingress, pref, handle)
+    _check(library().bpf_tc_attach(ctypes.byref(hook), ctypes.byref(options)))
+
+
+def detach_filter(ifindex: int, ingress: bool, pref: int, handle: int) -> None:
+    """`tc filter del dev X ingress pref P handle H bpf`: this one filter and nothing else."""
+    hook, options = _tc(0, ifindex, ingress, pref, handle)
+    _check(library().bpf_tc_detach(ctypes.byref(hook), ctypes.byref(options)))
+
+
+def _tc(program_fd: int, ifindex: int, ingress: bool, pref: int, handle: int) -> tuple[_TcHook, _TcOpts]:
+    point = BPF_TC_INGRESS if ingress else BPF_TC_EGRESS
+    hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=point)
+    return hook, _TcOpts(sz=ctypes.sizeof(_TcOpts), prog_fd=program_fd, handle=handle, priority=pref)
+
+
+def test_run(program_fd: int, frame: bytes, context: bytes = b"", repeat: int = 1) -> tuple[int, int]:
+    """Run a tc program on a frame without a device (BPF_PROG_TEST_RUN); (return value, ns per run).
+
+    context: a struct __sk_buff to start from. OSError EINVAL: the kernel refuses the frame (under 14 bytes, IPv4 cut
+    short).
+    """
+    options = _TestRunOpts(sz=ctypes.sizeof(_TestRunOpts), data_in=frame, data_size_in=len(frame), repeat=repeat)
+    if context:
+        buffer = ctypes.create_string_buffer(context, len(context))
+        options.ctx_in = ctypes.addressof(buffer)
+        options.ctx_size_in = len(context)
+    _check(library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)))
+    return ctypes.c_int32(options.retval).value, int(options.duration)
+
+
+def object_info(fd: int, size_bytes: int = 256) -> bytes:
+    """struct bpf_prog_info, bpf_map_info or bpf_link_info of an fd, as far as this kernel fills it."""
+    buffer = ctypes.create_string_buffer(size_bytes)
+    length = ctypes.c_uint32(size_bytes)
+    _check(library().bpf_obj_get_info_by_fd(fd, buffer, ctypes.byref(length)))
+    return buffer.raw[: length.value]
