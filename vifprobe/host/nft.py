@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits and drop counters in nft chains that are hooked on an interface (family netdev, and inet's ingress hook).
+
+Asked over nfnetlink: neither nft nor libnftables is needed. Nothing is reset, and a host without nf_tables stays so:
+a question to nf_tables would make the kernel load the module, so it is asked only where it is there already.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vifprobe.host.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, attribute, attributes, be, text
+from vifprobe.host.nft_rules import (
+    FAMILIES,
+    GENMSG_BYTES,
+    BaseChain,
+    Counter,
+    RateLimit,
+    Rule,
+    StatefulObject,
+    base_chain,
+    rule,
+    stateful_object,
+)
+
+_SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_GETTABLE, _GETCHAIN, _GETRULE, _GETOBJ = _SUBSYSTEM | 1, _SUBSYSTEM | 4, _SUBSYSTEM | 7, _SUBSYSTEM | 19
+_TABLE_NAME, _TABLE_FLAGS = 1, 2
+_TABLE_DORMANT = 0x1
+_RULE_TABLE, _RULE_CHAIN = 1, 2
+_OBJECT_TABLE = 1
+_JUMP_DEPTH_MAX = 16  # NFT_JUMP_STACK_SIZE
+_NO_NF_TABLES = (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+
+
+@dataclass(frozen=True)
+class NftRule:
+    """One rule that packets of an interface come to, with the base chain that it was reached from."""
+
+    base: BaseChain
+    chain: str
+    rule: Rule
+
+    @property
+    def where(self) -> str:
+        """Short and stable: what tells this rule from all others of the host."""
+        return f"{self.base.hook} {self.base.family} {self.base.table} {self.chain} rule {self.rule.handle}"
+
+    @property
+    def shared(self) -> bool:
+        """Whether its counter counts packets of other interfaces, too, or those of other rules."""
+        counter = self.rule.counter_after
+        many = len(self.base.devices) != 1 or self.base.devices[0].endswith("*")
+        return many or self.chain != self.base.name or (counter is not None and counter.shared)
+
+
+@dataclass(frozen=True)
+class NftPolicer:
+    """A rule with a limit. drops_*: what was dropped for exceeding it, None where no counter tells; bytes without the
+    L2 header at ingress. shared: the limit or its counter is not this interface's alone.
+    """
+
+    at: NftRule
+    limit: RateLimit
+    drops_packets: int | None
+    drops_bytes: int | None
+
+    @property
+    def where(self) -> str:
+        """See NftRule.where."""
+        return self.at.where
+
+    @property
+    def hook(self) -> str:
+        """`ingress` or `egress`."""
+        return self.at.base.hook
+
+    @property
+    def verdict(self) -> str:
+        """What the rule says of the packets that its limit lets go on."""
+        return self.at.rule.verdict
+
+    @property
+    def shared(self) -> bool:
+        """See NftRule.shared."""
+        return self.at.shared
+
+
+@dataclass(frozen=True)
+class NftState:
+    """All that nft does on one interface: base chains hooked on it, and the rules reached from them, in order."""
+
+    chains: tuple[BaseChain, ...] = ()
+    rules: tuple[NftRule, ...] = ()
+
+    def policers(self) -> tuple[NftPolicer, ...]:
+        """The rules that have a limit."""
+        return tuple(
+            NftPolicer(at, at.rule.limit, *self._dropped(place))
+            for place, at in enumerate(self.rules)
+            if at.rule.limit is not None
+        )
+
+    def drops(self, hook: str) -> Counter | None:
+        """What all rules at `hook` have dropped; None where some can drop uncounted, or a named counter is ambiguous.
+
+        shared is true where packets of other interfaces are in it.
+        """
+        rules = [at for at in self.rules if at.base.hook == hook]
+        if any(chain.policy_drops for chain in self.chains if chain.hook == hook):
+            return None
+        if any(at.rule.verdict == "map" or (at.rule.drops and _counted(at) is None) for at in rules):
+            return None
+        counted = [counter for at in rules if at.rule.drops and (counter := _counted(at)) is not None]
+        shared = any(at.shared for at in rules if at.rule.drops)
+        return Counter(sum(one.packets for one in counted), sum(one.bytes for one in counted), shared)
+
+    def _dropped(self, place: int) -> tuple[int | None, int | None]:
+        """Of the limit in self.rules[place]: counted in the rule itself, or in one behind it that takes the rest."""
+        at = self.rules[place]
+        if at.rule.limit is not None and at.rule.drops and at.rule.limit.over:
+            counter = at.rule.counter_after
+        elif at.rule.verdict == "accept":
+            counter = self._rest(place)
+        else:
+            counter = None
+        return (None, None) if counter is None else (counter.packets, counter.bytes)
+
+    def _rest(self, place: int) -> Counter | None:
+        """Where `LIMIT accept` is followed at once by `counter drop` for the same packets: that counter."""
+        at = self.rules[place]
+        if at.rule.limit is None or at.rule.limit.over or place + 1 == len(self.rules):
+            return None
+        following = self.rules[place + 1]
+        same = following.chain == at.chain and following.rule.conditions == at.rule.conditions
+        return _counted(following) if same and following.rule.drops and following.rule.limit is None else None
+
+
+def _counted(at: NftRule) -> Counter | None:
+    """What the rule dropped. A counter before its limit counts what was let pass, too."""
+    counter = at.rule.counter_after
+    return None if counter is None or counter.shared else counter
+
+
+def read_nft(link_name: str) -> NftState:
+    """What nft does on one interface. Raises HostError where it can't be read (not root)."""
+    return read_nft_of([link_name])[link_name]
+
+
+def read_nft_of(link_names: Iterable[str]) -> dict[str, NftState]:
+    """Interface name -> what nft does there, each chain asked for once. Raises HostError (not root)."""
+    wanted = list(dict.fromkeys(link_names))
+    if not is_loaded():
+        return {name: NftState() for name in wanted}
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            reader = _Reader(netlink)
+            chains = sorted(reader.base_chains(), key=lambda chain: (chain.hook, chain.priority))
+            return {name: reader.state([chain for chain in chains if chain.is_on(name)]) for name in wanted}
+    except NetlinkError as error:
+        if error.errno in _NO_NF_TABLES:
+            return {name: NftState() for name in wanted}
+        hint = ("Reading nft rules needs root (CAP_NET_ADMIN).",) if error.errno == errno.EPERM else ()
+        raise NetlinkError(f"nft rules can't be read: {error.message}", *hint, code=error.errno) from error
+
+
+def nft_policers(link_name: str) -> tuple[NftPolicer, ...]:
+    """The nft limits that packets of this interface meet. Raises HostError (not root)."""
+    return read_nft(link_name).policers()
+
+
+def has_ingress_chain(link_name: str) -> bool:
+    """Whether nft sees what comes in on this interface, so that a netfilter drop of its packets can be one of nft's
+    policers. Raises HostError (not root).
+    """
+    return any(chain.hook == "ingress" for chain in read_nft(link_name).chains)
+
+
+def is_loaded() -> bool:
+    """Whether the running kernel has nf_tables already; it is not loaded by asking this."""
+    try:
+        modules = Path("/proc/modules").read_text()
+    except OSError:  # a kernel without modules: built in, or not there; asking can't load anything
+        return True
+    if any(line.startswith("nf_tables ") for line in modules.splitlines()) or Path("/sys/module/nf_tables").exists():
+        return True
+    try:
+        built_in = Path(f"/lib/modules/{platform.release()}/modules.builtin").read_text()
+    except OSError:  # not installed, or a container: the symbol table is slow to read, but always there
+        with Path("/proc/kallsyms").open("rb") as symbols:
+            return any(b" nft_register_expr" in line for line in symbols)
+    return "/nf_tables.ko" in built_in
+
+
+class _Reader:
+    """Asks for chains and rules, each chain and table once."""
+
+    def __init__(self, netlink: Netlink) -> None:
+        self._netlink = netlink
+        self._rules: dict[tuple[str, str, str], list[Rule]] = {}
+        self._objects: dict[tuple[str, str], dict[tuple[int, str], StatefulObject]] = {}
+
+    def base_chains(self) -> list[BaseChain]:
+        found = []
+        for number, family in FAMILIES.items():
+            asleep = self._dormant_tables(number)
+            chains = (base_chain(row) for row in self._dump(_GETCHAIN, number))
+            found += [chain for chain in chains if chain and (family, chain.table) not in asleep]
+        return found
+
+    def state(self, chains: list[BaseChain]) -> NftState:
+        rules = tuple(at for chain in chains for at in self._reached(chain, chain.name, ()))
+        return NftState(tuple(chains), rules)
+
+    def _reached(self, base: BaseChain, chain: str, through: tuple[str, ...]) -> Iterator[NftRule]:
+        """The rules of a chain, those of the chains it jumps to behind each jump."""
+        if chain in through or len(through) > _JUMP_DEPTH_MAX:
+            return
+        for found in self._rules_of(base, chain):
+            yield NftRule(base, chain, found)
+            if found.target:
+                yield from self._reached(base, found.target, (*through, chain))
+
+    def _rules_of(self, base: BaseChain, chain: str) -> list[Rule]:
+        key = (base.family, base.table, chain)
+        if key not in self._rules:
+            objects = self._objects_of(base)
+            which = attribute(_RULE_TABLE, _string(base.table)) + attribute(_RULE_CHAIN, _string(chain))
+            rows = self._dump(_GETRULE, _family_number(base), which)
+            # Kernels that ignore the filter send the rules of all chains.
+            wanted = (base.table, chain)
+            self._rules[key] = [rule(row, objects) for row in rows if _chain_of(row) == wanted]
+        return self._rules[key]
+
+    def _objects_of(self, base: BaseChain) -> dict[tuple[int, str], StatefulObject]:
+        key = (base.family, base.table)
+        if key not in self._objects:
+            rows = self._dump(_GETOBJ, _family_number(base), attribute(_OBJECT_TABLE, _string(base.table)))
+            mine = [row for row in rows if text(attributes(row.body, GENMSG_BYTES).get(_OBJECT_TABLE)) == base.table]
+            self._objects[key] = dict(stateful_object(row) for row in mine)
+        return self._objects[key]
+
+    def _dormant_tables(self, family: int) -> set[tuple[str, str]]:
+        """Tables that are switched off (`flags dormant`): their chains see nothing."""
+        rows = (attributes(row.body, GENMSG_BYTES) for row in self._dump(_GETTABLE, family))
+        return {
+            (FAMILIES[family], text(row.get(_TABLE_NAME)) or "")
+            for row in rows
+            if (be(row.get(_TABLE_FLAGS)) or 0) & _TABLE_DORMANT
+        }
+
+    def _dump(self, kind: int, family: int, filters: bytes = b"") -> list[Message]:
+        rows = self._netlink.dump(kind, bytes((family, 0, 0, 0)) + filters)
+        return [row for row in rows if row.body[:1] == bytes((family,))]
+
+
+def _family_number(chain: BaseChain) -> int:
+    return next(number for number, name in FAMILIES.items() if name == chain.family)
+
+
+def _chain_of(row: Message) -> tuple[str | None, str | None]:
+    found = attributes(row.body, GENMSG_BYTES)
+    return text(found.get(_RULE_TABLE)), text(found.get(_RULE_CHAIN))
+
+
+def _string(value: str) -> bytes:
+    return value.encode("utf-8", "surrogateescape") + b"\0"
