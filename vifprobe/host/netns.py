@@ -56,6 +56,19 @@ def enter(name_or_path_or_pid: str) -> None:
         os.close(fd)
 
 
+def own() -> int:
+    """An fd of the calling thread's network namespace, for `return_to`."""
+    return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def return_to(fd: int) -> None:
+    """Move the calling thread back to the namespace of an fd from `own`, and close the fd."""
+    try:
+        _setns(fd)
+    finally:
+        os.close(fd)
+
+
 def inode() -> int:
     """The number in `net:[4026531840]` of the calling thread's network namespace, as lsns(8) prints it."""
     return _OWN.stat().st_ino
