@@ -58,6 +58,9 @@ DIFFERENT = {
     "ipv4: udp, payload cut": "tshark wants the UDP length to fit into the IP length",
     "ipv4: udp, length beyond the end": "the same",
     "ipv6: udp, length beyond the end": "the same",
+    "ipv4: udp first fragment of 7": "tshark takes the rest of the header for still to come",
+    "ipv4: icmp first fragment of 7": "the same",
+    "ipv6: udp first fragment of 7": "the same",
     "ipv4: protocol 134": "tshark looks into RSVP-E2E-IGNORE and blames what it finds on IP",
     "ipv6: next header 134": "the same",
 }
@@ -117,11 +120,11 @@ def _ip_class(found: Fields, inside: list[str]) -> PacketClass:
 
 
 def _transport_class(found: Fields, family: str, rest: list[str]) -> PacketClass:
-    said = found["_ws.malformed"] + found["_ws.expert.message"]
-    if (found["_ws.malformed"] and rest[0] in ("tcp", *TRANSPORTS[family])) or "Unreassembled fragment" in said:
+    said = found["_ws.expert.message"]
+    if found["_ws.malformed"] and rest[0] in ("tcp", *TRANSPORTS[family]):
         return PacketClass.MALFORMED
     if rest[0] == "tcp":
-        if not found["tcp.flags"] or "Bogus TCP header length" in said:
+        if not found["tcp.flags"] or "Bogus TCP header length" in said or "Unreassembled fragment" in said:
             return PacketClass.MALFORMED
         return tcp_class(int(found["tcp.flags"], 16) & 0xFF, len(rest) - 1)
     if rest[0] not in TRANSPORTS[family]:
