@@ -60,9 +60,14 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def printable(text: str) -> str:
+    """Text with each character that a terminal or a reader of lines could act upon as a backslash escape."""
+    return text if text.isprintable() and "\\" not in text else "".join(map(_escape, text))
+
+
 def encode_text(text: str) -> str:
     """Text as it stands in a cell, before CSV quoting: printable, and no formula."""
-    safe = text if text.isprintable() and "\\" not in text else "".join(map(_escape, text))
+    safe = printable(text)
     if safe.startswith(_APOSTROPHE) or safe.lstrip(" ")[:1] in _FORMULA_STARTS:
         return _APOSTROPHE + safe
     return safe

@@ -18,7 +18,7 @@ from typing import Any
 
 from vifprobe.analysis.reading import Finding, Reading
 from vifprobe.capture import csvio
-from vifprobe.capture.csvio import Row, Table, show
+from vifprobe.capture.csvio import Row, Table, printable, show
 from vifprobe.capture.files import digest, read_regular
 from vifprobe.capture.findings import findings_from_json
 from vifprobe.capture.manifest import FILES, FINDINGS, MANIFEST, SAMPLES, Manifest, TapEntry, from_json
@@ -75,13 +75,16 @@ class Capture:
             return next(iter(readings.values()))
         if tap in readings:
             return readings[tap]
-        names = [entry.name for entry in self.manifest.taps]
-        if tap in names or not readings:
-            raise CaptureError(f"{self.directory}: no totals{f' of {tap}' if tap else ''}.", *self.warnings)
+        names = [printable(entry.name) for entry in self.manifest.taps]
+        wanted = printable(tap or "")
+        if wanted in names or not readings:
+            raise CaptureError(f"{self.directory}: no totals{f' of {wanted}' if tap else ''}.", *self.warnings)
         if tap is None:
             raise CaptureError(f"{self.directory}: {len(names)} taps.", f"Name one: {', '.join(names)}.")
-        close = difflib.get_close_matches(tap, names, 1, 0) or names
-        raise CaptureError(f"{tap}: no such tap in {self.directory}.", f"Of {len(names)} the closest is {close[0]}.")
+        closest = difflib.get_close_matches(wanted, names, 1, 0) or names
+        raise CaptureError(
+            f"{wanted}: no such tap in {self.directory}.", f"Of {len(names)} taps the closest is {closest[0]}."
+        )
 
     def _reading(self, tap: TapEntry) -> Reading:
         at = tap.at or self.manifest.end or self.manifest.start
@@ -121,7 +124,7 @@ class _Source:
         if len(set(names)) < len(names):
             raise CaptureError(f"{MANIFEST}: taps: {show(names)}.", "Expected each name once.")
         if not self.manifest.complete:
-            self.warnings.append(f"incomplete: {self.manifest.error or 'the manifest does not say why'}")
+            self.warnings.append(f"incomplete: {printable(self.manifest.error or 'the manifest does not say why')}")
         strangers = [name for name in self.manifest.sha256 if name not in FILES]
         if strangers:
             self.warnings.append(f"{MANIFEST}: unknown files left out: {show(', '.join(strangers))}.")

@@ -33,7 +33,7 @@ Bins = npt.NDArray[np.void]  # structured, dtype layout.BIN
 TapNames = Mapping[int, str] | str
 
 _BIN_COUNTERS = ("packets", "frame_bytes", "syn_packets")
-_BIN_KEY = [name for name in BIN.names or () if name not in _BIN_COUNTERS]
+_BIN_KEY = ["start_ns", *(name for name in BIN.names or () if name not in (*_BIN_COUNTERS, "start_ns"))]
 
 
 def _name(taps: TapNames, number: int) -> str:
@@ -128,24 +128,34 @@ def drop_rows(
     return sorted(DropRow(*key, *counts) for key, counts in sums.items())
 
 
+def merge_bins(bins: Bins) -> Bins:
+    """Each bin once, its counters summed, in time order."""
+    keys, where = np.unique(bins[_BIN_KEY], return_inverse=True)
+    merged = np.zeros(len(keys), dtype=BIN)
+    for name in _BIN_KEY:
+        merged[name] = keys[name]
+    for name in _BIN_COUNTERS:
+        np.add.at(merged[name], where, bins[name])
+    return merged
+
+
 def timeline_rows(bins: Bins, taps: TapNames, run_start_ns: int, bin_ns: int) -> list[TimelineRow]:
-    """Rows of timeline.csv from bins (dtype layout.BIN), in time order; bins of zero packets are left out.
+    """Rows of timeline.csv from bins (dtype layout.BIN), in time order, each once; those of zero packets are left out.
 
     run_start_ns: monotonic clock at the capture's start. bin_ns: length of a bin.
     """
-    order = np.lexsort((bins["verdict"], bins["direction"], bins["tap"], bins["start_ns"]))
     return [
         TimelineRow(
             _name(taps, tap), Direction(direction), start_ns - run_start_ns, bin_ns, Verdict(verdict), packets, *sizes
         )
-        for tap, direction, verdict, start_ns, packets, *sizes in bins[order].tolist()
+        for tap, direction, verdict, start_ns, packets, *sizes in merge_bins(bins).tolist()
         if packets
     ]
 
 
 def bins_of(rows: Iterable[TimelineRow], tap_numbers: Mapping[str, int], run_start_ns: int) -> Bins:
     """The bins that rows came from, on the monotonic clock again; rows of the same bin added up, in time order."""
-    table = np.array(
+    table: Bins = np.array(
         [
             (
                 tap_numbers[row.tap],
@@ -160,12 +170,4 @@ def bins_of(rows: Iterable[TimelineRow], tap_numbers: Mapping[str, int], run_sta
         ],
         dtype=BIN,
     )
-    if not len(table):
-        return table
-    keys, where = np.unique(table[_BIN_KEY], return_inverse=True)
-    bins = np.zeros(len(keys), dtype=BIN)
-    for name in _BIN_KEY:
-        bins[name] = keys[name]
-    for name in _BIN_COUNTERS:
-        np.add.at(bins[name], where, table[name])
-    return bins[np.lexsort((bins["verdict"], bins["direction"], bins["tap"], bins["start_ns"]))]
+    return merge_bins(table)
