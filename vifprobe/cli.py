@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command group. Commands are imported when they are called; errors become a message and an exit code here only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+import click
+
+from vifprobe.errors import EXIT_DONE, EXIT_FAILED, VifprobeError
+from vifprobe.version import __version__
+
+#: Command -> its line in `vifprobe --help`; each lives in vifprobe/commands/ under its name.
+COMMANDS = {
+    "watch": "Live screen of one or more taps.",
+    "capture": "Evidence folder: histograms, timeline, drops, reconciliation.",
+    "taps": "Taps of this host and who is behind them.",
+    "doctor": "What this kernel and host can do, and what is missing.",
+    "cleanup": "Remove what a killed run left.",
+}
+
+
+class _Group(click.Group):
+    """Imports a command's module on first use, and shows VifprobeError as the house does."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"vifprobe.commands.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            nearest = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"Did you mean `{nearest[0]}`?" if nearest else f"Commands: {', '.join(COMMANDS)}."
+            raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vifprobe")
+def group() -> None:
+    """See what a VM sends through its tap and what the policer does with it.
+
+    Outbound is guest to network (the tap's rx counters), inbound is network to guest.
+
+    \b
+    Example:
+      sudo vifprobe watch tap834d76e9-5f
+      sudo vifprobe capture tap834d76e9-5f -d 30s -o evidence/
+    """
+
+
+def show_error(error: VifprobeError) -> None:
+    """Message and hints on stderr."""
+    click.echo("\n  ".join((f"Error: {error.message}", *error.hints)), err=True)
+
+
+def main() -> None:
+    """Entry point: never a traceback for what a user can cause."""
+    try:
+        code = group.main(prog_name="vifprobe", standalone_mode=False)
+    except VifprobeError as error:
+        show_error(error)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        # Before anything was counted; a run that counts ends by itself, with what was seen.
+        click.echo("Stopped.", err=True)
+        code = EXIT_FAILED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone: that is its right. Keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_DONE
+    sys.exit(code if isinstance(code, int) else EXIT_DONE)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vifprobe watch`: live screen, lines for a pipe, JSON, CSV."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TextIO
+
+import click
+
+from vifprobe.analysis.reading import Reading
+from vifprobe.commands.options import (
+    DIRECTIONS,
+    DURATION,
+    declared_limits,
+    ended_by_signals,
+    exit_code,
+    fail_on,
+    tap_options,
+)
+from vifprobe.errors import CaptureError, TapError
+from vifprobe.probe import Probe
+
+Show = Callable[[list[Reading]], None]
+
+
+@click.command("watch")
+@tap_options
+@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Time between two readings.")
+@click.option("--duration", type=DURATION, help="End after this long; else Ctrl-C ends it.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Also write each interval's rows to this file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object an interval and tap, one line each.")
+@fail_on
+def command(
+    taps: tuple[str, ...],
+    direction: str,
+    netns: str | None,
+    rate: int | None,
+    burst: int | None,
+    create_qdisc: bool,
+    interval: int,
+    duration: int | None,
+    csv_file: str | None,
+    as_json: bool,
+    fail_on: str | None,
+) -> None:
+    """Show what the guest sends, what passes, what is policed and dropped, and why.
+
+    \b
+    Example:
+      sudo vifprobe watch tap834d76e9-5f
+      sudo vifprobe watch tap834d76e9-5f --interval 100ms --duration 10s --json
+    """
+    probe = Probe(
+        *taps,
+        directions=DIRECTIONS[direction],
+        netns=netns,
+        limits=declared_limits(direction, rate, burst),
+        create_qdisc=create_qdisc,
+    )
+    last: list[Reading] = []
+    with ExitStack() as stack:
+        shows = [stack.enter_context(_csv(csv_file))] if csv_file else []
+        stack.enter_context(probe)
+        stack.enter_context(ended_by_signals(probe.stop))
+        shows.append(_json if as_json else stack.enter_context(_view(sys.stdout, probe)))
+        seconds = None if duration is None else duration / 1e9
+        for last in _by_interval(probe.readings(interval / 1e9, seconds), len(set(taps))):
+            for show in shows:
+                show(last)
+    if probe.gone:
+        raise TapError(f"{', '.join(probe.gone)}: deleted while it was watched.", "What was seen until then is above.")
+    sys.exit(exit_code(last, fail_on))
+
+
+def _by_interval(readings: Iterable[Reading], taps: int) -> Iterator[list[Reading]]:
+    """The readings of all taps of one interval together."""
+    batch: list[Reading] = []
+    for reading in readings:
+        batch.append(reading)
+        if len(batch) == taps:
+            yield batch
+            batch = []
+
+
+def _json(readings: list[Reading]) -> None:
+    from vifprobe.render.jsonlines import dumps, reading_object
+
+    for reading in readings:
+        sys.stdout.write(dumps(reading_object(reading)) + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def _csv(path: str) -> Iterator[Show]:
+    from vifprobe.render.csvlines import csv_header, csv_rows
+
+    try:
+        with open(path, "w", encoding="utf-8", newline="") as stream:
+            stream.write(csv_header())
+
+            def show(readings: list[Reading]) -> None:
+                stream.writelines(csv_rows(reading) for reading in readings if not reading.final)
+                stream.flush()
+
+            yield show
+    except OSError as error:
+        raise CaptureError(f"{path}: {error.strerror}.", "Choose another place for --csv.") from error
+
+
+@contextmanager
+def _view(stream: TextIO, probe: Probe) -> Iterator[Show]:
+    """The live screen on a terminal, else one line an interval."""
+    from vifprobe.render.context import TapContext
+    from vifprobe.render.terminal import is_live_terminal
+
+    if is_live_terminal(stream):
+        from vifprobe.render.screen import LiveScreen
+
+        contexts = {
+            link.name: TapContext(reasons=probe.features.reasons, installed_known=True) for link in probe.links
+        }
+        with LiveScreen(stream, contexts) as screen:
+            yield lambda readings: None if readings[0].final else screen.update(readings)
+        return
+    from vifprobe.render.lines import interval_line, lines_header
+
+    stream.write(lines_header() + "\n")
+
+    def show(readings: list[Reading]) -> None:
+        stream.writelines(interval_line(reading) + "\n" for reading in readings)
+        stream.flush()
+
+    yield show

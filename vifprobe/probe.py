@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watch taps: joins kernel side and host side into readings. What `vifprobe watch` and `capture` and notebooks use."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from vifprobe.analysis.reading import Cells, Limit, Reading, no_cells, subtract
+from vifprobe.errors import UsageError
+from vifprobe.host import netns
+from vifprobe.host.limits import Installed, installed_of
+from vifprobe.host.links import Link, find_link
+from vifprobe.kernel.attach import Attachment, attach
+from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.counters import Counters, Snapshot
+from vifprobe.kernel.features import Features, read_features
+from vifprobe.layout import Direction, TapTrait
+
+BOTH = (Direction.OUTBOUND, Direction.INBOUND)
+
+
+@dataclass
+class _Watched:
+    """A tap while it is watched. `before`: what was counted up to the last reading."""
+
+    link: Link
+    number: int
+    installed: Installed
+    attachments: dict[Direction, Attachment] = field(default_factory=dict)
+    before: Cells = field(default_factory=no_cells)
+    missed_before: int = 0
+    notes: list[str] = field(default_factory=list)
+    gone: bool = False
+
+
+class Probe:
+    """Counts what goes through some taps, from entering the ``with`` block to leaving it.
+
+    taps: interface names. directions: which hooks. netns: name, path or pid of the network namespace that the taps are
+    in; the calling thread is in it inside the block. bin_ns: width of the timeline's bins, 0 for none. limits: declared
+    limits by direction, as given by the user. create_qdisc: on kernels without tcx, add a clsact qdisc where there is
+    none (it keeps OVS and libvirt from adding their policer).
+
+    Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
+    """
+
+    def __init__(
+        self,
+        *taps: str,
+        directions: tuple[Direction, ...] = BOTH,
+        netns: str | None = None,
+        bin_ns: int = 0,
+        limits: Mapping[Direction, Limit] | None = None,
+        create_qdisc: bool = False,
+    ) -> None:
+        if not taps:
+            raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
+        self._names = tuple(dict.fromkeys(taps))
+        self._directions = directions
+        self._netns = netns
+        self._bin_ns = bin_ns
+        self._limits = dict(limits or {})
+        self._create_qdisc = create_qdisc
+        self._home_fd = -1
+        self._programs: Programs | None = None
+        self._watched: list[_Watched] = []
+        self._stop_read, self._stop_write = -1, -1
+        self.start_ns = 0
+        self._last_ns = 0
+        self._final: tuple[Reading, ...] = ()
+
+    def __enter__(self) -> Probe:
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def features(self) -> Features:
+        """What the running kernel can do, drop reason names included."""
+        return self._features
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The watched interfaces, as they were at the start."""
+        return tuple(watched.link for watched in self._watched)
+
+    @property
+    def hooks(self) -> dict[str, dict[Direction, str]]:
+        """Tap name -> direction -> hook in use: tcx, clsact, ingress."""
+        return {
+            watched.link.name: {direction: found.hook for direction, found in watched.attachments.items()}
+            for watched in self._watched
+        }
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """What is watched."""
+        return self._directions
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """Taps that were deleted while they were watched."""
+        return tuple(watched.link.name for watched in self._watched if watched.gone)
+
+    def stop(self) -> None:
+        """End `readings` early, with the last partial interval and the totals. Safe in a signal handler."""
+        os.write(self._stop_write, b"x")
+
+    def readings(self, seconds: float = 1.0, duration_seconds: float | None = None) -> Iterator[Reading]:
+        """One Reading a tap and interval, until the duration is over, `stop` is called or all taps are gone.
+
+        Then the rest as a shorter interval, then (``final``) the totals of the whole run: everything is detached first,
+        so that totals and intervals add up to the packet. seconds: 0.01 and more.
+        """
+        if seconds < 0.01:
+            raise UsageError(f"an interval of {seconds} s is too short.", "Use 10ms or more; a timeline has 1 ms bins.")
+        end_ns = None if duration_seconds is None else self.start_ns + round(duration_seconds * 1e9)
+        due_ns = self.start_ns
+        while True:
+            due_ns += round(seconds * 1e9)
+            last = end_ns is not None and due_ns >= end_ns
+            stopped = self._wait(min(due_ns, end_ns) if end_ns is not None else due_ns)
+            if last or stopped or all(watched.gone for watched in self._watched):
+                break
+            yield from self._interval(self._counters.snapshot())
+        self._detach()
+        yield from self._interval(self._end)
+        yield from self.totals()
+
+    def totals(self) -> tuple[Reading, ...]:
+        """Counts since the start, one Reading a tap, marked ``final``. After the end: the exact totals."""
+        snapshot = self._end or self._counters.snapshot()
+        return tuple(
+            self._reading(watched, self._cells_of(snapshot, watched), snapshot, self.start_ns, final=True)
+            for watched in self._watched
+        )
+
+    def take_bins(self) -> Any:
+        """Time bins (dtype layout.BIN, tap = place in `links`) that ended since the last call; all after the end."""
+        if self._end is not None:
+            bins, self._last_bins = self._last_bins, self._last_bins[:0]
+            return bins
+        return self._counters.take_bins()
+
+    @property
+    def lost_bins(self) -> int:
+        """Time bins that were overwritten before they were taken."""
+        return self._counters.lost_bins
+
+    def close(self) -> None:
+        """Detach everything, free everything; harmless when called again."""
+        if self._programs is not None:
+            self._detach()
+            self._programs.close()
+            self._programs = None
+        for fd in (self._stop_read, self._stop_write):
+            if fd >= 0:
+                os.close(fd)
+        self._stop_read = self._stop_write = -1
+        if self._home_fd >= 0:
+            netns.return_to(self._home_fd)
+            self._home_fd = -1
+
+    def _open(self) -> None:
+        self._end: Snapshot | None = None
+        self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._netns is not None:
+            self._home_fd = netns.own()
+            netns.enter(self._netns)
+        links = [find_link(name) for name in self._names]
+        self._features = read_features()
+        settings = Settings(taps=len(links), bin_ns=self._bin_ns, cpus=possible_cpus())
+        with ThreadPoolExecutor(1) as pool:
+            # The compiler runs outside Python's lock: the host side is read meanwhile.
+            compiling = pool.submit(Programs, settings, self._features)
+            installed = installed_of(links)
+            self._programs = compiling.result()
+        self._counters = Counters(self._programs)
+        self._watched = [_Watched(link, number, installed[link.ifindex]) for number, link in enumerate(links)]
+        for watched in self._watched:
+            self._counters.watch(watched.link.ifindex, watched.number, _traits(watched.installed))
+        self.start_ns = self._last_ns = time.monotonic_ns()
+        self._programs.attach_verdicts()
+        for watched in self._watched:
+            found = watched.installed.tc.ingress
+            for direction in self._directions:
+                fd = self._programs.tc_program_fd(direction)
+                kind = found.kind if found else None
+                watched.attachments[direction] = attach(fd, watched.link.name, watched.link.ifindex, direction, kind)
+
+    def _wait(self, until_ns: int) -> bool:
+        """Sleep until then; True as soon as `stop` was called."""
+        while (left := until_ns - time.monotonic_ns()) > 0:
+            ready, _, _ = select.select([self._stop_read], [], [], left / 1e9)
+            if ready:
+                return True
+            self._look_for_gone()
+        return False
+
+    def _look_for_gone(self) -> None:
+        for watched in self._watched:
+            if not watched.gone and not _is_there(watched.link):
+                watched.gone = True
+
+    def _limit(self, watched: _Watched, direction: Direction) -> Limit:
+        declared, main = self._limits.get(direction, Limit()), watched.installed.main(direction)
+        if main is None:
+            return declared
+        return replace(
+            declared,
+            installed_bps=main.rate_bps,
+            installed_pps=main.rate_pps,
+            burst_bytes=main.burst_bytes if declared.burst_bytes is None else declared.burst_bytes,
+        )
+
+    def _detach(self) -> None:
+        """Take every hook off and read what is then final."""
+        if self._programs is None or self._end is not None or not self._watched:
+            return
+        for watched in self._watched:
+            for attachment in watched.attachments.values():
+                attachment.detach()
+        # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.
+        self._last_bins = self._counters.take_bins(final=True)
+        self._end = self._counters.snapshot()
+        self._programs.detach_verdicts()
+
+    def _cells_of(self, snapshot: Snapshot, watched: _Watched) -> Cells:
+        return snapshot.cells[snapshot.cells["tap"] == watched.number]
+
+    def _interval(self, snapshot: Snapshot) -> Iterator[Reading]:
+        since_ns, self._last_ns = self._last_ns, snapshot.at_ns
+        for watched in self._watched:
+            cells = self._cells_of(snapshot, watched)
+            reading = self._reading(watched, subtract(cells, watched.before), snapshot, since_ns)
+            missed, watched.missed_before = snapshot.missed_packets - watched.missed_before, snapshot.missed_packets
+            watched.before = cells
+            yield replace(reading, missed=missed)
+
+    def _reading(
+        self, watched: _Watched, cells: Cells, snapshot: Snapshot, since_ns: int, final: bool = False
+    ) -> Reading:
+        return Reading(
+            tap=watched.link.name,
+            at=datetime.now(timezone.utc),
+            start_ns=since_ns - self.start_ns,
+            duration_ns=snapshot.at_ns - since_ns,
+            cells=cells,
+            missed=snapshot.missed_packets,
+            verdicts="reason" if self._features.has_drop_reason else "inferred",
+            limits={direction: self._limit(watched, direction) for direction in self._directions},
+            notes=tuple(watched.notes),
+            directions=self._directions,
+            final=final,
+        )
+
+
+def _is_there(link: Link) -> bool:
+    """Asked of the kernel, not of /sys, which shows the namespace that it was mounted in."""
+    try:
+        socket.if_indextoname(link.ifindex)
+    except OSError:
+        return False
+    return True
+
+
+def _traits(installed: Installed) -> int:
+    """What the kernel side must know to call a drop the policer's."""
+    nft_sees_it = any(chain.hook == "ingress" for chain in installed.nft.chains)
+    return int(TapTrait.NFT_POLICER) if nft_sees_it else 0
