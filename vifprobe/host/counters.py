@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters that others keep of an interface's packets, and what each of them counts, to hold a probe's count against.
+
+| counter | counts |
+|---|---|
+| device rx_packets, rx_bytes | all that came in, dropped afterwards or not (tun adds to them behind the hand-over) |
+| device rx_dropped | refused by the driver, or wanted by no protocol behind tc |
+| device tx_packets, tx_bytes, tx_dropped | read by the guest; not taken because the ring was full |
+| tc ingress ... | seen and dropped at tc ingress while a filter is there, by whatever filter |
+| tc police ... | offered to one police action, and dropped by it |
+| tc root ... | sent and dropped by the egress queueing tree |
+| nft drops ... | dropped by all rules of the chains hooked on the interface |
+| policer drops | sum of what tc's policers and nft have dropped of what came in |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from vifprobe.host.limits import Installed, InstalledLimit, installed_of
+from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
+from vifprobe.layout import Direction
+
+
+class Counts(Enum):
+    """What a counter holds, in a probe's terms. PART: some of it only, or nothing that a probe counts."""
+
+    OFFERED = "offered"
+    PASSED = "passed"
+    POLICED = "policed"
+    DROPPED = "dropped"
+    PART = "part"
+
+
+class Unit(Enum):
+    """FRAME_BYTES of a device hold the outer VLAN tag, which a frame at tc ingress has lost. CHARGED_BYTES are without
+    the L2 header at ingress.
+    """
+
+    PACKETS = "packets"
+    FRAME_BYTES = "frame_bytes"
+    CHARGED_BYTES = "charged_bytes"
+
+
+@dataclass(frozen=True)
+class CounterSample:
+    """One counter at one moment. counter: its name with its source, unique on its interface and the same in each read.
+
+    bits: it starts over at 2**bits. shared: packets of other interfaces are in it, too.
+    """
+
+    counter: str
+    direction: Direction
+    counts: Counts
+    unit: Unit
+    value: int
+    bits: int = 64
+    shared: bool = False
+
+
+def read_counters(link: Link, previous: Iterable[CounterSample] = ()) -> tuple[CounterSample, ...]:
+    """All counters of one interface, now. With the samples read before it, 32-bit counters go on growing past 2**32.
+
+    Counters of an interface that is gone, or whose ifindex is another device's now, are not there. Raises HostError.
+    """
+    return read_counters_of([link], {link.ifindex: tuple(previous)})[link.ifindex]
+
+
+def read_counters_of(
+    links: Iterable[Link], previous: dict[int, tuple[CounterSample, ...]] | None = None
+) -> dict[int, tuple[CounterSample, ...]]:
+    """Ifindex -> counters, for many interfaces from the same few dumps. Raises HostError."""
+    links = list(links)
+    devices = {link.ifindex: counters for link, counters in list_links_and_counters()}
+    limits = installed_of(links)
+    found = {}
+    for link in links:
+        samples = (*_device(devices.get(link.ifindex)), *_installed(limits[link.ifindex]))
+        growing = unwrapped(samples, (previous or {}).get(link.ifindex, ()))
+        found[link.ifindex] = (*growing, *_total(limits[link.ifindex], growing))
+    return found
+
+
+def unwrapped(samples: Iterable[CounterSample], previous: Iterable[CounterSample]) -> tuple[CounterSample, ...]:
+    """The samples, with 2**bits added as often as a counter has started over since `previous`.
+
+    A value that fell from the upper half of its range to the lower one has gone around; one that fell otherwise
+    belongs to a new object, and is left alone.
+    """
+    before = {sample.counter: sample.value for sample in previous}
+    return tuple(_unwrapped(sample, before.get(sample.counter, 0)) for sample in samples)
+
+
+def _unwrapped(sample: CounterSample, before: int) -> CounterSample:
+    turn = 1 << sample.bits
+    turns, rest = divmod(before, turn)
+    if rest >= turn // 2 > sample.value:
+        turns += 1
+    elif sample.value < rest:
+        turns = 0
+    return replace(sample, value=sample.value + turns * turn)
+
+
+def _device(counters: LinkCounters | None) -> Iterator[CounterSample]:
+    if counters is None:
+        return
+    out, into = Direction.OUTBOUND, Direction.INBOUND
+    packets, frame_bytes = Unit.PACKETS, Unit.FRAME_BYTES
+    yield CounterSample("device rx_packets", out, Counts.OFFERED, packets, counters.rx_packets)
+    yield CounterSample("device rx_bytes", out, Counts.OFFERED, frame_bytes, counters.rx_bytes)
+    yield CounterSample("device rx_dropped", out, Counts.PART, packets, counters.rx_dropped)
+    yield CounterSample("device tx_packets", into, Counts.PASSED, packets, counters.tx_packets)
+    yield CounterSample("device tx_bytes", into, Counts.PASSED, frame_bytes, counters.tx_bytes)
+    yield CounterSample("device tx_dropped", into, Counts.DROPPED, packets, counters.tx_dropped)
+
+
+def _installed(found: Installed) -> Iterator[CounterSample]:
+    nft_hooks = {chain.hook for chain in found.nft.chains}
+    police = [limit for limit in found.limits if limit.kind == "police"]
+    # Only where there is one place that drops what comes in is its count all that a probe calls policed.
+    places = len([limit for limit in police if limit.direction is Direction.OUTBOUND]) + ("ingress" in nft_hooks)
+    whole = Counts.POLICED if places == 1 else Counts.PART
+    yield from _ingress(found, Counts.PART if "ingress" in nft_hooks else Counts.POLICED)
+    yield from _root(found)
+    for limit in police:
+        yield from _police(found, limit, whole)
+    if "ingress" in nft_hooks:
+        yield from _nft(found, "ingress", Direction.OUTBOUND, whole)
+    if "egress" in nft_hooks:
+        yield from _nft(found, "egress", Direction.INBOUND, Counts.PART)
+
+
+def _ingress(found: Installed, drops: Counts) -> Iterator[CounterSample]:
+    qdisc, out = found.tc.ingress, Direction.OUTBOUND
+    # clsact counts both directions in one place: neither direction's count can be held against it.
+    if qdisc is None or qdisc.kind != "ingress":
+        return
+    yield from _sample("tc ingress bytes", out, Counts.PART, Unit.CHARGED_BYTES, qdisc.stats.bytes)
+    yield from _sample("tc ingress packets", out, Counts.PART, Unit.PACKETS, qdisc.stats.packets)
+    yield from _sample("tc ingress drops", out, drops, Unit.PACKETS, qdisc.stats.drops, 32)
+
+
+def _root(found: Installed) -> Iterator[CounterSample]:
+    qdisc, into = found.tc.root, Direction.INBOUND
+    if qdisc is None or qdisc.kind in ("noqueue", "noop"):
+        return
+    yield from _sample("tc root bytes", into, Counts.PART, Unit.CHARGED_BYTES, qdisc.stats.bytes)
+    yield from _sample("tc root packets", into, Counts.PART, Unit.PACKETS, qdisc.stats.packets)
+    yield from _sample("tc root drops", into, Counts.POLICED, Unit.PACKETS, qdisc.stats.drops, 32)
+
+
+def _police(found: Installed, limit: InstalledLimit, drops: Counts) -> Iterator[CounterSample]:
+    ahead = next(iter(at.where for at in found.tc.filters if at.hook == "ingress"), "")
+    takes_all = limit.matches_all and limit.protocol == "all" and limit.where.startswith(f"{ahead} ")
+    counts = Counts.PART if limit.shared or limit.direction is Direction.INBOUND else drops
+    offered = Counts.OFFERED if takes_all and limit.direction is Direction.OUTBOUND else Counts.PART
+    for name, counted, unit, value, bits in (
+        ("drops", counts, Unit.PACKETS, limit.drops, 32),
+        ("packets", Counts.PART, Unit.PACKETS, limit.packets, 64),  # a guest's GSO frame is 0 packets here
+        ("bytes", Counts.PART if limit.shared else offered, Unit.CHARGED_BYTES, limit.bytes, 64),
+    ):
+        counter = f"tc police {name}: {limit.where}"
+        yield from _sample(counter, limit.direction, counted, unit, value, bits, limit.shared)
+
+
+def _nft(found: Installed, hook: str, direction: Direction, counts: Counts) -> Iterator[CounterSample]:
+    drops = found.nft.drops(hook)
+    if drops is None:
+        return
+    counts = Counts.PART if drops.shared else counts
+    for name, unit, value in (("packets", Unit.PACKETS, drops.packets), ("bytes", Unit.CHARGED_BYTES, drops.bytes)):
+        yield from _sample(f"nft drops {name}: {hook}", direction, counts, unit, value, shared=drops.shared)
+
+
+def _total(found: Installed, samples: Iterable[CounterSample]) -> Iterator[CounterSample]:
+    """What all policers dropped of what came in, where there are several and each tells its count."""
+    drops = [
+        one
+        for one in samples
+        if one.direction is Direction.OUTBOUND
+        and one.unit is Unit.PACKETS
+        and one.counter.startswith(("tc police drops", "nft drops"))
+    ]
+    nft_is_silent = found.nft.drops("ingress") is None
+    if len(drops) < 2 or nft_is_silent or any(one.shared for one in drops):
+        return
+    total = sum(one.value for one in drops)
+    yield CounterSample("policer drops", Direction.OUTBOUND, Counts.POLICED, Unit.PACKETS, total)
+
+
+def _sample(
+    counter: str,
+    direction: Direction,
+    counts: Counts,
+    unit: Unit,
+    value: int | None,
+    bits: int = 64,
+    shared: bool = False,
+) -> Iterator[CounterSample]:
+    if value is not None:
+        yield CounterSample(counter, direction, counts, unit, value, bits, shared)

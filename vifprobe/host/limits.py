@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every limit that the kernel holds an interface to, from tc and nft, in one shape: the rows of policer.csv.
+
+Only what is installed: what libvirt, OVS or Neutron say that they want is theirs to tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vifprobe.errors import HostError
+from vifprobe.host.links import Link
+from vifprobe.host.nft import NftPolicer, NftState, read_nft_of
+from vifprobe.host.tc import TcState, read_tc_of
+from vifprobe.host.tc_records import Shaper, Stats, TcAction, TcFilter
+from vifprobe.layout import Direction
+
+
+@dataclass(frozen=True)
+class InstalledLimit:
+    """One limit as the kernel enforces it. None: not set, or not counted.
+
+    source: `tc` or `nft`. kind: `police`, `htb`, `tbf` or `limit`. where: which object, in a form that stays the same
+    while the object does. protocol: of the packets that it is held against, as tc writes it; nft knows no such field,
+    and `all` stands for a rule without conditions there, "" for one with some. matches_all: whether all packets of that
+    protocol come to it. rate_pps: rounded up. packets, bytes: offered to it; drops: packets, 32 bit from tc.
+    shared: other interfaces use the same bucket or counter. default: of several classes the one for unsorted packets.
+    """
+
+    direction: Direction
+    source: str
+    kind: str
+    where: str
+    rate_bps: int | None = None
+    burst_bytes: int | None = None
+    rate_pps: int | None = None
+    burst_packets: int | None = None
+    protocol: str = "all"
+    matches_all: bool | None = True
+    exceed_action: str = "drop"
+    packets: int | None = None
+    bytes: int | None = None
+    drops: int | None = None
+    shared: bool = False
+    default: bool = True
+
+
+@dataclass(frozen=True)
+class Installed:
+    """All limits of one interface, in the order in which packets meet them, and what they were read from.
+
+    problems: what could not be read, so that "none" and "don't know" stay apart.
+    """
+
+    limits: tuple[InstalledLimit, ...]
+    tc: TcState
+    nft: NftState
+    problems: tuple[str, ...] = ()
+
+    def of(self, direction: Direction) -> tuple[InstalledLimit, ...]:
+        """Those of one direction."""
+        return tuple(limit for limit in self.limits if limit.direction == direction)
+
+    def main(self, direction: Direction) -> InstalledLimit | None:
+        """The lowest bit rate that unsorted packets of this direction are held to, else the lowest packet rate."""
+        limits = [limit for limit in self.of(direction) if limit.default]
+        with_bits = [limit for limit in limits if limit.rate_bps is not None]
+        if with_bits:
+            return min(with_bits, key=lambda limit: limit.rate_bps or 0)
+        return min((limit for limit in limits if limit.rate_pps), key=lambda limit: limit.rate_pps or 0, default=None)
+
+
+def installed(link: Link) -> Installed:
+    """The limits of one interface. Raises HostError where tc can't be read at all."""
+    return installed_of([link])[link.ifindex]
+
+
+def installed_of(links: Iterable[Link]) -> dict[int, Installed]:
+    """Ifindex -> limits, for many interfaces from the same few dumps. Raises HostError where tc can't be read."""
+    links = list(links)
+    tc = read_tc_of(link.ifindex for link in links)
+    problems: tuple[str, ...] = ()
+    try:
+        nft = read_nft_of(link.name for link in links)
+    except HostError as error:
+        nft, problems = {}, (str(error),)
+    found = {}
+    for link in links:
+        tc_state, nft_state = tc[link.ifindex], nft.get(link.name, NftState())
+        limits = (*_tc_limits(tc_state), *_nft_limits(nft_state))
+        found[link.ifindex] = Installed(limits, tc_state, nft_state, tc_state.problems + problems)
+    return found
+
+
+def _tc_limits(state: TcState) -> Iterator[InstalledLimit]:
+    for at, action in state.police():
+        yield _police(at, action)
+    root = state.root
+    for found in state.classes:
+        if found.shaper is not None:
+            default = root is not None and root.default_class == found.handle
+            # A class borrows up to its ceil, and one without a parent has nobody to borrow from (htb_class_mode,
+            # htb_activate_prios): its rate is the limit, whatever ceil says.
+            borrows = found.parent != "root"
+            yield _shaped(f"root htb {found.handle}", "htb", found.shaper, found.stats, default, borrows)
+    for qdisc in state.qdiscs:
+        if qdisc.shaper is not None:
+            default = qdisc.parent == "root" or (root is not None and qdisc.parent == root.default_class)
+            yield _shaped(f"root {qdisc.kind} {qdisc.handle}", qdisc.kind, qdisc.shaper, qdisc.stats, default)
+
+
+def _police(at: TcFilter, action: TcAction) -> InstalledLimit:
+    policer, stats = action.policer, action.stats
+    return InstalledLimit(
+        direction=Direction.OUTBOUND if at.hook == "ingress" else Direction.INBOUND,
+        source="tc",
+        kind="police",
+        where=f"{at.where} police {action.index}",
+        rate_bps=policer.rate_bps if policer else None,
+        burst_bytes=policer.burst_bytes if policer else None,
+        rate_pps=policer.rate_pps if policer else None,
+        burst_packets=policer.burst_packets if policer else None,
+        protocol=at.protocol,
+        matches_all=at.matches_all,
+        exceed_action=policer.exceed_action if policer else "",
+        packets=stats.packets,
+        bytes=stats.bytes,
+        drops=stats.drops,
+        shared=at.block is not None or (policer is not None and policer.bindings > 1),
+    )
+
+
+def _shaped(
+    where: str, kind: str, shaper: Shaper, stats: Stats, default: bool, borrows: bool = False
+) -> InstalledLimit:
+    return InstalledLimit(
+        direction=Direction.INBOUND,
+        source="tc",
+        kind=kind,
+        where=where,
+        rate_bps=shaper.ceil_bps if borrows else shaper.rate_bps,
+        burst_bytes=shaper.ceil_burst_bytes if borrows else shaper.burst_bytes,
+        packets=stats.packets,
+        bytes=stats.bytes,
+        drops=stats.drops,
+        default=default,
+    )
+
+
+def _nft_limits(state: NftState) -> Iterator[InstalledLimit]:
+    return map(_nft_limit, state.policers())
+
+
+def _nft_limit(found: NftPolicer) -> InstalledLimit:
+    limit, rule = found.limit, found.at.rule
+    offered = rule.counter_before
+    return InstalledLimit(
+        direction=Direction.OUTBOUND if found.hook == "ingress" else Direction.INBOUND,
+        source="nft",
+        kind="limit",
+        where=found.where,
+        rate_bps=limit.rate_bps,
+        burst_bytes=limit.burst_bytes,
+        rate_pps=None if limit.rate_pps is None else math.ceil(limit.rate_pps),
+        burst_packets=limit.burst_packets,
+        protocol="all" if rule.matches_all else "",
+        matches_all=rule.matches_all,
+        exceed_action="drop" if rule.drops or found.drops_packets is not None else "",
+        packets=offered.packets if offered else None,
+        bytes=offered.bytes if offered else None,
+        drops=found.drops_packets,
+        shared=found.shared,
+    )
