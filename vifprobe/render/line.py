@@ -6,6 +6,7 @@ A style is the name of a meaning (`STYLES`), so that nothing is said by colour a
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -104,6 +105,14 @@ def natural(titles: Sequence[str], rows: Sequence[Sequence[str | Span]], right: 
         for number, value in enumerate(row):
             widths[number] = max(widths[number], cell_width(value.text if isinstance(value, Span) else value))
     return [Column(title, width, edge) for title, width, edge in zip(titles, widths, right, strict=True)]
+
+
+def wrapped(label: Span, text: str, width: int, indent: int | None = None) -> list[Line]:
+    """A label and text that goes on in further lines, `indent` columns in (else: below its own beginning)."""
+    start = cell_width(label.text)
+    indent = start if indent is None else indent
+    rows = textwrap.wrap(" " * start + text, max(width, indent + 20), subsequent_indent=" " * indent) or [""]
+    return [line(label, rows[0][start:]), *(line(row) for row in rows[1:])]
 
 
 def one_line(parts: Sequence[Line], width: int, glyphs: Glyphs = BLOCKS) -> Line:

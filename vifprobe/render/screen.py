@@ -7,7 +7,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import TextIO
 
@@ -20,7 +20,7 @@ from vifprobe.layout import Verdict
 from vifprobe.render.context import TapContext
 from vifprobe.render.judgement import judge, per_second
 from vifprobe.render.line import STYLES, Column, Line, Span, cells, head, line
-from vifprobe.render.sections import Section, fit, listed
+from vifprobe.render.sections import Section, fit, more_line
 from vifprobe.render.tap_tables import ROOMY, bps, verdict_span
 from vifprobe.render.tap_view import main_direction, tap_sections
 from vifprobe.render.terminal import is_live_terminal
@@ -80,10 +80,11 @@ def _busy(reading: Reading) -> float:
     return per_second(reading.offered(main_direction(reading)).packets, reading) or 0.0
 
 
-def _overview(
-    taps: Sequence[Sequence[Reading]], contexts: Mapping[str, TapContext], shown: str, width: int, glyphs: Glyphs
-) -> Section:
-    """One line a tap, the busiest first: rates in packets/s, what passed in bit/s charged, and the limit's state."""
+def _end_ns(reading: Reading) -> int:
+    return reading.start_ns + reading.duration_ns
+
+
+def _overview_columns(width: int) -> list[Column]:
     columns = [
         Column("", 1, right=False),
         Column("tap (packets/s)", 15, right=False),
@@ -94,16 +95,38 @@ def _overview(
         columns.insert(6, Column("charged", 11))
     if width >= 100:
         columns.append(Column("domain", width - 81, right=False))
-    rows = []
-    for readings in taps:
+    return columns
+
+
+def _overview(
+    taps: Sequence[Sequence[Reading]], contexts: Mapping[str, TapContext], shown: str, width: int, glyphs: Glyphs
+) -> Section:
+    """One line a tap, the busiest first: rates in packets/s, what passed in bit/s charged, and the limit's state."""
+    columns = _overview_columns(width)
+    newest_ns = max(_end_ns(readings[-1]) for readings in taps)
+
+    def row(readings: Sequence[Reading]) -> Line:
+        """Drawn only where it is seen: judging hundreds of taps an interval would cost."""
         context = contexts.get(readings[-1].tap, TapContext())
-        rows.append(cells(columns, _overview_row(readings, context, shown, len(columns), glyphs), glyphs))
-    section = listed(rows, "taps", glyphs, least=4, keep=1, grow=3)
-    return replace(section, head=(head(columns, glyphs),))
+        stale = _end_ns(readings[-1]) + readings[-1].duration_ns < newest_ns
+        return cells(columns, _overview_row(readings, context, shown, stale, len(columns), glyphs), glyphs)
+
+    chosen = [readings[-1].tap for readings in taps].index(shown)
+
+    def draw(room: int) -> list[Line]:
+        """The busiest taps, and in any case the one whose details stand below."""
+        if room >= len(taps):
+            return [row(readings) for readings in taps]
+        seen = [*taps[: room - 1]]
+        if seen and chosen >= len(seen):
+            seen[-1] = taps[chosen]
+        return [*map(row, seen), more_line(len(taps) - len(seen), "taps", glyphs)]
+
+    return Section(len(taps), min(4, len(taps)), draw, keep=1, grow=3, head=(head(columns, glyphs),))
 
 
 def _overview_row(
-    readings: Sequence[Reading], context: TapContext, shown: str, columns: int, glyphs: Glyphs
+    readings: Sequence[Reading], context: TapContext, shown: str, stale: bool, columns: int, glyphs: Glyphs
 ) -> list[str | Span]:
     reading = readings[-1]
     direction = main_direction(reading)
@@ -125,7 +148,7 @@ def _overview_row(
     word, style = state.word, "ok" if state.style == "good" else state.style
     if reading.missed:
         word, style = f"MISSED {si(reading.missed)}", "bad"
-    values.append(Span(word, style))
+    values.append(Span("NO NEWS", "warn") if stale else Span(word, style))
     if columns > 8:
         values.append(clean(context.domain, glyphs))
     return values
@@ -179,13 +202,15 @@ class LiveScreen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        if self._sigterm:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self._history:
-            self._console.print(self._screen(running=False))
+        try:
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
+            if self._history:
+                self._console.print(self._screen(running=False))
+        finally:
+            if self._sigterm:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _screen(self, running: bool) -> Screen:
         readings = [reading for history in self._history.values() for reading in history]

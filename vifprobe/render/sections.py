@@ -42,14 +42,12 @@ def fixed(lines: Sequence[Line], keep: int = 0, gap: bool = False) -> Section:
 
 def listed(rows: Sequence[Line], what: str, glyphs: Glyphs, least: int, keep: int, grow: int) -> Section:
     """A list that may be cut at its end: ``… 3 more classes``."""
-    kept = tuple(rows)
+    total = len(rows)
 
     def draw(room: int) -> Sequence[Line]:
-        if room >= len(kept):
-            return kept
-        return (*kept[: room - 1], more_line(len(kept) - room + 1, what, glyphs))
+        return rows if room >= total else [*rows[: room - 1], more_line(total - room + 1, what, glyphs)]
 
-    return Section(len(kept), min(least, len(kept)), draw, keep, grow)
+    return Section(total, min(least, total), draw, keep, grow)
 
 
 def more_line(hidden: int, what: str, glyphs: Glyphs) -> Line:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
@@ -12,9 +11,11 @@ from vifprobe.layout import Direction, Verdict
 from vifprobe.render import tap_view
 from vifprobe.render.context import TapContext, losses
 from vifprobe.render.judgement import per_second
-from vifprobe.render.line import Column, Line, Span, cells, flow, head, line
+from vifprobe.render.line import Column, Line, Span, cells, flow, head, line, wrapped
 from vifprobe.render.tap_tables import VERDICTS, bps, other_direction, verdict_span
 from vifprobe.render.units import BLOCKS, Glyphs, bit_rate, clean, duration, frame_size, percent, si, whole
+
+_INDENT = 9  # where text goes on below its label
 
 
 def summary_lines(
@@ -38,7 +39,7 @@ def summary_lines(
         *tap_view.missed(reading),
         *tap_view.policer(reading.limits.get(direction, Limit()), context, width, glyphs),
         *_totals(reading, direction, width, glyphs),
-        *_lost(reading, direction, context, glyphs),
+        *_lost(reading, direction, context, width, glyphs),
         *_mix(reading, direction, width, glyphs),
         *[
             row
@@ -48,7 +49,7 @@ def summary_lines(
         ],
         *_findings(reading.findings, width, glyphs),
         *_agreement([row for row in counters if row.tap == reading.tap], width, glyphs),
-        *[line(f"note: {clean(note, glyphs)}") for note in reading.notes],
+        *[row for note in reading.notes for row in wrapped(Span("note     ", "name"), clean(note, glyphs), width)],
         *_closing(reading, files, width, glyphs),
     ]
 
@@ -58,7 +59,7 @@ def _totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) 
         Column(direction.name, 8, right=False),
         Column("packets", 13),
         Column("average/s", 9) if width >= 78 else Column("avg/s", 7),
-        Column("share", 6),
+        Column("share", 6 if width >= 78 else 5),
         *(Column(title, 11) for title in ("charged", "as frames", "on wire")),
     ]
     if width < 72:
@@ -92,20 +93,21 @@ def _totals_row(
     return cells(columns, [Span(value, style) for value in values], glyphs)
 
 
-def _lost(reading: Reading, direction: Direction, context: TapContext, glyphs: Glyphs) -> list[Line]:
+def _lost(reading: Reading, direction: Direction, context: TapContext, width: int, glyphs: Glyphs) -> list[Line]:
     """Who took the packets that did not pass, with exact counts."""
-    lines = []
+    lines: list[Line] = []
     for verdict in (Verdict.POLICED, Verdict.DROPPED):
         for loss in losses(reading, direction, verdict, context.reasons):
             words = f": {loss.words}" if loss.words else ""
             name = Span(f"{verdict.name.lower()} ", verdict.name.lower())
-            lines.append(line(name, f"{whole(loss.counts.packets)} by {clean(loss.name, glyphs)}{words}"))
+            text = f"{whole(loss.counts.packets)} by {clean(loss.name, glyphs)}{words}"
+            lines += wrapped(name, text, width, _INDENT)
     for counts, words in (
         (reading.bypass(direction), "passed although above the limit (bypass)"),
         (reading.overpoliced(direction), "policed although within the limit (overpoliced)"),
     ):
         if counts is not None and counts.packets:
-            lines.append(line(f"{whole(counts.packets)} {words}"))
+            lines += wrapped(Span(""), f"{whole(counts.packets)} {words}", width, _INDENT)
     return lines
 
 
@@ -128,8 +130,7 @@ def _findings(findings: Sequence[Finding], width: int, glyphs: Glyphs) -> list[L
     lines: list[Line] = []
     for finding in tap_view.by_severity(findings):
         lines += tap_view.finding_lines([finding], glyphs, width)
-        for row in textwrap.wrap(clean(finding.advice, glyphs), max(20, width - 7)):
-            lines.append(line(Span(" " * 7 + row, "faint")))
+        lines += wrapped(Span(" " * _INDENT), clean(finding.advice, glyphs), width) if finding.advice else []
     return lines
 
 
@@ -137,21 +138,19 @@ def _agreement(rows: Sequence[ReconcileRow], width: int, glyphs: Glyphs) -> list
     """Whether the counters that others keep say the same; each one that doesn't is named, with both numbers."""
     if not rows:
         return []
-    label = Span("kernel   ", "name")
     agreed = [row for row in rows if row.agrees]
     open_ones = [row for row in rows if row.agrees is None]
     names = ", ".join(clean(row.counter, glyphs) for row in agreed)
     text = f"{len(agreed)} of {len(rows)} counters agree{f': {names}' if names else ''}"
     if open_ones:
         text += f"; can't be told: {', '.join(clean(row.counter, glyphs) for row in open_ones)}"
-    wrapped = textwrap.wrap(text, max(20, width - len(label.text)))
-    lines = [line(label if not number else " " * len(label.text), row) for number, row in enumerate(wrapped)]
+    lines = wrapped(Span("kernel   ", "name"), text, width)
     for row in rows:
         if row.agrees is False:
             low, high = whole(row.vifprobe_low), whole(row.vifprobe_high)
             counted = low if low == high else f"{low} to {high}"
             words = f" {clean(row.counter, glyphs)}: kernel {whole(row.delta)}, vifprobe {counted}"
-            lines.append(line(" " * len(label.text), Span(" DISAGREES ", "bad"), words))
+            lines += wrapped(Span(" DISAGREES ", "bad"), words, width, _INDENT)
     return lines
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from vifprobe.layout import Direction, Verdict
 from vifprobe.render import tap_tables
 from vifprobe.render.context import Loss, TapContext, losses
 from vifprobe.render.judgement import judge, per_second, same_rate
-from vifprobe.render.line import Line, Span, flow, line, one_line
+from vifprobe.render.line import Line, Span, flow, line, one_line, wrapped
 from vifprobe.render.sections import Section, beside, fixed, listed
 from vifprobe.render.units import (
     Glyphs,
@@ -184,14 +183,15 @@ def by_severity(findings: Sequence[Finding]) -> list[Finding]:
 
 def finding_lines(findings: Sequence[Finding], glyphs: Glyphs, wrap: int | None = None) -> list[Line]:
     """One line a finding, the worst first; `wrap`: columns in which a long title goes on in a further line."""
-    lines = []
+    lines: list[Line] = []
     for finding in by_severity(findings):
         mark, style = _SEVERITIES.get(finding.severity, _SEVERITIES["critical"])
         label = f"{mark} {clean(finding.pattern, glyphs)}"
         words = clean(finding.title, glyphs)
-        rows = textwrap.wrap(words, max(20, wrap - len(label) - 1)) if wrap else [words]
-        lines.append(line(Span(label, style), f" {rows[0] if rows else ''}"))
-        lines += [line(" " * (len(label) + 1) + row) for row in rows[1:]]
+        if wrap:
+            lines += wrapped(Span(label, style), f" {words}", wrap, 9)
+        else:
+            lines.append(line(Span(label, style), f" {words}"))
     return lines
 
 

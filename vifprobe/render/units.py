@@ -80,13 +80,15 @@ def clip(text: str, width: int, glyphs: Glyphs = BLOCKS) -> str:
     """At most `width` columns of cleaned text, with an ellipsis where something was cut off."""
     if cell_width(text) <= width:
         return text
+    if width <= len(glyphs.ellipsis):
+        return glyphs.ellipsis[: max(width, 0)]
     room, kept = width - len(glyphs.ellipsis), []
     for char in text:
         room -= _char_width(char)
         if room < 0:
             break
         kept.append(char)
-    return ("".join(kept) + glyphs.ellipsis)[: max(width, 0)]
+    return "".join(kept) + glyphs.ellipsis
 
 
 def pad(text: str, width: int, right: bool = False) -> str:

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`watch --json` and `watch --csv`: the contract that scripts rely on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import render_kit as kit
+
+from vifprobe.analysis.reading import Counts, Reading
+from vifprobe.layout import Direction, Expected, PacketClass, Verdict
+from vifprobe.render.csvlines import csv_header, csv_rows
+from vifprobe.render.jsonlines import dumps, reading_object
+
+COUNTS = ["packets", "frame_bytes", "charged_bytes", "wire_bytes"]
+OUTCOMES = ["passed", "policed", "dropped"]
+
+
+def parsed(reading: Reading) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(dumps(reading_object(reading)))
+    return found
+
+
+def test_every_key_of_the_contract_in_its_order() -> None:
+    found = parsed(kit.BASE)
+    assert list(found) == [
+        *("schema", "tap", "at", "start_ns", "duration_ns", "final"),
+        *("outbound", "inbound", "missed", "verdicts", "findings"),
+    ]
+    both = ["offered", *OUTCOMES, "bypass", "overpoliced", "classes", "limit"]
+    assert list(found["outbound"]) == both
+    assert sorted(found["inbound"]) == sorted([*both, "queued"])
+    assert list(found["outbound"]["offered"]) == COUNTS
+    assert list(found["outbound"]["limit"]) == ["declared_bps", "installed_bps", "installed_pps", "burst_bytes"]
+    assert list(found["outbound"]["classes"]) == [code.name.lower() for code in PacketClass]
+    assert all(list(entry) == ["offered", *OUTCOMES] for entry in found["outbound"]["classes"].values())
+    assert list(found["findings"][0]) == ["id", "pattern", "severity", "title"]
+
+
+def test_values_come_through() -> None:
+    found = parsed(replace(kit.at(3), missed=13, final=True))
+    assert found["schema"] == 1
+    assert (found["tap"], found["at"]) == (kit.TAP, "2026-11-22T05:12:47.123456+00:00")
+    assert (found["start_ns"], found["duration_ns"]) == (3_000_000_000, 1_000_000_000)
+    assert (found["missed"], found["verdicts"], found["final"]) == (13, "reason", True)
+    assert found["outbound"]["limit"] == {
+        "declared_bps": 100_000_000,
+        "installed_bps": 100_000_000,
+        "installed_pps": None,
+        "burst_bytes": 3_200_000,
+    }
+    syn = found["outbound"]["classes"]["tcp_syn"]
+    assert (syn["offered"]["packets"], syn["policed"]["packets"]) == (90001 + 169991, 169991)
+    assert syn["offered"]["charged_bytes"] == 40 * (90001 + 169991)
+
+
+def test_classes_and_verdicts_add_up_in_every_counter() -> None:
+    outbound = parsed(kit.BASE)["outbound"]
+    for name in COUNTS:
+        assert sum(outbound[outcome][name] for outcome in OUTCOMES) == outbound["offered"][name]
+        for outcome in ("offered", *OUTCOMES):
+            classes = outbound["classes"].values()
+            assert sum(entry[outcome][name] for entry in classes) == outbound[outcome][name]
+
+
+def test_unknown_is_null_and_never_0() -> None:
+    inbound = parsed(kit.BASE)["inbound"]
+    assert inbound["offered"]["packets"] == 1201
+    for name in (*OUTCOMES, "queued", "bypass", "overpoliced"):
+        assert inbound[name] is None
+    assert inbound["classes"]["icmp"]["passed"] is None
+    assert inbound["classes"]["udp"]["passed"]["packets"] == 0  # none was offered, so none passed
+    assert set(inbound["limit"].values()) == {None}
+    assert parsed(replace(kit.BASE, verdicts=""))["verdicts"] is None
+
+
+def test_a_direction_that_nobody_watched_is_unknown_not_silent() -> None:
+    inbound = parsed(replace(kit.BASE, directions=(Direction.OUTBOUND,)))["inbound"]
+    for name in ("offered", *OUTCOMES, "queued", "bypass", "overpoliced"):
+        assert inbound[name] is None
+    assert inbound["classes"]["tcp_syn"] == dict.fromkeys(["offered", *OUTCOMES])
+
+
+def test_bypass_and_overpoliced_need_a_limit_to_be_held_against() -> None:
+    assert parsed(kit.BASE)["outbound"]["bypass"] is None
+    reading = kit.alone(
+        kit.cell(101, 54, PacketClass.UDP, expected=Expected.EXCEED),
+        kit.cell(103, 54, PacketClass.UDP, Verdict.POLICED, expected=Expected.CONFORM),
+        kit.cell(107, 54, PacketClass.UDP, expected=Expected.CONFORM),
+    )
+    outbound = parsed(reading)["outbound"]
+    assert (outbound["bypass"]["packets"], outbound["overpoliced"]["packets"]) == (101, 103)
+
+
+def test_one_line_of_ascii_whatever_the_name() -> None:
+    name = 'x\n"\x1b[2J\u2028名\udcff'
+    line = dumps(reading_object(replace(kit.BASE, tap=name)))
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["tap"] == name
+
+
+@pytest.mark.parametrize("module", ["jsonlines", "csvlines", "lines", "summary", "taps", "doctor", "terminal", "units"])
+def test_what_needs_no_screen_does_not_import_rich(module: str) -> None:
+    code = f"import sys, vifprobe.render.{module}; sys.exit(any(name.split('.')[0] == 'rich' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_csv_adds_up_to_the_reading() -> None:
+    intervals = [kit.at(number) for number in range(3)]
+    text = csv_header() + "".join(csv_rows(reading) for reading in intervals)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert list(rows[0]) == [
+        *("at", "tap", "direction", "start_ns", "duration_ns", "packet_class", "verdict"),
+        *COUNTS,
+    ]
+    for direction in Direction:
+        mine = [row for row in rows if row["direction"] == direction.name.lower()]
+        total = Counts(*(sum(int(row[name]) for row in mine) for name in COUNTS))
+        assert total == sum((reading.offered(direction) for reading in intervals), Counts())
+    assert {row["verdict"] for row in rows if row["direction"] == "inbound"} == {""}
+    assert len({tuple(row[name] for name in ("at", "direction", "packet_class", "verdict")) for row in rows}) == len(
+        rows
+    )
+
+
+def test_csv_leaves_the_totals_out_and_makes_names_safe() -> None:
+    assert csv_rows(replace(kit.BASE, final=True)) == ""
+    row = next(csv.reader(io.StringIO(csv_rows(replace(kit.BASE, tap='=cmd|"x"!A1\n')))))
+    assert row[1] == '\'=cmd|"x"!A1\\x0a'

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `watch` shows, at the widths and heights that terminals have."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from dataclasses import replace
+
+import pytest
+import render_kit as kit
+from rich.console import Console
+
+from vifprobe.analysis.reading import Finding, Limit, Reading
+from vifprobe.layout import Direction, Expected, PacketClass, Verdict
+from vifprobe.render.context import TapContext
+from vifprobe.render.judgement import State, judge
+from vifprobe.render.screen import Screen
+from vifprobe.render.units import ASCII, BLOCKS, cell_width
+
+ONE = Screen(kit.history(), {kit.TAP: kit.CONTEXT})
+MANY = Screen(
+    [
+        replace(kit.at(second), tap=f"tap{number:08x}-{number:02x}", cells=kit.flood(1 / (number + 1)), findings=())
+        for second in range(3)
+        for number in range(13)
+    ],
+    {"tap00000000-00": kit.CONTEXT},
+)
+NOWHERE = Reading(kit.TAP, kit.START, 0, kit.SECOND_NS, kit.flood()[:0])
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+
+def shown(screen: Screen, width: int = 80, height: int | None = None) -> str:
+    return kit.text_of(screen.lines(width, height, BLOCKS))
+
+
+@pytest.mark.parametrize(
+    ("name", "screen", "width", "height"),
+    [
+        ("one-80x24", ONE, 80, 24),
+        ("one-80x50", ONE, 80, 50),
+        ("one-60x20", ONE, 60, 20),
+        ("one-120x40", ONE, 120, 40),
+        ("one-80-ended", replace(ONE, running=False), 80, None),
+        ("many-80x24", MANY, 80, 24),
+        ("many-60x20", MANY, 60, 20),
+        ("many-120x40", MANY, 120, 40),
+        ("nothing-known-80x24", Screen([NOWHERE]), 80, 24),
+    ],
+)
+def test_golden(name: str, screen: Screen, width: int, height: int | None) -> None:
+    kit.check_golden(name, shown(screen, width, height))
+
+
+def test_golden_ascii() -> None:
+    text = kit.text_of(ONE.lines(80, 24, ASCII))
+    assert text.isascii()
+    kit.check_golden("one-80x24-ascii", text)
+
+
+@pytest.mark.parametrize("screen", [ONE, MANY, Screen([NOWHERE]), Screen([])])
+@pytest.mark.parametrize("glyphs", [BLOCKS, ASCII])
+def test_nothing_overflows_at_any_size(screen: Screen, glyphs: object) -> None:
+    for width in (1, 3, 17, 40, 59, 60, 76, 80, 111, 112, 131, 200):
+        for height in (1, 2, 7, 13, 20, 23, 24, 25, 31, 50, 97):
+            lines = screen.lines(width, height, BLOCKS if glyphs is BLOCKS else ASCII)
+            assert len(lines) <= height, (width, height)
+            assert max(cell_width(line.plain) for line in lines) <= width, (width, height)
+
+
+@pytest.mark.parametrize("height", range(18, 51))
+def test_what_matters_is_there_at_every_height(height: int) -> None:
+    text = shown(ONE, 80, height)
+    for needed in ("LIMIT HOLDS", "policer", "offered", "passed", "policed", "dropped", "tcp_syn", "Ctrl-C ends"):
+        assert needed in text, needed
+
+
+def test_what_is_cut_off_is_counted() -> None:
+    text = shown(ONE, 80, 24)
+    rows = text.splitlines()
+    classes = [row for row in rows if row.split(" ")[0] in {code.name.lower() for code in PacketClass}]
+    cut = next(row for row in rows if row.endswith("more classes"))
+    assert len(classes) + int(cut.split()[1]) == len(kit.BASE.classes(Direction.OUTBOUND))
+    assert "more taps" in shown(MANY, 80, 24)
+
+
+def test_unknown_is_a_question_mark_never_0() -> None:
+    text = shown(ONE)
+    assert "inbound  offered 1.20 k/s, 942 kbit/s as frames · passed ? policed ? dropped ?" in text
+    cells = kit.cell(101, 54, PacketClass.UDP, Verdict.UNKNOWN)
+    rows = shown(Screen([kit.alone(cells)])).splitlines()
+    for verdict in ("passed", "policed", "dropped"):
+        row = next(row for row in rows if row.startswith(verdict))
+        assert row.split() == [verdict, "?", "?", "?", "?", "?"]
+    assert "OFFERED ONLY" in rows[1]
+
+
+def test_missed_packets_are_shown_only_when_there_are_any() -> None:
+    assert "MISSED" not in shown(ONE)
+    text = shown(Screen([replace(kit.BASE, missed=1009)]), 60, 20)
+    assert "MISSED 1,009 packets" in text
+    assert "MISSED" in shown(Screen([*MANY.readings, *(replace(r, missed=7) for r in MANY.readings[-13:])]), 60, 20)
+
+
+def test_where_dropped_packets_went_is_said_in_words() -> None:
+    assert "dropped 601/s NO_TX_TARGET: the bridge has no port to send it to" in shown(ONE)
+    assert "dropped 601/s reason 0x5b" in shown(Screen([kit.BASE]))
+
+
+def test_crossings_of_the_ideal_bucket_are_shown() -> None:
+    reading = kit.alone(
+        kit.cell(101, 54, PacketClass.UDP, expected=Expected.EXCEED),
+        kit.cell(103, 54, PacketClass.UDP, Verdict.POLICED, expected=Expected.CONFORM),
+    )
+    text = shown(Screen([reading]))
+    assert "101/s passed although above the limit (bypass)" in text
+    assert "103/s policed although within the limit (overpoliced)" in text
+
+
+def test_inbound_alone_gets_the_tables() -> None:
+    text = shown(Screen([replace(kit.BASE, directions=(Direction.INBOUND,))]))
+    assert "INBOUND" in text
+    assert "outbound  offered" not in text
+    assert "icmp " in text
+
+
+def test_the_busiest_tap_is_shown_unless_another_is_chosen() -> None:
+    assert "> tap00000000-00" in shown(MANY, 80, 24)
+    assert "> tap00000005-05" in shown(replace(MANY, chosen="tap00000005-05"), 80, 24)
+    assert "> tap00000000-00" in shown(replace(MANY, chosen="gone"), 80, 24)
+
+
+def test_a_tap_without_news_is_not_shown_as_if_it_had_some() -> None:
+    late = [reading for reading in MANY.readings if reading.tap != "tap00000001-01" or reading.start_ns == 0]
+    row = next(row for row in shown(replace(MANY, readings=late)).splitlines() if "tap00000001-01" in row)
+    assert "NO NEWS" in row
+
+
+HOSTILE = "\x1b[2J\x07[bold]x[/bold]\n\u202e:boom:"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_names_from_outside_are_neither_markup_nor_escapes(width: int) -> None:
+    finding = Finding(HOSTILE, HOSTILE, HOSTILE, HOSTILE, advice=HOSTILE)
+    reading = replace(kit.BASE, tap=HOSTILE, findings=(finding,), notes=(HOSTILE,), verdicts=HOSTILE)
+    context = TapContext(HOSTILE, {91: HOSTILE, 70: HOSTILE})
+    for readings in ([reading], [reading, replace(kit.BASE, tap="tap1")]):
+        stream = io.StringIO()
+        Console(file=stream, width=width, markup=True, emoji=True).print(Screen(readings, {HOSTILE: context}))
+        text = stream.getvalue()
+        assert "\x1b" not in text
+        assert "\x07" not in text
+        assert "\u202e" not in text
+        assert "\\x1b[2J\\x07[bo" in text
+        assert all(cell_width(row) <= width for row in text.splitlines())
+
+
+def test_without_colour_the_same_words_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def written() -> str:
+        stream = io.StringIO()
+        Console(file=stream, width=80, force_terminal=True, color_system="standard").print(ONE)
+        return stream.getvalue()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = written()
+    assert "\x1b[1;7;32m LIMIT HOLDS" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = written()
+    assert "\x1b[1;7m LIMIT HOLDS" in plain
+    assert not any(f"{code}m" in plain for code in range(30, 38))
+    escapes = re.compile(r"\x1b\[[0-9;]*m")
+    assert escapes.sub("", plain) == escapes.sub("", coloured)
+
+
+def test_the_encoding_of_the_stream_decides_about_block_characters() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="latin-1")
+    Console(file=stream, width=80).print(ONE)  # would raise where a character can't be written
+    stream.flush()
+    assert "#####" in raw.getvalue().decode("latin-1")
+
+
+SYN_PASSED = kit.cell(90001, 54, PacketClass.TCP_SYN)
+TOO_MUCH = kit.cell(900001, 54, PacketClass.TCP_SYN)
+POLICED = kit.cell(30011, 54, PacketClass.TCP_SYN, Verdict.POLICED)
+KNOWN = TapContext(declared_known=True, installed_known=True)
+
+
+@pytest.mark.parametrize(
+    ("reading", "context", "state"),
+    [
+        (kit.alone(SYN_PASSED, POLICED), KNOWN, State.HOLDS),
+        (kit.alone(SYN_PASSED), KNOWN, State.UNDER),
+        (kit.alone(), KNOWN, State.IDLE),
+        (kit.alone(TOO_MUCH), KNOWN, State.BROKEN),
+        (kit.alone(TOO_MUCH, POLICED), KNOWN, State.BROKEN),
+        (kit.alone(TOO_MUCH, limit=Limit(declared_bps=100_000_000)), KNOWN, State.ABSENT),
+        (kit.alone(SYN_PASSED, limit=Limit(declared_bps=100_000_000)), KNOWN, State.ABSENT),
+        (kit.alone(TOO_MUCH, limit=Limit(declared_bps=100_000_000)), TapContext(), State.BROKEN),
+        (kit.alone(SYN_PASSED, limit=Limit(100_000_000, 400_000_000)), KNOWN, State.DIFFERS),
+        (kit.alone(SYN_PASSED, limit=Limit(100_000_000, 99_999_992)), KNOWN, State.UNDER),
+        (kit.alone(SYN_PASSED, POLICED, limit=Limit()), KNOWN, State.POLICING),
+        (kit.alone(SYN_PASSED, limit=Limit()), KNOWN, State.NO_LIMIT),
+        (kit.alone(SYN_PASSED, limit=Limit()), TapContext(), State.UNKNOWN),
+        (kit.alone(SYN_PASSED, limit=Limit(installed_pps=80_000)), KNOWN, State.BROKEN),
+        (kit.alone(SYN_PASSED, limit=Limit(installed_pps=90_000)), KNOWN, State.UNDER),
+        (kit.alone(kit.cell(3, 54, PacketClass.UDP, Verdict.UNKNOWN)), KNOWN, State.NO_VERDICT),
+    ],
+)
+def test_is_the_limit_working(reading: Reading, context: TapContext, state: State) -> None:
+    assert judge([reading], Direction.OUTBOUND, context).state is state
+
+
+def test_a_burst_may_pass_once_but_not_every_interval() -> None:
+    burst = kit.alone(kit.cell(350_003, 54, PacketClass.TCP_SYN), POLICED)  # 112 Mbit/s charged; the burst is 25.6 Mbit
+    first = judge([burst], Direction.OUTBOUND, KNOWN)
+    assert first.state is State.HOLDS
+    assert first.words[0] == "passes 112 of 100 Mbit/s charged (burst)"
+    assert judge([kit.at(number, burst) for number in range(5)], Direction.OUTBOUND, KNOWN).state is State.BROKEN
+
+
+def test_the_policer_line_says_none_only_where_it_was_looked_for() -> None:
+    reading = kit.alone(SYN_PASSED, limit=Limit(declared_bps=100_000_000))
+    assert "declared 100 Mbit/s · installed unknown" in shown(Screen([reading]))
+    known = shown(Screen([reading], {kit.TAP: KNOWN}))
+    assert "declared 100 Mbit/s · installed NONE ·  THEY DIFFER" in known
+    assert "NO POLICER" in known
+    assert "declared unknown · installed unknown" in shown(Screen([NOWHERE]))
