@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -32,8 +33,12 @@ NOWHERE = Reading(kit.TAP, kit.START, 0, kit.SECOND_NS, kit.flood()[:0])
 
 
 @pytest.fixture(autouse=True)
-def _utc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
+def _utc() -> Iterator[None]:
+    """Clock times on screens are local ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
     time.tzset()
 
 
@@ -112,6 +117,15 @@ def test_missed_packets_are_shown_only_when_there_are_any() -> None:
 def test_where_dropped_packets_went_is_said_in_words() -> None:
     assert "dropped 601/s NO_TX_TARGET: the bridge has no port to send it to" in shown(ONE)
     assert "dropped 601/s reason 0x5b" in shown(Screen([kit.BASE]))
+
+
+def test_each_reason_has_its_own_count_the_most_frequent_first() -> None:
+    cells = [
+        kit.cell(count, 54, PacketClass.UDP, Verdict.DROPPED, reason=code) for code, count in ((3, 7), (9, 11), (5, 2))
+    ]
+    rows = shown(Screen([kit.alone(*cells)], {kit.TAP: TapContext(reasons={3: "FULL_RING", 9: "XDP", 5: "X"})}))
+    found = [row.split(":")[0] for row in rows.splitlines() if row.startswith("dropped ") and "/s " in row]
+    assert found == ["dropped 11/s XDP", "dropped 7/s FULL_RING", "dropped 2/s X"]
 
 
 def test_crossings_of_the_ideal_bucket_are_shown() -> None:
@@ -204,6 +218,8 @@ KNOWN = TapContext(declared_known=True, installed_known=True)
         (kit.alone(TOO_MUCH, limit=Limit(declared_bps=100_000_000)), KNOWN, State.ABSENT),
         (kit.alone(SYN_PASSED, limit=Limit(declared_bps=100_000_000)), KNOWN, State.ABSENT),
         (kit.alone(TOO_MUCH, limit=Limit(declared_bps=100_000_000)), TapContext(), State.BROKEN),
+        # Something polices, though no policer was recognised: it is there.
+        (kit.alone(SYN_PASSED, POLICED, limit=Limit(declared_bps=100_000_000)), KNOWN, State.HOLDS),
         (kit.alone(SYN_PASSED, limit=Limit(100_000_000, 400_000_000)), KNOWN, State.DIFFERS),
         (kit.alone(SYN_PASSED, limit=Limit(100_000_000, 99_999_992)), KNOWN, State.UNDER),
         (kit.alone(SYN_PASSED, POLICED, limit=Limit()), KNOWN, State.POLICING),

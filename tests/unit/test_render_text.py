@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -31,8 +32,12 @@ COUNTERS = [
 
 
 @pytest.fixture(autouse=True)
-def _utc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
+def _utc() -> Iterator[None]:
+    """Clock times on screens are local ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
     time.tzset()
 
 

@@ -49,11 +49,7 @@ def taps_lines(rows: Sequence[TapRow], glyphs: Glyphs = BLOCKS) -> list[Line]:
     return [
         head(columns, glyphs),
         *(cells(columns, values, glyphs) for values in picked),
-        line(
-            Span(
-                "outbound = packets from the guest (rx, policed ones too), inbound = to the guest; ? = unknown", "faint"
-            )
-        ),
+        line(Span("outbound = packets from the guest (rx, with those policed), inbound = to it", "faint")),
     ]
 
 
