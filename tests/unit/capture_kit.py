@@ -34,6 +34,7 @@ OUT = Direction.OUTBOUND
 BIN_NS = 10_000_000
 TAPS = ("tap0", "tap834d76e9-5f")
 REASONS = {6: "TC_INGRESS", 9: "NETFILTER_DROP"}
+SYMBOLS = {0x81A2B3C4: "nf_hook_slow", 0x81A2B3C8: "nf_hook_slow"}
 
 counts = st.integers(1, 2**53)
 codes = {

@@ -37,6 +37,8 @@ COLUMNS = {
     "frame_bytes,charged_bytes,wire_bytes",
     "timeline.csv": "tap,direction,start_ns,duration_ns,verdict,packets,frame_bytes,syn_packets",
     "drops.csv": "tap,direction,reason,location,packets,frame_bytes",
+    "lost.csv": "tap,direction,ethertype,packet_class,size_min_bytes,size_max_bytes,verdict,expected,reason_code,"
+    "reason,packets,frame_bytes,charged_bytes,wire_bytes",
     "policer.csv": "tap,direction,source,kind,rate_bps,burst_bytes,rate_pps,protocol,matches_declared,packets,bytes,"
     "drops",
     "reconcile.csv": "tap,direction,counter,before,after,delta,vifprobe_low,vifprobe_high,agrees",

@@ -40,7 +40,7 @@ def test_folder_is_0700_and_files_0600_whatever_the_umask(tmp_path: Path) -> Non
     write(tmp_path / "c")
     assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o700
     assert set(modes(tmp_path / "c").values()) == {0o600}
-    assert len(modes(tmp_path / "c")) == 11
+    assert len(modes(tmp_path / "c")) == 12
 
 
 def test_files_are_0600_while_the_capture_runs(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from capture_kit import BIN_NS, FLOOD, FLOOD_PACKETS, OUT, REASONS, bins_like, cell, cells, plain, random_cells
+from capture_kit import BIN_NS, FLOOD, FLOOD_PACKETS, OUT, REASONS, SYMBOLS, bins_like, cell, cells, plain, random_cells
 from hypothesis import given
 
 from vifprobe.analysis.reading import Cells, count
@@ -16,18 +16,19 @@ from vifprobe.capture.tables import (
     drop_rows,
     has_known_bucket,
     histogram_rows,
+    lost_rows,
     timeline_rows,
-    without_reasons,
+    without,
 )
 from vifprobe.layout import BIN, SIZE_EDGES_BYTES, PacketClass, Verdict, size_bucket
-
-SYMBOLS = {0x81A2B3C4: "nf_hook_slow", 0x81A2B3C8: "nf_hook_slow"}
 
 
 @given(random_cells())
 def test_histogram_rows_give_the_cells_back(table: Cells) -> None:
     rows = histogram_rows(table, "tap0")
-    assert plain(cells_of(rows)) == plain(without_reasons(table))
+    assert plain(cells_of(rows)) == plain(without(table, "tap", "reason", "location"))
+    lost = lost_rows(table, "tap0", REASONS)
+    assert plain(cells_of(rows, lost)) == plain(without(table, "tap", "location"))
     assert count(cells_of(rows)) == count(table)
 
 
@@ -82,6 +83,20 @@ def test_unknown_reason_is_empty_and_unnamed_reason_a_number() -> None:
         cell(11, verdict=Verdict.PASSED, reason=6),
     )
     assert [row[2:5] for row in drop_rows(table, "tap0", REASONS)] == [("", "", 5), ("0x30007", "0xffffffff", 7)]
+
+
+def test_lost_rows_tell_which_packets_each_reason_took() -> None:
+    rows = lost_rows(FLOOD, "tap0", REASONS)
+    assert [(row.packet_class, row.verdict, row.reason_code, row.reason, row.packets) for row in rows] == [
+        (PacketClass.TCP_SYN, Verdict.POLICED, 6, "TC_INGRESS", 68_744),
+        (PacketClass.ICMP, Verdict.DROPPED, 9, "NETFILTER_DROP", 113),
+    ]
+
+
+def test_more_lost_than_counted_is_refused() -> None:
+    rows, lost = histogram_rows(FLOOD, "tap0"), lost_rows(FLOOD, "tap0", REASONS)
+    with pytest.raises(ValueError, match="more packets were lost than counted"):
+        cells_of(rows, [lost[0]._replace(packets=68_745)])
 
 
 @given(random_cells())

@@ -188,13 +188,14 @@ class Table(Generic[Row]):
 HISTOGRAM = Table("histogram.csv", r.HistogramRow)
 TIMELINE = Table("timeline.csv", r.TimelineRow)
 DROPS = Table("drops.csv", r.DropRow)
+LOST = Table("lost.csv", r.LostRow)
 POLICER = Table("policer.csv", r.PolicerRow)
 RECONCILE = Table("reconcile.csv", r.ReconcileRow)
 FLOOD = Table("flood.csv", r.FloodRow)
 TOP = Table("top.csv", r.TopRow)
 HOST = Table("host.csv", r.HostRow)
 EVENTS = Table("events.csv", r.EventRow)
-TABLES: tuple[Table[Any], ...] = (HISTOGRAM, TIMELINE, DROPS, POLICER, RECONCILE, FLOOD, TOP, HOST, EVENTS)
+TABLES: tuple[Table[Any], ...] = (HISTOGRAM, TIMELINE, DROPS, LOST, POLICER, RECONCILE, FLOOD, TOP, HOST, EVENTS)
 
 
 @dataclass(frozen=True)

@@ -14,26 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vifprobe.analysis.reading import Finding, Reading
 from vifprobe.capture import csvio
+from vifprobe.capture import rows as r
 from vifprobe.capture.csvio import Row, Table, printable, show
 from vifprobe.capture.files import digest, read_regular
 from vifprobe.capture.findings import findings_from_json
 from vifprobe.capture.manifest import FILES, FINDINGS, MANIFEST, SAMPLES, Manifest, TapEntry, from_json
-from vifprobe.capture.rows import (
-    DropRow,
-    EventRow,
-    FloodRow,
-    HistogramRow,
-    HostRow,
-    PolicerRow,
-    ReconcileRow,
-    TopRow,
-)
 from vifprobe.capture.tables import Bins, bins_of, cells_of, has_known_bucket
 from vifprobe.errors import CaptureError
+
+Kind = TypeVar("Kind", r.HistogramRow, r.LostRow)
 
 
 @dataclass(frozen=True)
@@ -47,26 +40,33 @@ class Capture:
 
     directory: Path
     manifest: Manifest
-    histogram: tuple[HistogramRow, ...] | None
+    histogram: tuple[r.HistogramRow, ...] | None
     bins: Bins
-    drops: tuple[DropRow, ...] = ()
-    policer: tuple[PolicerRow, ...] = ()
-    reconcile: tuple[ReconcileRow, ...] = ()
-    flood: tuple[FloodRow, ...] = ()
-    top: tuple[TopRow, ...] = ()
-    host: tuple[HostRow, ...] = ()
-    events: tuple[EventRow, ...] = ()
+    drops: tuple[r.DropRow, ...] = ()
+    lost: tuple[r.LostRow, ...] = ()
+    policer: tuple[r.PolicerRow, ...] = ()
+    reconcile: tuple[r.ReconcileRow, ...] = ()
+    flood: tuple[r.FloodRow, ...] = ()
+    top: tuple[r.TopRow, ...] = ()
+    host: tuple[r.HostRow, ...] = ()
+    events: tuple[r.EventRow, ...] = ()
     findings: tuple[tuple[str, Finding], ...] = ()
     warnings: tuple[str, ...] = ()
 
     def readings(self) -> tuple[Reading, ...]:
         """The totals of each tap, as the live run had them at its end; () where no totals were written.
 
-        Their cells have no drop reason and location (both 0): drops.csv holds those, summed over packet classes.
+        Their cells have the drop reasons' numbers of the capturing kernel (see `reasons`), but no location (0): the
+        places are in `drops`, summed over packet classes.
         """
         if self.histogram is None:
             return ()
         return tuple(self._reading(tap) for tap in self.manifest.taps if tap.duration_ns is not None)
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Number -> name of each drop reason in the readings' cells, as the capturing kernel has them."""
+        return {row.reason_code: row.reason for row in self.lost}
 
     def reading(self, tap: str | None = None) -> Reading:
         """The totals of one tap; without a name, of the only one. Raises CaptureError where there are none of it."""
@@ -93,7 +93,10 @@ class Capture:
             at=at,
             start_ns=tap.start_ns,
             duration_ns=tap.duration_ns or 0,
-            cells=cells_of(row for row in self.histogram or () if row.tap == tap.name),
+            cells=cells_of(
+                (row for row in self.histogram or () if row.tap == tap.name),
+                (row for row in self.lost if row.tap == tap.name),
+            ),
             missed=tap.missed,
             verdicts=tap.verdicts,
             limits=tap.limits,
@@ -182,17 +185,32 @@ class _Source:
         self.warnings += decoded.warnings
         return decoded.rows
 
-    def histogram(self) -> tuple[HistogramRow, ...] | None:
-        """histogram.csv, its taps and buckets checked."""
-        rows = self.rows(csvio.HISTOGRAM)
-        self._check_taps(csvio.HISTOGRAM, rows or ())
+    def kinds(self, table: Table[Kind]) -> tuple[Kind, ...] | None:
+        """histogram.csv or lost.csv, its taps and buckets checked."""
+        rows = self.rows(table)
+        self._check_taps(table, rows or ())
         for line, row in enumerate(rows or (), 2):
             if not has_known_bucket(row):
                 edges = f"{row.size_min_bytes} to {row.size_max_bytes}"
                 raise CaptureError(
-                    f"{csvio.HISTOGRAM.file}: line {line}: no size bucket goes from {edges} bytes.",
+                    f"{table.file}: line {line}: no size bucket goes from {edges} bytes.",
                     "Expected both edges of a bucket of this version.",
                 )
+        return rows
+
+    def lost(self, histogram: tuple[r.HistogramRow, ...]) -> tuple[r.LostRow, ...]:
+        """lost.csv, where it goes with the histogram: a run that died between writing the two has an older one."""
+        rows = self.kinds(csvio.LOST) or ()
+        try:
+            for tap in {row.tap for row in rows}:
+                cells_of((row for row in histogram if row.tap == tap), (row for row in rows if row.tap == tap))
+        except ValueError as error:
+            if self._sealed:
+                raise CaptureError(
+                    f"{csvio.LOST.file}: {error}.", f"Expected at most {csvio.HISTOGRAM.file}."
+                ) from None
+            self.warnings.append(f"{csvio.LOST.file}: left out: {error}.")
+            return ()
         return rows
 
     def bins(self) -> Bins:
@@ -234,7 +252,8 @@ def _opened(directory: Path) -> Iterator[int]:
 
 
 def _load(directory: Path, source: _Source) -> Capture:
-    histogram = source.histogram()
+    histogram = source.kinds(csvio.HISTOGRAM)
+    lost = source.lost(histogram or ())
     bins = source.bins()
     if histogram is None:
         packets = int(bins["packets"].sum())
@@ -248,6 +267,7 @@ def _load(directory: Path, source: _Source) -> Capture:
         histogram=histogram,
         bins=bins,
         drops=rows(csvio.DROPS) or (),
+        lost=lost,
         policer=rows(csvio.POLICER) or (),
         reconcile=rows(csvio.RECONCILE) or (),
         flood=rows(csvio.FLOOD) or (),

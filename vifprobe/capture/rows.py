@@ -18,6 +18,7 @@ __all__ = [
     "FloodRow",
     "HistogramRow",
     "HostRow",
+    "LostRow",
     "Moment",
     "PolicerRow",
     "ReconcileRow",
@@ -72,6 +73,29 @@ class DropRow(NamedTuple):
     location: str
     packets: int
     frame_bytes: int
+
+
+class LostRow(NamedTuple):
+    """Packets of one kind that were policed or dropped for one reason: which packets did the firewall drop?
+
+    reason_code: the kernel's number of the reason, which differs between kernels; 0 rows (no reason known) are left
+    out. The kernel address is left out too: captures are sent to others, and it would give away where the kernel lies.
+    """
+
+    tap: str
+    direction: Direction
+    ethertype: Ethertype
+    packet_class: PacketClass
+    size_min_bytes: int
+    size_max_bytes: int | None
+    verdict: Verdict
+    expected: Expected
+    reason_code: int
+    reason: str
+    packets: int
+    frame_bytes: int
+    charged_bytes: int
+    wire_bytes: int
 
 
 class PolicerRow(NamedTuple):

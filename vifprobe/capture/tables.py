@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.analysis.reading import Cells, merge
-from vifprobe.capture.rows import DropRow, HistogramRow, TimelineRow
+from vifprobe.analysis.reading import Cells, merge, subtract
+from vifprobe.capture.rows import DropRow, HistogramRow, LostRow, TimelineRow
 from vifprobe.layout import (
     BIN,
     CELL,
@@ -40,64 +41,81 @@ def _name(taps: TapNames, number: int) -> str:
     return taps if isinstance(taps, str) else taps[number]
 
 
-def without_reasons(cells: Cells, taps: TapNames | None = None) -> Cells:
-    """The cells as histogram.csv can hold them: each kind of packet once, whatever dropped it and where.
-
-    With one name in `taps`, all cells are one tap's, whatever tap number they hold (in a Reading it means nothing).
-    """
+def without(cells: Cells, *fields: str) -> Cells:
+    """The cells with these fields of their key (such as "location") at 0, and those that then are the same added up."""
     plain = cells.copy()
-    if isinstance(taps, str):
-        plain["tap"] = 0
-    plain["reason"] = 0
-    plain["location"] = 0
+    for name in fields:
+        plain[name] = 0
     return merge(plain)
+
+
+def _kinds(cells: Cells, taps: TapNames, *without_fields: str) -> list[tuple[tuple[Any, ...], int, list[int]]]:
+    """For each cell, in order: columns of a histogram row up to `expected`; reason; the four counters."""
+    # With one name all cells are one tap's, whatever tap number they hold (in a Reading it means nothing).
+    fields = (*without_fields, "tap") if isinstance(taps, str) else without_fields
+    kinds = [
+        (
+            (
+                _name(taps, tap),
+                Direction(direction),
+                Ethertype(ethertype),
+                PacketClass(packet_class),
+                *size_range_bytes(size),
+                Verdict(verdict),
+                Expected(expected),
+            ),
+            reason,
+            counters,
+        )
+        for tap, direction, ethertype, packet_class, size, expected, verdict, reason, _, *counters in without(
+            cells, *fields
+        ).tolist()
+    ]
+    # The upper edge follows from the lower one; as None it could not be compared.
+    return sorted(kinds, key=lambda found: (*found[0][:5], *found[0][6:], *found[1:]))
 
 
 def histogram_rows(cells: Cells, taps: TapNames) -> list[HistogramRow]:
     """Rows of histogram.csv from cumulative cells (dtype layout.CELL). Raises KeyError for a tap without a name."""
-    rows = [
-        HistogramRow(
-            _name(taps, tap),
-            Direction(direction),
-            Ethertype(ethertype),
-            PacketClass(packet_class),
-            *size_range_bytes(size),
-            Verdict(verdict),
-            Expected(expected),
-            *counters,
-        )
-        for tap, direction, ethertype, packet_class, size, expected, verdict, _, _, *counters in without_reasons(
-            cells, taps
-        ).tolist()
+    return [HistogramRow(*kind, *counters) for kind, _, counters in _kinds(cells, taps, "reason", "location")]
+
+
+def lost_rows(cells: Cells, taps: TapNames, reasons: Mapping[int, str]) -> list[LostRow]:
+    """Rows of lost.csv: the cells that have a drop reason. reasons: see drop_rows."""
+    known = cells[cells["reason"] != 0]
+    return [
+        LostRow(*(*kind, reason, _reason_name(reason, reasons), *counters))
+        for kind, reason, counters in _kinds(known, taps, "location")
     ]
-    # The upper edge follows from the lower one; as None it could not be compared.
-    return sorted(rows, key=lambda row: (*row[:5], *row[6:]))
 
 
-def has_known_bucket(row: HistogramRow) -> bool:
+def has_known_bucket(row: HistogramRow | LostRow) -> bool:
     """Whether the row's two edges are those of one of the size buckets of this version."""
     bucket = size_bucket(row.size_min_bytes)
     return size_range_bytes(bucket) == (row.size_min_bytes, row.size_max_bytes)
 
 
-def cells_of(rows: Iterable[HistogramRow], tap_number: int = 0) -> Cells:
-    """The cells that rows of one tap came from, without drop reasons. Edges must be known (has_known_bucket)."""
-    table = [
-        (
-            tap_number,
-            row.direction,
-            row.ethertype,
-            row.packet_class,
-            size_bucket(row.size_min_bytes),
-            row.expected,
-            row.verdict,
-            0,
-            0,
-            *row[-4:],
-        )
-        for row in rows
-    ]
-    return merge(np.array(table, dtype=CELL))
+def _cell(row: HistogramRow | LostRow, reason: int) -> tuple[int, ...]:
+    size = size_bucket(row.size_min_bytes)
+    kind = (row.direction, row.ethertype, row.packet_class, size, row.expected, row.verdict)
+    return (0, *kind, reason, 0, *row[-4:])
+
+
+def cells_of(rows: Iterable[HistogramRow], lost: Iterable[LostRow] = ()) -> Cells:
+    """The cells that rows of one tap came from, with the reasons that `lost` gives, without locations.
+
+    Edges must be known (has_known_bucket). Raises ValueError where more is lost than the histogram has of that kind.
+    """
+    plain: Cells = merge(np.array([_cell(row, 0) for row in rows], dtype=CELL))
+    named: Cells = merge(np.array([_cell(row, row.reason_code) for row in lost], dtype=CELL))
+    cells = merge(subtract(plain, without(named, "reason")), named)
+    if (cells["packets"] < 0).any():
+        raise ValueError("more packets were lost than counted")
+    return cells
+
+
+def _reason_name(reason: int, reasons: Mapping[int, str]) -> str:
+    return reasons.get(reason, f"0x{reason:x}" if reason else "")
 
 
 def drop_rows(
@@ -120,7 +138,7 @@ def drop_rows(
         key = (
             _name(taps, int(cell["tap"])),
             Direction(cell["direction"]),
-            reasons.get(reason, f"0x{reason:x}" if reason else ""),
+            _reason_name(reason, reasons),
             place,
         )
         sums[key][0] += int(cell["packets"])

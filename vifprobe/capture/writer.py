@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +19,8 @@ from vifprobe.capture.csvio import Row, Table
 from vifprobe.capture.findings import findings_json
 from vifprobe.capture.folder import Folder, Stream
 from vifprobe.capture.manifest import FILES, FINDINGS, MANIFEST, Gap, Manifest, TapEntry, to_json
-from vifprobe.capture.rows import DropRow, EventRow, FloodRow, HostRow, PolicerRow, ReconcileRow, TopRow
-from vifprobe.capture.tables import Bins, histogram_rows, timeline_rows
+from vifprobe.capture.rows import EventRow, FloodRow, HostRow, PolicerRow, ReconcileRow, TopRow
+from vifprobe.capture.tables import Bins, drop_rows, histogram_rows, lost_rows, timeline_rows
 from vifprobe.errors import CaptureError
 
 # Space set aside for manifest and totals: a tap's histogram is a few hundred rows of about 100 bytes.
@@ -32,12 +32,14 @@ _RESERVE_BYTES_PER_TAP = 64 * 1024
 class Totals:
     """What is known of the whole run so far, or at its end.
 
-    readings: one a tap, with the counts since the start of the run. drops: see tables.drop_rows. policer, flood, top:
-    None where nobody looked; no file is written then. end, end_monotonic_ns: when counting ended; None: now.
+    readings: one a tap, with the counts since the start of the run. reasons, locate: names of the kernel's drop reasons
+    and functions, see tables.drop_rows. policer, flood, top: None where nobody looked; no file is written then.
+    end, end_monotonic_ns: when counting ended; None: now.
     """
 
     readings: Sequence[Reading]
-    drops: Sequence[DropRow] = ()
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    locate: Callable[[int], str | None] = field(default=lambda _: None)
     reconcile: Sequence[ReconcileRow] = ()
     gaps: Sequence[Gap] = ()
     policer: Sequence[PolicerRow] | None = None
@@ -181,9 +183,11 @@ class CaptureWriter:
     def _write_totals(self, totals: Totals) -> None:
         """Most telling first: on a full disk the later ones may not fit."""
         by_name = sorted(totals.readings, key=lambda reading: reading.tap)
-        rows = [row for reading in by_name for row in histogram_rows(reading.cells, reading.tap)]
-        self._replace(csvio.HISTOGRAM, rows)
-        self._replace(csvio.DROPS, sorted(totals.drops))
+        by_tap = [(reading.cells, reading.tap) for reading in by_name]
+        drops = [row for cells, tap in by_tap for row in drop_rows(cells, tap, totals.reasons, totals.locate)]
+        self._replace(csvio.HISTOGRAM, [row for cells, tap in by_tap for row in histogram_rows(cells, tap)])
+        self._replace(csvio.DROPS, drops)
+        self._replace(csvio.LOST, [row for cells, tap in by_tap for row in lost_rows(cells, tap, totals.reasons)])
         self._replace(csvio.RECONCILE, sorted(totals.reconcile, key=lambda row: row[:3]))
         found = [(reading.tap, finding) for reading in by_name for finding in reading.findings]
         self._folder.replace(FINDINGS, findings_json(found))
