@@ -48,7 +48,7 @@ struct lane {
 	u64 wire_bytes;
 	u32 traits;
 	u32 now;      /* epoch, counted up by user space at each reading: the one field it writes */
-	u64 scratch;  /* see identify() */
+	u64 scratch;  /* see forget() */
 	/* second line */
 	u64 cells;          /* cells in use: entries of this CPU's roster */
 	u64 missed_packets; /* found no free cell */

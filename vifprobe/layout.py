@@ -123,6 +123,7 @@ CELL_KEY_FIELDS = (
 TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifindex
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
 CELL_PROBES = 8  # slots tried for a cell before the packet is counted as missed
+DIRECTION_PLACEHOLDER = 0x76707064  # in the compiled tc program, where the loader writes the direction
 VLAN_TAGS_MAX = 2
 EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other`
 ETHERNET_PAD_BYTES = 60  # IEEE 802.3: shortest frame without FCS
@@ -206,6 +207,7 @@ def c_header() -> str:
         f"#define SIZE_STEPS_LOG2 {SIZE_STEPS_PER_OCTAVE.bit_length() - 1}",
         f"#define SIZE_BUCKETS {len(SIZE_EDGES_BYTES)}",
         "",
+        f"#define DIRECTION_PLACEHOLDER {DIRECTION_PLACEHOLDER:#x}",
         f"#define TAP_PROBES {TAP_PROBES}",
         f"#define CELL_PROBES {CELL_PROBES}",
         f"#define VLAN_TAGS_MAX {VLAN_TAGS_MAX}",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.features import Features, missing_capabilities
-from vifprobe.layout import TAPS_MAX, Direction
+from vifprobe.layout import DIRECTION_PLACEHOLDER, TAPS_MAX, Direction
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
 SOURCES = ("count.c", "observe.c", "verdict.c")
@@ -94,6 +95,7 @@ class Programs:
         if not 1 <= settings.taps <= TAPS_MAX:
             raise KernelError(f"{settings.taps} taps: between 1 and {TAPS_MAX} can be watched at once.")
         self._drop_fd = self._drop_link_fd = -1
+        self._tc_fds: dict[Direction, int] = {}
         self._module = _compile(source_text(), settings.flags(features))
 
     def table(self, name: str) -> Any:
@@ -102,11 +104,14 @@ class Programs:
 
     def tc_program_fd(self, direction: Direction) -> int:
         """The tc program of one direction, loaded."""
-        name = direction.name.lower()
-        try:
-            return int(self._module.load_func(name, type(self._module).SCHED_CLS).fd)
-        except Exception as error:  # bcc raises plain Exception
-            raise KernelError(f"this kernel does not take the program {name}: {error}.") from error
+        if direction not in self._tc_fds:
+            code = _told_direction(self._module.dump_func(b"observe"), direction)
+            try:
+                fd = libbpf.load_tc_program(f"vifprobe_{direction.name.lower()}"[:15], code)
+            except OSError as error:
+                raise KernelError(f"this kernel does not take the tc program: {error.strerror}.") from error
+            self._tc_fds[direction] = fd
+        return self._tc_fds[direction]
 
     def attach_verdicts(self) -> None:
         """Attach the tracepoint that learns what was dropped. It goes away with the process."""
@@ -127,10 +132,26 @@ class Programs:
     def close(self) -> None:
         """Free programs and maps."""
         self.detach_verdicts()
-        if self._drop_fd >= 0:
-            os.close(self._drop_fd)
-            self._drop_fd = -1
+        for fd in (self._drop_fd, *self._tc_fds.values()):
+            if fd >= 0:
+                os.close(fd)
+        self._drop_fd = -1
+        self._tc_fds.clear()
         self._module.cleanup()
+
+
+def _told_direction(code: bytes, direction: Direction) -> bytes:
+    """The tc program's code with the direction in place of the placeholder: `r = imm64` instructions, 16 bytes."""
+    placeholder = struct.pack("<i", DIRECTION_PLACEHOLDER)
+    patched, found = bytearray(code), 0
+    for at in range(0, len(code), 8):
+        # BPF_LD | BPF_IMM | BPF_DW is 0x18; source register 0: a plain number, no map.
+        if code[at] == 0x18 and code[at + 1] >> 4 == 0 and code[at + 4 : at + 8] == placeholder:
+            patched[at + 4 : at + 8] = struct.pack("<i", direction)
+            found += 1
+    if not found:
+        raise KernelError("the compiled tc program has no place for its direction.", "bcc compiled it in a new way?")
+    return bytes(patched)
 
 
 def source_text() -> str:

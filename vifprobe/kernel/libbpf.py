@@ -11,6 +11,7 @@ from functools import cache
 from vifprobe.errors import KernelError
 
 # include/uapi/linux/bpf.h
+BPF_PROG_TYPE_SCHED_CLS = 3
 BPF_PROG_TYPE_TRACING = 26
 BPF_TRACE_RAW_TP = 23
 BPF_TCX_INGRESS = 46
@@ -136,14 +137,23 @@ def _check(result: int) -> int:
     return result
 
 
+def load_tc_program(name: str, code: bytes) -> int:
+    """Load compiled code as a tc program; its fd. OSError: refused, with the verifier's last words."""
+    return _load(BPF_PROG_TYPE_SCHED_CLS, name, code)
+
+
 def load_typed_tracepoint(name: str, code: bytes, attach_btf_id: int) -> int:
     """Load compiled code as a BTF-typed raw tracepoint program (5.5 and later): its arguments are read directly,
-    where an untyped one needs a helper call a field. bcc 0.26 can't. fd of the program; OSError.
+    where an untyped one needs a helper call a field. bcc 0.26 can't. fd of the program; OSError as above.
     """
+    return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_RAW_TP, attach_btf_id)
+
+
+def _load(kind: int, name: str, code: bytes, attach_type: int = 0, attach_btf_id: int = 0) -> int:
     log = ctypes.create_string_buffer(_LOG_BYTES)
     options = _ProgLoadOpts(
         sz=ctypes.sizeof(_ProgLoadOpts),
-        expected_attach_type=BPF_TRACE_RAW_TP,
+        expected_attach_type=attach_type,
         attach_btf_id=attach_btf_id,
         log_size=_LOG_BYTES,
         log_buf=ctypes.cast(log, ctypes.c_char_p),
@@ -151,7 +161,7 @@ def load_typed_tracepoint(name: str, code: bytes, attach_btf_id: int) -> int:
     arguments = (name.encode(), b"GPL", code, ctypes.c_size_t(len(code) // 8), ctypes.byref(options))
     try:
         # libbpf asks for the log by itself when a load fails.
-        return _check(library().bpf_prog_load(BPF_PROG_TYPE_TRACING, *arguments))
+        return _check(library().bpf_prog_load(kind, *arguments))
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}: {_last_words(log.value.decode(errors='replace'))}") from error
 
