@@ -10,9 +10,10 @@ for the network namespace of the calling thread.
 | `netns` | enter a namespace; which one holds an interface |
 | `taps` | the taps, with domain, instance, port, bridge and QEMU process |
 | `processes`, `libvirt` | who holds a tap open; what libvirt's live XML says |
-| `tc` | qdiscs, classes, filters and police actions on an interface |
-| `nft` | limits and drop counters in nft chains hooked on an interface |
+| `tc`, `tc_*` | qdiscs, classes, filters and police actions on an interface |
+| `nft`, `nft_rules` | limits and drop counters in nft chains hooked on an interface |
+| `limits` | every installed limit, from tc and nft, in one shape |
 | `counters` | all counters that a probe's count can be held against |
-| `events` | what changes on a link, and who changed it |
+| `events`, `changes`, `askers` | what changes on a link, and who changed it |
 | `netlink`, `names` | shared foundations |
 """

@@ -85,6 +85,11 @@ def messages(data: bytes) -> Iterator[Message]:
         at += align(length)
 
 
+def port_of(data: bytes) -> int:
+    """nlmsg_pid of a datagram's first message; 0 where there is none. All messages of one notification share it."""
+    return int(_HEADER.unpack_from(data)[4]) if len(data) >= _HEADER.size else 0
+
+
 def attribute_list(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """(type, value) of each attribute from `start` on, in order, flag bits of the type taken off.
 

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to interfaces while they are watched, and who did it: netlink notifications of links and tc.
+
+A thread of its own receives, so that an event has its time and its process even if nobody reads for a second. It does
+no more than that, at the lowest real-time priority where it may: the tc command behind a change ends within a
+millisecond, and on a busy machine a thread of ordinary priority comes too late to see its name every second time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vifprobe.host.askers import Asker, Askers, Glimpse, glimpse
+from vifprobe.host.changes import Change, EventKind, Watched
+from vifprobe.host.links import Link, list_links
+from vifprobe.host.netlink import NETLINK_ROUTE, RECEIVE_BYTES, Netlink, NetlinkError, messages, port_of
+from vifprobe.host.tc import RTM_GETQDISC, RTM_NEWQDISC
+from vifprobe.host.tc_objects import TCMSG, qdisc
+from vifprobe.host.tc_records import TcClass, TcFilter, TcQdisc
+
+_GROUPS = 1 << 0 | 1 << 3  # RTMGRP_LINK, RTMGRP_TC
+_SO_RCVBUFFORCE = 33
+_RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024  # some 4,000 link messages
+_QUEUE_MAX = 20_000  # datagrams that nobody has read; what comes after them is lost, and said to be
+_RECEIVED_AT_ONCE_MAX = 2_000  # in a second, some 30 µs of work each
+
+
+class _Received(NamedTuple):
+    """A datagram as it came in; data is None where datagrams before it were lost."""
+
+    at_ns: int
+    data: bytes | None
+    seen: Glimpse | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change. at_ns: monotonic clock, when the notification was received.
+
+    kind: see changes.EventKind; `overflow` says that notifications were lost (ENOBUFS): changes of links follow as
+    found by a fresh dump, those of tc have to be dumped by the reader. ifindex: 0 for `overflow` and `unreadable`.
+    by_pid, by_comm: who asked for it; None where the kernel names nobody (it did it by itself, or for an ioctl), and
+    where the process had ended. by_parent_comm: name of the process that started it. by_proved: the process holds the
+    very socket; else it had the socket's number as its process id, as short-lived ones like tc do. record: the object
+    as the kernel described it.
+    """
+
+    at_ns: int
+    ifindex: int
+    kind: EventKind
+    detail: str
+    by_pid: int | None = None
+    by_comm: str | None = None
+    by_parent_comm: str | None = None
+    by_proved: bool = False
+    record: Link | TcQdisc | TcClass | TcFilter | None = None
+
+
+class Events:
+    """Subscribed from the moment it is made, in the calling thread's network namespace, until it is closed.
+
+    To be read from threads in that namespace, one at a time. Raises HostError where netlink can't be had.
+    """
+
+    def __init__(self, ifindexes: Iterable[int]) -> None:
+        self._socket = _subscribe()
+        try:
+            self._watched = Watched(ifindexes, list_links(), _qdiscs())
+            self._ready, self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), os.eventfd(0, os.EFD_CLOEXEC)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._queue: deque[_Received] = deque()
+        self._askers = Askers()
+        self._closed = False
+        self._thread = threading.Thread(target=self._receive_all, name="events", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Readable, for select and poll, when there is something to read."""
+        return self._ready
+
+    def read(self) -> list[Event]:
+        """The events since the last call, oldest first; never waits for one. Raises OSError once closed."""
+        if self._closed:
+            raise OSError(errno.EBADF, "the subscription is closed")
+        try:
+            os.eventfd_read(self._ready)
+        except BlockingIOError:
+            return []
+        received = [self._queue.popleft() for _ in range(len(self._queue))]
+        return [event for one in received for event in self._events(one)]
+
+    def close(self) -> None:
+        """End the subscription. Events not read yet are lost; to close twice is no error."""
+        if self._closed:
+            return
+        self._closed = True
+        os.eventfd_write(self._stop, 1)
+        self._thread.join()
+        self._socket.close()
+        os.close(self._ready)
+        os.close(self._stop)
+
+    def _receive_all(self) -> None:
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        poll.register(self._stop, select.POLLIN)
+        pace = _Pace()
+        while all(fd != self._stop for fd, _ in poll.poll()):
+            try:
+                data, sender = self._socket.recvfrom(RECEIVE_BYTES)
+                seen = glimpse(port_of(data))  # before all else
+                received = _Received(time.monotonic_ns(), data, seen)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # not known to happen; to go on could be to spin
+                    break
+                received, sender = _Received(time.monotonic_ns(), None), (0, 0)
+            if sender[0] == 0 and len(self._queue) < _QUEUE_MAX:  # from the kernel
+                last = len(self._queue) == _QUEUE_MAX - 1
+                self._queue.append(_Received(received.at_ns, None) if last else received)
+                os.eventfd_write(self._ready, 1)
+            pace.step(received.at_ns)
+
+    def _events(self, received: _Received) -> list[Event]:
+        at_ns = received.at_ns
+        events = []
+        try:
+            if received.data is None:
+                events.append(Event(at_ns, 0, "overflow", "notifications were lost: there were too many at once"))
+                events += [_event(at_ns, change, None) for change in self._watched.resync(list_links())]
+                return events
+            for message in messages(received.data):
+                changes = self._watched.changes(message)
+                asker = self._askers.find(message.port, received.seen) if changes else None
+                events += [_event(at_ns, change, asker) for change in changes]
+        except NetlinkError as error:
+            events.append(Event(at_ns, 0, "unreadable", error.message))
+        return events
+
+
+class _Pace:
+    """The receiving thread's priority: real-time, until there is so much to receive that it would be felt."""
+
+    def __init__(self) -> None:
+        self._count, self._since_ns = 0, time.monotonic_ns()
+        self._is_real_time = _set_scheduler(os.SCHED_RR, 1)
+
+    def step(self, now_ns: int) -> None:
+        """After each datagram."""
+        self._count += 1
+        if self._is_real_time and self._count >= _RECEIVED_AT_ONCE_MAX:
+            if now_ns - self._since_ns < 1_000_000_000:
+                self._is_real_time = not _set_scheduler(os.SCHED_OTHER, 0)
+            self._count, self._since_ns = 0, now_ns
+
+
+def _set_scheduler(policy: int, priority: int) -> bool:
+    """For the calling thread alone; False where it may not."""
+    try:
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
+    except OSError:
+        return False
+    return True
+
+
+def _event(at_ns: int, change: Change, asker: Asker | None) -> Event:
+    return Event(
+        at_ns=at_ns,
+        ifindex=change.ifindex,
+        kind=change.kind,
+        detail=change.detail,
+        by_pid=asker.pid if asker else None,
+        by_comm=asker.comm if asker else None,
+        by_parent_comm=asker.parent_comm if asker else None,
+        by_proved=asker.proved if asker else False,
+        record=change.record,
+    )
+
+
+def _subscribe() -> socket.socket:
+    try:
+        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+    except OSError as error:
+        raise NetlinkError(f"netlink: no socket ({error.strerror}).", code=error.errno or 0) from error
+    try:
+        made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+    except OSError:  # not root: as much as net.core.rmem_max allows
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+    made.setblocking(False)
+    made.bind((0, _GROUPS))
+    return made
+
+
+def _qdiscs() -> list[TcQdisc]:
+    with Netlink() as netlink:
+        rows = netlink.dump(RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+    return [qdisc(row) for row in rows if row.type == RTM_NEWQDISC]
