@@ -55,6 +55,8 @@ DIFFERENT = {
     "tags: 802.1Q then 0x9100": "the same",
     "tags: three, service tag outside": "tshark shows two service tags as one layer",
     "ipv4: total length 0": "tshark can't know whether the frame is a TSO frame and takes it for one",
+    "size: 65535 bytes of ipv4, total length 0": "the same",
+    "size: shortest ipv6 jumbo packet": "tshark wants the jumbo option (RFC 2675), which BIG TCP leaves out",
     "ipv4: udp, payload cut": "tshark wants the UDP length to fit into the IP length",
     "ipv4: udp, length beyond the end": "the same",
     "ipv6: udp, length beyond the end": "the same",

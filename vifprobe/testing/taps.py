@@ -71,9 +71,15 @@ class Tap:
         """The first queue's descriptor."""
         return self.fds[0]
 
-    def packet(self, frame: bytes) -> bytes:
-        """What to write for a frame: behind an empty virtio-net header where the tap has one."""
-        return bytes(VNET_HEADER.size) + frame if self.vnet_hdr else frame
+    def packet(self, frame: bytes, *, linear_bytes: int = 0) -> bytes:
+        """What to write for a frame: behind a virtio-net header where the tap has one.
+
+        The kernel puts only the first `linear_bytes` of a frame beyond a page into the skb's linear part, if that is
+        not 0 (drivers/net/tun.c, tun_get_user): what a vhost guest's headers look like.
+        """
+        if not self.vnet_hdr:
+            return frame
+        return VNET_HEADER.pack(0, GsoType.NONE, linear_bytes, 0, 0, 0) + frame
 
     def write(self, frame: bytes) -> None:
         """One frame from the guest."""

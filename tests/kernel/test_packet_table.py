@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packet table through the real programs, twice: BPF_PROG_TEST_RUN, then written to a tap.
+
+Every frame must give exactly one packet of its class, ethertype, size bucket and byte counts, and the program must
+answer "go on" to all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vifprobe.errors import KernelError
+from vifprobe.kernel import libbpf
+from vifprobe.kernel.attach import attach
+from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.counters import Counters
+from vifprobe.kernel.features import missing_capabilities, read_features
+from vifprobe.layout import Direction, Ethertype, PacketClass
+from vifprobe.testing.frames import pad
+from vifprobe.testing.netns import Netns
+from vifprobe.testing.table import CASES, Case, Run, cases_for
+from vifprobe.testing.taps import Tap
+from vifprobe.testing.taps import tap as make_tap
+
+GO_ON = -1  # TC_ACT_UNSPEC and TCX_NEXT of include/uapi/linux/pkt_cls.h and bpf.h
+LOOPBACK = 1  # ifindex of the device that TEST_RUN gives its packets: lo of the caller's namespace
+KEY = ("direction", "packet_class", "ethertype", "size")
+COUNTS = ("packets", "frame_bytes", "charged_bytes", "wire_bytes")
+# struct __sk_buff of include/uapi/linux/bpf.h: 192 bytes, of which only gso_size is set
+GSO_SIZE_OFFSET = 176
+CONTEXT_BYTES = 192
+NON_LINEAR_BYTES = 4099  # more than a page
+#: In the names of cases that are told apart by where the frame's bytes end, so that padding changes them.
+ENDED_BY_THE_BYTES = ("cut", "beyond", "65535", "left")
+
+Seen = dict[tuple[int, ...], tuple[int, ...]]
+
+
+class Observer:
+    """The compiled programs and what they have newly counted, whatever became of it."""
+
+    def __init__(self, programs: Programs) -> None:
+        self.programs = programs
+        self._counters = Counters(programs)
+        self._before: Seen = {}
+
+    def watch(self, ifindex: int) -> None:
+        self._counters.watch(ifindex, 0, 0)
+
+    def take(self) -> Seen:
+        """Counts by key since the last call."""
+        now: Seen = {}
+        for row in self._counters.snapshot().cells:
+            key = tuple(int(row[name]) for name in KEY)
+            counts = tuple(int(row[name]) for name in COUNTS)
+            now[key] = tuple(np.add(now.get(key, (0,) * len(COUNTS)), counts).tolist())
+        zero = (0,) * len(COUNTS)
+        new = {key: tuple(np.subtract(now[key], self._before.get(key, zero)).tolist()) for key in now}
+        self._before = now
+        return {key: counts for key, counts in new.items() if any(counts)}
+
+
+@pytest.fixture(scope="module")
+def programs(require: Callable[[str, object, str], None]) -> Iterator[Programs]:
+    missing = missing_capabilities()
+    require("kernel", not missing, f"this process lacks {', '.join(missing)}")
+    try:
+        compiled = Programs(Settings(taps=1, bin_ns=0, cpus=possible_cpus()), read_features())
+    except KernelError as error:
+        require("kernel", False, str(error))
+        raise
+    try:
+        yield compiled
+    finally:
+        compiled.close()
+
+
+@pytest.fixture
+def observer(netns: Netns, programs: Programs) -> Observer:
+    found = Observer(programs)
+    found.take()  # what earlier tests have left
+    return found
+
+
+@pytest.fixture
+def vnet_tap(netns: Netns) -> Iterator[Tap]:
+    """With a virtio-net header, so that it takes GSO frames as well as plain ones."""
+    with make_tap("tap0", vnet_hdr=True, mtu=65521) as tap:
+        yield tap
+
+
+@pytest.fixture
+def attached(observer: Observer, vnet_tap: Tap) -> Iterator[Observer]:
+    observer.watch(vnet_tap.ifindex)
+    program = observer.programs.tc_program_fd(Direction.OUTBOUND)
+    with ExitStack() as stack:
+        attachment = attach(program, vnet_tap.name, vnet_tap.ifindex, Direction.OUTBOUND, None)
+        stack.callback(attachment.detach)
+        yield observer
+
+
+def expected(case: Case, run: Run, direction: Direction = Direction.OUTBOUND) -> Seen:
+    key = (int(direction), int(case.packet_class), int(case.ethertype), case.size_bucket(run))
+    return {key: (1, case.frame_bytes(run), case.charged_bytes(run), case.wire_bytes(run))}
+
+
+def told(seen: Seen) -> str:
+    """What was counted, in words."""
+    return "; ".join(
+        f"{Direction(direction).name} {PacketClass(packet_class).name} {Ethertype(ethertype).name} size {size}: "
+        + " ".join(f"{name} {value}" for name, value in zip(COUNTS, counts, strict=True))
+        for (direction, packet_class, ethertype, size), counts in seen.items()
+    )
+
+
+def context(case: Case) -> bytes:
+    """The struct __sk_buff that TEST_RUN starts from: plain but for gso_size.
+
+    Without any, the kernel leaves wire_len at 0 (net/bpf/test_run.c, convert___skb_to_skb).
+    """
+    gso_size = case.gso.size if case.gso else 0
+    return struct.pack("=I", gso_size).rjust(GSO_SIZE_OFFSET + 4, b"\0").ljust(CONTEXT_BYTES, b"\0")
+
+
+def check(
+    cases: Iterable[Case], want: Callable[[Case], Seen], show: Callable[[Case], None], observer: Observer
+) -> None:
+    """Show the cases, those of one key together; where the sum is wrong, one by one to name those that are."""
+    batches: dict[tuple[int, ...], list[Case]] = defaultdict(list)
+    for case in cases:
+        (key,) = want(case)
+        batches[key].append(case)
+    wrong = []
+    for key, batch in batches.items():
+        for case in batch:
+            show(case)
+        total = np.sum([want(case)[key] for case in batch], axis=0)
+        if observer.take() == {key: tuple(total.tolist())}:
+            continue
+        for case in batch:
+            show(case)
+            seen = observer.take()
+            if seen != want(case):
+                wrong.append(f"{case.name}: expected {told(want(case))}; seen {told(seen)}")
+    assert batches
+    assert wrong == []
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_table_through_test_run(observer: Observer, direction: Direction) -> None:
+    observer.watch(LOOPBACK)
+    program = observer.programs.tc_program_fd(direction)
+
+    def show(case: Case) -> None:
+        answer, _ = libbpf.test_run(program, case.frame, context(case))
+        assert answer == GO_ON, case.name
+
+    check(cases_for(Run.TEST_RUN), lambda case: expected(case, Run.TEST_RUN, direction), show, observer)
+
+
+def test_table_on_a_real_tap(attached: Observer, vnet_tap: Tap) -> None:
+    def show(case: Case) -> None:
+        os.write(vnet_tap.fd, case.packet(vnet_tap))
+
+    check(cases_for(Run.TAP), lambda case: expected(case, Run.TAP), show, attached)
+
+
+def test_the_kernel_passes_on_what_the_table_says(attached: Observer, vnet_tap: Tap) -> None:
+    """Frames that the table keeps from the tap don't get to tc, or the table would leave out cases."""
+    kept = [case for case in CASES if not case.runs(Run.TAP)]
+    assert kept
+    for case in kept:
+        os.write(vnet_tap.fd, case.packet(vnet_tap))
+    assert attached.take() == {}
+
+
+@pytest.mark.parametrize("linear_bytes", [14, 15, 18, 33, 34, 47, 54, 61, 94])
+def test_class_does_not_depend_on_the_linear_part(attached: Observer, vnet_tap: Tap, linear_bytes: int) -> None:
+    """Padded beyond a page, the frames of the table keep their class, with most headers outside the linear part."""
+    cases = [
+        replace(case, frame=pad(case.frame, max(len(case.frame), NON_LINEAR_BYTES), b"\x11"))
+        for case in cases_for(Run.TAP, gso=False)
+        if case.packet_class is not PacketClass.MALFORMED and not any(word in case.name for word in ENDED_BY_THE_BYTES)
+    ]
+
+    def show(case: Case) -> None:
+        os.write(vnet_tap.fd, vnet_tap.packet(case.frame, linear_bytes=linear_bytes))
+
+    check(cases, lambda case: expected(case, Run.TAP), show, attached)
