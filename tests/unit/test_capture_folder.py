@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.errors import CaptureError
 
 
-@pytest.fixture(params=[0o000, 0o022, 0o077, 0o177])
+@pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])
 def umask(request: pytest.FixtureRequest) -> Iterator[None]:
     before = os.umask(request.param)
     yield
@@ -127,12 +127,15 @@ def test_a_dangling_link_in_place_of_the_folder_makes_nothing(tmp_path: Path) ->
     assert not (tmp_path / "not-there").exists()
 
 
+@pytest.mark.parametrize("lay", [Path.symlink_to, Path.hardlink_to])
 @pytest.mark.parametrize("name", ["host.csv", "samples.pcapng"])
-def test_a_link_laid_in_the_folder_is_not_written_through(tmp_path: Path, name: str) -> None:
+def test_a_link_laid_in_the_folder_is_not_written_through(
+    tmp_path: Path, name: str, lay: Callable[[Path, Path], None]
+) -> None:
     """Someone who can write to the folder lays a link where a file will be made."""
     (tmp_path / "precious").write_text("mine")
     with CaptureWriter(tmp_path / "c", manifest()) as writer:
-        (tmp_path / "c" / name).symlink_to(tmp_path / "precious")
+        lay(tmp_path / "c" / name, tmp_path / "precious")
         with pytest.raises(CaptureError, match=name):
             writer.add_host([]) if name == "host.csv" else writer.new_file(name)
     assert (tmp_path / "precious").read_text() == "mine"
