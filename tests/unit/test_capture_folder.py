@@ -18,7 +18,8 @@ from vifprobe.errors import CaptureError
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])
-def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+def umask(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """After tmp_path, which is to be made with the umask that was there."""
     before = os.umask(request.param)
     yield
     os.umask(before)
