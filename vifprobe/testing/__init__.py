@@ -3,9 +3,9 @@
 
 | module | holds |
 |---|---|
-| `frames` | builders of raw Ethernet frames, right or deliberately wrong |
+| `frames`, `extensions` | builders of raw Ethernet frames, right or deliberately wrong |
 | `rules` | an independent model of packet class and wire bytes |
-| `table` | the packet table: every row and corner of the class rules, with what a probe must say of each frame |
+| `table` | the packet table: every row and corner of the class rules (in `cases`), with what a probe must say of each |
 | `netns` | private network namespaces |
 | `taps` | taps, and TSO frames written to them |
 | `links` | nft ingress limits, bridges and veth pairs |

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
@@ -73,7 +73,8 @@ def flood(
     return Written(written, time.monotonic() - start, tuple(each + (place < rest) for place in range(len(fds))))
 
 
-def _write_all(pairs: Iterator[tuple[int, bytes]], write=os.write) -> None:  # type: ignore[no-untyped-def]
+def _write_all(pairs: Iterable[tuple[int, bytes]], write: Callable[[int, bytes], int] = os.write) -> None:
+    # A default argument is a local name: at this rate looking up os.write for each frame would be seen.
     for fd, frame in pairs:
         write(fd, frame)
 
@@ -84,6 +85,7 @@ class Writer:
     def __init__(self, process: subprocess.Popen[str], seconds: float) -> None:
         self._process = process
         self._seconds = seconds
+        self._is_started = False
 
     @property
     def pid(self) -> int:
@@ -92,20 +94,24 @@ class Writer:
 
     def start(self) -> None:
         """Let it write; returns at once."""
-        self._tell("go\n")
+        self._is_started = True
+        self.tell("go\n")
 
     def wait(self) -> Written:
         """What it wrote, once it has ended. Raises OSError with its message when a write failed."""
+        if not self._is_started:
+            raise ValueError("the writer has not been started")
         out, err = self._process.communicate(timeout=self._seconds + GRACE_SECONDS)
         if self._process.returncode:
             raise OSError(f"writer: {err.strip().splitlines()[-1] if err.strip() else 'ended without a word'}")
         told = json.loads(out)
         return Written(told["frames"], told["seconds"], tuple(told["by_fd"]))
 
-    def _tell(self, text: str) -> None:
+    def tell(self, line: str) -> None:
+        """Send a line to the process."""
         if self._process.stdin is None:
             raise ValueError("the writer has no input")
-        self._process.stdin.write(text)
+        self._process.stdin.write(line)
         self._process.stdin.flush()
 
 
@@ -144,9 +150,9 @@ def writer(
     with process:
         try:
             made = Writer(process, seconds)
-            made._tell(json.dumps(order) + "\n")
+            made.tell(json.dumps(order) + "\n")
             if process.stdout is None or process.stdout.readline() != "ready\n":
-                made.wait()
+                raise OSError(f"writer: {process.communicate(timeout=GRACE_SECONDS)[1].strip()[-200:]}")
             yield made
         finally:
             if process.poll() is None:

@@ -173,6 +173,7 @@ def _authentication() -> Iterator[Case]:
     }
     for name, (part, packet_class) in found.items():
         yield _case(f"ah, {name}", ipv4(part), packet_class)
+    yield _case("ah cut by 1, then esp", ipv4(ah(raw(Protocol.ESP)))[:-1], MALFORMED)
     for there in (0, 1, 2, 11, 12, 23):
         yield _case(f"ah cut after {there} bytes", ipv4(ah(_syn()))[: 20 + there], MALFORMED)
     for there, packet_class in ((24 + 13, MALFORMED), (24 + 19, MALFORMED), (24 + 20, TCP_SYN)):

@@ -105,6 +105,10 @@ def _single_extensions() -> Iterator[Case]:
             yield _case(f"{name} cut after {there} bytes", ipv6(build(_syn()))[: 40 + there], MALFORMED)
         beyond = ipv6(raw(build(_syn()).protocol, b"\x06\xff" + build(_syn()).data[2:]))
         yield _case(f"{name} beyond the end", beyond, MALFORMED)
+        # What needs no bytes of its own must not make up for a header that isn't whole.
+        for last in (Protocol.NO_NEXT_HEADER, Protocol.ESP):
+            cut = ipv6(build(raw(last), units=1))[:-1]
+            yield _case(f"{name} cut by 1, then {last.name.lower()}", cut, MALFORMED)
         yield _case(f"{name}, then nothing", ipv6(build(raw(Protocol.TCP))), MALFORMED)
         yield _case(f"{name}, then no next header", ipv6(build(raw(Protocol.NO_NEXT_HEADER))), IP_OTHER)
         yield _case(f"{name}, then esp", ipv6(build(extensions.esp())), IP_OTHER)
@@ -113,6 +117,7 @@ def _single_extensions() -> Iterator[Case]:
     for icv_bytes in (0, 12, 1012):
         yield _case(f"ah, check value of {icv_bytes}", ipv6(ah(_syn(), icv_bytes=icv_bytes)), TCP_SYN)
     yield _case("ah, length 0", ipv6(ah(_syn(), payload_len=0)), MALFORMED)
+    yield _case("ah cut by 1, then esp", ipv6(ah(raw(Protocol.ESP)))[:-1], MALFORMED)
     yield _case("ah, beyond the end", ipv6(ah(_syn(), payload_len=255)), MALFORMED)
     for there in (0, 2, 11, 12, 23):
         yield _case(f"ah cut after {there} bytes", ipv6(ah(_syn()))[: 40 + there], MALFORMED)
