@@ -38,9 +38,13 @@ class Bandwidth:
 
     @property
     def burst_bytes(self) -> int | None:
-        """Bytes of burst as libvirt hands it to tc: `kb` is 1024 bytes, and without a burst it passes the average."""
-        burst = self.average_kbytes_per_second if self.burst_kbytes is None else self.burst_kbytes
-        return None if burst is None else burst * 1024
+        """Bytes of burst as libvirt hands it to tc, whose `kb` is 1024 bytes; None where not set."""
+        return None if self.burst_kbytes is None else self.burst_kbytes * 1024
+
+    @property
+    def policer_burst_bytes(self) -> int | None:
+        """Bytes of burst of an outbound policer: without one set, libvirt passes the number of the average."""
+        return self.burst_bytes or (self.average_kbytes_per_second or 0) * 1024 or None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def check(name: str) -> None:
     except UnicodeEncodeError:
         raise TapError(f"{name!a}: not an interface name: it holds half a character.", hint) from None
     if not name.isprintable():
-        raise TapError(f"{shown(name)}: not an interface name: it holds control characters.", hint)
+        raise TapError(f"{shown(name)}: not an interface name: it holds a character that can't be printed.", hint)
     if any(character.isspace() for character in name):
         raise TapError(f"{shown(name)}: not an interface name: it holds a blank.", hint)
     for forbidden in "/:":

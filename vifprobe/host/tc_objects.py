@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from vifprobe.host.netlink import Message, NetlinkError, attributes, text, u32, u64
+from vifprobe.host.netlink import Message, NetlinkError, attributes, text, u16, u32, u64
 from vifprobe.host.tc_actions import (
     RATESPEC,
     TCA_STATS,
@@ -65,7 +65,7 @@ _LAYOUTS = {
     "route": _Layout(1, 6, 5),
 }
 _U32_DIVISOR, _U32_SEL = 4, 5
-_BASIC_EMATCHES = 2
+_BASIC_EMATCHES, _EMATCH_TREE_HEADER = 2, 1
 _BPF_NAME, _BPF_FLAGS, _BPF_TAG, _BPF_ID = 7, 8, 10, 11
 _BPF_FLAG_ACT_DIRECT = 1
 # Flower attributes that match nothing beyond the filter's own protocol: class id, actions, EtherType, flags, and the
@@ -229,12 +229,17 @@ def _matches_all(kind: str, options: dict[int, bytes]) -> bool | None:
     if kind == "matchall":
         return True
     if kind == "basic":
-        return _BASIC_EMATCHES not in options
+        return not _ematches(options.get(_BASIC_EMATCHES))
     if kind == "flower":
         return set(options) <= _FLOWER_PLAIN
     if kind == "u32":
         return _u32_matches_all(options.get(_U32_SEL, b""))
     return None
+
+
+def _ematches(tree: bytes | None) -> int:
+    """Number of extended matches: basic sends a tree with a head that says 0 where it has none (tcf_em_tree_dump)."""
+    return u16(attributes(tree).get(_EMATCH_TREE_HEADER)) or 0 if tree is not None else 0
 
 
 def _u32_matches_all(selector: bytes) -> bool:
