@@ -5,43 +5,34 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
-from vifprobe.analysis.reading import Cells, Limit, Reading, no_cells, subtract
+from vifprobe.analysis.reading import Cells, Limit, Reading, subtract
 from vifprobe.errors import UsageError
 from vifprobe.host import netns
-from vifprobe.host.limits import Installed, installed_of
+from vifprobe.host.events import Event, Events
+from vifprobe.host.limits import installed_of
 from vifprobe.host.links import Link, find_link
-from vifprobe.kernel.attach import Attachment, attach
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
 from vifprobe.kernel.features import Features, read_features
-from vifprobe.layout import Direction, TapTrait
+from vifprobe.layout import Direction
+from vifprobe.watched import Coverage, WatchedTap
 
 BOTH = (Direction.OUTBOUND, Direction.INBOUND)
 
 
-@dataclass
-class _Watched:
-    """A tap while it is watched. `before`: what was counted up to the last reading."""
-
-    link: Link
-    number: int
-    installed: Installed
-    attachments: dict[Direction, Attachment] = field(default_factory=dict)
-    before: Cells = field(default_factory=no_cells)
-    missed_before: int = 0
-    notes: list[str] = field(default_factory=list)
-    gone: bool = False
+#: Limits are read again this often even if netlink tells of no change: nft's are not in its tc and link groups.
+_REFRESH_NS = 5_000_000_000
+#: What `bracket` is told, in order; see vifprobe.analysis.reconcile.
+MOMENTS = ("before_attach", "after_attach", "before_detach", "after_detach")
 
 
 class Probe:
@@ -49,7 +40,7 @@ class Probe:
 
     taps: interface names. directions: which hooks. netns: name, path or pid of the network namespace that the taps are
     in; the calling thread is in it inside the block. bin_ns: width of the timeline's bins, 0 for none. limits: declared
-    limits by direction, as given by the user. create_qdisc: on kernels without tcx, add a clsact qdisc where there is
+    limits by direction, as given by the user. bracket: called with each of MOMENTS, in the taps' namespace. create_qdisc: on kernels without tcx, add a clsact qdisc where there is
     none (it keeps OVS and libvirt from adding their policer).
 
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
@@ -62,6 +53,7 @@ class Probe:
         netns: str | None = None,
         bin_ns: int = 0,
         limits: Mapping[Direction, Limit] | None = None,
+        bracket: Callable[[str], None] | None = None,
         create_qdisc: bool = False,
     ) -> None:
         if not taps:
@@ -71,14 +63,16 @@ class Probe:
         self._netns = netns
         self._bin_ns = bin_ns
         self._limits = dict(limits or {})
+        self._bracket = bracket or (lambda moment: None)
         self._create_qdisc = create_qdisc
         self._home_fd = -1
         self._programs: Programs | None = None
-        self._watched: list[_Watched] = []
+        self._watched: list[WatchedTap] = []
+        self._events: Events | None = None
+        self._seen: list[tuple[str, Event]] = []
         self._stop_read, self._stop_write = -1, -1
-        self.start_ns = 0
-        self._last_ns = 0
-        self._final: tuple[Reading, ...] = ()
+        self._end: Snapshot | None = None
+        self.start_ns = self._last_ns = self._refreshed_ns = 0
 
     def __enter__(self) -> Probe:
         try:
@@ -137,7 +131,7 @@ class Probe:
             due_ns += round(seconds * 1e9)
             last = end_ns is not None and due_ns >= end_ns
             stopped = self._wait(min(due_ns, end_ns) if end_ns is not None else due_ns)
-            if last or stopped or all(watched.gone for watched in self._watched):
+            if last or stopped:
                 break
             yield from self._interval(self._counters.snapshot())
         self._detach()
@@ -164,12 +158,29 @@ class Probe:
         """Time bins that were overwritten before they were taken."""
         return self._counters.lost_bins
 
+    def take_events(self) -> list[tuple[str, Event]]:
+        """What happened to the taps since the last call: (tap name, event)."""
+        seen, self._seen = self._seen, []
+        return seen
+
+    @property
+    def gaps(self) -> tuple[Coverage, ...]:
+        """Spans in which a tap was not watched, because somebody replaced the qdisc that our filter was in."""
+        return tuple(gap for watched in self._watched for gap in watched.gaps)
+
     def close(self) -> None:
         """Detach everything, free everything; harmless when called again."""
         if self._programs is not None:
-            self._detach()
-            self._programs.close()
-            self._programs = None
+            try:
+                self._detach()
+            finally:
+                for watched in self._watched:
+                    watched.detach()
+                self._programs.close()
+                self._programs = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
         for fd in (self._stop_read, self._stop_write):
             if fd >= 0:
                 os.close(fd)
@@ -179,7 +190,6 @@ class Probe:
             self._home_fd = -1
 
     def _open(self) -> None:
-        self._end: Snapshot | None = None
         self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._netns is not None:
             self._home_fd = netns.own()
@@ -190,59 +200,64 @@ class Probe:
         with ThreadPoolExecutor(1) as pool:
             # The compiler runs outside Python's lock: the host side is read meanwhile.
             compiling = pool.submit(Programs, settings, self._features)
-            installed = installed_of(links)
+            self._events = Events(link.ifindex for link in links)
+            found = installed_of(links)
             self._programs = compiling.result()
         self._counters = Counters(self._programs)
-        self._watched = [_Watched(link, number, installed[link.ifindex]) for number, link in enumerate(links)]
+        self._watched = [WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links)]
+        self._bracket(MOMENTS[0])
+        self.start_ns = self._last_ns = self._refreshed_ns = time.monotonic_ns()
         for watched in self._watched:
-            self._counters.watch(watched.link.ifindex, watched.number, _traits(watched.installed))
-        self.start_ns = self._last_ns = time.monotonic_ns()
+            self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
         self._programs.attach_verdicts()
         for watched in self._watched:
-            found = watched.installed.tc.ingress
-            for direction in self._directions:
-                fd = self._programs.tc_program_fd(direction)
-                kind = found.kind if found else None
-                watched.attachments[direction] = attach(fd, watched.link.name, watched.link.ifindex, direction, kind)
+            watched.attach(self._programs, self._directions)
+        self._bracket(MOMENTS[1])
 
     def _wait(self, until_ns: int) -> bool:
-        """Sleep until then; True as soon as `stop` was called."""
-        while (left := until_ns - time.monotonic_ns()) > 0:
-            ready, _, _ = select.select([self._stop_read], [], [], left / 1e9)
-            if ready:
+        """Sleep until then, following what happens to the taps; True as soon as `stop` was called or all are gone."""
+        assert self._events is not None  # noqa: S101 - for the type checker: open since _open
+        while (left_ns := until_ns - time.monotonic_ns()) > 0:
+            ready, _, _ = select.select([self._stop_read, self._events], [], [], left_ns / 1e9)
+            if self._stop_read in ready:
                 return True
-            self._look_for_gone()
+            self._follow_events()
+            if all(watched.gone for watched in self._watched):
+                return True
         return False
 
-    def _look_for_gone(self) -> None:
+    def _follow_events(self) -> None:
+        assert self._events is not None and self._programs is not None  # noqa: S101 - as above
+        events = self._events.read()
+        now_ns = time.monotonic_ns()
+        due = now_ns - self._refreshed_ns > _REFRESH_NS
+        self._refreshed_ns = now_ns if due else self._refreshed_ns
         for watched in self._watched:
-            if not watched.gone and not _is_there(watched.link):
-                watched.gone = True
-
-    def _limit(self, watched: _Watched, direction: Direction) -> Limit:
-        declared, main = self._limits.get(direction, Limit()), watched.installed.main(direction)
-        if main is None:
-            return declared
-        return replace(
-            declared,
-            installed_bps=main.rate_bps,
-            installed_pps=main.rate_pps,
-            burst_bytes=main.burst_bytes if declared.burst_bytes is None else declared.burst_bytes,
-        )
+            own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
+            self._seen += [(watched.link.name, event) for event in own]
+            if own:
+                watched.on_events(own, self._programs)
+            elif due and not watched.gone:
+                watched.refresh()
+            if (own or due) and not watched.gone:
+                self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
 
     def _detach(self) -> None:
         """Take every hook off and read what is then final."""
         if self._programs is None or self._end is not None or not self._watched:
             return
+        with suppress(OSError):
+            self._follow_events()
+        self._bracket(MOMENTS[2])
         for watched in self._watched:
-            for attachment in watched.attachments.values():
-                attachment.detach()
+            watched.detach()
         # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.
         self._last_bins = self._counters.take_bins(final=True)
         self._end = self._counters.snapshot()
         self._programs.detach_verdicts()
+        self._bracket(MOMENTS[3])
 
-    def _cells_of(self, snapshot: Snapshot, watched: _Watched) -> Cells:
+    def _cells_of(self, snapshot: Snapshot, watched: WatchedTap) -> Cells:
         return snapshot.cells[snapshot.cells["tap"] == watched.number]
 
     def _interval(self, snapshot: Snapshot) -> Iterator[Reading]:
@@ -255,7 +270,7 @@ class Probe:
             yield replace(reading, missed=missed)
 
     def _reading(
-        self, watched: _Watched, cells: Cells, snapshot: Snapshot, since_ns: int, final: bool = False
+        self, watched: WatchedTap, cells: Cells, snapshot: Snapshot, since_ns: int, final: bool = False
     ) -> Reading:
         return Reading(
             tap=watched.link.name,
@@ -265,23 +280,8 @@ class Probe:
             cells=cells,
             missed=snapshot.missed_packets,
             verdicts="reason" if self._features.has_drop_reason else "inferred",
-            limits={direction: self._limit(watched, direction) for direction in self._directions},
+            limits=watched.limits(self._limits, self._directions),
             notes=tuple(watched.notes),
             directions=self._directions,
             final=final,
         )
-
-
-def _is_there(link: Link) -> bool:
-    """Asked of the kernel, not of /sys, which shows the namespace that it was mounted in."""
-    try:
-        socket.if_indextoname(link.ifindex)
-    except OSError:
-        return False
-    return True
-
-
-def _traits(installed: Installed) -> int:
-    """What the kernel side must know to call a drop the policer's."""
-    nft_sees_it = any(chain.hook == "ingress" for chain in installed.nft.chains)
-    return int(TapTrait.NFT_POLICER) if nft_sees_it else 0

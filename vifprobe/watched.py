@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tap while it is watched: its hooks, its limits as they change, and the gaps in its coverage."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from vifprobe.analysis.reading import Cells, Limit, no_cells
+from vifprobe.errors import HostError, KernelError
+from vifprobe.host.events import Event
+from vifprobe.host.limits import Installed, installed
+from vifprobe.host.links import Link
+from vifprobe.kernel.attach import FILTER_HANDLE, FILTER_PREF, Attachment, FilterAttachment, attach
+from vifprobe.kernel.build import Programs
+from vifprobe.layout import Direction, TapTrait
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """A span in which a direction of a tap was not watched, monotonic ns; end None: until the end of the run."""
+
+    tap: str
+    direction: Direction
+    start_ns: int
+    end_ns: int | None
+    why: str
+
+
+class WatchedTap:
+    """A tap, its number in the kernel's tables, and what hangs on it.
+
+    `before`, `missed_before`: what was counted up to the last reading. `gone`: it was deleted meanwhile.
+    """
+
+    def __init__(self, link: Link, number: int, found: Installed) -> None:
+        self.link = link
+        self.number = number
+        self.installed = found
+        self.attachments: dict[Direction, Attachment] = {}
+        self.before: Cells = no_cells()
+        self.missed_before = 0
+        self.notes: list[str] = []
+        self.gaps: list[Coverage] = []
+        self.gone = False
+
+    @property
+    def traits(self) -> int:
+        """What the kernel side must know of this tap to call a drop its policer's."""
+        nft_sees_it = any(chain.hook == "ingress" for chain in self.installed.nft.chains)
+        return int(TapTrait.NFT_POLICER) if nft_sees_it else 0
+
+    def attach(self, programs: Programs, directions: tuple[Direction, ...]) -> None:
+        """Hang the programs on it; KernelError where one can't be."""
+        for direction in directions:
+            self._attach(programs, direction)
+
+    def _attach(self, programs: Programs, direction: Direction) -> None:
+        fd, qdisc = programs.tc_program_fd(direction), self.installed.tc.ingress
+        kind = qdisc.kind if qdisc else None
+        self.attachments[direction] = attach(fd, self.link.name, self.link.ifindex, direction, kind)
+
+    def detach(self) -> None:
+        """Take every hook off; harmless where the tap or the qdisc is gone."""
+        for attachment in self.attachments.values():
+            attachment.detach()
+
+    def refresh(self) -> None:
+        """Read again what limits the tap; what can't be read stays as it was."""
+        try:
+            self.installed = installed(self.link)
+        except HostError as error:
+            self.note(f"limits could not be read again: {error.message}")
+
+    def note(self, text: str) -> None:
+        """Something that whoever reads the counts must know; said once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def on_events(self, events: list[Event], programs: Programs) -> None:
+        """Follow what happened to the tap: deleted, limits changed, our filter gone with somebody's qdisc."""
+        self.gone = self.gone or not is_there(self.link)
+        if self.gone or not any(event.kind.startswith(("qdisc", "filter", "class", "over")) for event in events):
+            return
+        self.refresh()
+        lost_at_ns = min(event.at_ns for event in events)
+        for direction, attachment in list(self.attachments.items()):
+            if isinstance(attachment, FilterAttachment) and not self._is_ours_there(attachment):
+                self._lost(direction, lost_at_ns, programs)
+
+    def _is_ours_there(self, attachment: FilterAttachment) -> bool:
+        hook = "ingress" if attachment.ingress else "egress"
+        return any(
+            found.kind == "bpf" and found.hook == hook and (found.pref, found.handle) == (FILTER_PREF, FILTER_HANDLE)
+            for found in self.installed.tc.filters
+        )
+
+    def _lost(self, direction: Direction, at_ns: int, programs: Programs) -> None:
+        """Our filter went with its qdisc: try again, and keep the books on what was not seen."""
+        open_gap = next((gap for gap in self.gaps if gap.direction == direction and gap.end_ns is None), None)
+        if open_gap is None:
+            open_gap = Coverage(self.link.name, direction, at_ns, None, "its qdisc was deleted or replaced")
+            self.gaps.append(open_gap)
+        try:
+            self._attach(programs, direction)
+        except KernelError:
+            return  # no qdisc at the moment: the next event says when there is one again
+        self.gaps[self.gaps.index(open_gap)] = replace(open_gap, end_ns=time.monotonic_ns())
+
+    def limits(self, declared: Mapping[Direction, Limit], directions: tuple[Direction, ...]) -> dict[Direction, Limit]:
+        """Declared and installed limit of each direction."""
+        return {direction: self._limit(declared.get(direction, Limit()), direction) for direction in directions}
+
+    def _limit(self, declared: Limit, direction: Direction) -> Limit:
+        main = self.installed.main(direction)
+        if main is None:
+            return declared
+        burst_bytes = main.burst_bytes if declared.burst_bytes is None else declared.burst_bytes
+        return replace(declared, installed_bps=main.rate_bps, installed_pps=main.rate_pps, burst_bytes=burst_bytes)
+
+
+def is_there(link: Link) -> bool:
+    """Asked of the kernel, not of /sys, which shows the namespace that it was mounted in."""
+    try:
+        return socket.if_indextoname(link.ifindex) != ""
+    except OSError:
+        return False
