@@ -9,7 +9,6 @@ and any two readings subtract exactly.
 
 from __future__ import annotations
 
-import mmap
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vifprobe.errors import KernelError
+from vifprobe.kernel.build import Programs
 from vifprobe.layout import (
     BIN,
     CELL,
@@ -54,34 +54,21 @@ class Snapshot:
     foreign_skbs: int
 
 
-class Table:
-    """A mapped array map as a numpy array of its own leaf type."""
-
-    def __init__(self, table: Any, writable: bool = False) -> None:
-        leaf = np.dtype(table.Leaf)
-        # Array maps round values up to 8 bytes: kernel/bpf/arraymap.c, array_map_alloc().
-        stride = -(-leaf.itemsize // 8) * 8
-        size = -(-stride * table.max_entries // mmap.PAGESIZE) * mmap.PAGESIZE
-        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._map = mmap.mmap(table.map_fd, size, mmap.MAP_SHARED, access)
-        self.rows = np.ndarray((table.max_entries,), leaf, self._map, strides=(stride,))
-
-
 class Counters:
     """Reads (and at the start fills) the tables that bpf/count.c declares."""
 
-    def __init__(self, programs: Any) -> None:
+    def __init__(self, programs: Programs) -> None:
         settings = programs.settings
         self._cpus: int = settings.cpus
         self._cells_per_cpu: int = settings.cells_per_cpu
         self._bin_ns: int = settings.bin_ns
-        self._cells = Table(programs.table("cells")).rows
-        self._roster = Table(programs.table("roster")).rows
-        self._lanes = Table(programs.table("lanes"), writable=True).rows
-        self._taps = Table(programs.table("taps"), writable=True).rows
+        self._cells = programs.table("cells")
+        self._roster = programs.table("roster")
+        self._lanes = programs.table("lanes", writable=True)
+        self._taps = programs.table("taps", writable=True)
         if self._bin_ns:
-            self._bins = Table(programs.table("bins")).rows
-            self._bin_log = Table(programs.table("bin_log")).rows.reshape(self._cpus, -1)
+            self._bins = programs.table("bins")
+            self._bin_log = programs.table("bin_log").reshape(self._cpus, -1)
             self._logged = np.zeros(self._cpus, dtype=np.int64)
         self.lost_bins = 0
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Callable
 from functools import cache
 
 from vifprobe.errors import KernelError
@@ -50,6 +51,20 @@ class _TestRunOpts(ctypes.Structure):
         ("flags", ctypes.c_uint32),
         ("cpu", ctypes.c_uint32),
         ("batch_size", ctypes.c_uint32),
+    )
+
+
+class _MapCreateOpts(ctypes.Structure):
+    """struct bpf_map_create_opts up to `map_flags`."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
     )
 
 
@@ -137,6 +152,17 @@ def _check(result: int) -> int:
     return result
 
 
+#: Loads a program under the name that it is given; its fd.
+Load = Callable[[str], int]
+
+
+def create_map(name: str, kind: int, key_bytes: int, value_bytes: int, entries: int, flags: int) -> int:
+    """BPF_MAP_CREATE; fd of the map. OSError."""
+    options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
+    sizes = (key_bytes, value_bytes, entries)
+    return _check(library().bpf_map_create(kind, name.encode(), *sizes, ctypes.byref(options)))
+
+
 def load_tc_program(name: str, code: bytes) -> int:
     """Load compiled code as a tc program; its fd. OSError: refused, with the verifier's last words."""
     return _load(BPF_PROG_TYPE_SCHED_CLS, name, code)
@@ -158,7 +184,8 @@ def _load(kind: int, name: str, code: bytes, attach_type: int = 0, attach_btf_id
         log_size=_LOG_BYTES,
         log_buf=ctypes.cast(log, ctypes.c_char_p),
     )
-    arguments = (name.encode(), b"GPL", code, ctypes.c_size_t(len(code) // 8), ctypes.byref(options))
+    # BPF_OBJ_NAME_LEN is 16, its last byte 0
+    arguments = (name.encode()[:15], b"GPL", code, ctypes.c_size_t(len(code) // 8), ctypes.byref(options))
     try:
         # libbpf asks for the log by itself when a load fails.
         return _check(library().bpf_prog_load(kind, *arguments))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled code kept on disk: bcc takes most of the time to the first screen, and half of the memory.
+
+Only root's own directory is trusted, since what is read here is loaded into the kernel. Anything wrong with it is as if
+it were not there. Key: hash of all that compiling depends on.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from vifprobe.kernel.compile import Compiled, MapShape, compile_text
+
+#: Set to another directory, or to nothing for no cache.
+VARIABLE = "VIFPROBE_CACHE"
+_DEFAULT = "/var/cache/vifprobe"
+_KEPT = 32  # newest entries; one a number of taps, bin width and version
+_COMPILERS = ("/usr/lib/python3/dist-packages/bcc/version.py", "/usr/lib/python3/site-packages/bcc/version.py")
+
+
+def compiled(text: str, directory: Path, flags: list[str]) -> Compiled:
+    """From the cache, else from bcc (and then into the cache). Raises KernelError as compile_text."""
+    place = _place()
+    if place is None:
+        return compile_text(text, directory, flags)
+    file = place / f"{_key(text, directory, flags)}.json"
+    found = _read(file)
+    if found is None:
+        found = compile_text(text, directory, flags)
+        with suppress(OSError):
+            _write(file, found)
+    return found
+
+
+def _place() -> Path | None:
+    """The cache directory, made if need be; None where it is not to be trusted or can't be had."""
+    name = os.environ.get(VARIABLE, _DEFAULT)
+    if not name:
+        return None
+    place = Path(name)
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+        about = place.lstat()
+    except OSError:
+        return None
+    own = about.st_uid == os.geteuid() and stat.S_ISDIR(about.st_mode) and not about.st_mode & 0o022
+    return place if own else None
+
+
+def _key(text: str, directory: Path, flags: list[str]) -> str:
+    parts = [text, *sorted(flags), os.uname().machine]
+    parts += [path.read_text() for path in sorted(directory.glob("**/*.h"))]
+    for path in map(Path, _COMPILERS):
+        with suppress(OSError):
+            parts.append(f"{path} {path.stat().st_mtime_ns}")
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _read(file: Path) -> Compiled | None:
+    try:
+        kept = json.loads(file.read_text())
+        maps = tuple(MapShape(**{**shape, "leaf": _as_descr(shape["leaf"])}) for shape in kept["maps"])
+        return Compiled(maps, {name: base64.b64decode(code) for name, code in kept["code"].items()})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(file: Path, found: Compiled) -> None:
+    """Whole or not at all; the oldest entries go."""
+    kept = {
+        "maps": [asdict(shape) for shape in found.maps],
+        "code": {name: base64.b64encode(code).decode() for name, code in found.code.items()},
+    }
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".")  # 0600
+    try:
+        with os.fdopen(handle, "w") as stream:
+            json.dump(kept, stream)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    entries = sorted(file.parent.glob("*.json"), key=lambda entry: entry.stat().st_mtime)
+    for entry in entries[:-_KEPT]:
+        entry.unlink(missing_ok=True)
+
+
+def _as_descr(value: object) -> object:
+    """JSON has no tuples: numpy's description of a dtype is lists of tuples, with tuples for shapes."""
+    if isinstance(value, list) and all(isinstance(item, list) for item in value):
+        return [
+            tuple(tuple(part) if number == 2 and isinstance(part, list) else _as_descr(part) for number, part in enumerate(item))
+            for item in value
+        ]
+    return value

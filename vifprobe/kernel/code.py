@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BPF machine code, as far as the loader touches it: the numbers that `r = imm64` instructions load."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+_LOAD_IMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW, include/uapi/linux/bpf.h; takes two slots of 8 bytes
+#: Source register of an imm64 load: a plain number, or (BPF_PSEUDO_MAP_FD) a map's fd.
+NUMBER_LOAD = 0
+FD_LOAD = 1
+
+
+def immediates(code: bytes, kind: int) -> Iterator[tuple[int, int]]:
+    """(Offset of the immediate, its lower half) of each imm64 load of this kind."""
+    at = 0
+    while at < len(code):
+        if code[at] != _LOAD_IMM64:
+            at += 8
+            continue
+        if code[at + 1] >> 4 == kind:
+            yield at + 4, struct.unpack_from("<i", code, at + 4)[0]
+        at += 16
+
+
+def replaced(code: bytes, kind: int, values: dict[int, int]) -> bytes:
+    """The code with these immediates of imm64 loads replaced; KeyError-free: others stay."""
+    changed = bytearray(code)
+    for at, value in immediates(code, kind):
+        if value in values:
+            struct.pack_into("<i", changed, at, values[value])
+    return bytes(changed)

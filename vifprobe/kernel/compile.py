@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile the joined C text with bcc, without kernel headers, into plain code and map definitions."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vifprobe.errors import KernelError
+from vifprobe.kernel.code import FD_LOAD, immediates
+from vifprobe.kernel.features import missing_capabilities
+
+#: The programs: functions of the C text that are hung on a hook.
+FUNCTIONS = ("observe", "drop")
+
+
+@dataclass(frozen=True)
+class MapShape:
+    """A map as the C text declares it. leaf: dtype of its values, as numpy describes it in a .npy file."""
+
+    name: str
+    kind: int
+    key_bytes: int
+    value_bytes: int
+    entries: int
+    flags: int
+    leaf: Any
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Code of each program, map references being places in `maps`."""
+
+    maps: tuple[MapShape, ...]
+    code: dict[str, bytes]
+
+
+def import_bcc() -> Any:
+    """The distribution's bcc module, or a KernelError that says where it comes from."""
+    try:
+        import bcc
+    except ImportError as error:
+        raise KernelError(
+            f"Python's bcc module can't be imported: {error}.",
+            "It comes from the distribution: python3-bpfcc (Debian, Ubuntu), python3-bcc (RHEL, Fedora, SUSE).",
+            "The package named bcc on PyPI is an unrelated project: never install that one.",
+            "In a virtual environment, make it with --system-site-packages on the system's own python3.",
+        ) from error
+    if not hasattr(bcc, "BPF"):
+        raise KernelError(
+            f"{bcc.__file__} is not the BPF Compiler Collection: it is PyPI's unrelated package bcc.",
+            "Remove it (pip uninstall bcc) and install python3-bpfcc (Debian, Ubuntu) or python3-bcc (RHEL, Fedora).",
+        )
+    return bcc
+
+
+def compile_text(text: str, directory: Path, flags: list[str]) -> Compiled:
+    """Compile; KernelError where it can't be done. directory: of the C text, with `include/` in it.
+
+    bcc creates the maps as it compiles; they are given up again, so that compiled and cached code are loaded one way.
+    """
+    bcc = import_bcc()
+    # bcc looks there for kernel headers: bpf/include stands in for them, see bpf/README.md.
+    os.environ["BCC_KERNEL_SOURCE"] = str(directory)
+    system = [f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}", "-I/usr/include"]
+    include = [f"-I{directory}", f"-I{directory / 'include'}", *system]
+    try:
+        module = bcc.BPF(text=text, cflags=[*include, *flags, "-Wno-macro-redefined"])
+    except Exception as error:  # bcc raises plain Exception; the compiler's own words went to stderr
+        if missing := missing_capabilities():
+            raise KernelError(f"not permitted: this process lacks {', '.join(missing)}.", "Run it with sudo.") from error
+        raise KernelError(
+            f"bcc could not compile the programs or create their tables: {error}.",
+            "Seen where linux-libc-dev (linux/types.h) is not installed, and where memory for the tables is short.",
+        ) from error
+    try:
+        return _extract(module)
+    finally:
+        module.cleanup()
+
+
+def _extract(module: Any) -> Compiled:
+    from bcc import libbcc
+
+    # bcc's own Python never asks for names, and so leaves these two without types. Indexing gives functions of our own.
+    count_of, name_of = libbcc.lib["bpf_num_tables"], libbcc.lib["bpf_table_name"]
+    count_of.argtypes, name_of.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t]
+    count_of.restype, name_of.restype = ctypes.c_size_t, ctypes.c_char_p
+    shapes, places = [], {}
+    for number in range(count_of(module.module)):
+        name = name_of(module.module, number).decode()
+        table = module[name]
+        places[table.map_fd] = number
+        leaf = np.lib.format.dtype_to_descr(np.dtype(table.Leaf))
+        kind = libbcc.lib.bpf_table_type_id(module.module, number)
+        key_bytes, value_bytes = np.dtype(table.Key).itemsize, np.dtype(table.Leaf).itemsize
+        flags = libbcc.lib.bpf_table_flags_id(module.module, number)
+        shapes.append(MapShape(name, kind, key_bytes, value_bytes, table.max_entries, flags, leaf))
+    return Compiled(tuple(shapes), {name: _by_place(module.dump_func(name.encode()), places) for name in FUNCTIONS})
+
+
+def _by_place(code: bytes, places: dict[int, int]) -> bytes:
+    """The code with each map's fd replaced by its place in the list of maps."""
+    moved = bytearray(code)
+    for at, fd in immediates(code, FD_LOAD):
+        struct.pack_into("<i", moved, at, places[fd])
+    return bytes(moved)
