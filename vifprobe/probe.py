@@ -31,8 +31,6 @@ BOTH = (Direction.OUTBOUND, Direction.INBOUND)
 
 #: Limits are read again this often even if netlink tells of no change: nft's are not in its tc and link groups.
 _REFRESH_NS = 5_000_000_000
-#: What `bracket` is told, in order; see vifprobe.analysis.reconcile.
-MOMENTS = ("before_attach", "after_attach", "before_detach", "after_detach")
 
 
 class Probe:
@@ -40,8 +38,9 @@ class Probe:
 
     taps: interface names. directions: which hooks. netns: name, path or pid of the network namespace that the taps are
     in; the calling thread is in it inside the block. bin_ns: width of the timeline's bins, 0 for none. limits: declared
-    limits by direction, as given by the user. bracket: called with each of MOMENTS, in the taps' namespace. create_qdisc: on kernels without tcx, add a clsact qdisc where there is
-    none (it keeps OVS and libvirt from adding their policer).
+    limits by direction, as given by the user. bracket: called in the taps' namespace with before_attach, after_attach,
+    before_detach and after_detach, and the interfaces (see vifprobe.bracket). create_qdisc: on kernels without tcx, add
+    a clsact qdisc where there is none (it keeps OVS and libvirt from adding their policer).
 
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
     """
@@ -53,7 +52,7 @@ class Probe:
         netns: str | None = None,
         bin_ns: int = 0,
         limits: Mapping[Direction, Limit] | None = None,
-        bracket: Callable[[str], None] | None = None,
+        bracket: Callable[[str, tuple[Link, ...]], None] | None = None,
         create_qdisc: bool = False,
     ) -> None:
         if not taps:
@@ -63,7 +62,7 @@ class Probe:
         self._netns = netns
         self._bin_ns = bin_ns
         self._limits = dict(limits or {})
-        self._bracket = bracket or (lambda moment: None)
+        self._bracket = bracket
         self._create_qdisc = create_qdisc
         self._home_fd = -1
         self._programs: Programs | None = None
@@ -205,14 +204,18 @@ class Probe:
             self._programs = compiling.result()
         self._counters = Counters(self._programs)
         self._watched = [WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links)]
-        self._bracket(MOMENTS[0])
+        self._moment("before_attach")
         self.start_ns = self._last_ns = self._refreshed_ns = time.monotonic_ns()
         for watched in self._watched:
             self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
         self._programs.attach_verdicts()
         for watched in self._watched:
             watched.attach(self._programs, self._directions)
-        self._bracket(MOMENTS[1])
+        self._moment("after_attach")
+
+    def _moment(self, name: str) -> None:
+        if self._bracket is not None:
+            self._bracket(name, self.links)
 
     def _wait(self, until_ns: int) -> bool:
         """Sleep until then, following what happens to the taps; True as soon as `stop` was called or all are gone."""
@@ -248,14 +251,14 @@ class Probe:
             return
         with suppress(OSError):
             self._follow_events()
-        self._bracket(MOMENTS[2])
+        self._moment("before_detach")
         for watched in self._watched:
             watched.detach()
         # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.
         self._last_bins = self._counters.take_bins(final=True)
         self._end = self._counters.snapshot()
         self._programs.detach_verdicts()
-        self._bracket(MOMENTS[3])
+        self._moment("after_detach")
 
     def _cells_of(self, snapshot: Snapshot, watched: WatchedTap) -> Cells:
         return snapshot.cells[snapshot.cells["tap"] == watched.number]

@@ -13,7 +13,7 @@ from vifprobe.errors import HostError, KernelError
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, installed
 from vifprobe.host.links import Link
-from vifprobe.kernel.attach import FILTER_HANDLE, FILTER_PREF, Attachment, FilterAttachment, attach
+from vifprobe.kernel.attach import Attachment, FilterAttachment, attach, is_own_filter
 from vifprobe.kernel.build import Programs
 from vifprobe.layout import Direction, TapTrait
 
@@ -93,7 +93,7 @@ class WatchedTap:
     def _is_ours_there(self, attachment: FilterAttachment) -> bool:
         hook = "ingress" if attachment.ingress else "egress"
         return any(
-            found.kind == "bpf" and found.hook == hook and (found.pref, found.handle) == (FILTER_PREF, FILTER_HANDLE)
+            found.hook == hook and is_own_filter(found.pref, found.handle, found.bpf.name if found.bpf else "")
             for found in self.installed.tc.filters
         )
 

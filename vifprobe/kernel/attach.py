@@ -19,6 +19,12 @@ from vifprobe.layout import Direction
 #: Place of our own filters: ahead of all others, under a handle that says whose they are ("vp").
 FILTER_PREF = 1
 FILTER_HANDLE = 0x7670
+PROGRAM_NAME_PREFIX = "vifprobe_"
+
+
+def is_own_filter(pref: int, handle: str, program_name: str) -> bool:
+    """Whether a bpf filter is one that vifprobe made. handle: as tc prints it, `0x7670`."""
+    return pref == FILTER_PREF and handle == f"{FILTER_HANDLE:#x}" and program_name.startswith(PROGRAM_NAME_PREFIX)
 
 
 class Attachment(Protocol):

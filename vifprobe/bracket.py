@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds the probe's counts against those that the kernel keeps anyway, read around attaching and detaching."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from vifprobe.analysis.reading import Reading, count
+from vifprobe.analysis.reconcile import CounterSamples, ReconcileRow, probe_count, reconcile
+from vifprobe.errors import HostError
+from vifprobe.host.counters import Counts, CounterSample, Unit, read_counters_of
+from vifprobe.host.links import Link
+from vifprobe.layout import VLAN_TAG_BYTES, Direction, Ethertype, Verdict
+
+#: The four readings, in order; see vifprobe.analysis.reconcile.
+MOMENTS = ("before_attach", "after_attach", "before_detach", "after_detach")
+
+_VERDICTS = {Counts.PASSED: Verdict.PASSED, Counts.POLICED: Verdict.POLICED, Counts.DROPPED: Verdict.DROPPED}
+
+Samples = dict[int, tuple[CounterSample, ...]]
+
+
+class Bracket:
+    """Called with each of MOMENTS by the probe; :meth:`rows` afterwards. problems: what could not be read."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, Samples] = {}
+        self._links: tuple[Link, ...] = ()
+        self.problems: list[str] = []
+
+    def __call__(self, moment: str, links: tuple[Link, ...]) -> None:
+        """Read all counters of the watched interfaces now."""
+        self._links = links
+        previous = next(reversed(self._read.values()), {})
+        try:
+            self._read[moment] = read_counters_of(links, previous)
+        except HostError as error:
+            self.problems.append(f"counters {moment.replace('_', ' ')}: {error.message}")
+
+    def rows(self, totals: Sequence[Reading]) -> list[ReconcileRow]:
+        """One row a counter, held against the totals of the run."""
+        readings = {reading.tap: reading for reading in totals}
+        return [row for link in self._links for row in self._rows(link, readings[link.name])]
+
+    def _rows(self, link: Link, reading: Reading) -> Iterator[ReconcileRow]:
+        known: dict[str, CounterSample] = {}
+        for samples in self._read.values():
+            known |= {sample.counter: sample for sample in samples.get(link.ifindex, ())}
+        for counter, sample in known.items():
+            if sample.direction not in reading.directions:
+                continue
+            values = {moment: self._value(moment, link.ifindex, counter) for moment in MOMENTS}
+            counted = _counted(reading, sample)
+            probe = None if counted is None else probe_count(counted, reading.missed)
+            yield reconcile(CounterSamples(link.name, sample.direction, counter, **values), probe)
+
+    def _value(self, moment: str, ifindex: int, counter: str) -> int | None:
+        samples = self._read.get(moment, {}).get(ifindex, ())
+        return next((sample.value for sample in samples if sample.counter == counter), None)
+
+
+def _counted(reading: Reading, sample: CounterSample) -> int | None:
+    """The probe's count of the same thing; None where it has none, or can't tell."""
+    if sample.shared or sample.counts is Counts.PART or (reading.missed and sample.unit is not Unit.PACKETS):
+        return None
+    direction = sample.direction
+    verdict = _VERDICTS.get(sample.counts)
+    if verdict is not None and not reading.knows_verdicts(direction):
+        return None
+    if verdict is not None and direction is Direction.INBOUND:
+        return None  # its packets are counted as offered only
+    rows = reading.where(direction, verdict)
+    value = int(getattr(count(rows), sample.unit.value))
+    if sample.unit is Unit.FRAME_BYTES:
+        # The device counted the outer VLAN tag, which the kernel takes out of the frame before tc.
+        value += VLAN_TAG_BYTES * int(rows["packets"][rows["ethertype"] == Ethertype.VLAN].sum(dtype=np.int64))
+    return value

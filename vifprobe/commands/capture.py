@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vifprobe capture`: evidence that can be read, diffed and passed on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vifprobe.bracket import Bracket
+from vifprobe.capture import manifest
+from vifprobe.capture.manifest import Gap, Manifest, TapEntry
+from vifprobe.capture.rows import EventRow
+from vifprobe.capture.writer import CaptureWriter, Totals
+from vifprobe.commands.options import (
+    DIRECTIONS,
+    DURATION,
+    declared_limits,
+    ended_by_signals,
+    exit_code,
+    fail_on,
+    tap_options,
+)
+from vifprobe.errors import CaptureError, TapError, UsageError
+from vifprobe.host.taps import describe
+from vifprobe.kernel.build import BIN_LOG_ENTRIES
+from vifprobe.kernel.symbols import function_at
+from vifprobe.probe import Probe
+from vifprobe.render.context import TapContext
+from vifprobe.render.summary import summary_lines
+from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
+
+BIN_MIN_NS = 1_000_000
+CHECKPOINT_SECONDS = 5.0  # what a kill can cost of the totals; the timeline is written as it comes
+
+
+@click.command("capture")
+@tap_options
+@click.option("-d", "--duration", type=DURATION, required=True, help="How long, such as 30s.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write; made, mode 0700.")
+@click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, help="Width of a time bin.")
+@click.option("--force", is_flag=True, help="Replace an earlier capture in that folder.")
+@fail_on
+def command(
+    taps: tuple[str, ...],
+    direction: str,
+    netns: str | None,
+    rate: int | None,
+    burst: int | None,
+    create_qdisc: bool,
+    duration: int,
+    output: str,
+    bin_ns: int,
+    force: bool,
+    fail_on: str | None,
+) -> None:
+    """Count for a while and leave a folder of evidence: CSV, manifest, findings.
+
+    \b
+    Example:
+      sudo vifprobe capture tap834d76e9-5f -d 30s -o evidence/
+      sudo vifprobe capture tap834d76e9-5f -d 5s --bin 1ms -o fine/
+    """
+    if bin_ns < BIN_MIN_NS:
+        raise UsageError(f"--bin: a time bin of {bin_ns / 1e6:g} ms is too short.", "Use 1ms or more.")
+    bracket = Bracket()
+    probe = Probe(
+        *taps,
+        directions=DIRECTIONS[direction],
+        netns=netns,
+        limits=declared_limits(direction, rate, burst),
+        bin_ns=bin_ns,
+        bracket=bracket,
+        create_qdisc=create_qdisc,
+    )
+    options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}
+    with probe:
+        begun = _begin(probe, bin_ns, options)
+        with CaptureWriter(output, begun, force=force) as writer:
+            totals, problem = _run(probe, writer, duration / 1e9, bracket)
+            _show(totals, begun, probe, output)
+    if problem is not None:
+        raise problem
+    sys.exit(exit_code(list(totals.readings), fail_on))
+
+
+def _begin(probe: Probe, bin_ns: int, options: dict[str, Any]) -> Manifest:
+    entries = []
+    for link in probe.links:
+        tap = describe(link)
+        port = tap.port_id or tap.port_prefix
+        entries.append(TapEntry(link.name, link.ifindex, tap.domain, port, hooks=probe.hooks[link.name]))
+    return manifest.begin(entries, bin_ns, options, probe.start_ns)
+
+
+def _run(
+    probe: Probe, writer: CaptureWriter, seconds: float, bracket: Bracket
+) -> tuple[Totals, CaptureError | TapError | None]:
+    """Count to the end; the totals, and what the user must be told of a run that did not go as asked."""
+    problem: CaptureError | TapError | None = None
+    due = CHECKPOINT_SECONDS
+    with ended_by_signals(probe.stop), _progress(seconds) as advance:
+        for reading in probe.readings(_interval_seconds(probe, writer.manifest.bin_ns), seconds):
+            if problem is not None or reading.final:
+                continue
+            ended = (reading.start_ns + reading.duration_ns) / 1e9
+            advance(ended)
+            try:
+                _append(probe, writer)
+                if ended >= due:
+                    due = ended + CHECKPOINT_SECONDS
+                    writer.checkpoint(_totals(probe, writer, bracket))
+            except CaptureError as error:
+                problem = error  # the disk is full, say: the totals still fit into what was set aside for them
+                probe.stop()
+        totals = _totals(probe, writer, bracket)
+    if problem is None and probe.gone:
+        problem = TapError(f"{', '.join(probe.gone)}: deleted during the capture.", "What was seen until then is kept.")
+    if not isinstance(problem, CaptureError):
+        _append(probe, writer)
+    writer.finish(totals, None if problem is None else problem.message)
+    return totals, problem
+
+
+def _append(probe: Probe, writer: CaptureWriter) -> None:
+    """What came since the last time."""
+    writer.add_bins(probe.take_bins())
+    writer.add_events(
+        EventRow(event.at_ns - probe.start_ns, tap, event.kind, event.detail, event.by_pid, event.by_comm or "")
+        for tap, event in probe.take_events()
+    )
+
+
+def _interval_seconds(probe: Probe, bin_ns: int) -> float:
+    """Often enough that the kernel's log of time bins is half full at most."""
+    bins_per_second = len(probe.links) * len(probe.directions) * 1e9 / bin_ns
+    return min(1.0, max(0.02, BIN_LOG_ENTRIES / 2 / bins_per_second))
+
+
+def _totals(probe: Probe, writer: CaptureWriter, bracket: Bracket) -> Totals:
+    readings = probe.totals()
+    gaps = [
+        Gap(gap.tap, gap.start_ns - probe.start_ns, None if gap.end_ns is None else gap.end_ns - gap.start_ns, gap.why)
+        for gap in probe.gaps
+    ]
+    if probe.lost_bins:
+        whole = readings[0].duration_ns
+        why = f"{probe.lost_bins} time bins were overwritten before they were read"
+        gaps += [Gap(link.name, 0, whole, why) for link in probe.links]
+    return Totals(readings, probe.features.reasons, function_at, bracket.rows(readings), gaps)
+
+
+@contextmanager
+def _progress(seconds: float) -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("capturing"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("capturing", total=seconds)
+        yield lambda done: bar.update(task, completed=min(done, seconds))
+
+
+def _show(totals: Totals, begun: Manifest, probe: Probe, output: str) -> None:
+    """The few lines that tell the story."""
+    stream = sys.stdout
+    domains = {entry.name: entry.domain or "" for entry in begun.taps}
+    files: Sequence[str] = [str(path) for path in sorted(Path(output).iterdir())]
+    for number, reading in enumerate(totals.readings):
+        context = TapContext(domains[reading.tap], probe.features.reasons, installed_known=True)
+        last = number == len(totals.readings) - 1
+        lines = summary_lines(
+            reading, context, totals.reconcile, files if last else (), stream_width(stream), stream_glyphs(stream)
+        )
+        print_lines(stream, lines)
+
+
+

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vifprobe cleanup`: remove what a killed run left, and only that."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from vifprobe.errors import KernelError
+from vifprobe.host import netns as namespaces
+from vifprobe.host.links import list_links
+from vifprobe.host.tc import read_tc_of
+from vifprobe.host.tc_records import TcFilter
+from vifprobe.kernel.attach import is_own_filter
+from vifprobe.kernel.features import missing_capabilities
+from vifprobe.kernel.leftovers import remove_filter
+
+
+@click.command("cleanup")
+@click.option("--netns", metavar="NAME", help="Network namespace to clean up: name, path or pid.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+def command(netns: str | None, dry_run: bool) -> None:
+    """Remove tc filters that a killed vifprobe left (kernels without tcx; with it nothing can be left).
+
+    A filter is vifprobe's own when its pref, its handle and its program's name all say so. Filters of a vifprobe that
+    is still running go too: end it first.
+
+    \b
+    Example:
+      sudo vifprobe cleanup
+    """
+    if missing := missing_capabilities():
+        raise KernelError(f"not permitted: this process lacks {', '.join(missing)}.", "Run it with sudo.")
+    if netns is not None:
+        namespaces.enter(netns)
+    names = {link.ifindex: link.name for link in list_links()}
+    found = 0
+    for ifindex, state in read_tc_of(names).items():
+        for own in filter(_is_own, state.filters):
+            found += 1
+            if dry_run or remove_filter(names[ifindex], ifindex, own.hook == "ingress"):
+                sys.stdout.write(f"{names[ifindex]}: {'would remove' if dry_run else 'removed'} {own.where}\n")
+    if not found:
+        sys.stdout.write(f"Nothing of vifprobe's on {len(names)} interfaces.\n")
+
+
+def _is_own(found: TcFilter) -> bool:
+    name = found.bpf.name if found.bpf else ""
+    return found.kind == "bpf" and is_own_filter(found.pref, found.handle, name)

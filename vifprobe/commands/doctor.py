@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vifprobe doctor`: what this kernel and host can do, and what each missing piece costs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from vifprobe.errors import EXIT_DONE, EXIT_FAILED
+from vifprobe.kernel.checkup import checkup
+from vifprobe.render.doctor import Check, CheckState, doctor_lines
+from vifprobe.render.jsonlines import dumps
+from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a check, one line each.")
+def command(as_json: bool) -> None:
+    """Check kernel, packages and permissions; say what is missing, what it costs and how to get it.
+
+    Exits 1 when something is missing that watching needs.
+
+    \b
+    Example:
+      sudo vifprobe doctor
+    """
+    checks = [Check(found.name, CheckState(found.state), found.detail, found.cost, found.remedy) for found in checkup()]
+    if as_json:
+        sys.stdout.writelines(
+            dumps({"schema": 1, **asdict(check), "state": check.state.value}) + "\n" for check in checks
+        )
+    else:
+        print_lines(sys.stdout, doctor_lines(checks, stream_width(sys.stdout), stream_glyphs(sys.stdout)))
+    sys.exit(EXIT_FAILED if any(check.state is CheckState.MISSING for check in checks) else EXIT_DONE)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tries each thing that vifprobe needs of this kernel and host. Attaches to nothing but the loopback device."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vifprobe.errors import VifprobeError
+from vifprobe.kernel.attach import has_tcx
+from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.compile import import_bcc
+from vifprobe.kernel.features import Features, kernel_version, missing_capabilities, read_features
+from vifprobe.kernel.libbpf import library
+from vifprobe.layout import Direction
+
+_JIT = Path("/proc/sys/net/core/bpf_jit_enable")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One check. state: ok, degraded or missing. cost: what its lack means. remedy: how to get it."""
+
+    name: str
+    state: str
+    detail: str = ""
+    cost: str = ""
+    remedy: str = ""
+
+
+def checkup() -> Iterator[Found]:
+    """All checks, in the order in which a run needs them. A check that needs a missing piece is left out."""
+    yield Found("kernel", "ok", kernel_version())
+    missing = missing_capabilities()
+    if missing:
+        yield Found("permission", "missing", f"lacks {', '.join(missing)}", "nothing can be watched", "run it with sudo")
+    else:
+        yield Found("permission", "ok", "may load and attach BPF programs")
+    yield _tried("libbpf", lambda: str(library() and "libbpf.so.1"))
+    yield _tried("bcc", lambda: f"version {import_bcc().__version__}")
+    features: list[Features] = []
+    yield _tried("BTF", lambda: features.append(read_features()) or "struct offsets can be read")  # type: ignore[func-returns-value]  # append, then the text
+    yield _jit()
+    if features and not missing:
+        yield _reasons(features[0])
+        yield from _programs(features[0])
+
+
+def _tried(name: str, look: Callable[[], str]) -> Found:
+    try:
+        return Found(name, "ok", look())
+    except VifprobeError as error:
+        return Found(name, "missing", error.message, "nothing can be watched", " ".join(error.hints))
+
+
+def _jit() -> Found:
+    try:
+        enabled = _JIT.read_text().strip() != "0"
+    except OSError:
+        enabled = True  # a kernel that always compiles (CONFIG_BPF_JIT_ALWAYS_ON) may not show the switch
+    if enabled:
+        return Found("BPF JIT", "ok", "programs run as machine code")
+    return Found("BPF JIT", "degraded", "off", "each packet costs several times more", f"echo 1 > {_JIT}")
+
+
+def _reasons(features: Features) -> Found:
+    if features.has_drop_reason:
+        return Found("drop reasons", "ok", f"the kernel names {len(features.reasons)} of them")
+    return Found(
+        "drop reasons",
+        "degraded",
+        "skb:kfree_skb has no reason",
+        "who dropped a packet is inferred from the place in the kernel that freed it",
+        "kernel 5.17 or later",
+    )
+
+
+def _programs(features: Features) -> Iterator[Found]:
+    programs = None
+    try:
+        programs = Programs(Settings(cpus=possible_cpus()), features)
+        fd = programs.tc_program_fd(Direction.OUTBOUND)
+        programs.attach_verdicts()
+        yield Found("programs", "ok", "compiled without kernel headers, taken by the verifier")
+        yield _tcx(fd)
+    except VifprobeError as error:
+        yield Found("programs", "missing", error.message, "nothing can be watched", " ".join(error.hints))
+    finally:
+        if programs is not None:
+            programs.close()
+
+
+def _tcx(program_fd: int) -> Found:
+    if has_tcx(program_fd, socket.if_nametoindex("lo")):
+        return Found("tcx", "ok", "attached without touching qdiscs, gone with the process")
+    return Found(
+        "tcx",
+        "degraded",
+        "this kernel has none",
+        "a filter goes into the tap's ingress or clsact qdisc; a killed run leaves it until `vifprobe cleanup`",
+        "kernel 6.6 or later",
+    )
