@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The story that scripts/demo plays: a limited VM does its work, then floods; watched first, then captured.
+
+Nothing of this machine's own network is touched: all of it happens in a network namespace that ends with this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from vifprobe import load
+from vifprobe.analysis.reading import Counts
+from vifprobe.capture.reader import Capture
+from vifprobe.errors import VifprobeError
+from vifprobe.layout import Direction, PacketClass, Verdict
+from vifprobe.testing.flood import writer
+from vifprobe.testing.netns import private_netns
+from vifprobe.testing.scenario import Guest, guest, ordinary_packets, syn_flood_packets
+
+# A tenth of the limits that public clouds sell, so that a small machine can play it: 10 Mbit/s.
+AVERAGE, BURST = 1250, 312  # quota:vif_outbound_average in kB/s and _burst in KiB
+ORDINARY_PPS = 700
+FLOOD_PPS = 160_000  # of 40 charged bytes each: five times the limit
+WATCH_SECONDS, CAPTURE_SECONDS = 10, 5
+CALM_SECONDS = {WATCH_SECONDS: 4.0, CAPTURE_SECONDS: 1.5}  # ordinary traffic alone, before the flood sets in
+LONGEST_SECONDS = 60  # all writers end by then, whatever becomes of this process
+END_SECONDS = 5.0
+
+
+def main() -> int:
+    """Play it; the exit code is that of the first command that failed."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description="A VM, a limit and a SYN flood, watched.")
+    default = f"capture-demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    parser.add_argument("-o", "--output", metavar="DIR", default=default, help="capture folder (default: %(default)s)")
+    folder = Path(parser.parse_args().output)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        with private_netns(), guest(average=AVERAGE, burst=BURST) as vm:
+            code = play(vm, folder)
+        say("The tap, its namespace and the senders are gone." + (f" {folder}/ stays." if folder.exists() else ""))
+        return code
+    except VifprobeError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        kept = f" {folder} keeps what was captured." if folder.exists() else ""
+        print(f"\nStopped; network, processes and namespace of the demo are gone.{kept}", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def play(vm: Guest, folder: Path) -> int:
+    """The two commands, each with ordinary traffic first and then the flood."""
+    say(
+        f"A VM's tap, {vm.tap.name}, in a network namespace of its own.",
+        f"Limit of what the VM may send: {_mbit(vm.policer.rate_bps)}, by {vm.policer.words}.",
+        f"The VM sends some {ORDINARY_PPS} packets/s of ordinary traffic; {CALM_SECONDS[WATCH_SECONDS]:g} seconds from"
+        f" now, {FLOOD_PPS:,} SYN packets/s on top.",
+    )
+    # One for all, so that the second command meets it running.
+    work = ordinary_packets(vm.tap)
+    count = LONGEST_SECONDS * ORDINARY_PPS
+    with writer(vm.tap.fds, work, count=count, seconds=LONGEST_SECONDS, packets_per_second=ORDINARY_PPS) as ordinary:
+        ordinary.start()
+        code = during_flood(vm, "watch", "--duration", f"{WATCH_SECONDS}s", seconds=WATCH_SECONDS)
+        if code:
+            return code
+        say("The same once more, now kept as evidence:")
+        to_folder = ("-d", f"{CAPTURE_SECONDS}s", "-o", str(folder))
+        code = during_flood(vm, "capture", *to_folder, seconds=CAPTURE_SECONDS)
+        if code:
+            return code
+    give_to_caller(folder)
+    say(*story(load(folder), vm))
+    say(
+        f"The evidence is in {folder}/ :",
+        "  histogram.csv  packets by class, size and verdict     timeline.csv   every 10 ms",
+        "  drops.csv      who dropped them, and why              reconcile.csv  held against",
+        "                                                                       kernel counters",
+        f"To read one:  column -s, -t {shlex.quote(str(folder))}/histogram.csv | less -S",
+    )
+    return 0
+
+
+def during_flood(vm: Guest, command: str, *options: str, seconds: int) -> int:
+    """Run `vifprobe COMMAND` on the VM's tap, with a flood that sets in after a while; gives its exit code."""
+    # As the owner of the VM was told; where the domain's XML or OVS declares it, vifprobe finds it there.
+    limit = ("--rate", f"{vm.policer.rate_bps // 1_000_000}mbit", "--burst", f"{vm.policer.bucket_bytes}b")
+    # The VM only sends here; and this process stays in the namespace, so its id names it.
+    arguments = [command, vm.tap.name, "--netns", str(os.getpid()), "--direction", "outbound", *limit, *options]
+    say(f"$ vifprobe {shlex.join(arguments)}")
+    calm = CALM_SECONDS[seconds]
+    flood_seconds = seconds - calm + 1
+    syns = syn_flood_packets(vm.tap)
+    with (
+        writer(
+            vm.tap.fds,
+            syns,
+            count=round(flood_seconds * FLOOD_PPS),
+            seconds=flood_seconds,
+            packets_per_second=FLOOD_PPS,
+        ) as flood,
+        running(sys.executable, "-m", "vifprobe", *arguments) as process,
+    ):
+        try:
+            return process.wait(timeout=calm)
+        except subprocess.TimeoutExpired:
+            flood.start()
+            return process.wait()
+
+
+@contextmanager
+def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has ended when the block has, by SIGTERM if need be."""
+    process = subprocess.Popen(command)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def story(capture: Capture, vm: Guest) -> list[str]:
+    """What the numbers above mean, for someone who sees them for the first time."""
+    out, reading = Direction.OUTBOUND, capture.reading()
+    counted = next((row.delta for row in capture.reconcile if row.counter == "device rx_packets"), None)
+    offered, passed = reading.offered(out), reading.counts(out, Verdict.PASSED)
+    syns = reading.offered(out, PacketClass.TCP_SYN)
+    policed_syns = reading.counts(out, Verdict.POLICED, PacketClass.TCP_SYN)
+    data = reading.offered(out, PacketClass.TCP_DATA)
+    policed_data = reading.counts(out, Verdict.POLICED, PacketClass.TCP_DATA)
+    if passed is None or policed_syns is None or policed_data is None or not (offered.packets and syns.packets):
+        return ["What became of the packets could not be known on this kernel; `vifprobe doctor` says why."]
+    bits_per_byte_second = 8 / (reading.duration_ns / 1e9)
+    charged, wire = passed.charged_bytes * bits_per_byte_second, passed.wire_bytes * bits_per_byte_second
+    lines = [
+        "What this shows:",
+        f"  flood     {_share(syns, offered)} of the packets were SYNs; the policer dropped {_share(policed_syns, syns)}"
+        " of them.",
+        f"  work      It can't tell good from bad: with them went {_share(policed_data, data)} of the VM's own TCP data.",
+        f"  limit     {_mbit(charged)} passed as the policer counts it, of {_mbit(vm.policer.rate_bps)} and a burst.",
+        f"  uplink    On the wire the same packets are {_mbit(wire)}: a SYN of 54 bytes is charged",
+        "            as 40, and takes 84 of Ethernet.",
+    ]
+    if counted is not None:
+        lines.append(f"  counters  /proc/net/dev counted {counted:,} packets received: dropped ones too.")
+    return lines
+
+
+def _share(part: Counts, whole: Counts) -> str:
+    return f"{part.packets / whole.packets:.1%}" if whole.packets else "none"
+
+
+def give_to_caller(folder: Path) -> None:
+    """Under sudo: the evidence belongs to who asked for it."""
+    if "SUDO_UID" in os.environ:
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"]))
+
+
+def say(*lines: str) -> None:
+    """A paragraph, set off from what is above."""
+    print("", *lines, sep="\n", flush=True)
+
+
+def _mbit(bps: float) -> str:
+    return f"{bps / 1e6:.3g} Mbit/s"
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
