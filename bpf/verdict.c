@@ -6,21 +6,35 @@
  * Needs:  BTF; the drop reason where the tracepoint has one (HAS_REASON)
  */
 
-/* Whose drop it is: the tap's own policer's, or somebody's later in the call chain. */
-static __always_inline u64 verdict_of(u32 reason, u32 traits)
+static __always_inline bool within(u32 location, u32 from, u32 end)
 {
+	return location - from < end - from;
+}
+
+/*
+ * Whose drop it is: the tap's own policer's, or somebody's later in the call chain.
+ * location: low half of the address that freed it; a function lies within [_FROM, _END) of it.
+ */
+static __always_inline u64 verdict_of(u32 reason, u32 location, u32 traits)
+{
+#if HAS_REASON
 	/* Every shot at tc ingress: the police action, but any other action or program there too. */
-	if (reason == REASON_TC_INGRESS)
-		return VERDICT_POLICED;
+	bool at_tc = reason == REASON_TC_INGRESS, by_netfilter = reason == REASON_NETFILTER_DROP;
+#else
+	/* Before 5.17, inferred. tc ingress is inlined there, and so is the end of what no protocol wants. */
+	bool at_tc = within(location, TC_INGRESS_FROM, TC_INGRESS_END) && traits & TRAIT_TC_POLICER;
+	bool by_netfilter = within(location, NETFILTER_FROM, NETFILTER_END);
+#endif
+
 	/* A netfilter drop is the tap's policer's only where an nft netdev chain hangs on the tap. */
-	if (reason == REASON_NETFILTER_DROP && traits & TRAIT_NFT_POLICER)
+	if (at_tc || (by_netfilter && traits & TRAIT_NFT_POLICER))
 		return VERDICT_POLICED;
 	return VERDICT_DROPPED;
 }
 
 int drop(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 cpu = bpf_get_smp_processor_id(), reason = 0;
+	u32 cpu = bpf_get_smp_processor_id(), reason = 0, location;
 	struct lane *lane = lanes.lookup(&cpu);
 	u64 skb = ctx->args[0], address = skb, ifindex;
 
@@ -47,6 +61,7 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 #if HAS_REASON
 	reason = ctx->args[2];
 #endif
-	settle(cpu, lane, verdict_of(reason, lane->traits), (u64)reason << 32 | (u32)ctx->args[1]);
+	location = ctx->args[1];
+	settle(cpu, lane, verdict_of(reason, location, lane->traits), (u64)reason << 32 | location);
 	return 0;
 }

@@ -72,6 +72,7 @@ class TapTrait(IntFlag):
     """What the kernel side must know of a tap to say whose drop it is."""
 
     NFT_POLICER = 1  # an nft netdev ingress chain hangs on it: a netfilter drop there is its policer's
+    TC_POLICER = 2  # something that can drop is at its tc ingress; asked only where the kernel gives no drop reason
 
 
 # Size buckets: log-linear, lower edges from 32 bytes, four per octave. The first bucket holds what is shorter than

@@ -13,6 +13,7 @@ from vifprobe.errors import HostError, KernelError
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, installed
 from vifprobe.host.links import Link
+from vifprobe.host.tc_records import TcFilter
 from vifprobe.kernel.attach import Attachment, FilterAttachment, attach, is_own_filter
 from vifprobe.kernel.build import Programs
 from vifprobe.layout import Direction, TapTrait
@@ -49,8 +50,12 @@ class WatchedTap:
     @property
     def traits(self) -> int:
         """What the kernel side must know of this tap to call a drop its policer's."""
-        nft_sees_it = any(chain.hook == "ingress" for chain in self.installed.nft.chains)
-        return int(TapTrait.NFT_POLICER) if nft_sees_it else 0
+        traits = TapTrait(0)
+        if any(chain.hook == "ingress" for chain in self.installed.nft.chains):
+            traits |= TapTrait.NFT_POLICER
+        if any(found.hook == "ingress" and not _is_own(found) for found in self.installed.tc.filters):
+            traits |= TapTrait.TC_POLICER
+        return int(traits)
 
     def attach(self, programs: Programs, directions: tuple[Direction, ...]) -> None:
         """Hang the programs on it; KernelError where one can't be."""
@@ -93,7 +98,7 @@ class WatchedTap:
     def _is_ours_there(self, attachment: FilterAttachment) -> bool:
         hook = "ingress" if attachment.ingress else "egress"
         return any(
-            found.hook == hook and is_own_filter(found.pref, found.handle, found.bpf.name if found.bpf else "")
+            found.hook == hook and _is_own(found)
             for found in self.installed.tc.filters
         )
 
@@ -119,6 +124,10 @@ class WatchedTap:
             return declared
         burst_bytes = main.burst_bytes if declared.burst_bytes is None else declared.burst_bytes
         return replace(declared, installed_bps=main.rate_bps, installed_pps=main.rate_pps, burst_bytes=burst_bytes)
+
+
+def _is_own(found: TcFilter) -> bool:
+    return is_own_filter(found.pref, found.handle, found.bpf.name if found.bpf else "")
 
 
 def is_there(link: Link) -> bool:

@@ -62,6 +62,10 @@ class Settings:
             # -1: this kernel has no such reason, or none at all.
             "REASON_TC_INGRESS": _or_none(features.reason_number("TC_INGRESS")),
             "REASON_NETFILTER_DROP": _or_none(features.reason_number("NETFILTER_DROP")),
+            "TC_INGRESS_FROM": f"{features.tc_ingress[0]}u",
+            "TC_INGRESS_END": f"{features.tc_ingress[1]}u",
+            "NETFILTER_FROM": f"{features.netfilter[0]}u",
+            "NETFILTER_END": f"{features.netfilter[1]}u",
         }
         return [f"-D{name}={value}" for name, value in values.items()]
 

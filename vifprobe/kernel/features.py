@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vifprobe.kernel.btf import Btf
+from vifprobe.kernel.symbols import function_range
 
 # include/uapi/linux/capability.h
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -19,12 +20,16 @@ class Features:
     """kfree_skb_btf_id: of the tracepoint's type. skb_iif_offset_bytes: of sk_buff.skb_iif. has_drop_reason: kfree_skb tells why (since 5.17).
 
     reasons: reason number -> name as tracefs prints it (TC_INGRESS, NETFILTER_DROP, …), empty before 5.17.
+    tc_ingress, netfilter: where the functions lie that free what they drop there: (low half of the start, of the end).
+    Looked up only before 5.17, else (0, 0).
     """
 
     kfree_skb_btf_id: int
     skb_iif_offset_bytes: int
     has_drop_reason: bool
     reasons: dict[int, str]
+    tc_ingress: tuple[int, int] = (0, 0)
+    netfilter: tuple[int, int] = (0, 0)
 
     def reason_number(self, name: str) -> int | None:
         """The running kernel's number of a reason, None where it has none of that name."""
@@ -42,6 +47,8 @@ def read_features() -> Features:
             skb_iif_offset_bytes=btf.offset_bytes("sk_buff", "skb_iif"),
             has_drop_reason=has_reason,
             reasons={value: _plain(name) for name, value in reasons.items()},
+            tc_ingress=(0, 0) if has_reason else function_range("__netif_receive_skb_core"),
+            netfilter=(0, 0) if has_reason else function_range("nf_hook_slow"),
         )
 
 

@@ -29,3 +29,15 @@ def function_at(low_address: int) -> str | None:
     addresses, names = _functions()
     place = bisect_right(addresses, low_address) - 1
     return names[place] if place >= 0 else None
+
+
+def function_range(name: str) -> tuple[int, int]:
+    """Low halves of a function's first address and of the one behind it, (0, 0) where not known.
+
+    Copies that the compiler made for some callers (``name.constprop.0``, ``name.isra.0``) are the function, too.
+    """
+    addresses, names = _functions()
+    for place, found in enumerate(names[:-1]):
+        if found == name or found.startswith((f"{name}.constprop.", f"{name}.isra.")):
+            return addresses[place], addresses[place + 1]
+    return 0, 0
