@@ -7,11 +7,13 @@ Nothing of this machine's own network is touched: all of it happens in a network
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,11 +50,17 @@ def main() -> int:
     try:
         with private_netns(), guest(average=AVERAGE, burst=BURST) as vm:
             code = play(vm, folder)
-        say("The tap, its namespace and the senders are gone." + (f" {folder}/ stays." if folder.exists() else ""))
+        if code:
+            return code
+        say("The tap, its namespace and the senders are gone; the folder stays.")
         return code
     except VifprobeError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # The reader (head, less) has gone: that is its right. Keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         kept = f" {folder} keeps what was captured." if folder.exists() else ""
         print(f"\nStopped; network, processes and namespace of the demo are gone.{kept}", file=sys.stderr)
@@ -62,10 +70,9 @@ def main() -> int:
 def play(vm: Guest, folder: Path) -> int:
     """The two commands, each with ordinary traffic first and then the flood."""
     say(
-        f"A VM's tap, {vm.tap.name}, in a network namespace of its own.",
-        f"Limit of what the VM may send: {_mbit(vm.policer.rate_bps)}, by {vm.policer.words}.",
-        f"The VM sends some {ORDINARY_PPS} packets/s of ordinary traffic; {CALM_SECONDS[WATCH_SECONDS]:g} seconds from"
-        f" now, {FLOOD_PPS:,} SYN packets/s on top.",
+        f"A VM's tap, {vm.tap.name}, in a network namespace of its own. The VM may send {_mbit(vm.policer.rate_bps)},"
+        f" held by {vm.policer.words}. It sends {ORDINARY_PPS} packets/s of ordinary traffic, and"
+        f" {CALM_SECONDS[WATCH_SECONDS]:g} seconds from now {FLOOD_PPS:,} SYN/s on top.",
     )
     # One for all, so that the second command meets it running.
     work = ordinary_packets(vm.tap)
@@ -83,22 +90,28 @@ def play(vm: Guest, folder: Path) -> int:
     give_to_caller(folder)
     say(*story(load(folder), vm))
     say(
-        f"The evidence is in {folder}/ :",
-        "  histogram.csv  packets by class, size and verdict     timeline.csv   every 10 ms",
-        "  drops.csv      who dropped them, and why              reconcile.csv  held against",
-        "                                                                       kernel counters",
-        f"To read one:  column -s, -t {shlex.quote(str(folder))}/histogram.csv | less -S",
+        f"The evidence, in {folder}/ :",
+        "  histogram.csv  packets by class, size and verdict",
+        "  timeline.csv   packets by verdict, every 10 ms",
+        "  drops.csv      who dropped packets, and why",
+        "  reconcile.csv  held against the kernel's own counters",
     )
+    print(f"To read one:  column -s, -t {shlex.quote(str(folder))}/histogram.csv | less -S", flush=True)
     return 0
 
 
 def during_flood(vm: Guest, command: str, *options: str, seconds: int) -> int:
     """Run `vifprobe COMMAND` on the VM's tap, with a flood that sets in after a while; gives its exit code."""
     # As the owner of the VM was told; where the domain's XML or OVS declares it, vifprobe finds it there.
-    limit = ("--rate", f"{vm.policer.rate_bps // 1_000_000}mbit", "--burst", f"{vm.policer.bucket_bytes}b")
+    limit = (
+        "--rate",
+        f"{vm.policer.rate_bps // 1_000_000}mbit",
+        "--burst",
+        f"{math.ceil(vm.policer.bucket_bytes / 1024)}kb",
+    )
     # The VM only sends here; and this process stays in the namespace, so its id names it.
     arguments = [command, vm.tap.name, "--netns", str(os.getpid()), "--direction", "outbound", *limit, *options]
-    say(f"$ vifprobe {shlex.join(arguments)}")
+    print(f"\n$ vifprobe {shlex.join(arguments)}", flush=True)  # in one piece, to copy
     calm = CALM_SECONDS[seconds]
     flood_seconds = seconds - calm + 1
     syns = syn_flood_packets(vm.tap)
@@ -148,18 +161,17 @@ def story(capture: Capture, vm: Guest) -> list[str]:
         return ["What became of the packets could not be known on this kernel; `vifprobe doctor` says why."]
     bits_per_byte_second = 8 / (reading.duration_ns / 1e9)
     charged, wire = passed.charged_bytes * bits_per_byte_second, passed.wire_bytes * bits_per_byte_second
-    lines = [
-        "What this shows:",
-        f"  flood     {_share(syns, offered)} of the packets were SYNs; the policer dropped {_share(policed_syns, syns)}"
-        " of them.",
-        f"  work      It can't tell good from bad: with them went {_share(policed_data, data)} of the VM's own TCP data.",
-        f"  limit     {_mbit(charged)} passed as the policer counts it, of {_mbit(vm.policer.rate_bps)} and a burst.",
-        f"  uplink    On the wire the same packets are {_mbit(wire)}: a SYN of 54 bytes is charged",
-        "            as 40, and takes 84 of Ethernet.",
-    ]
+    points = {
+        "flood": f"{_share(syns, offered)} of the packets were SYNs, of which the policer dropped"
+        f" {_share(policed_syns, syns)}.",
+        "work": f"It can't tell good from bad: {_share(policed_data, data)} of the VM's own TCP data went with them.",
+        "limit": f"{_mbit(charged)} passed as the policer counts it, of {_mbit(vm.policer.rate_bps)} and a burst.",
+        "uplink": f"On the wire the same packets are {_mbit(wire)}: a SYN of 54 bytes is charged as 40 and takes 84 of"
+        " Ethernet.",
+    }
     if counted is not None:
-        lines.append(f"  counters  /proc/net/dev counted {counted:,} packets received: dropped ones too.")
-    return lines
+        points["counters"] = f"/proc/net/dev counted {counted:,} packets received: the dropped ones too."
+    return ["What this shows:", *(f"  {name:<9} {text}" for name, text in points.items())]
 
 
 def _share(part: Counts, whole: Counts) -> str:
@@ -174,8 +186,9 @@ def give_to_caller(folder: Path) -> None:
 
 
 def say(*lines: str) -> None:
-    """A paragraph, set off from what is above."""
-    print("", *lines, sep="\n", flush=True)
+    """A paragraph, set off from what is above; long lines go on below the text of their label."""
+    wrapped = (textwrap.fill(line, 79, subsequent_indent=" " * 12 if line[:1] == " " else "") for line in lines)
+    print("", *wrapped, sep="\n", flush=True)
 
 
 def _mbit(bps: float) -> str:
