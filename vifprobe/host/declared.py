@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that says which limit a tap should have: the user, libvirt's live XML, the Open vSwitch database.
+
+None of it proves that the kernel does it: what is installed is told by :mod:`vifprobe.host.limits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vifprobe.host import libvirt, ovs
+from vifprobe.host.links import Link
+from vifprobe.host.taps import neutron_port_prefix
+from vifprobe.layout import Direction
+
+# Neutron's hybrid plug: the tap and qvb sit on a Linux bridge, and qvb's peer qvo is the port of Open vSwitch
+# (neutron_lib.constants and nova/network/os_vif_util.py: the names share the first 11 characters of the port's id).
+_OVS_SIDE = "qvo"
+
+
+@dataclass(frozen=True)
+class DeclaredLimit:
+    """One limit that somebody asked for. None: not set.
+
+    source: `user`, `libvirt` or `ovs`. kind: in what form (`option`, `bandwidth`, `policing`, `qos linux-htb`). device:
+    the interface that it is declared on, which may be another than the tap. rate_bps: bits per second. burst_bytes: as
+    whoever declares it hands it to the kernel.
+    """
+
+    direction: Direction
+    source: str
+    kind: str
+    device: str
+    rate_bps: int | None = None
+    burst_bytes: int | None = None
+    rate_pps: int | None = None
+    burst_packets: int | None = None
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What is declared for one tap, and what could not be read.
+
+    problems: a limit may be declared there, too. ovs: the tap's own interface in Open vSwitch, None where it has none.
+    domain: libvirt's name of the guest, "" where it knows none. sources: what was there to be read.
+    """
+
+    limits: tuple[DeclaredLimit, ...] = ()
+    problems: tuple[str, ...] = ()
+    ovs: ovs.OvsInterface | None = None
+    domain: str = ""
+    sources: tuple[str, ...] = ()
+
+
+def declared(link: Link, given: Iterable[DeclaredLimit] = ()) -> Declared:
+    """What is declared for one interface. Never raises."""
+    return declared_of([link], given)[link.ifindex]
+
+
+def declared_of(
+    links: Iterable[Link],
+    given: Iterable[DeclaredLimit] = (),
+    *,
+    libvirt_directory: Path = libvirt.STATUS_DIRECTORY,
+    ovs_sockets: tuple[Path, ...] = ovs.SOCKETS,
+) -> dict[int, Declared]:
+    """Ifindex -> what is declared, with what the user has `given` for each. Takes up to a second, never raises."""
+    live = libvirt.live_domains(libvirt_directory)
+    switch = ovs.read_ovs(ovs_sockets)
+    return {link.ifindex: _declared(link, tuple(given), live, switch) for link in links}
+
+
+def _declared(
+    link: Link, given: tuple[DeclaredLimit, ...], live: libvirt.LiveDomains, switch: ovs.OvsState
+) -> Declared:
+    interface = live.interfaces.get(link.name)
+    limits = [*given, *(_of_libvirt(interface) if interface else ())]
+    own = switch.interfaces.get(link.name)
+    for port in _ovs_ports(link, interface, switch):
+        limits += _of_ovs(port)
+    problems = [f"libvirt: {problem}" for problem in live.problems] if interface is None else []
+    # Without a server there is nothing that could declare a limit, unless the tap is a port of a switch.
+    if switch.problem and (switch.present or link.master_name.startswith("ovs-")):
+        problems.append(f"Open vSwitch: {switch.problem}")
+    sources = (["libvirt"] if live.present else []) + (["ovs"] if switch.present else [])
+    domain = interface.domain if interface else ""
+    return Declared(tuple(limits), tuple(problems), own, domain, tuple(sources))
+
+
+def _of_libvirt(interface: libvirt.Interface) -> Iterable[DeclaredLimit]:
+    """`<bandwidth>`: inbound becomes HTB, outbound a policer (virNetDevBandwidthSet)."""
+    found: Mapping[Direction, libvirt.Bandwidth | None] = {
+        Direction.OUTBOUND: interface.outbound,
+        Direction.INBOUND: interface.inbound,
+    }
+    for direction, bandwidth in found.items():
+        if bandwidth is not None and bandwidth.rate_bps:
+            outbound = direction is Direction.OUTBOUND
+            burst_bytes = bandwidth.policer_burst_bytes if outbound else bandwidth.burst_bytes
+            yield DeclaredLimit(direction, "libvirt", "bandwidth", interface.target, bandwidth.rate_bps, burst_bytes)
+
+
+def _ovs_ports(link: Link, interface: libvirt.Interface | None, switch: ovs.OvsState) -> Iterable[ovs.OvsInterface]:
+    """The tap's own interface, and the one that stands for the same Neutron port beyond a Linux bridge."""
+    if link.name in switch.interfaces:
+        yield switch.interfaces[link.name]
+    prefix = neutron_port_prefix(link.name)
+    beyond = switch.interfaces.get(f"{_OVS_SIDE}{prefix}") if prefix else None
+    if beyond is None and interface is not None and interface.port_id:
+        others = (found for found in switch.with_iface_id(interface.port_id) if found.name != link.name)
+        beyond = next(others, None)
+    if beyond is not None:
+        yield beyond
+
+
+def _of_ovs(port: ovs.OvsInterface) -> Iterable[DeclaredLimit]:
+    """Policing is of what comes in through the port (from the guest), QoS of what leaves through it (to the guest)."""
+    if port.rate_bps:
+        burst_bytes = port.burst_bytes
+        yield DeclaredLimit(Direction.OUTBOUND, "ovs", "policing", port.name, port.rate_bps, burst_bytes)
+    if port.rate_pps:
+        packets = port.burst_packets
+        yield DeclaredLimit(
+            Direction.OUTBOUND, "ovs", "packet policing", port.name, rate_pps=port.rate_pps, burst_packets=packets
+        )
+    # Only the types that shape: linux-noop and the like leave the qdisc to others (ovs-vswitchd.conf.db(5)).
+    if port.qos is not None and port.qos.type in ("linux-htb", "linux-hfsc", "egress-policer"):
+        queue = next((queue for queue in port.qos.queues if queue.number == 0), None)
+        rate_bps = (queue.max_bps if queue and queue.max_bps else None) or port.qos.max_bps
+        burst = queue.burst_bits // 8 if queue and queue.burst_bits else None
+        if rate_bps:
+            yield DeclaredLimit(Direction.INBOUND, "ovs", f"qos {port.qos.type}", port.name, rate_bps, burst)
