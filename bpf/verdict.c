@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Hook:   BTF-typed raw tracepoint skb:kfree_skb, host-wide
- * Reads:  this CPU's pending packet; skb->skb_iif, at its offset from the running kernel's BTF
+ * Reads:  this CPU's pending packet; some fields of the skb, at their offsets from the running kernel's BTF
  * Writes: cells and bins (the verdict of the pending packet)
  * Needs:  BTF; the drop reason where the tracepoint has one (HAS_REASON)
  */
@@ -32,24 +32,65 @@ static __always_inline u64 verdict_of(u32 reason, u32 location, u32 traits)
 	return VERDICT_DROPPED;
 }
 
+/* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
+#define FIELD(size, from, offset)                                                                \
+	({                                                                                       \
+		u64 field;                                                                       \
+		asm volatile("%0 = *(" #size " *)(%1 + %2)" : "=r"(field) : "r"(from), "i"(offset)); \
+		field;                                                                           \
+	})
+
+/* The taps' network namespace, written in its place by the loader. */
+static __always_inline u32 own_netns(void)
+{
+	u64 number;
+
+	asm volatile("%0 = " XSTR(NETNS_PLACEHOLDER) " ll" : "=r"(number));
+	return number;
+}
+
+/*
+ * The address of a freed skb is given out again at once: a pending skb's address may be on another skb by now, when
+ * the packet passed long ago. What tells it apart is where it was received: not on this tap ...
+ */
+static __always_inline bool is_foreign(u64 skb, struct lane *lane)
+{
+	/* 0: received nowhere yet. */
+	if (FIELD(u32, skb, SKB_IIF_OFFSET) != lane->ifindex)
+		return true;
+#if NS_COMMON_INUM_OFFSET >= 0
+	/* ... but on a device of the same number in another network namespace ... */
+	u64 net = FIELD(u64, FIELD(u64, skb, SKB_DEV_OFFSET), DEV_NET_OFFSET);
+
+	if ((u32)FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns())
+		return true;
+#endif
+	/*
+	 * ... or on this tap, but freed before it came to the hook: a tag that the kernel could not take out, because the
+	 * frame ends within it (net/core/skbuff.c, skb_vlan_untag). A guest can send such frames between all others.
+	 * Here skb->len is without the L2 header; of ours it is that small only where the frame was.
+	 */
+	if (unlikely(FIELD(u32, skb, SKB_LEN_OFFSET) < VLAN_TAG_LEN + 2)) {
+		u16 type = bpf_ntohs((u16)FIELD(u16, skb, SKB_PROTOCOL_OFFSET));
+
+		return (type == TYPE_VLAN || type == TYPE_QINQ) &&
+		       lane->frame_bytes >= ETH_HEADER_LEN + VLAN_TAG_LEN + 2;
+	}
+	return false;
+}
+
 int drop(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id(), reason = 0, location;
 	struct lane *lane = lanes.lookup(&cpu);
-	u64 skb = ctx->args[0], address = skb, ifindex;
+	u64 skb = ctx->args[0], address = skb;
 
 	/* Verifier: or the compiler would follow the number in the lane below, equal by then but no typed pointer. */
 	asm volatile("" : "+r"(address));
 	/* Almost every skb of the host leaves here. */
 	if (!lane || lane->skb != address)
 		return 0;
-	/*
-	 * The address of a freed skb is given out again at once: another device's skb may carry the address of a
-	 * packet of ours that passed long ago. Its own receiving device tells it apart.
-	 * Assembly, because bcc would make a helper call of it; the verifier knows the pointer's type and checks it.
-	 */
-	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(ifindex) : "r"(skb), "i"(SKB_IIF_OFFSET));
-	if (unlikely(ifindex != lane->ifindex)) {
+	if (unlikely(is_foreign(skb, lane))) {
 		lane->foreign_skbs++;
 		return 0;
 	}

@@ -73,6 +73,8 @@ class TapTrait(IntFlag):
 
     NFT_POLICER = 1  # an nft netdev ingress chain hangs on it: a netfilter drop there is its policer's
     TC_POLICER = 2  # something that can drop is at its tc ingress; asked only where the kernel gives no drop reason
+    TRACED_OUTBOUND = 4  # counted by the tracepoints, where no tc hook can be had
+    TRACED_INBOUND = 8
 
 
 # Size buckets: log-linear, lower edges from 32 bytes, four per octave. The first bucket holds what is shorter than
@@ -125,6 +127,7 @@ TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifind
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
 CELL_PROBES = 8  # slots tried for a cell before the packet is counted as missed
 DIRECTION_PLACEHOLDER = 0x76707064  # in the compiled tc program, where the loader writes the direction
+NETNS_PLACEHOLDER = 0x7670706E  # in the compiled tracepoint program, where the loader writes the taps' namespace
 VLAN_TAGS_MAX = 2
 EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other`
 ETHERNET_PAD_BYTES = 60  # IEEE 802.3: shortest frame without FCS
@@ -209,6 +212,7 @@ def c_header() -> str:
         f"#define SIZE_BUCKETS {len(SIZE_EDGES_BYTES)}",
         "",
         f"#define DIRECTION_PLACEHOLDER {DIRECTION_PLACEHOLDER:#x}",
+        f"#define NETNS_PLACEHOLDER {NETNS_PLACEHOLDER:#x}",
         f"#define TAP_PROBES {TAP_PROBES}",
         f"#define CELL_PROBES {CELL_PROBES}",
         f"#define VLAN_TAGS_MAX {VLAN_TAGS_MAX}",

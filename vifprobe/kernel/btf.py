@@ -34,6 +34,7 @@ class Btf:
 
     def __init__(self, path: Path = VMLINUX) -> None:
         self._lib = library()
+        self._found: dict[tuple[str, int], int] = {}
         self._btf = self._lib.btf__parse_raw(str(path).encode()) if path.exists() else None
         if not self._btf:
             raise KernelError(
@@ -50,10 +51,14 @@ class Btf:
 
     def offset_bytes(self, struct_name: str, member: str) -> int:
         """Byte offset of a member, looked for in anonymous members too; KernelError where there is none."""
-        found = self._member(self._find(struct_name, _KIND_STRUCT), member)
+        found = self.offset_bits(struct_name, member)
         if found is None:
             raise KernelError(f"struct {struct_name} of this kernel has no member {member}.")
         return found // 8
+
+    def offset_bits(self, struct_name: str, member: str) -> int | None:
+        """Bit offset of a member (of a bitfield, say); None where the struct has none of that name."""
+        return self._member(self._find(struct_name, _KIND_STRUCT), member)
 
     def enum(self, name: str) -> dict[str, int]:
         """Names and values of an enum; empty where the kernel has none of that name."""
@@ -80,7 +85,10 @@ class Btf:
         return self._type(pointer.target).entries - 1
 
     def _find(self, name: str, kind: int) -> int:
-        number = int(self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind))
+        # Kept: libbpf goes through all types each time, some milliseconds.
+        if (name, kind) not in self._found:
+            self._found[name, kind] = int(self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind))
+        number = self._found[name, kind]
         if number <= 0:
             raise KernelError(f"this kernel's type information has no {name}.")
         return number

@@ -14,12 +14,12 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.cache import compiled
 from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, replaced
-from vifprobe.kernel.features import Features, missing_capabilities
+from vifprobe.kernel.features import Features, TraceFields, missing_capabilities
 from vifprobe.kernel.mapped import MappedArray
-from vifprobe.layout import DIRECTION_PLACEHOLDER, TAPS_MAX, Direction
+from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, TAPS_MAX, Direction
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-SOURCES = ("count.c", "observe.c", "verdict.c")
+SOURCES = ("count.c", "observe.c", "trace.c", "verdict.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
@@ -31,12 +31,14 @@ BIN_LOG_ENTRIES = 4096
 class Settings:
     """What the C source is compiled for.
 
-    taps: how many are watched. bin_ns: width of the timeline's bins, 0 for no timeline. cpus: of this machine.
+    taps: how many are watched. bin_ns: width of the timeline's bins, 0 for no timeline. cpus: of this machine. trace:
+    where the tracepoint way is wanted too, for taps that no tc hook can be had on.
     """
 
     taps: int = 1
     bin_ns: int = 0
     cpus: int = 0
+    trace: TraceFields | None = None
 
     @property
     def cells_per_cpu(self) -> int:
@@ -50,7 +52,7 @@ class Settings:
 
     def flags(self, features: Features) -> list[str]:
         """The compiler's -D flags."""
-        values = {
+        values: dict[str, int | str] = {
             "CPUS": self.cpus,
             "TAPS": self.taps,
             "TAP_SLOTS": self.tap_slots,
@@ -58,7 +60,7 @@ class Settings:
             "BIN_NS": self.bin_ns,
             "BIN_LOG": BIN_LOG_ENTRIES,
             "HAS_REASON": int(features.has_drop_reason),
-            "SKB_IIF_OFFSET": features.skb_iif_offset_bytes,
+            **{f"{member}_OFFSET": offset for member, offset in features.offsets_bytes.items()},
             # -1: this kernel has no such reason, or none at all.
             "REASON_TC_INGRESS": _or_none(features.reason_number("TC_INGRESS")),
             "REASON_NETFILTER_DROP": _or_none(features.reason_number("NETFILTER_DROP")),
@@ -67,6 +69,8 @@ class Settings:
             "NETFILTER_FROM": f"{features.netfilter[0]}u",
             "NETFILTER_END": f"{features.netfilter[1]}u",
         }
+        if self.trace is not None:
+            values |= {"TRACEPOINTS": 1, **self.trace.offsets_bytes}
         return [f"-D{name}={value}" for name, value in values.items()]
 
 
@@ -108,13 +112,42 @@ class Programs:
         return self._load(f"vifprobe_{direction.name.lower()}", lambda name: libbpf.load_tc_program(name, code))
 
     def attach_verdicts(self) -> None:
-        """Attach the tracepoint that learns what was dropped. It goes away with the process."""
-        code, btf_id = self._code("drop"), self.features.kfree_skb_btf_id
+        """Attach the tracepoint that learns what was dropped, of the taps in the calling thread's network namespace.
+
+        It goes away with the process.
+        """
+        told = {NETNS_PLACEHOLDER: _own_netns()}
+        code, btf_id = replaced(self._code("drop"), NUMBER_LOAD, told), self.features.kfree_skb_btf_id
         fd = self._load("vifprobe_drop", lambda name: libbpf.load_typed_tracepoint(name, code, btf_id))
         try:
             self._fds["link"] = libbpf.attach_typed_tracepoint(fd)
         except OSError as error:
             raise KernelError(f"tracepoint skb:kfree_skb: {error.strerror}.") from error
+
+    def attach_tracepoints(self) -> None:
+        """Attach the tracepoint way: taps with a TRACED trait are counted by it. Goes away with the process."""
+        trace = self.settings.trace
+        assert trace is not None  # noqa: S101 - whoever asks for a trait has asked for these programs
+        for name, btf_id in (
+            ("trace_outbound", trace.netif_receive_skb_btf_id),
+            ("trace_inbound", trace.net_dev_queue_btf_id),
+        ):
+            if f"{name} link" not in self._fds:
+                self._fds[f"{name} link"] = self._trace(name, btf_id)
+
+    def detach_tracepoints(self) -> None:
+        """The reverse; harmless when not attached."""
+        for name in ("trace_outbound link", "trace_inbound link"):
+            if name in self._fds:
+                os.close(self._fds.pop(name))
+
+    def _trace(self, name: str, btf_id: int) -> int:
+        code = self._code(name)
+        fd = self._load(f"vifprobe_{name}", lambda program: libbpf.load_typed_tracepoint(program, code, btf_id))
+        try:
+            return libbpf.attach_typed_tracepoint(fd)
+        except OSError as error:
+            raise KernelError(f"tracepoint for {name}: {error.strerror}.") from error
 
     def detach_verdicts(self) -> None:
         """The reverse; harmless when not attached."""
@@ -160,6 +193,15 @@ def possible_cpus() -> int:
     """Highest CPU number that this kernel can ever use, plus one."""
     ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(ranges.split(",")[-1].split("-")[-1]) + 1
+
+
+def _own_netns() -> int:
+    """The number in `net:[4026531840]`, as the signed immediate that an instruction holds; 0 without CONFIG_NET_NS."""
+    try:
+        number = Path("/proc/thread-self/ns/net").stat().st_ino
+    except FileNotFoundError:
+        return 0
+    return number - (1 << 32) if number >= 1 << 31 else number
 
 
 def _or_none(number: int | None) -> int:

@@ -13,19 +13,30 @@ from vifprobe.kernel.symbols import function_range
 # include/uapi/linux/capability.h
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 _REASON_PREFIXES = ("SKB_DROP_REASON_", "SKB_")
+#: What bpf/verdict.c calls them -> struct and member.
+_MEMBERS = {
+    "SKB_DEV": ("sk_buff", "dev"),
+    "SKB_LEN": ("sk_buff", "len"),
+    "SKB_PROTOCOL": ("sk_buff", "protocol"),
+    "SKB_IIF": ("sk_buff", "skb_iif"),
+    "DEV_NET": ("net_device", "nd_net"),
+    "NET_NS": ("net", "ns"),
+    "NS_COMMON_INUM": ("ns_common", "inum"),
+}
 
 
 @dataclass(frozen=True)
 class Features:
-    """kfree_skb_btf_id: of the tracepoint's type. skb_iif_offset_bytes: of sk_buff.skb_iif. has_drop_reason: kfree_skb tells why (since 5.17).
+    """kfree_skb_btf_id: of the tracepoint's type. has_drop_reason: kfree_skb tells why (since 5.17).
 
+    offsets_bytes: of the struct members that bpf/verdict.c reads, by its names for them; -1: not in this kernel.
     reasons: reason number -> name as tracefs prints it (TC_INGRESS, NETFILTER_DROP, …), empty before 5.17.
     tc_ingress, netfilter: where the functions lie that free what they drop there: (low half of the start, of the end).
     Looked up only before 5.17, else (0, 0).
     """
 
     kfree_skb_btf_id: int
-    skb_iif_offset_bytes: int
+    offsets_bytes: dict[str, int]
     has_drop_reason: bool
     reasons: dict[int, str]
     tc_ingress: tuple[int, int] = (0, 0)
@@ -44,7 +55,7 @@ def read_features() -> Features:
         reasons = btf.enum("skb_drop_reason") if has_reason else {}
         return Features(
             kfree_skb_btf_id=btf.tracepoint_id("kfree_skb"),
-            skb_iif_offset_bytes=btf.offset_bytes("sk_buff", "skb_iif"),
+            offsets_bytes=_offsets_bytes(btf),
             has_drop_reason=has_reason,
             reasons={value: _plain(name) for name, value in reasons.items()},
             tc_ingress=(0, 0) if has_reason else function_range("__netif_receive_skb_core"),
@@ -52,11 +63,59 @@ def read_features() -> Features:
         )
 
 
+def _offsets_bytes(btf: Btf) -> dict[str, int]:
+    # CONFIG_NET_NS=n: there is one namespace, and no device says which.
+    has_netns = Path("/proc/self/ns/net").exists()
+    return {
+        name: btf.offset_bytes(struct, member) if has_netns or struct == "sk_buff" else -1
+        for name, (struct, member) in _MEMBERS.items()
+    }
+
+
 def _plain(name: str) -> str:
     for prefix in _REASON_PREFIXES:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return name
+
+
+#: What bpf/trace.c calls them -> struct and member.
+_TRACE_FIELDS = {
+    "SKB_DEV": ("sk_buff", "dev"),
+    "SKB_LEN": ("sk_buff", "len"),
+    "SKB_DATA_LEN": ("sk_buff", "data_len"),
+    "SKB_HEAD": ("sk_buff", "head"),
+    "SKB_DATA": ("sk_buff", "data"),
+    "SKB_END": ("sk_buff", "end"),
+    "SKB_MAC_HEADER": ("sk_buff", "mac_header"),
+    "SKB_CB": ("sk_buff", "cb"),
+    "NET_DEVICE_IFINDEX": ("net_device", "ifindex"),
+    "SHARED_INFO_GSO_SIZE": ("skb_shared_info", "gso_size"),
+    # struct qdisc_skb_cb, include/net/sch_generic.h: pkt_len is in an anonymous struct since 5.12.
+    "QDISC_CB_PKT_LEN": ("qdisc_skb_cb", "pkt_len"),
+}
+
+
+@dataclass(frozen=True)
+class TraceFields:
+    """Offsets for bpf/trace.c by name there, and the BTF ids of its two tracepoints."""
+
+    offsets_bytes: dict[str, int]
+    netif_receive_skb_btf_id: int
+    net_dev_queue_btf_id: int
+
+
+def read_trace_fields() -> TraceFields:
+    """Ask the running kernel's BTF. Only needed on kernels without tcx."""
+    with Btf() as btf:
+        offsets = {name: btf.offset_bytes(*field) for name, field in _TRACE_FIELDS.items()}
+        bit = btf.offset_bits("sk_buff", "vlan_present")
+        if bit is None:
+            # Since 6.2 (commit 354259fa73e2): tagged is vlan_all != 0.
+            offsets |= {"SKB_VLAN": btf.offset_bytes("sk_buff", "vlan_all"), "SKB_VLAN_BYTES": 4, "SKB_VLAN_MASK": -1}
+        else:
+            offsets |= {"SKB_VLAN": bit // 8, "SKB_VLAN_BYTES": 1, "SKB_VLAN_MASK": 1 << bit % 8}
+        return TraceFields(offsets, btf.tracepoint_id("netif_receive_skb"), btf.tracepoint_id("net_dev_queue"))
 
 
 def capabilities() -> set[str]:
