@@ -97,7 +97,7 @@ def test_a_qdisc_and_its_filters_come_and_go(events: Events) -> None:
     assert told(events) == [
         ("qdisc_new", "ingress qdisc ffff: at ingress"),
         ("filter_new", "filter ingress pref 49152 u32 800::800 protocol all"),
-        ("filter_del", "filters of pref 49152 at ingress"),
+        ("filter_del", "u32 filters of pref 49152 at ingress"),
         ("qdisc_del", "ingress qdisc ffff: at ingress"),
     ]
 
@@ -165,12 +165,15 @@ def is_kind(kind: str) -> Callable[[Event], bool]:
 
 
 def test_an_event_is_there_within_200_ms(events: Events) -> None:
+    """From the end of the command that made it; the median, as other work on the machine may delay one."""
+    delays_ns = []
     for number in range(23):
-        before = time.monotonic_ns()
         run(f"ip link set tap0 mtu {1300 + number}")
+        done_ns = time.monotonic_ns()
         (event,) = wait_for(events, is_kind("link_change"))
-        assert before <= event.at_ns
-        assert time.monotonic_ns() - before < 200_000_000 + 1_000_000_000 * (os.getloadavg()[0] > 8)
+        assert event.detail.endswith(f"-> {1300 + number}")
+        delays_ns.append(time.monotonic_ns() - done_ns)
+    assert sorted(delays_ns)[11] < 200_000_000
 
 
 def test_the_time_of_an_event_is_that_of_its_arrival_however_late_it_is_read(events: Events) -> None:
@@ -270,3 +273,12 @@ def test_a_policer_that_is_removed_is_named_with_its_rate(events: Events, requir
     details = [detail for _, detail in told(events)]
     assert "filter ingress pref 49152 u32 800::800 protocol all, police 100000000 bit/s drop" in details
     assert details[-1] == "ingress qdisc ffff: at ingress"
+
+
+def test_a_matchall_policer_is_announced_although_without_its_settings(events: Events, require: Require) -> None:
+    run("tc qdisc add dev tap0 ingress")
+    police = "action police rate 100000kbit burst 8000kbit mtu 65535 conform-exceed drop/continue"
+    added = can(f"tc filter add dev tap0 parent ffff: protocol all prio 1 handle 1 matchall {police}")
+    require("police", added, "cls_matchall and act_police (CONFIG_NET_CLS_MATCHALL, CONFIG_NET_ACT_POLICE)")
+    event = wait_for(events, is_kind("filter_new"))[-1]
+    assert event.detail.startswith(("matchall filter of pref 1 at ingress", "filter ingress pref 1 matchall 0x1"))

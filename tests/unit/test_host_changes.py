@@ -117,7 +117,7 @@ def test_qdiscs_filters_and_classes_come_and_go() -> None:
         (5, "class_new", "htb class 1:a")
     ]
     gone = tc_message(tc.RTM_DELTFILTER, 5, 0, 0xFFFF0000, "u32", 49 << 16 | 0x0300)
-    assert said(seen.changes(gone)) == [(5, "filter_del", "filters of pref 49 at ingress")]
+    assert said(seen.changes(gone)) == [(5, "filter_del", "u32 filters of pref 49 at ingress")]
 
 
 def test_a_filter_of_a_shared_block_is_told_of_each_watched_interface_in_it() -> None:
@@ -125,9 +125,9 @@ def test_a_filter_of_a_shared_block_is_told_of_each_watched_interface_in_it() ->
     others = TcQdisc(9, "ingress", "ingress", "ffff:", "ingress", ingress_block=22)
     seen = watched(qdiscs=(ingress, others))
     gone = tc_message(tc.RTM_DELTFILTER, -1, 0, 22, "u32", 49 << 16)
-    assert said(seen.changes(gone)) == [(5, "filter_del", "filters of pref 49 at ingress")]
+    assert said(seen.changes(gone)) == [(5, "filter_del", "u32 filters of pref 49 at ingress")]
     gone = tc_message(tc.RTM_DELTFILTER, -1, 0, 23, "u32", 49 << 16)
-    assert said(seen.changes(gone)) == [(5, "filter_del", "filters of pref 49 at egress")]
+    assert said(seen.changes(gone)) == [(5, "filter_del", "u32 filters of pref 49 at egress")]
     assert seen.changes(tc_message(tc.RTM_DELTFILTER, -1, 0, 24, "u32", 49 << 16)) == []
 
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 from vifprobe.host import tc
 from vifprobe.host.links import RTM_DELLINK, RTM_NEWLINK, Link, parse
-from vifprobe.host.netlink import Message, attributes
-from vifprobe.host.tc_objects import BLOCK_IFINDEX, header, hook_of, qdisc, tc_class, tc_filter
+from vifprobe.host.netlink import Message, attributes, text
+from vifprobe.host.tc_objects import BLOCK_IFINDEX, TCA_KIND, TCMSG, header, hook_of, qdisc, tc_class, tc_filter
 from vifprobe.host.tc_records import TcAction, TcClass, TcFilter, TcQdisc
 
 #: link_new: an interface of a watched name that was not there. link_change without a visible change is reported, too:
@@ -161,7 +161,11 @@ class Watched:
     def _filter(kind: EventKind, message: Message, hook: str, ifindex: int, info: int) -> Change:
         found = tc_filter(message, hook, ifindex)
         if found is None:
-            return Change(ifindex, kind, f"filters of pref {info >> 16} at {hook}")
+            # All of a pref are deleted by one message without a handle; and a new matchall is announced without its
+            # settings (cls_matchall.c, mall_change: *arg = head, which is the former one): dump to learn them.
+            of_kind = text(attributes(message.body, TCMSG.size).get(TCA_KIND)) or "unknown"
+            many = "s" if kind == "filter_del" else ""
+            return Change(ifindex, kind, f"{of_kind} filter{many} of pref {info >> 16} at {hook}")
         acts = "".join(f", {_action(action)}" for action in found.actions)
         return Change(ifindex, kind, f"filter {found.where} protocol {found.protocol}{acts}", found)
 
