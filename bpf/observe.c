@@ -25,16 +25,47 @@ static __always_inline u64 own_direction(void)
 }
 
 /* A packet's key but for the verdict. */
-static __always_inline u64 identify(struct __sk_buff *skb, u64 direction, struct tap *tap, struct lane *lane,
+static __always_inline u64 identify(struct frame *frame, u64 direction, struct tap *tap, struct lane *lane,
 				    struct packet *packet)
 {
-	u64 what = forget(&lane->scratch, size_bucket(skb->len)) << KEY_SIZE_SHIFT;
+	u64 what;
 
-	parse(skb, packet, &lane->scratch);
-	what |= forget(&lane->scratch, (u64)packet->ethertype << KEY_ETHERTYPE_SHIFT |
-					       (u64)packet->packet_class << KEY_PACKET_CLASS_SHIFT);
+	parse(frame, packet, &lane->scratch);
 	packet->header_bytes = forget(&lane->scratch, packet->header_bytes);
+	what = forget(&lane->scratch, (u64)packet->ethertype << KEY_ETHERTYPE_SHIFT |
+					      (u64)packet->packet_class << KEY_PACKET_CLASS_SHIFT);
 	return what | (tap->number + 1ULL) << KEY_TAP_SHIFT | direction << KEY_DIRECTION_SHIFT;
+}
+
+static __always_inline u64 size_key(struct lane *lane, u32 frame_bytes)
+{
+	return forget(&lane->scratch, size_bucket(frame_bytes)) << KEY_SIZE_SHIFT;
+}
+
+/* An inbound packet: offered, its outcome not followed. */
+static __always_inline void inbound(u32 cpu, struct lane *lane, u64 what, u32 frame_bytes, u32 charged_bytes, u64 wire)
+{
+	turn_bin(cpu, lane, what);
+	count(cpu, lane, what | (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT, 0, frame_bytes, charged_bytes, wire);
+}
+
+/* An outbound packet: the one before it has passed, this one is pending now. skb: its address. */
+static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, u64 what, u32 frame_bytes,
+				     u32 charged_bytes, u64 wire)
+{
+	if (lane->skb)
+		settle(cpu, lane, VERDICT_PASSED, 0);
+	turn_bin(cpu, lane, what);
+	/* Own CPU's lane. */
+	lane->what = what;
+	lane->sequence++;
+	lane->ifindex = tap->ifindex;
+	lane->epoch = lane->now;
+	lane->frame_bytes = frame_bytes;
+	lane->charged_bytes = charged_bytes;
+	lane->wire_bytes = wire;
+	lane->traits = tap->traits;
+	lane->skb = skb;
 }
 
 int observe(struct __sk_buff *skb)
@@ -42,32 +73,20 @@ int observe(struct __sk_buff *skb)
 	u32 cpu = bpf_get_smp_processor_id();
 	struct tap *tap = tap_of(skb->ifindex);
 	struct lane *lane = lanes.lookup(&cpu);
+	struct frame frame = { .skb = skb, .length = skb->len, .gso_size = skb->gso_size, .tagged = skb->vlan_present };
 	u64 direction = own_direction(), what, wire;
 	struct packet packet;
 
 	if (!tap || !lane)
 		return GO_ON;
-	what = identify(skb, direction, tap, lane, &packet);
-	wire = wire_bytes(skb, &packet);
-	if (direction == DIRECTION_INBOUND) {
-		turn_bin(cpu, lane, what);
-		count(cpu, lane, what | (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT, 0, packet.frame_bytes, skb->wire_len,
-		      wire);
-		return GO_ON;
-	}
-	if (lane->skb)
-		settle(cpu, lane, VERDICT_PASSED, 0);
-	turn_bin(cpu, lane, what);
-	/* Own CPU's lane. The context pointer of a tc program is the skb's address: the tracepoint gets the same. */
-	lane->what = what;
-	lane->sequence++;
-	lane->ifindex = tap->ifindex;
-	lane->epoch = lane->now;
-	lane->frame_bytes = packet.frame_bytes;
-	/* Length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
-	lane->charged_bytes = skb->wire_len;
-	lane->wire_bytes = wire;
-	lane->traits = tap->traits;
-	lane->skb = (u64)(long)skb;
+	what = size_key(lane, frame.length);
+	what |= identify(&frame, direction, tap, lane, &packet);
+	wire = wire_bytes(&frame, &packet);
+	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
+	if (direction == DIRECTION_INBOUND)
+		inbound(cpu, lane, what, frame.length, skb->wire_len, wire);
+	else
+		/* The context pointer of a tc program is the skb's address: the tracepoint gets the same. */
+		outbound(cpu, lane, tap, (u64)(long)skb, what, frame.length, skb->wire_len, wire);
 	return GO_ON;
 }

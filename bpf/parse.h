@@ -57,8 +57,19 @@ struct packet {
 	u32 header_bytes; /* all headers that GSO repeats in each segment: L2 up to and including TCP or UDP */
 };
 
+/* Where a frame's bytes and properties come from: a tc program's context, or a tracepoint's skb read field by field. */
+struct frame {
+	struct __sk_buff *skb; /* NULL in a tracepoint */
+	u64 start;             /* tracepoint: kernel address of the first byte */
+	u32 linear_bytes;      /* tracepoint: how many lie there; the rest is out of its reach */
+	u32 length;
+	u32 gso_size;
+	bool tagged;     /* the kernel keeps an outer VLAN tag beside the bytes */
+	bool unreadable; /* set by load(): a header lies out of reach */
+};
+
 struct cursor {
-	struct __sk_buff *skb;
+	struct frame *frame;
 	u32 offset; /* of the next header, from the frame's start */
 	u32 end;    /* first byte that no header may reach: end of the frame, then of the IP payload */
 	u8 proto;   /* IP protocol of the next header */
@@ -75,10 +86,16 @@ static __always_inline u64 forget(volatile u64 *scratch, u64 value)
 	return *scratch;
 }
 
-/* Copy `bytes` bytes at `offset`, wherever in the skb they lie. False: the frame ends before. */
-static __always_inline bool load(struct __sk_buff *skb, u32 offset, void *to, u32 bytes)
+/* Copy `bytes` bytes at `offset`, wherever in the skb they lie. False: the frame ends before, or they can't be read. */
+static __always_inline bool load(struct frame *frame, u32 offset, void *to, u32 bytes)
 {
-	return bpf_skb_load_bytes(skb, offset, to, bytes) == 0;
+	if (frame->skb)
+		return bpf_skb_load_bytes(frame->skb, offset, to, bytes) == 0;
+	if (offset + bytes > frame->linear_bytes) {
+		frame->unreadable = offset + bytes <= frame->length;
+		return false;
+	}
+	return bpf_probe_read_kernel(to, bytes, (void *)(frame->start + offset)) == 0;
 }
 
 /*
@@ -86,12 +103,15 @@ static __always_inline bool load(struct __sk_buff *skb, u32 offset, void *to, u3
  * outside the skb's linear part (vhost, TSO).
  * Verifier: packet bytes at constant offsets only, or it would tell the offsets of all header chains apart.
  */
-static __always_inline bool load_usual(struct __sk_buff *skb, u32 offset, const u32 usual, void *to, const u32 bytes)
+static __always_inline bool load_usual(struct frame *frame, u32 offset, const u32 usual, void *to, const u32 bytes)
 {
-	void *from = (void *)(long)skb->data + usual;
+	void *from;
 
-	if (unlikely(offset != usual || from + bytes > (void *)(long)skb->data_end))
-		return load(skb, offset, to, bytes);
+	if (!frame->skb)
+		return load(frame, offset, to, bytes);
+	from = (void *)(long)frame->skb->data + usual;
+	if (unlikely(offset != usual || from + bytes > (void *)(long)frame->skb->data_end))
+		return load(frame, offset, to, bytes);
 	/* In words: a memcpy would be split into single bytes for alignment's sake. */
 	if (bytes == sizeof(u16))
 		*(u16 *)to = *(u16 *)from;
@@ -112,7 +132,7 @@ static __always_inline bool room_for(const struct cursor *at, u32 bytes)
 /* An IP length field of 0 means "to the end" in what no 16-bit field can hold: GSO and BIG TCP frames. */
 static __always_inline bool zero_means_to_the_end(const struct cursor *at)
 {
-	return at->skb->gso_size || at->end - at->offset > IPV4_MAX_TOTAL;
+	return at->frame->gso_size || at->end - at->offset > IPV4_MAX_TOTAL;
 }
 
 static __always_inline u8 tcp_flags_class(u8 flags, bool payload)
@@ -137,7 +157,7 @@ static __always_inline u8 parse_tcp(struct cursor *at)
 	u16 raw;
 	u32 header;
 
-	if (unlikely(!room_for(at, TCP_MIN_LEN) || !load_usual(at->skb, at->offset + 12, PLAIN_TRANSPORT + 12, &raw, sizeof(raw))))
+	if (unlikely(!room_for(at, TCP_MIN_LEN) || !load_usual(at->frame, at->offset + 12, PLAIN_TRANSPORT + 12, &raw, sizeof(raw))))
 		return CLASS_MALFORMED;
 	raw = bpf_ntohs(raw);
 	header = (raw >> 12) * 4;
@@ -152,7 +172,7 @@ static __always_inline u8 parse_udp(struct cursor *at)
 {
 	u16 length;
 
-	if (unlikely(!room_for(at, UDP_LEN) || !load_usual(at->skb, at->offset + 4, PLAIN_TRANSPORT + 4, &length, sizeof(length))))
+	if (unlikely(!room_for(at, UDP_LEN) || !load_usual(at->frame, at->offset + 4, PLAIN_TRANSPORT + 4, &length, sizeof(length))))
 		return CLASS_MALFORMED;
 	length = bpf_ntohs(length);
 	if (length < UDP_LEN && !(length == 0 && zero_means_to_the_end(at)))
@@ -204,7 +224,7 @@ static __always_inline u8 skip_extensions(struct cursor *at, bool ipv6)
 
 		if (likely(!is_extension(proto, ipv6)))
 			return CLASS_COUNT;
-		if (unlikely(!room_for(at, 8) || !load(at->skb, at->offset, &word, sizeof(word))))
+		if (unlikely(!room_for(at, 8) || !load(at->frame, at->offset, &word, sizeof(word))))
 			return CLASS_MALFORMED;
 		word = bpf_ntohl(word);
 		at->proto = word >> 24;
@@ -229,7 +249,7 @@ static __always_inline u8 parse_ipv4(struct cursor *at)
 {
 	u32 words[3], header, total;
 
-	if (unlikely(!room_for(at, IPV4_MIN_LEN) || !load_usual(at->skb, at->offset, ETH_HEADER_LEN, words, sizeof(words))))
+	if (unlikely(!room_for(at, IPV4_MIN_LEN) || !load_usual(at->frame, at->offset, ETH_HEADER_LEN, words, sizeof(words))))
 		return CLASS_MALFORMED;
 	words[0] = bpf_ntohl(words[0]);
 	header = (words[0] >> 24 & 0xf) * 4;
@@ -256,7 +276,7 @@ static __always_inline u8 parse_ipv6(struct cursor *at)
 {
 	u32 words[2], payload;
 
-	if (unlikely(!room_for(at, IPV6_LEN) || !load_usual(at->skb, at->offset, ETH_HEADER_LEN, words, sizeof(words))))
+	if (unlikely(!room_for(at, IPV6_LEN) || !load_usual(at->frame, at->offset, ETH_HEADER_LEN, words, sizeof(words))))
 		return CLASS_MALFORMED;
 	if (bpf_ntohl(words[0]) >> 28 != 6)
 		return CLASS_MALFORMED;
@@ -286,7 +306,7 @@ static __always_inline u8 parse_arp(struct cursor *at)
 {
 	u16 lengths;
 
-	if (unlikely(!room_for(at, ARP_FIXED_LEN) || !load(at->skb, at->offset + 4, &lengths, sizeof(lengths))))
+	if (unlikely(!room_for(at, ARP_FIXED_LEN) || !load(at->frame, at->offset + 4, &lengths, sizeof(lengths))))
 		return CLASS_MALFORMED;
 	if (unlikely(!room_for(at, ARP_FIXED_LEN + 2 * ((lengths & 0xff) + (lengths >> 8)))))
 		return CLASS_MALFORMED;
@@ -310,18 +330,18 @@ static __always_inline u8 ethertype_of(u16 type)
 	}
 }
 
-/* The whole frame. The kernel has taken an outer VLAN tag out of the bytes before tc runs (skb->vlan_present). */
-static __always_inline void parse(struct __sk_buff *skb, struct packet *packet, volatile u64 *scratch)
+/* The whole frame. The kernel has taken an outer VLAN tag out of the bytes before tc runs (frame->tagged). */
+static __always_inline void parse(struct frame *frame, struct packet *packet, volatile u64 *scratch)
 {
-	struct cursor at = { .skb = skb, .offset = ETH_HEADER_LEN, .end = skb->len, .scratch = scratch };
-	u32 tags = skb->vlan_present;
+	struct cursor at = { .frame = frame, .offset = ETH_HEADER_LEN, .end = frame->length, .scratch = scratch };
+	u32 tags = frame->tagged;
 	u16 type;
 
-	packet->frame_bytes = skb->len;
+	packet->frame_bytes = frame->length;
 	packet->header_bytes = ETH_HEADER_LEN;
 	packet->ethertype = ETHERTYPE_OTHER;
 	packet->packet_class = CLASS_MALFORMED;
-	if (!load_usual(skb, ETH_TYPE_OFFSET, ETH_TYPE_OFFSET, &type, sizeof(type)))
+	if (!load_usual(frame, ETH_TYPE_OFFSET, ETH_TYPE_OFFSET, &type, sizeof(type)))
 		return;
 	type = bpf_ntohs(type);
 	packet->ethertype = tags ? ETHERTYPE_VLAN : ethertype_of(type);
@@ -329,7 +349,7 @@ static __always_inline void parse(struct __sk_buff *skb, struct packet *packet, 
 	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
 		if ((type != TYPE_VLAN && type != TYPE_QINQ) || tags == VLAN_TAGS_MAX)
 			break;
-		if (!load(skb, at.offset + 2, &type, sizeof(type)))
+		if (!load(frame, at.offset + 2, &type, sizeof(type)))
 			return;
 		type = bpf_ntohs(type);
 		at.offset += VLAN_TAG_LEN;
@@ -381,10 +401,10 @@ static __always_inline u32 on_wire(u32 frame_bytes)
  * Bytes that Ethernet carries for this frame, all segments of a GSO frame included. gso_segs is 0 for frames that a
  * guest wrote to the tap (measured on 5.10 to 6.18), so the segments are worked out from gso_size.
  */
-static __always_inline u64 wire_bytes(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline u64 wire_bytes(const struct frame *frame, const struct packet *packet)
 {
-	u32 tag = skb->vlan_present ? VLAN_TAG_LEN : 0;
-	u32 size = skb->gso_size, headers = packet->header_bytes + tag, payload, whole, rest;
+	u32 tag = frame->tagged ? VLAN_TAG_LEN : 0;
+	u32 size = frame->gso_size, headers = packet->header_bytes + tag, payload, whole, rest;
 	u64 bytes;
 
 	if (likely(!size || packet->frame_bytes + tag <= headers))

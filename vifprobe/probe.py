@@ -20,9 +20,10 @@ from vifprobe.host import netns
 from vifprobe.host.events import Event, Events
 from vifprobe.host.limits import installed_of
 from vifprobe.host.links import Link, find_link
+from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
-from vifprobe.kernel.features import Features, read_features
+from vifprobe.kernel.features import Features, missing_capabilities, read_features, read_trace_fields
 from vifprobe.layout import Direction
 from vifprobe.watched import Coverage, WatchedTap
 
@@ -195,7 +196,8 @@ class Probe:
             netns.enter(self._netns)
         links = [find_link(name) for name in self._names]
         self._features = read_features()
-        settings = Settings(taps=len(links), bin_ns=self._bin_ns, cpus=possible_cpus())
+        trace = None if has_tcx(links[0].ifindex) else read_trace_fields()
+        settings = Settings(taps=len(links), bin_ns=self._bin_ns, cpus=possible_cpus(), trace=trace)
         with ThreadPoolExecutor(1) as pool:
             # The compiler runs outside Python's lock: the host side is read meanwhile.
             compiling = pool.submit(Programs, settings, self._features)
@@ -206,11 +208,10 @@ class Probe:
         self._watched = [WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links)]
         self._moment("before_attach")
         self.start_ns = self._last_ns = self._refreshed_ns = time.monotonic_ns()
-        for watched in self._watched:
-            self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
         self._programs.attach_verdicts()
         for watched in self._watched:
             watched.attach(self._programs, self._directions)
+            self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
         self._moment("after_attach")
 
     def _moment(self, name: str) -> None:
@@ -254,6 +255,7 @@ class Probe:
         self._moment("before_detach")
         for watched in self._watched:
             watched.detach()
+        self._programs.detach_tracepoints()
         # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.
         self._last_bins = self._counters.take_bins(final=True)
         self._end = self._counters.snapshot()

@@ -14,7 +14,14 @@ from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, installed
 from vifprobe.host.links import Link
 from vifprobe.host.tc_records import TcFilter
-from vifprobe.kernel.attach import Attachment, FilterAttachment, attach, is_own_filter
+from vifprobe.kernel.attach import (
+    Attachment,
+    FilterAttachment,
+    NoHookError,
+    TracepointAttachment,
+    attach,
+    is_own_filter,
+)
 from vifprobe.kernel.build import Programs
 from vifprobe.layout import Direction, TapTrait
 
@@ -28,6 +35,9 @@ class Coverage:
     start_ns: int
     end_ns: int | None
     why: str
+
+
+_TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapTrait.TRACED_INBOUND}
 
 
 class WatchedTap:
@@ -46,11 +56,17 @@ class WatchedTap:
         self.notes: list[str] = []
         self.gaps: list[Coverage] = []
         self.gone = False
+        self._traced = TapTrait(0)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether a direction of it is counted by the tracepoints."""
+        return bool(self._traced)
 
     @property
     def traits(self) -> int:
         """What the kernel side must know of this tap to call a drop its policer's."""
-        traits = TapTrait(0)
+        traits = self._traced
         if any(chain.hook == "ingress" for chain in self.installed.nft.chains):
             traits |= TapTrait.NFT_POLICER
         if any(found.hook == "ingress" and not _is_own(found) for found in self.installed.tc.filters):
@@ -65,7 +81,14 @@ class WatchedTap:
     def _attach(self, programs: Programs, direction: Direction) -> None:
         fd, qdisc = programs.tc_program_fd(direction), self.installed.tc.ingress
         kind = qdisc.kind if qdisc else None
-        self.attachments[direction] = attach(fd, self.link.name, self.link.ifindex, direction, kind)
+        try:
+            self.attachments[direction] = attach(fd, self.link.name, self.link.ifindex, direction, kind)
+        except NoHookError:
+            if programs.settings.trace is None:
+                raise
+            programs.attach_tracepoints()
+            self._traced |= _TRACED[direction]
+            self.attachments[direction] = TracepointAttachment()
 
     def detach(self) -> None:
         """Take every hook off; harmless where the tap or the qdisc is gone."""
@@ -108,10 +131,12 @@ class WatchedTap:
         if open_gap is None:
             open_gap = Coverage(self.link.name, direction, at_ns, None, "its qdisc was deleted or replaced")
             self.gaps.append(open_gap)
+        # Into the new qdisc; while there is none, the tracepoints count.
         try:
             self._attach(programs, direction)
-        except KernelError:
-            return  # no qdisc at the moment: the next event says when there is one again
+        except KernelError as error:
+            self.note(f"not watched any more: {error.message}")
+            return
         self.gaps[self.gaps.index(open_gap)] = replace(open_gap, end_ns=time.monotonic_ns())
 
     def limits(self, declared: Mapping[Direction, Limit], directions: tuple[Direction, ...]) -> dict[Direction, Limit]:

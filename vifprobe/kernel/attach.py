@@ -16,6 +16,9 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.layout import Direction
 
+#: r0 = -1 (TC_ACT_UNSPEC); exit
+_GO_ON = bytes.fromhex("b7000000ffffffff 9500000000000000")
+
 #: Place of our own filters: ahead of all others, under a handle that says whose they are ("vp").
 FILTER_PREF = 1
 FILTER_HANDLE = 0x7670
@@ -25,6 +28,10 @@ PROGRAM_NAME_PREFIX = "vifprobe_"
 def is_own_filter(pref: int, handle: str, program_name: str) -> bool:
     """Whether a bpf filter is one that vifprobe made. handle: as tc prints it, `0x7670`."""
     return pref == FILTER_PREF and handle == f"{FILTER_HANDLE:#x}" and program_name.startswith(PROGRAM_NAME_PREFIX)
+
+
+class NoHookError(KernelError):
+    """No tc hook can be had on a tap: neither tcx nor a place in a qdisc."""
 
 
 class Attachment(Protocol):
@@ -50,6 +57,16 @@ class TcxAttachment:
             self.fd = -1
 
 
+@dataclass(frozen=True)
+class TracepointAttachment:
+    """The host-wide tracepoints, told to count this tap too. They are attached and detached once for all taps."""
+
+    hook: str = "tracepoint"
+
+    def detach(self) -> None:
+        """Nothing of its own."""
+
+
 @dataclass
 class FilterAttachment:
     """A direct-action bpf filter in an existing qdisc. Outlives a killed process: `vifprobe cleanup` finds it."""
@@ -67,14 +84,17 @@ class FilterAttachment:
                 raise
 
 
-def has_tcx(program_fd: int, ifindex: int) -> bool:
-    """Whether this kernel takes a tcx link (6.6 and later): tried, on this device."""
+def has_tcx(ifindex: int) -> bool:
+    """Whether this kernel takes tcx links (6.6 and later): tried on this device, with a program that does nothing."""
+    fd = libbpf.load_tc_program("vifprobe_empty", _GO_ON)
     try:
-        os.close(libbpf.attach_tcx(program_fd, ifindex, ingress=True))
+        os.close(libbpf.attach_tcx(fd, ifindex, ingress=True))
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False
         raise
+    finally:
+        os.close(fd)
     return True
 
 
@@ -82,7 +102,7 @@ def attach(program_fd: int, tap: str, ifindex: int, direction: Direction, qdisc:
     """Attach the program of a direction to a tap.
 
     qdisc: the kind of the ingress-side qdisc that the tap has ("ingress", "clsact"), None where it has none. A
-    KernelError says what is missing; nothing is left behind.
+    KernelError says what is wrong (NoHookError: no tc hook on this kernel and tap); nothing is left behind.
     """
     ingress = direction == Direction.OUTBOUND
     try:
@@ -95,25 +115,17 @@ def attach(program_fd: int, tap: str, ifindex: int, direction: Direction, qdisc:
         if error.errno != errno.EINVAL:
             raise KernelError(f"{tap}: tcx: {error.strerror}.") from error
     if qdisc is None or (qdisc == "ingress" and not ingress):
-        raise KernelError(
-            f"{tap}: no hook for {direction.name.lower()} packets.",
-            f"This kernel has no tcx (6.6 and later have), and the tap has {_qdisc_words(qdisc)}.",
-            "vifprobe does not create a qdisc unasked: it would keep OVS and libvirt from adding their policer.",
-            "Where nobody else polices this tap: --create-qdisc.",
-        )
+        raise NoHookError(f"{tap}: no tc hook for {direction.name.lower()} packets: no tcx, no qdisc for a filter.")
     return _attach_filter(program_fd, tap, ifindex, ingress, qdisc)
-
-
-def _qdisc_words(qdisc: str | None) -> str:
-    return "no ingress or clsact qdisc" if qdisc is None else f"an {qdisc} qdisc, which has no egress side"
 
 
 def _attach_filter(program_fd: int, tap: str, ifindex: int, ingress: bool, qdisc: str) -> Attachment:
     try:
         libbpf.attach_filter(program_fd, ifindex, ingress, FILTER_PREF, FILTER_HANDLE)
     except OSError as error:
-        hints = [f"tc said: {error.strerror}."]
-        if error.errno == errno.EEXIST:
-            hints.append("A filter of a run that was killed? `vifprobe cleanup` removes it.")
-        raise KernelError(f"{tap}: no filter could be added to its {qdisc} qdisc at pref {FILTER_PREF}.", *hints) from error
+        # Taken: by another kind of filter (OVS puts its matchall there), or by a filter that a killed run left.
+        raise NoHookError(
+            f"{tap}: no filter could be added to its {qdisc} qdisc at pref {FILTER_PREF}: {error.strerror}.",
+            "A filter of a run that was killed? `vifprobe cleanup` removes it.",
+        ) from error
     return FilterAttachment(ifindex, ingress, qdisc)

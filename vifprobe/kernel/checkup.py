@@ -81,10 +81,10 @@ def _programs(features: Features) -> Iterator[Found]:
     programs = None
     try:
         programs = Programs(Settings(cpus=possible_cpus()), features)
-        fd = programs.tc_program_fd(Direction.OUTBOUND)
+        programs.tc_program_fd(Direction.OUTBOUND)
         programs.attach_verdicts()
         yield Found("programs", "ok", "compiled without kernel headers, taken by the verifier")
-        yield _tcx(fd)
+        yield _tcx()
     except VifprobeError as error:
         yield Found("programs", "missing", error.message, "nothing can be watched", " ".join(error.hints))
     finally:
@@ -92,13 +92,14 @@ def _programs(features: Features) -> Iterator[Found]:
             programs.close()
 
 
-def _tcx(program_fd: int) -> Found:
-    if has_tcx(program_fd, socket.if_nametoindex("lo")):
+def _tcx() -> Found:
+    if has_tcx(socket.if_nametoindex("lo")):
         return Found("tcx", "ok", "attached without touching qdiscs, gone with the process")
     return Found(
         "tcx",
         "degraded",
         "this kernel has none",
-        "a filter goes into the tap's ingress or clsact qdisc; a killed run leaves it until `vifprobe cleanup`",
+        "a filter goes into the tap's ingress or clsact qdisc (a killed run leaves it until `vifprobe cleanup`); taps "
+        "without one are counted by tracepoints, which every packet of the host passes",
         "kernel 6.6 or later",
     )

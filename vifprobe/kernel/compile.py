@@ -17,10 +17,6 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel.code import FD_LOAD, immediates
 from vifprobe.kernel.features import missing_capabilities
 
-#: The programs: functions of the C text that are hung on a hook.
-FUNCTIONS = ("observe", "drop")
-
-
 @dataclass(frozen=True)
 class MapShape:
     """A map as the C text declares it. leaf: dtype of its values, as numpy describes it in a .npy file."""
@@ -93,6 +89,7 @@ def _extract(module: Any) -> Compiled:
     count_of, name_of = libbcc.lib["bpf_num_tables"], libbcc.lib["bpf_table_name"]
     count_of.argtypes, name_of.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t]
     count_of.restype, name_of.restype = ctypes.c_size_t, ctypes.c_char_p
+    count_of_functions, name_of_function = libbcc.lib.bpf_num_functions, libbcc.lib.bpf_function_name
     shapes, places = [], {}
     for number in range(count_of(module.module)):
         name = name_of(module.module, number).decode()
@@ -103,7 +100,8 @@ def _extract(module: Any) -> Compiled:
         key_bytes, value_bytes = np.dtype(table.Key).itemsize, np.dtype(table.Leaf).itemsize
         flags = libbcc.lib.bpf_table_flags_id(module.module, number)
         shapes.append(MapShape(name, kind, key_bytes, value_bytes, table.max_entries, flags, leaf))
-    return Compiled(tuple(shapes), {name: _by_place(module.dump_func(name.encode()), places) for name in FUNCTIONS})
+    names = [name_of_function(module.module, number) for number in range(count_of_functions(module.module))]
+    return Compiled(tuple(shapes), {name.decode(): _by_place(module.dump_func(name), places) for name in names})
 
 
 def _by_place(code: bytes, places: dict[int, int]) -> bytes:

@@ -214,6 +214,18 @@ def attach_tcx(program_fd: int, ifindex: int, ingress: bool) -> int:
     return _check(library().bpf_link_create(program_fd, ifindex, hook, ctypes.byref(options)))
 
 
+def create_clsact(ifindex: int) -> None:
+    """`tc qdisc add dev X clsact`. OSError EEXIST: there is an ingress or clsact qdisc."""
+    hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS)
+    _check(library().bpf_tc_hook_create(ctypes.byref(hook)))
+
+
+def destroy_clsact(ifindex: int) -> None:
+    """`tc qdisc del dev X clsact`, with every filter in it."""
+    hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS | BPF_TC_EGRESS)
+    _check(library().bpf_tc_hook_destroy(ctypes.byref(hook)))
+
+
 def attach_filter(program_fd: int, ifindex: int, ingress: bool, pref: int, handle: int) -> None:
     """`tc filter add dev X ingress pref P handle H bpf direct-action`, in the qdisc that is there.
 
