@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, NamedTuple
 
+from vifprobe.analysis.policer import PolicerRow
 from vifprobe.analysis.reconcile import ReconcileRow
 from vifprobe.layout import Direction, Ethertype, Expected, PacketClass, Verdict
 
@@ -96,23 +97,6 @@ class LostRow(NamedTuple):
     frame_bytes: int
     charged_bytes: int
     wire_bytes: int
-
-
-class PolicerRow(NamedTuple):
-    """One declared or enforcing place of a limit. Bits and packets per second, bytes of burst."""
-
-    tap: str
-    direction: Direction
-    source: str
-    kind: str
-    rate_bps: int | None
-    burst_bytes: int | None
-    rate_pps: int | None
-    protocol: str
-    matches_declared: bool | None
-    packets: int | None
-    bytes: int | None
-    drops: int | None
 
 
 class FloodRow(NamedTuple):

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times in which a tap had no limit, from the changes that were told of it: who removed it, after what, what passed.
+
+Pure: fed with events in their order and with what had passed by the time that they were heard of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from vifprobe.analysis import thresholds
+from vifprobe.analysis.policer import Enforced
+from vifprobe.layout import Direction
+
+#: What an event means for the limits of a tap. `link`: any notification about the link itself. `limit_new`: a policer
+#: or shaper is there. `limit_del`: one filter or class is gone, others may be left. `qdisc_del`: and all in it.
+Meaning = Literal["link", "limit_new", "limit_del", "qdisc_del"]
+
+
+@dataclass(frozen=True)
+class Happening:
+    """One event. at_ns: monotonic. direction: None for `link`. by: the process's name, "" where that is not known.
+
+    detail: what changed, in words, "" where nothing is told of it. qdisc: kind of the qdisc that was removed.
+    """
+
+    at_ns: int
+    meaning: Meaning
+    direction: Direction | None = None
+    by: str = ""
+    by_pid: int | None = None
+    detail: str = ""
+    qdisc: str = ""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A time without a limit. number: 1 for the first one of its tap and direction.
+
+    limit: what was lost. removal: None where nobody told of it. link_change: the last one before it, None for none
+    shortly before. end_ns, restored_by: None while it lasts. passed_bytes: charged bytes that passed in it, counted
+    from when it was heard of, so at least so many; None where that is not known.
+    """
+
+    number: int
+    direction: Direction
+    start_ns: int
+    limit: Enforced | None
+    removal: Happening | None = None
+    link_change: Happening | None = None
+    end_ns: int | None = None
+    restored_by: str | None = None
+    passed_bytes: int | None = None
+
+    def duration_ns(self, now_ns: int) -> int:
+        """Its length so far."""
+        return (now_ns if self.end_ns is None else self.end_ns) - self.start_ns
+
+    def allowed_bytes(self, now_ns: int) -> int | None:
+        """What the lost limit would have let through in this time; None where it had no bit rate."""
+        if self.limit is None or self.limit.rate_bps is None:
+            return None
+        return self.limit.rate_bps * self.duration_ns(now_ns) // 8_000_000_000 + (self.limit.burst_bytes or 0)
+
+    def exceeded(self, now_ns: int) -> bool:
+        """Whether more passed than the limit would have let through."""
+        allowed = self.allowed_bytes(now_ns)
+        return allowed is not None and self.passed_bytes is not None and self.passed_bytes > allowed
+
+
+class GapTracker:
+    """Keeps the gaps of one tap.
+
+    installs: (direction, monotonic ns) of each limit that came where there had been none.
+    """
+
+    def __init__(self, limits: Mapping[Direction, Enforced | None]) -> None:
+        self.gaps: list[Gap] = []
+        self.installs: list[tuple[Direction, int]] = []
+        self._limits = dict(limits)
+        self._passed_at: dict[tuple[Direction, int], int | None] = {}
+        self._link_change: Happening | None = None
+
+    def follow(
+        self,
+        events: Iterable[Happening],
+        limits: Mapping[Direction, Enforced | None],
+        now_ns: int,
+        passed: Mapping[Direction, int | None],
+    ) -> bool:
+        """Take in events and what is installed after them; whether a limit came, went or changed.
+
+        passed: charged bytes that have passed since the start, by direction; None where not known.
+        """
+        tentative = dict(self._limits)
+        before = dict(self._limits)
+        opened = len(self.gaps)
+        for event in events:
+            self._take(event, tentative, limits, passed)
+        for direction in Direction:
+            self._settle(direction, opened, tentative.get(direction), limits.get(direction), now_ns, passed)
+        self._limits = dict(limits)
+        self.progress(passed)
+        changed = any(_setting(before.get(one)) != _setting(limits.get(one)) for one in Direction)
+        return changed or opened != len(self.gaps)
+
+    def progress(self, passed: Mapping[Direction, int | None]) -> None:
+        """Count what has passed in the gaps that are still open."""
+        for place, gap in enumerate(self.gaps):
+            if gap.end_ns is None:
+                self.gaps[place] = replace(gap, passed_bytes=self._passed_in(gap, passed))
+
+    def _take(
+        self,
+        event: Happening,
+        tentative: dict[Direction, Enforced | None],
+        limits: Mapping[Direction, Enforced | None],
+        passed: Mapping[Direction, int | None],
+    ) -> None:
+        if event.meaning == "link":
+            self._link_change = event
+            return
+        direction = event.direction
+        if direction is None:
+            return
+        if event.meaning == "limit_new":
+            if tentative.get(direction) is None:
+                self._restored(direction, event.at_ns, event.by, passed)
+                tentative[direction] = limits.get(direction) or Enforced(direction, "", "", "", "")
+        elif (lost := tentative.get(direction)) is not None:
+            self._lost(direction, event.at_ns, lost, event, passed)
+            tentative[direction] = None
+
+    def _settle(
+        self,
+        direction: Direction,
+        opened: int,
+        told: Enforced | None,
+        found: Enforced | None,
+        now_ns: int,
+        passed: Mapping[Direction, int | None],
+    ) -> None:
+        """Hold what the events told against what is there: nft tells of nothing, and one of several may be left."""
+        last = next((gap for gap in reversed(self.gaps) if gap.direction is direction and gap.end_ns is None), None)
+        if told is None and found is not None:
+            is_new = last is not None and self.gaps.index(last) >= opened
+            if is_new and last is not None:
+                self.gaps.remove(last)  # one of several limits went, and the rest is still there
+            else:
+                self._restored(direction, now_ns, "", passed)
+        elif told is not None and found is None:
+            self._lost(direction, now_ns, told, None, passed)
+
+    def _lost(
+        self,
+        direction: Direction,
+        at_ns: int,
+        limit: Enforced,
+        removal: Happening | None,
+        passed: Mapping[Direction, int | None],
+    ) -> None:
+        number = 1 + sum(gap.direction is direction for gap in self.gaps)
+        change = self._link_change
+        if change is not None and at_ns - change.at_ns > thresholds.LINK_CHANGE_BEFORE_NS:
+            change = None
+        self._passed_at[direction, number] = passed.get(direction)
+        self.gaps.append(Gap(number, direction, at_ns, limit, removal, change if removal else None))
+
+    def _restored(self, direction: Direction, at_ns: int, by: str, passed: Mapping[Direction, int | None]) -> None:
+        for place, gap in enumerate(self.gaps):
+            if gap.direction is direction and gap.end_ns is None:
+                counted = self._passed_in(gap, passed)
+                self.gaps[place] = replace(gap, end_ns=at_ns, restored_by=by, passed_bytes=counted)
+                return
+        self.installs.append((direction, at_ns))
+
+    def _passed_in(self, gap: Gap, passed: Mapping[Direction, int | None]) -> int | None:
+        now, then = passed.get(gap.direction), self._passed_at.get((gap.direction, gap.number))
+        return None if now is None or then is None else max(0, now - then)
+
+
+def _setting(limit: Enforced | None) -> tuple[object, ...]:
+    """What makes it another limit; its counters do not."""
+    return () if limit is None else (limit.where, limit.rate_bps, limit.burst_bytes, limit.rate_pps, limit.protocol)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is the limit that was asked for really there? What is declared for a tap beside what the kernel enforces on it.
+
+Pure: what is compared here was read elsewhere, and each record says what it does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from vifprobe.analysis import thresholds
+from vifprobe.layout import Direction
+
+
+class PolicerRow(NamedTuple):
+    """One declared or enforcing place of a limit. Bits and packets per second, bytes of burst."""
+
+    tap: str
+    direction: Direction
+    source: str
+    kind: str
+    rate_bps: int | None
+    burst_bytes: int | None
+    rate_pps: int | None
+    protocol: str
+    matches_declared: bool | None
+    packets: int | None
+    bytes: int | None
+    drops: int | None
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A limit that somebody asked for. None: not set. burst_bytes: as it should be in the kernel.
+
+    source: `user`, `libvirt`, `ovs`. kind: in what form. device: the interface that it was asked for.
+    """
+
+    direction: Direction
+    source: str
+    kind: str
+    device: str
+    rate_bps: int | None = None
+    burst_bytes: int | None = None
+    rate_pps: int | None = None
+    burst_packets: int | None = None
+
+
+@dataclass(frozen=True)
+class Enforced:
+    """A limit that is held against packets. None: not set, or not counted.
+
+    source: `tc`, `nft`, `ovs`. kind: `police`, `htb`, `tbf`, `limit`, `meter`. where: which object. protocol,
+    matches_all: of the packets that come to it; "" where conditions decide. default: not a class for some packets only.
+    bucket_bytes: what passes at once after silence, where a longer packet never conforms; None: no bound, or unknown.
+    """
+
+    direction: Direction
+    source: str
+    kind: str
+    where: str
+    device: str
+    rate_bps: int | None = None
+    burst_bytes: int | None = None
+    rate_pps: int | None = None
+    protocol: str = "all"
+    matches_all: bool | None = True
+    packets: int | None = None
+    bytes: int | None = None
+    drops: int | None = None
+    default: bool = True
+    bucket_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """All that is set on one tap.
+
+    enforced: on the tap itself, in the order in which packets meet it. elsewhere: limits of the tap's packets that are
+    enforced past it. earlier: words for what runs before the first policer at ingress and can decide a packet's fate.
+    ingress_qdisc: `ingress`, `clsact` or "". declared_unknown, enforced_unknown: why a limit may be there unseen.
+    """
+
+    tap: str
+    declared: tuple[Declared, ...] = ()
+    enforced: tuple[Enforced, ...] = ()
+    elsewhere: tuple[Enforced, ...] = ()
+    earlier: tuple[str, ...] = ()
+    ingress_qdisc: str = ""
+    declared_unknown: tuple[str, ...] = ()
+    enforced_unknown: tuple[str, ...] = ()
+
+    def declared_in(self, direction: Direction) -> tuple[Declared, ...]:
+        """What was asked for on the tap itself."""
+        return tuple(one for one in self.declared if one.direction is direction and one.device == self.tap)
+
+    def enforced_in(self, direction: Direction) -> tuple[Enforced, ...]:
+        """What is held against unsorted packets of one direction."""
+        return tuple(one for one in self.enforced if one.direction is direction and one.default and has_rate(one))
+
+    def main_declared(self, direction: Direction) -> Declared | None:
+        """What counts: the user's own word, else the lowest rate that was asked for."""
+        found = self.declared_in(direction)
+        given = [one for one in found if one.source == "user"]
+        with_rate = [one for one in given or found if one.rate_bps is not None]
+        return min(with_rate, key=lambda one: one.rate_bps or 0, default=None)
+
+    def main_enforced(self, direction: Direction) -> Enforced | None:
+        """The lowest bit rate, else the lowest packet rate."""
+        found = self.enforced_in(direction)
+        with_rate = [one for one in found if one.rate_bps is not None]
+        if with_rate:
+            return min(with_rate, key=lambda one: one.rate_bps or 0)
+        return min(found, key=lambda one: one.rate_pps or 0, default=None)
+
+
+class InForce(Enum):
+    """Whether the limit of a direction is really there."""
+
+    THERE = "there"
+    ABSENT = "absent"
+    DIFFERS = "differs"
+    HOLES = "holes"
+    ELSEWHERE = "elsewhere"
+    UNDECLARED = "undeclared"
+    NONE = "none"
+    UNKNOWN = "unknown"
+
+
+def has_rate(limit: Declared | Enforced) -> bool:
+    """Whether it limits anything at all."""
+    return limit.rate_bps is not None or limit.rate_pps is not None
+
+
+def same_rate(declared: float, installed: float) -> bool:
+    """Whether two rates are the same but for rounding."""
+    return abs(declared - installed) <= thresholds.SAME_RATE * declared
+
+
+def same_burst(declared: int | None, installed: int | None) -> bool | None:
+    """Whether two bursts are the same but for the kernel's rounding to ticks; None where one is not known."""
+    if declared is None or installed is None:
+        return None
+    return abs(declared - installed) <= thresholds.SAME_BURST * declared + thresholds.BURST_ROUNDING_BYTES
+
+
+def matches(declared: Declared, enforced: Enforced) -> bool:
+    """Whether the kernel does what was asked for: same direction, device and rate, and burst where both have one."""
+    if (declared.direction, declared.device) != (enforced.direction, enforced.device):
+        return False
+    if declared.rate_bps is not None:
+        if enforced.rate_bps is None or not same_rate(declared.rate_bps, enforced.rate_bps):
+            return False
+        return same_burst(declared.burst_bytes, enforced.burst_bytes) is not False
+    return declared.rate_pps is not None and declared.rate_pps == enforced.rate_pps
+
+
+def in_force(set_up: SetUp, direction: Direction) -> InForce:
+    """What a person in a hurry wants to know, from the set-up alone."""
+    asked, held = set_up.declared_in(direction), set_up.enforced_in(direction)
+    if asked and not held:
+        beyond = any(one.direction is direction and has_rate(one) for one in set_up.elsewhere)
+        if beyond:
+            return InForce.ELSEWHERE
+        return InForce.UNKNOWN if set_up.enforced_unknown else InForce.ABSENT
+    if not held:
+        if any(one.direction is direction for one in set_up.elsewhere):
+            return InForce.ELSEWHERE
+        return InForce.UNKNOWN if set_up.enforced_unknown or set_up.declared_unknown else InForce.NONE
+    main = set_up.main_declared(direction)
+    if main is None:
+        return InForce.UNDECLARED
+    if not any(matches(main, one) for one in held):
+        return InForce.DIFFERS
+    return InForce.HOLES if uncovered(set_up, direction) else InForce.THERE
+
+
+def uncovered(set_up: SetUp, direction: Direction) -> str:
+    """Which packets no limit of a direction is held against, in words; "" where each packet meets one."""
+    every = set_up.enforced_in(direction)
+    held = [one for one in every if one.rate_bps is not None] or every
+    if not held or any(one.protocol == "all" and one.matches_all in (True, None) for one in held):
+        return ""
+    whole = sorted({one.protocol for one in held if one.matches_all in (True, None) and one.protocol})
+    return f"all but {', '.join(whole)}" if whole else "all that its conditions leave out"
+
+
+def policer_rows(set_up: SetUp) -> list[PolicerRow]:
+    """Declared and enforcing places side by side: by direction, what was asked for first."""
+    rows = []
+    for direction in Direction:
+        rows += [_declared_row(set_up, one) for one in set_up.declared if one.direction is direction]
+        held = (*set_up.enforced, *set_up.elsewhere)
+        rows += [_enforced_row(set_up, one) for one in held if one.direction is direction]
+    return rows
+
+
+def _declared_row(set_up: SetUp, one: Declared) -> PolicerRow:
+    held = (*set_up.enforced, *set_up.elsewhere)
+    found = any(matches(one, other) for other in held)
+    return PolicerRow(
+        tap=set_up.tap,
+        direction=one.direction,
+        source=_source(set_up, one),
+        kind=one.kind,
+        rate_bps=one.rate_bps,
+        burst_bytes=one.burst_bytes,
+        rate_pps=one.rate_pps,
+        protocol="",
+        matches_declared=True if found else None if set_up.enforced_unknown else False,
+        packets=None,
+        bytes=None,
+        drops=None,
+    )
+
+
+def _enforced_row(set_up: SetUp, one: Enforced) -> PolicerRow:
+    asked = [other for other in set_up.declared if (other.direction, other.device) == (one.direction, one.device)]
+    found = any(matches(other, one) for other in asked)
+    return PolicerRow(
+        tap=set_up.tap,
+        direction=one.direction,
+        source=_source(set_up, one),
+        kind=one.kind,
+        rate_bps=one.rate_bps,
+        burst_bytes=one.burst_bytes,
+        rate_pps=one.rate_pps,
+        protocol=one.protocol,
+        matches_declared=found if asked else None,
+        packets=one.packets,
+        bytes=one.bytes,
+        drops=one.drops,
+    )
+
+
+def _source(set_up: SetUp, one: Declared | Enforced) -> str:
+    return one.source if one.device == set_up.tap else f"{one.source} {one.device}"

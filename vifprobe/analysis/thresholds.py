@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From which number on a finding is raised: all of them, in one place, each with its reason."""
+
+from __future__ import annotations
+
+#: A policer keeps whole bytes per second and a burst as a time in ticks of 64 ns: equal means within these shares.
+#: A rate that is off by kilo against kibi (2.4 %) is another rate. A burst may be off by as much: whether its unit
+#: holds 1000 or 1024 differs between releases of the programs that set it, and changes nothing that a guest could use.
+SAME_RATE = 0.01
+SAME_BURST = 0.03
+BURST_ROUNDING_BYTES = 200  # two ticks at 12.5 Gbit/s
+
+#: A link change is named as what came before a removal if it did so by at most this (ovs-vswitchd acts within 10 ms;
+#: on a loaded host its main loop takes longer).
+LINK_CHANGE_BEFORE_NS = 1_000_000_000
+#: A gap between two policers is told from this length on, or as soon as more passed than the limit would have let
+#: through: a program that changes a limit deletes and adds within some milliseconds.
+GAP_NS = 100_000_000
+
+#: P4: share of what passed from which traffic beside the policer is more than ARP and other housekeeping.
+HOLE_SHARE = 0.01
+#: P5: a policer that saw less than this share of what should have come to it, of at least so many packets.
+SHADOW_SHARE = 0.5
+SHADOW_PACKETS = 1_000
+
+#: P6: wire rate over configured rate. An ordinary mix is at 1.08 (mean frame of 526 bytes), full frames at 1.03, SYNs
+#: at 2.1; 1.25 is reached by frames that are charged for 150 bytes.
+WIRE_OVER_RATE = 1.25
+#: Passed may exceed rate x time + burst by this, as the clocks of interval and policer are not the same.
+SLACK = 0.02
+
+#: P7: packets a second, their mean charged size, and CPUs (vhost, softirq, the guest's own process) that carry them.
+#: At 1514 bytes a frame, 100,000 packets are 1.2 Gbit/s; a host core forwards some 500,000 to 1,000,000.
+OVERLOAD_PPS = 100_000
+OVERLOAD_MEAN_BYTES = 200
+OVERLOAD_CPUS = 0.25
+
+#: P8: share of packets policed, and frame rate over configured rate, from which the tap's own counters mislead.
+#: A guest whose TCP meets the limit loses about 1 %.
+POLICED_SHARE = 0.1
+COUNTED_OVER_RATE = 1.25
+
+#: P9: packets offered after a policer came over those before it; at least so many before; how long both are looked at.
+AMPLIFIED = 1.3
+AMPLIFIED_PPS = 1_000
+AMPLIFIED_SIDE_NS = 5_000_000_000
+AMPLIFIED_LEAST_NS = 200_000_000
+
+#: P10: frames longer than the bucket, policed to the last one.
+NEVER_CONFORM_PACKETS = 10
+
+#: P14: frames that found the ring full, and their share of what went to the guest.
+RING_PACKETS = 100
+RING_SHARE = 0.001
+
+#: P15: share of the uplink's speed, and packets dropped there.
+UPLINK_SHARE = 0.95
+UPLINK_DROPS = 100
