@@ -135,7 +135,7 @@ def _p9(situation: Situation, direction: Direction) -> Iterator[Finding]:
                 "cpus_before": _cpus(before),
                 "cpus_after": _cpus(after),
             },
-            "The limit works: what the tap counts is what the guest offers, and dropping a packet early is cheaper than "
+            "The limit works: the tap counts what the guest offers, and dropping a packet early costs less than "
             "forwarding it, so a flooding guest sends faster. Look at passed, not at the tap's counters.",
         )
 
@@ -149,7 +149,8 @@ def _length(samples: list[Sample]) -> int:
 
 
 def _rate(samples: list[Sample], name: str) -> float:
-    return sum(getattr(one, name) for one in samples) * 1e9 / _length(samples)
+    total: int = sum(getattr(one, name) or 0 for one in samples)
+    return total * 1e9 / _length(samples)
 
 
 def _switches(samples: list[Sample]) -> int | None:

@@ -112,10 +112,9 @@ def _p4(situation: Situation, direction: Direction) -> Iterator[Finding]:
         evidence |= {"passed_beside_frame_bytes": beside, "share_of_passed": share}
     seen = beside is not None and beside > 0
     grave = seen and (share or 0) >= thresholds.HOLE_SHARE
+    words = "" if beside is None else ": none passed meanwhile"
     if seen:
         words = f": {size(beside or 0)} passed beside it"
-    else:
-        words = "" if beside is None else ": none passed meanwhile"
     yield Finding(
         finding_id("P4", direction),
         "P4",
@@ -192,7 +191,7 @@ def _differs(
         f"{direction.name.lower()}: {title}",
         evidence,
         "Mind the units: libvirt and Nova take kilobytes (1000) a second and kilobytes (1024) of burst, Open vSwitch "
-        "kbit/s and kbit, tc's `kbit` is bits and `kbps` bytes. A later change by another program looks like this, too.",
+        "kbit/s and kbit, tc's `kbit` is bits and `kbps` bytes. A later change by somebody else looks like this, too.",
     )
 
 
@@ -205,16 +204,16 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
     asked = set_up.declared_in(direction)
     beyond = [one for one in set_up.elsewhere if one.direction is direction]
     if state is InForce.ELSEWHERE and beyond:
-        one = beyond[0]
-        what = f"an OpenFlow meter in {one.device}" if one.kind == "meter" else f"{one.device}, not by {set_up.tap}"
+        past = beyond[0]
+        what = f"an OpenFlow meter of {past.device}" if past.kind == "meter" else f"{past.device}, not by {set_up.tap}"
         yield Finding(
-            finding_id("P12", direction, one.device),
+            finding_id("P12", direction, past.device),
             "P12",
             "warning" if asked else "info",
-            f"{direction.name.lower()} packets are limited by {what}: {rate_words(one.rate_bps, one.rate_pps)}",
+            f"{direction.name.lower()} packets are limited by {what}: {rate_words(past.rate_bps, past.rate_pps)}",
             {"limits": [_installed(other) for other in beyond], "declared": [_told(other) for other in asked]},
             f"The counters of {set_up.tap}, and what vifprobe calls passed there, are from before that limit"
-            + (f"; watch {one.device} to see what it does." if one.kind != "meter" else "."),
+            + (f"; watch {past.device} to see what it does." if past.kind != "meter" else "."),
         )
         return
     other = Direction.INBOUND if direction is Direction.OUTBOUND else Direction.OUTBOUND

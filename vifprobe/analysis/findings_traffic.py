@@ -125,7 +125,8 @@ def _p7(situation: Situation, reading: Reading, direction: Direction) -> Iterato
     set_up, load = situation.set_up, situation.load
     held = set_up.enforced_in(direction)
     asked = set_up.main_declared(direction)
-    rates = [one.rate_bps for one in (*held, *([asked] if asked else [])) if one.rate_bps is not None]
+    rates = [one.rate_bps for one in held if one.rate_bps is not None]
+    rates += [asked.rate_bps] if asked is not None and asked.rate_bps is not None else []
     offered, seconds = reading.offered(direction), reading.duration_ns / 1e9
     if not rates or any(one.rate_pps is not None for one in held) or load is None or not offered.packets:
         return
@@ -200,7 +201,7 @@ def _p10(situation: Situation, reading: Reading, direction: Direction) -> Iterat
             finding_id("P10", direction),
             "P10",
             "warning",
-            f"{policed.packets:,} long (TSO) frames were all policed: {size(mean)} each, the bucket holds {size(bucket)}",
+            f"{policed.packets:,} long (TSO) frames were all policed: {size(mean)} each, the bucket: {size(bucket)}",
             {
                 "bucket_bytes": bucket,
                 "limit": limit.where,
@@ -246,7 +247,7 @@ def _p14(situation: Situation, reading: Reading, direction: Direction) -> Iterat
             "full_ring_frame_bytes": full.frame_bytes,
             "offered_packets": offered.packets,
         },
-        "More queues (virtio multiqueue), a longer tx queue of the tap, or more CPU for the guest and its vhost threads.",
+        "More queues (virtio multiqueue), a longer tx queue of the tap, or more CPU for the guest and its vhost.",
     )
 
 
