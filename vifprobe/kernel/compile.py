@@ -68,7 +68,7 @@ def compile_text(text: str, directory: Path, flags: list[str]) -> Compiled:
     system = [f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}", "-I/usr/include"]
     include = [f"-I{directory}", f"-I{directory / 'include'}", *system]
     try:
-        module = bcc.BPF(text=text, cflags=[*include, *flags, "-Wno-macro-redefined"])
+        module = bcc.BPF(text=text.encode(), cflags=[*include, *flags, "-Wno-macro-redefined"])
     except Exception as error:  # bcc raises plain Exception; the compiler's own words went to stderr
         if missing := missing_capabilities():
             raise KernelError(f"not permitted: this process lacks {', '.join(missing)}.", "Run it with sudo.") from error
@@ -92,14 +92,14 @@ def _extract(module: Any) -> Compiled:
     count_of_functions, name_of_function = libbcc.lib.bpf_num_functions, libbcc.lib.bpf_function_name
     shapes, places = [], {}
     for number in range(count_of(module.module)):
-        name = name_of(module.module, number).decode()
+        name = name_of(module.module, number)
         table = module[name]
         places[table.map_fd] = number
         leaf = np.lib.format.dtype_to_descr(np.dtype(table.Leaf))
         kind = libbcc.lib.bpf_table_type_id(module.module, number)
         key_bytes, value_bytes = np.dtype(table.Key).itemsize, np.dtype(table.Leaf).itemsize
         flags = libbcc.lib.bpf_table_flags_id(module.module, number)
-        shapes.append(MapShape(name, kind, key_bytes, value_bytes, table.max_entries, flags, leaf))
+        shapes.append(MapShape(name.decode(), kind, key_bytes, value_bytes, table.max_entries, flags, leaf))
     names = [name_of_function(module.module, number) for number in range(count_of_functions(module.module))]
     return Compiled(tuple(shapes), {name.decode(): _by_place(module.dump_func(name), places) for name in names})
 
