@@ -113,9 +113,12 @@ def add(command: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_policer_is_read_as_it_was_asked_for_and_as_tc_prints_it(tap: Tap, name: str) -> None:
+def test_a_policer_is_read_as_it_was_asked_for_and_as_tc_prints_it(tap: Tap, name: str, require: Require) -> None:
     run("tc qdisc add dev tap0 ingress")
     add(CASES[name].command)
+    if "pkts_rate" in CASES[name].command:  # an older kernel takes the command and limits nothing
+        told = "pkts_rate" in run("tc filter show dev tap0 ingress")
+        require("pps", told, "packet rates in act_police (Linux 5.13)")
     found, _, policer = the_policer(tap)
     assert {key: getattr(policer, key) for key in CASES[name].expected} == CASES[name].expected
     assert {key: getattr(found, key) for key in CASES[name].filter_expected} == CASES[name].filter_expected
