@@ -10,7 +10,7 @@ import numpy as np
 from vifprobe.analysis.reading import Reading, count
 from vifprobe.analysis.reconcile import CounterSamples, ReconcileRow, probe_count, reconcile
 from vifprobe.errors import HostError
-from vifprobe.host.counters import Counts, CounterSample, Unit, read_counters_of
+from vifprobe.host.counters import CounterSample, Counts, Unit, read_counters_of
 from vifprobe.host.links import Link
 from vifprobe.layout import VLAN_TAG_BYTES, Direction, Ethertype, Verdict
 

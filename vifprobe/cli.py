@@ -7,6 +7,7 @@ import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -44,6 +45,15 @@ class _Group(click.Group):
             raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of a pipe (head, less) has gone: that is its right. Told here, because click would make exit
+            # code 1 of it. Nothing is left to say to it, so keep Python from trying at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_DONE
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -52,7 +62,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vifprobe")
 def group() -> None:
-    """See what a VM sends through its tap and what the policer does with it.
+    r"""See what a VM sends through its tap and what the policer does with it.
 
     Outbound is guest to network (the tap's rx counters), inbound is network to guest.
 
@@ -82,8 +92,4 @@ def main() -> None:
         # Before anything was counted; a run that counts ends by itself, with what was seen.
         click.echo("Stopped.", err=True)
         code = EXIT_FAILED
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone: that is its right. Keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_DONE
     sys.exit(code if isinstance(code, int) else EXIT_DONE)

@@ -8,11 +8,13 @@ import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from vifprobe.analysis.reading import Cells, Limit, Reading, subtract
 from vifprobe.errors import UsageError
@@ -23,7 +25,7 @@ from vifprobe.host.links import Link, find_link
 from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
-from vifprobe.kernel.features import Features, missing_capabilities, read_features, read_trace_fields
+from vifprobe.kernel.features import Features, read_features, read_trace_fields
 from vifprobe.layout import Direction
 from vifprobe.watched import Coverage, WatchedTap
 
@@ -65,13 +67,11 @@ class Probe:
         self._limits = dict(limits or {})
         self._bracket = bracket
         self._create_qdisc = create_qdisc
-        self._home_fd = -1
-        self._programs: Programs | None = None
+        self._stack = ExitStack()
         self._watched: list[WatchedTap] = []
-        self._events: Events | None = None
         self._seen: list[tuple[str, Event]] = []
-        self._stop_read, self._stop_write = -1, -1
         self._end: Snapshot | None = None
+        self._last_bins: npt.NDArray[np.void]
         self.start_ns = self._last_ns = self._refreshed_ns = 0
 
     def __enter__(self) -> Probe:
@@ -134,8 +134,7 @@ class Probe:
             if last or stopped:
                 break
             yield from self._interval(self._counters.snapshot())
-        self._detach()
-        yield from self._interval(self._end)
+        yield from self._interval(self._detach())
         yield from self.totals()
 
     def totals(self) -> tuple[Reading, ...]:
@@ -146,7 +145,7 @@ class Probe:
             for watched in self._watched
         )
 
-    def take_bins(self) -> Any:
+    def take_bins(self) -> npt.NDArray[np.void]:
         """Time bins (dtype layout.BIN, tap = place in `links`) that ended since the last call; all after the end."""
         if self._end is not None:
             bins, self._last_bins = self._last_bins, self._last_bins[:0]
@@ -170,29 +169,14 @@ class Probe:
 
     def close(self) -> None:
         """Detach everything, free everything; harmless when called again."""
-        if self._programs is not None:
-            try:
-                self._detach()
-            finally:
-                for watched in self._watched:
-                    watched.detach()
-                self._programs.close()
-                self._programs = None
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-        for fd in (self._stop_read, self._stop_write):
-            if fd >= 0:
-                os.close(fd)
-        self._stop_read = self._stop_write = -1
-        if self._home_fd >= 0:
-            netns.return_to(self._home_fd)
-            self._home_fd = -1
+        self._stack.close()
 
     def _open(self) -> None:
         self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stack.callback(os.close, self._stop_read)
+        self._stack.callback(os.close, self._stop_write)
         if self._netns is not None:
-            self._home_fd = netns.own()
+            self._stack.callback(netns.return_to, netns.own())
             netns.enter(self._netns)
         links = [find_link(name) for name in self._names]
         self._features = read_features()
@@ -201,16 +185,19 @@ class Probe:
         with ThreadPoolExecutor(1) as pool:
             # The compiler runs outside Python's lock: the host side is read meanwhile.
             compiling = pool.submit(Programs, settings, self._features)
-            self._events = Events(link.ifindex for link in links)
+            self._events = self._stack.enter_context(Events(link.ifindex for link in links))
             found = installed_of(links)
             self._programs = compiling.result()
+        self._stack.callback(self._programs.close)
         self._counters = Counters(self._programs)
         self._watched = [WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links)]
         self._moment("before_attach")
         self.start_ns = self._last_ns = self._refreshed_ns = time.monotonic_ns()
         self._programs.attach_verdicts()
+        self._stack.callback(self._detach)
         for watched in self._watched:
-            watched.attach(self._programs, self._directions)
+            self._stack.callback(watched.detach)
+            watched.attach(self._programs, self._directions, self._create_qdisc)
             self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
         self._moment("after_attach")
 
@@ -220,9 +207,8 @@ class Probe:
 
     def _wait(self, until_ns: int) -> bool:
         """Sleep until then, following what happens to the taps; True as soon as `stop` was called or all are gone."""
-        assert self._events is not None  # noqa: S101 - for the type checker: open since _open
         while (left_ns := until_ns - time.monotonic_ns()) > 0:
-            ready, _, _ = select.select([self._stop_read, self._events], [], [], left_ns / 1e9)
+            ready, _, _ = select.select([self._stop_read, self._events.fileno()], [], [], left_ns / 1e9)
             if self._stop_read in ready:
                 return True
             self._follow_events()
@@ -231,7 +217,6 @@ class Probe:
         return False
 
     def _follow_events(self) -> None:
-        assert self._events is not None and self._programs is not None  # noqa: S101 - as above
         events = self._events.read()
         now_ns = time.monotonic_ns()
         due = now_ns - self._refreshed_ns > _REFRESH_NS
@@ -246,10 +231,10 @@ class Probe:
             if (own or due) and not watched.gone:
                 self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
 
-    def _detach(self) -> None:
-        """Take every hook off and read what is then final."""
-        if self._programs is None or self._end is not None or not self._watched:
-            return
+    def _detach(self) -> Snapshot:
+        """Take every hook off, once, and read what is then final."""
+        if self._end is not None:
+            return self._end
         with suppress(OSError):
             self._follow_events()
         self._moment("before_detach")
@@ -261,9 +246,11 @@ class Probe:
         self._end = self._counters.snapshot()
         self._programs.detach_verdicts()
         self._moment("after_detach")
+        return self._end
 
     def _cells_of(self, snapshot: Snapshot, watched: WatchedTap) -> Cells:
-        return snapshot.cells[snapshot.cells["tap"] == watched.number]
+        rows: Cells = snapshot.cells[snapshot.cells["tap"] == watched.number]
+        return rows
 
     def _interval(self, snapshot: Snapshot) -> Iterator[Reading]:
         since_ns, self._last_ns = self._last_ns, snapshot.at_ns

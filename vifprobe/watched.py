@@ -18,6 +18,7 @@ from vifprobe.kernel.attach import (
     Attachment,
     FilterAttachment,
     NoHookError,
+    OwnQdisc,
     TracepointAttachment,
     attach,
     is_own_filter,
@@ -57,6 +58,7 @@ class WatchedTap:
         self.gaps: list[Coverage] = []
         self.gone = False
         self._traced = TapTrait(0)
+        self._qdisc: OwnQdisc | None = None
 
     @property
     def is_traced(self) -> bool:
@@ -73,8 +75,14 @@ class WatchedTap:
             traits |= TapTrait.TC_POLICER
         return int(traits)
 
-    def attach(self, programs: Programs, directions: tuple[Direction, ...]) -> None:
-        """Hang the programs on it; KernelError where one can't be."""
+    def attach(self, programs: Programs, directions: tuple[Direction, ...], create_qdisc: bool = False) -> None:
+        """Hang the programs on it; KernelError where one can't be.
+
+        create_qdisc: where the kernel has no tcx and the tap no qdisc for a filter, make a clsact qdisc.
+        """
+        if create_qdisc and programs.settings.trace is not None and self.installed.tc.ingress is None:
+            self._qdisc = OwnQdisc(self.link.name, self.link.ifindex)
+            self.refresh()
         for direction in directions:
             self._attach(programs, direction)
 
@@ -94,6 +102,10 @@ class WatchedTap:
         """Take every hook off; harmless where the tap or the qdisc is gone."""
         for attachment in self.attachments.values():
             attachment.detach()
+        if self._qdisc is not None and is_there(self.link):
+            self.refresh()
+            self._qdisc.remove(is_empty=not self.installed.tc.filters)
+            self._qdisc = None
 
     def refresh(self) -> None:
         """Read again what limits the tap; what can't be read stays as it was."""

@@ -58,7 +58,7 @@ def command(
     force: bool,
     fail_on: str | None,
 ) -> None:
-    """Count for a while and leave a folder of evidence: CSV, manifest, findings.
+    r"""Count for a while and leave a folder of evidence: CSV, manifest, findings.
 
     \b
     Example:

@@ -26,7 +26,7 @@ DIRECTIONS = {
 }
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
     """A text that one of the functions of vifprobe.units reads."""
 
     def __init__(self, name: str, parse: Callable[[str], int]) -> None:
@@ -50,7 +50,7 @@ SIZE = _Parsed("size", parse_size_bytes)
 def tap_options(function: _Function) -> _Function:
     """TAP..., --direction, --netns, --rate, --burst, --create-qdisc."""
     for option in (
-        click.option("--create-qdisc", is_flag=True, help="On kernels without tcx: add a clsact qdisc if there is none."),
+        click.option("--create-qdisc", is_flag=True, help="On kernels without tcx: add a clsact qdisc."),
         click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb."),
         click.option("--rate", type=RATE, help="Declared limit to hold the packets against, such as 100mbit."),
         click.option("--netns", metavar="NAME", help="Network namespace of the taps: name, path or pid."),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TextIO
 
 import click
@@ -46,7 +47,7 @@ def command(
     as_json: bool,
     fail_on: str | None,
 ) -> None:
-    """Show what the guest sends, what passes, what is policed and dropped, and why.
+    r"""Show what the guest sends, what passes, what is policed and dropped, and why.
 
     \b
     Example:
@@ -98,7 +99,7 @@ def _csv(path: str) -> Iterator[Show]:
     from vifprobe.render.csvlines import csv_header, csv_rows
 
     try:
-        with open(path, "w", encoding="utf-8", newline="") as stream:
+        with Path(path).open("w", encoding="utf-8", newline="") as stream:
             stream.write(csv_header())
 
             def show(readings: list[Reading]) -> None:

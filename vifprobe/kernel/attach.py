@@ -35,12 +35,33 @@ class NoHookError(KernelError):
 
 
 class Attachment(Protocol):
-    """A program on a hook. `hook` is the manifest's word for it: tcx, clsact, ingress or tracepoint."""
+    """A program on a hook; `hook` is the manifest's word for it."""
 
-    hook: str
+    @property
+    def hook(self) -> str:
+        """tcx, clsact, ingress or tracepoint."""
 
     def detach(self) -> None:
         """Take it off; harmless when the device or the qdisc is gone."""
+
+
+class OwnQdisc:
+    """A clsact qdisc that the user asked for, on a tap that had no ingress side. KernelError: it can't be made."""
+
+    def __init__(self, tap: str, ifindex: int) -> None:
+        self._tap, self._ifindex = tap, ifindex
+        try:
+            libbpf.create_clsact(ifindex)
+        except OSError as error:
+            raise KernelError(f"{tap}: no clsact qdisc could be made: {error.strerror}.") from error
+
+    def remove(self, is_empty: bool) -> None:
+        """Take it away again, unless somebody has put a filter of theirs into it meanwhile."""
+        if is_empty:
+            try:
+                libbpf.destroy_clsact(self._ifindex)
+            except OSError as error:
+                raise KernelError(f"{self._tap}: its clsact qdisc stays: {error.strerror}.") from error
 
 
 @dataclass

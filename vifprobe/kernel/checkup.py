@@ -35,13 +35,19 @@ def checkup() -> Iterator[Found]:
     yield Found("kernel", "ok", kernel_version())
     missing = missing_capabilities()
     if missing:
-        yield Found("permission", "missing", f"lacks {', '.join(missing)}", "nothing can be watched", "run it with sudo")
+        lacking = f"lacks {', '.join(missing)}"
+        yield Found("permission", "missing", lacking, "nothing can be watched", "run it with sudo")
     else:
         yield Found("permission", "ok", "may load and attach BPF programs")
     yield _tried("libbpf", lambda: str(library() and "libbpf.so.1"))
     yield _tried("bcc", lambda: f"version {import_bcc().__version__}")
     features: list[Features] = []
-    yield _tried("BTF", lambda: features.append(read_features()) or "struct offsets can be read")  # type: ignore[func-returns-value]  # append, then the text
+
+    def look() -> str:
+        features.append(read_features())
+        return "struct offsets can be read"
+
+    yield _tried("BTF", look)
     yield _jit()
     if features and not missing:
         yield _reasons(features[0])

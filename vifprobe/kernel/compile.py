@@ -17,6 +17,7 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel.code import FD_LOAD, immediates
 from vifprobe.kernel.features import missing_capabilities
 
+
 @dataclass(frozen=True)
 class MapShape:
     """A map as the C text declares it. leaf: dtype of its values, as numpy describes it in a .npy file."""
@@ -71,7 +72,8 @@ def compile_text(text: str, directory: Path, flags: list[str]) -> Compiled:
         module = bcc.BPF(text=text.encode(), cflags=[*include, *flags, "-Wno-macro-redefined"])
     except Exception as error:  # bcc raises plain Exception; the compiler's own words went to stderr
         if missing := missing_capabilities():
-            raise KernelError(f"not permitted: this process lacks {', '.join(missing)}.", "Run it with sudo.") from error
+            lacking = ", ".join(missing)
+            raise KernelError(f"not permitted: this process lacks {lacking}.", "Run it with sudo.") from error
         raise KernelError(
             f"bcc could not compile the programs or create their tables: {error}.",
             "Seen where linux-libc-dev (linux/types.h) is not installed, and where memory for the tables is short.",

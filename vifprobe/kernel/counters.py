@@ -128,7 +128,8 @@ class Counters:
         """The cells in use, all CPUs, as the kernel keeps them."""
         used = self._lanes["cells"]
         listed = [self._roster[cpu * self._cells_per_cpu :][: used[cpu]] for cpu in range(self._cpus)]
-        return self._cells[np.concatenate(listed)]
+        rows: Array = self._cells[np.concatenate(listed)]
+        return rows
 
     def _settled(self, lanes: Array) -> Array:
         """Pending packets whose verdict is final: passed. With their CPU."""
@@ -146,7 +147,8 @@ class Counters:
         first = max(int(self._logged[cpu]), head - size)
         self.lost_bins += first - int(self._logged[cpu])
         self._logged[cpu] = head
-        return self._bin_log[cpu][np.arange(first, head) % size]
+        rows: Array = self._bin_log[cpu][np.arange(first, head) % size]
+        return rows
 
     def _pending_bins(self) -> Array:
         settled = self._settled(self._lanes.copy())

@@ -263,7 +263,7 @@ def test_run(program_fd: int, frame: bytes, context: bytes = b"", repeat: int = 
 
 
 def object_info(fd: int, size_bytes: int = 256) -> bytes:
-    """struct bpf_prog_info, bpf_map_info or bpf_link_info of an fd, as far as this kernel fills it."""
+    """What the kernel says of an fd: struct bpf_prog_info, bpf_map_info or bpf_link_info, as far as it fills them."""
     buffer = ctypes.create_string_buffer(size_bytes)
     length = ctypes.c_uint32(size_bytes)
     _check(library().bpf_obj_get_info_by_fd(fd, buffer, ctypes.byref(length)))
