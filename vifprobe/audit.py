@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joins what the host is set to do with the conclusions about it: reads everything once, and says it in their terms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from vifprobe.analysis.gaps import Happening, Meaning
+from vifprobe.analysis.policer import Declared, Enforced, SetUp
+from vifprobe.analysis.reading import Limit
+from vifprobe.analysis.situation import Growth, Load, Uplink
+from vifprobe.errors import HostError
+from vifprobe.host import declared as told
+from vifprobe.host.events import Event
+from vifprobe.host.limits import Installed, InstalledLimit, installed_of
+from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
+from vifprobe.host.load import LoadSample, sample_load
+from vifprobe.host.taps import neutron_port_prefix
+from vifprobe.host.tc_records import TcAction, TcClass, TcFilter, TcQdisc
+from vifprobe.host.uplink import UplinkSample, find_uplink, sample_uplink
+from vifprobe.kernel.ahead import TcxProgram, tcx_programs
+from vifprobe.kernel.attach import is_own_filter
+from vifprobe.layout import Direction
+
+_L2_BYTES = 14
+#: An action that ends here lets the next filter see the packet, all others decide.
+_UNDECIDED = ("continue", "pipe", "")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was read of one tap at one moment; None: not read. beyond: other interfaces that limit its packets."""
+
+    at_ns: int
+    installed: Installed | None = None
+    counters: LinkCounters | None = None
+    tcx: tuple[TcxProgram, ...] = ()
+    beyond: Mapping[str, Installed] = field(default_factory=dict)
+    load: LoadSample | None = None
+    uplink: UplinkSample | None = None
+    problems: tuple[str, ...] = ()
+
+
+def given_limits(limits: Mapping[Direction, Limit], device: str) -> list[told.DeclaredLimit]:
+    """What the user said on the command line, as something declared for this interface."""
+    return [
+        told.DeclaredLimit(direction, "user", "option", device, limit.declared_bps, limit.burst_bytes)
+        for direction, limit in limits.items()
+        if limit.declared_bps is not None
+    ]
+
+
+def look(
+    links: Sequence[Link], pids: Mapping[int, int | None], declared: Mapping[int, told.Declared]
+) -> dict[int, Look]:
+    """Read limits, counters, programs and load of some taps, from the same few dumps. Never raises."""
+    try:
+        rows = list_links_and_counters()
+    except HostError as error:
+        return {link.ifindex: Look(time.monotonic_ns(), problems=(error.message,)) for link in links}
+    by_name = {link.name: link for link, _ in rows}
+    counters = {link.ifindex: counted for link, counted in rows}
+    beyond = {link.ifindex: _beyond(link, declared.get(link.ifindex), by_name) for link in links}
+    uplinks = {link.ifindex: find_uplink(by_name.get(link.name, link), by_name.values()) for link in links}
+    here = [link for link in links if link.ifindex in counters]
+    others = [*chain.from_iterable(beyond.values()), *filter(None, uplinks.values())]
+    wanted = {one.ifindex: one for one in (*here, *others)}
+    try:
+        found = installed_of(wanted.values())
+    except HostError as error:
+        return {link.ifindex: Look(time.monotonic_ns(), problems=(error.message,)) for link in links}
+    gone = {link.ifindex: Look(time.monotonic_ns(), problems=("the interface is gone",)) for link in links}
+    return gone | {
+        link.ifindex: Look(
+            at_ns=time.monotonic_ns(),
+            installed=found[link.ifindex],
+            counters=counters.get(link.ifindex),
+            tcx=_tcx(link.ifindex),
+            beyond={one.name: found[one.ifindex] for one in beyond[link.ifindex]},
+            load=_load(pids.get(link.ifindex)),
+            uplink=_uplink(uplinks[link.ifindex], counters, found),
+        )
+        for link in here
+    }
+
+
+def _beyond(link: Link, declared: told.Declared | None, by_name: Mapping[str, Link]) -> list[Link]:
+    """Interfaces past the tap that a limit of its packets may be on: those it was declared for, and Neutron's qvo."""
+    names = {one.device for one in declared.limits} if declared else set()
+    prefix = neutron_port_prefix(link.name)
+    names |= {f"qvo{prefix}"} if prefix else set()
+    return [by_name[name] for name in sorted(names - {link.name}) if name in by_name]
+
+
+def _tcx(ifindex: int) -> tuple[TcxProgram, ...]:
+    try:
+        return tcx_programs(ifindex, ingress=True)
+    except OSError:
+        return ()
+
+
+def _load(pid: int | None) -> LoadSample | None:
+    try:
+        return sample_load(pid)
+    except (OSError, LookupError, ValueError):
+        return None
+
+
+def _uplink(
+    link: Link | None, counters: Mapping[int, LinkCounters | None], found: Mapping[int, Installed]
+) -> UplinkSample | None:
+    counted = counters.get(link.ifindex) if link else None
+    return sample_uplink(link, counted, found[link.ifindex].tc) if link and counted else None
+
+
+def set_up(tap: str, installed: Installed | None, declared: told.Declared | None, seen: Look | None = None) -> SetUp:
+    """What is set on a tap, in the terms of the analysis. declared: None while nobody has looked."""
+    beyond = seen.beyond if seen else {}
+    missing = ("not read yet",)
+    return SetUp(
+        tap=tap,
+        declared=tuple(Declared(**vars(one)) for one in declared.limits) if declared else (),
+        enforced=enforced(installed, tap) if installed else (),
+        elsewhere=tuple(one for name, found in beyond.items() for one in enforced(found, name)),
+        earlier=_earlier(installed, seen.tcx if seen else ()) if installed else (),
+        ingress_qdisc=installed.tc.ingress.kind if installed and installed.tc.ingress else "",
+        declared_unknown=declared.problems if declared else missing,
+        enforced_unknown=installed.problems if installed else (seen.problems if seen else ()) or missing,
+    )
+
+
+def enforced(installed: Installed, device: str) -> tuple[Enforced, ...]:
+    """The limits of one interface."""
+    buckets = {found.where: found.limit.bucket_bytes for found in installed.nft.policers()}
+    return tuple(_enforced(one, device, buckets) for one in installed.limits)
+
+
+def _enforced(one: InstalledLimit, device: str, buckets: Mapping[str, int | None]) -> Enforced:
+    return Enforced(
+        direction=one.direction,
+        source=one.source,
+        kind=one.kind,
+        where=one.where,
+        device=device,
+        rate_bps=one.rate_bps,
+        burst_bytes=one.burst_bytes,
+        rate_pps=one.rate_pps,
+        protocol=one.protocol,
+        matches_all=one.matches_all,
+        packets=one.packets,
+        bytes=one.bytes,
+        drops=one.drops,
+        default=one.default,
+        # A shaper cuts a GSO frame into its segments, or sends it in debt; only a policer holds it against its bucket.
+        bucket_bytes=one.burst_bytes if one.kind == "police" else buckets.get(one.where),
+    )
+
+
+def _earlier(installed: Installed, tcx: Iterable[TcxProgram]) -> tuple[str, ...]:
+    """What can decide a packet's fate at ingress before the first policer comes to see it."""
+    words = [f"the tcx program {one.name or '?'} (id {one.id})" for one in tcx if not one.own]
+    for found in installed.tc.filters:
+        if found.hook != "ingress":
+            continue
+        if any(action.kind == "police" for action in found.actions):
+            break
+        name = found.bpf.name if found.bpf else ""
+        if is_own_filter(found.pref, found.handle, name):
+            continue
+        program = f" ({name}, id {found.bpf.id})" if found.bpf else ""
+        decides = (found.bpf is not None and found.bpf.direct_action) or any(map(_decides, found.actions))
+        if decides:
+            words.append(f"the filter {found.where}{program}")
+    return tuple(words)
+
+
+def _decides(action: TcAction) -> bool:
+    return action.control not in _UNDECIDED
+
+
+def happenings(events: Iterable[Event]) -> list[Happening]:
+    """What events mean for limits."""
+    return [found for event in events if (found := _happening(event)) is not None]
+
+
+def _happening(event: Event) -> Happening | None:
+    meaning, direction, qdisc = _meaning(event)
+    if meaning is None:
+        return None
+    by = event.by_comm or ""
+    if by in ("tc", "nft", "ip") and event.by_parent_comm:
+        by = f"{by} (started by {event.by_parent_comm})"
+    # What tells nothing is not worth a place in a sentence.
+    detail = "" if meaning == "link" and event.detail.startswith("nothing ") else event.detail
+    return Happening(event.at_ns, meaning, direction, by, event.by_pid, detail, qdisc)
+
+
+def _meaning(event: Event) -> tuple[Meaning | None, Direction | None, str]:
+    record, out, into = event.record, Direction.OUTBOUND, Direction.INBOUND
+    if event.kind.startswith("link"):
+        return "link", None, ""
+    if isinstance(record, TcQdisc):
+        if record.hook == "ingress":
+            return ("qdisc_del", out, record.kind) if event.kind == "qdisc_del" else (None, None, "")
+        if event.kind == "qdisc_del":
+            return "qdisc_del", into, record.kind
+        return ("limit_new", into, record.kind) if record.shaper is not None else (None, None, "")
+    if isinstance(record, TcClass) and record.shaper is not None:
+        return ("limit_new" if event.kind == "class_new" else "limit_del"), into, ""
+    if isinstance(record, TcFilter) and event.kind == "filter_new":
+        polices = record.hook == "ingress" and any(action.kind == "police" for action in record.actions)
+        return ("limit_new", out, "") if polices else (None, None, "")
+    if event.kind == "filter_del":
+        return "limit_del", (into if "egress" in event.detail else out), ""
+    return None, None, ""
+
+
+def growth(before: Look, after: Look) -> tuple[Growth, ...]:
+    """What each outbound limit and the tap counted between two looks; nothing where one was replaced meanwhile."""
+    if before.installed is None or after.installed is None or before.counters is None or after.counters is None:
+        return ()
+    then = {one.where: one for one in before.installed.of(Direction.OUTBOUND)}
+    packets = after.counters.rx_packets - before.counters.rx_packets
+    frame_bytes = after.counters.rx_bytes - before.counters.rx_bytes
+    found = []
+    for one in after.installed.of(Direction.OUTBOUND):
+        earlier = then.get(one.where)
+        if earlier is None or one.shared or packets < 0:
+            continue
+        counted, passed = _more(earlier.bytes, one.bytes), _more(earlier.packets, one.packets)
+        if (counted or 0) < 0 or (passed or 0) < 0:
+            continue
+        seconds = (after.at_ns - before.at_ns) / 1e9
+        charged = frame_bytes - _L2_BYTES * packets
+        found.append(Growth(one.direction, one.where, seconds, counted, passed, charged, packets))
+    return tuple(found)
+
+
+def _more(then: int | None, now: int | None) -> int | None:
+    return None if then is None or now is None else now - then
+
+
+def load(before: Look, after: Look) -> Load | None:
+    """CPUs that were busy between two looks."""
+    then, now = before.load, after.load
+    if then is None or now is None or now.at_ns <= then.at_ns:
+        return None
+    seconds = (now.at_ns - then.at_ns) / 1e9
+
+    def cpus(earlier: float | None, later: float | None) -> float | None:
+        return None if earlier is None or later is None else round(max(0.0, later - earlier) / seconds, 3)
+
+    return Load(
+        seconds,
+        cpus(then.guest_seconds, now.guest_seconds),
+        cpus(then.vhost_seconds, now.vhost_seconds),
+        cpus(then.softirq_seconds, now.softirq_seconds),
+    )
+
+
+def uplink(before: Look, after: Look) -> Uplink | None:
+    """What the uplink sent and dropped between two looks."""
+    then, now = before.uplink, after.uplink
+    if then is None or now is None or then.name != now.name or now.at_ns <= then.at_ns:
+        return None
+    return Uplink(
+        now.name,
+        (now.at_ns - then.at_ns) / 1e9,
+        now.speed_bps,
+        now.sent_bytes - then.sent_bytes,
+        now.dropped_packets - then.dropped_packets,
+    )

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Audits the watched taps while they are watched: in a thread of its own, so that neither start nor counting waits.
+
+The thread reads what is declared (libvirt, Open vSwitch), which counters have grown, and what the host spends; the
+watching thread tells of changes as they come, and asks for findings with each reading.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from vifprobe import audit
+from vifprobe.analysis.findings import findings
+from vifprobe.analysis.gaps import GapTracker
+from vifprobe.analysis.policer import Enforced, PolicerRow, SetUp, policer_rows
+from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, count, no_cells, subtract
+from vifprobe.analysis.situation import Sample, Situation
+from vifprobe.audit import Look
+from vifprobe.errors import HostError
+from vifprobe.host import processes
+from vifprobe.host.declared import Declared, declared_of
+from vifprobe.host.events import Event
+from vifprobe.host.limits import Installed
+from vifprobe.host.links import Link
+from vifprobe.layout import Direction, Verdict
+
+_LOOK_SECONDS = 1.0
+_DECLARED_NS = 10_000_000_000  # a limit that is declared anew comes with a change in the kernel, and then at once
+_BACKGROUND_NICE = 5
+#: Findings are drawn from so much of the past, and not anew more often than this.
+_WINDOW_NS = 5_000_000_000
+_FINDINGS_NS = 100_000_000
+#: Two looks at counters are compared when they are so far apart.
+_GROWTH_NS = 800_000_000
+_SAMPLES = 128
+#: What traffic has proved in any part of a run is told of the run.
+_REMEMBERED = ("P4", "P5", "P6", "P7", "P8", "P10", "P14", "P15")
+
+
+class TapAudit:
+    """One tap: what is known, what changed, what follows. Written by two threads, each attribute by one of them."""
+
+    def __init__(self, link: Link, limits: Mapping[Direction, Limit], found: Installed) -> None:
+        self.link = link
+        self.given = audit.given_limits(limits, link.name)
+        self.installed = found
+        self.declared: Declared | None = None
+        self.pid: int | None = None
+        self.looks: tuple[Look, ...] = ()
+        self.tracker = GapTracker(_main(self._set_up()))
+        self._window: deque[tuple[int, Cells]] = deque([(time.monotonic_ns(), no_cells())])
+        self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
+        self._last: tuple[Finding, ...] = ()
+        self._last_ns = 0
+        self._remembered: dict[str, Finding] = {}
+
+    def _set_up(self) -> SetUp:
+        seen = self.looks[-1] if self.looks else None
+        return audit.set_up(self.link.name, self.installed, self.declared, seen)
+
+    def take(self, look: Look) -> None:
+        """A new look; those of the last seconds are kept, and the first one."""
+        kept = [one for one in self.looks[1:] if look.at_ns - one.at_ns < _WINDOW_NS]
+        self.looks = (*self.looks[:1], *kept, look)
+
+    def follow(self, events: Sequence[Event], found: Installed, passed: Mapping[Direction, int | None]) -> bool:
+        """Events, and what is installed after them; whether a limit came, went or changed."""
+        self.installed = found
+        changed = self.tracker.follow(audit.happenings(events), _main(self._set_up()), time.monotonic_ns(), passed)
+        if changed:
+            self._window.clear()
+            self._last_ns = 0
+        return changed
+
+    def limits(self, direction: Direction) -> Limit:
+        """What is declared for one direction: by the user, else by libvirt and Open vSwitch."""
+        main = self._set_up().main_declared(direction)
+        return Limit() if main is None else Limit(declared_bps=main.rate_bps, burst_bytes=main.burst_bytes)
+
+    @property
+    def declared_known(self) -> bool:
+        """Whether each place that could declare a limit was read."""
+        return self.declared is not None and not self.declared.problems
+
+    def findings(
+        self, reading: Reading, cells: Cells, snapshot_ns: int, reasons: Mapping[int, str]
+    ) -> tuple[Finding, ...]:
+        """For a reading that ends at `snapshot_ns`; cells: counts since the start of the run."""
+        self.tracker.progress(passed_bytes(cells))
+        if not reading.final:
+            self._sample(reading, snapshot_ns)
+            self._window.append((snapshot_ns, cells))
+            while len(self._window) > 1 and snapshot_ns - self._window[0][0] > _WINDOW_NS:
+                self._window.popleft()
+            if snapshot_ns - self._last_ns < _FINDINGS_NS:
+                return self._last
+        self._last, self._last_ns = findings(self._situation(reading, cells, snapshot_ns, reasons)), snapshot_ns
+        now = {one.id for one in self._last}
+        self._remembered |= {one.id: one for one in self._last if one.pattern in _REMEMBERED}
+        if reading.final:
+            return (*self._last, *(one for key, one in self._remembered.items() if key not in now))
+        return self._last
+
+    def _situation(self, reading: Reading, cells: Cells, now_ns: int, reasons: Mapping[int, str]) -> Situation:
+        changed = bool(self.tracker.gaps or self.tracker.installs)
+        seen: Reading | None = reading
+        if not reading.final or changed:
+            # Packets from before a change say nothing of what is set now.
+            since_ns, before = self._window[0] if self._window else (now_ns, cells)
+            seen = replace(reading, cells=subtract(cells, before), duration_ns=now_ns - since_ns)
+        then, now = self._pair(reading.final and not changed)
+        return Situation(
+            set_up=self._set_up(),
+            now_ns=time.monotonic_ns(),
+            reading=seen,
+            reasons=reasons,
+            growth=audit.growth(then, now) if then and now else (),
+            gaps=tuple(self.tracker.gaps),
+            installs=tuple(self.tracker.installs),
+            samples=tuple(self._samples),
+            load=audit.load(then, now) if then and now else None,
+            uplink=audit.uplink(then, now) if then and now else None,
+            directions=reading.directions,
+        )
+
+    def _pair(self, whole: bool) -> tuple[Look | None, Look | None]:
+        """Two looks to compare: the last one, and one some time before it (the first one of all)."""
+        if len(self.looks) < 2:
+            return None, None
+        now = self.looks[-1]
+        if whole:
+            return self.looks[0], now
+        apart = [one for one in self.looks[:-1] if _GROWTH_NS <= now.at_ns - one.at_ns < _WINDOW_NS]
+        return (apart[-1], now) if apart else (None, None)
+
+    def _sample(self, reading: Reading, now_ns: int) -> None:
+        direction = Direction.OUTBOUND
+        policed = reading.counts(direction, Verdict.POLICED)
+        loads = [one.load for one in self.looks[-2:] if one.load is not None]
+        switches, cpus = None, None
+        if len(loads) == 2 and loads[1].at_ns > loads[0].at_ns:
+            seconds = (loads[1].at_ns - loads[0].at_ns) / 1e9
+            switched = loads[1].context_switches - loads[0].context_switches
+            switches = round(switched / seconds * reading.duration_ns / 1e9)
+            cpus = (loads[1].busy_seconds - loads[0].busy_seconds) / seconds
+        packets = reading.offered(direction).packets
+        started = now_ns - reading.duration_ns
+        self._samples.append(
+            Sample(started, reading.duration_ns, packets, policed.packets if policed else None, switches, cpus)
+        )
+
+    def set_up(self) -> SetUp:
+        """What is set now, as far as it has been read."""
+        return self._set_up()
+
+
+class Auditor:
+    """The audits of all watched taps, and the thread behind them. To be made in the taps' network namespace."""
+
+    def __init__(
+        self, links: Iterable[Link], limits: Mapping[Direction, Limit], found: Mapping[int, Installed]
+    ) -> None:
+        self.taps = {link.ifindex: TapAudit(link, limits, found[link.ifindex]) for link in links}
+        self._links = [tap.link for tap in self.taps.values()]
+        self._wake, self._closed = threading.Event(), False
+        self._declared_ns: int | None = None
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Something has changed: look again now, at what is declared too."""
+        self._declared_ns = None
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the thread; one that waits for a server that hangs is left to itself, and ends with the process."""
+        self._closed = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=0.3)
+
+    def look(self) -> None:
+        """Read everything once, in the calling thread."""
+        with self._lock:
+            self._look_at_declared()
+            pids = {ifindex: tap.pid for ifindex, tap in self.taps.items()}
+            declared = {ifindex: tap.declared for ifindex, tap in self.taps.items() if tap.declared is not None}
+            for ifindex, seen in audit.look(self._links, pids, declared).items():
+                self.taps[ifindex].take(seen)
+
+    def rows(self) -> list[PolicerRow]:
+        """All places of all taps that declare or enforce a limit."""
+        return [row for tap in self.taps.values() for row in policer_rows(tap.set_up())]
+
+    def _look_at_declared(self) -> None:
+        now_ns = time.monotonic_ns()
+        if self._declared_ns is not None and now_ns - self._declared_ns < _DECLARED_NS:
+            return
+        self._declared_ns = now_ns
+        found = declared_of(self._links)
+        holders = processes.holders(self._links)
+        for ifindex, tap in self.taps.items():
+            told = found[ifindex]
+            tap.declared = replace(told, limits=(*tap.given, *told.limits))
+            tap.pid = holders[ifindex].pid if ifindex in holders else None
+
+    def _run(self) -> None:
+        # This thread alone: what is watched must not wait for it on a busy host.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
+        while not self._closed:
+            self._wake.clear()
+            try:
+                self.look()
+            except (HostError, OSError) as error:
+                for tap in self.taps.values():
+                    tap.take(Look(time.monotonic_ns(), problems=(str(error),)))
+            self._wake.wait(_LOOK_SECONDS)
+
+
+def passed_bytes(cells: Cells) -> dict[Direction, int | None]:
+    """Charged bytes that passed, by direction; None where any outcome is unknown."""
+    found: dict[Direction, int | None] = {}
+    for direction in Direction:
+        rows = cells[cells["direction"] == direction]
+        known = not (rows["verdict"] == Verdict.UNKNOWN).any()
+        found[direction] = count(rows[rows["verdict"] == Verdict.PASSED]).charged_bytes if known else None
+    return found
+
+
+def nothing_passed() -> dict[Direction, int | None]:
+    """Before anything was counted."""
+    return passed_bytes(no_cells())
+
+
+def _main(set_up: SetUp) -> dict[Direction, Enforced | None]:
+    return {direction: set_up.main_enforced(direction) for direction in Direction}

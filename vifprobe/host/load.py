@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What packets cost this host: CPU time of softirqs, of a tap's process and of its vhost threads; context switches.
+
+Source: proc(5), /proc/stat and /proc/PID/stat; drivers/vhost/vhost.c for the threads' names.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class LoadSample:
+    """Growing counters at one moment, in seconds of CPU time. None: not known.
+
+    guest_seconds: kernel time of the process that holds the tap (what its writes to the tap cost), vhost threads left
+    out. softirq_seconds, busy_seconds, context_switches: of the whole host.
+    """
+
+    at_ns: int
+    softirq_seconds: float
+    busy_seconds: float
+    context_switches: int
+    guest_seconds: float | None = None
+    vhost_seconds: float | None = None
+
+
+def sample_load(pid: int | None = None) -> LoadSample:
+    """Now. pid: the process that holds the tap. OSError where /proc/stat can't be read."""
+    at_ns = time.monotonic_ns()
+    lines = {line.split(maxsplit=1)[0]: line.split()[1:] for line in Path("/proc/stat").read_text().splitlines()}
+    # user nice system idle iowait irq softirq steal guest guest_nice
+    spent = [int(word) / _TICKS_PER_SECOND for word in lines["cpu"]]
+    busy = sum(spent[:8]) - spent[3] - spent[4]
+    vhost = _vhost(pid) if pid else None
+    guest = _kernel_seconds(f"/proc/{pid}/stat") if pid else None
+    if guest is not None and vhost is not None and _vhost_tasks(pid or 0):
+        guest -= vhost  # from 6.4 on they are threads of this very process
+    return LoadSample(at_ns, spent[6], busy, int(lines["ctxt"][0]), guest, vhost)
+
+
+def _vhost(pid: int) -> float | None:
+    """Time of the vhost threads of a process: its own (6.4 and later), or kernel threads called `vhost-<pid>`."""
+    places = _vhost_tasks(pid) or _vhost_kernel_threads(pid)
+    seconds = [one for one in map(_kernel_seconds, places) if one is not None]
+    return sum(seconds) if seconds else None
+
+
+def _vhost_tasks(pid: int) -> list[str]:
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - read every second
+    except OSError:
+        return []
+    return [f"/proc/{pid}/task/{task}/stat" for task in tasks if _comm(f"/proc/{pid}/task/{task}").startswith("vhost-")]
+
+
+def _vhost_kernel_threads(pid: int) -> list[str]:
+    """Only kernel threads, which are children of kthreadd."""
+    try:
+        children = Path("/proc/2/task/2/children").read_text().split()
+    except OSError:
+        return []
+    return [f"/proc/{child}/stat" for child in _named(children, f"vhost-{pid}")]
+
+
+def _named(pids: Iterable[str], name: str) -> list[str]:
+    return [pid for pid in pids if _comm(f"/proc/{pid}") == name]
+
+
+def _comm(place: str) -> str:
+    try:
+        return os.fsdecode(Path(f"{place}/comm").read_bytes()).strip()
+    except OSError:
+        return ""
+
+
+def _kernel_seconds(place: str) -> float | None:
+    """The 15th field, stime; the second one, the name, may hold blanks and brackets."""
+    try:
+        words = Path(place).read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(words[12]) / _TICKS_PER_SECOND if len(words) > 12 else None
