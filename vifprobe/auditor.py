@@ -61,7 +61,8 @@ class TapAudit:
 
     def _set_up(self) -> SetUp:
         seen = self.looks[-1] if self.looks else None
-        return audit.set_up(self.link.name, self.installed, self.declared, seen)
+        declared = self.declared or Declared(tuple(self.given), ("not read yet",))
+        return audit.set_up(self.link.name, self.installed, declared, seen)
 
     def take(self, look: Look) -> None:
         """A new look; those of the last seconds are kept, and the first one."""

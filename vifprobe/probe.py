@@ -16,7 +16,9 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from vifprobe.analysis.policer import PolicerRow
 from vifprobe.analysis.reading import Cells, Limit, Reading, subtract
+from vifprobe.auditor import Auditor, TapAudit, passed_bytes
 from vifprobe.errors import UsageError
 from vifprobe.host import netns
 from vifprobe.host.events import Event, Events
@@ -33,7 +35,10 @@ BOTH = (Direction.OUTBOUND, Direction.INBOUND)
 
 
 #: Limits are read again this often even if netlink tells of no change: nft's are not in its tc and link groups.
-_REFRESH_NS = 5_000_000_000
+_REFRESH_NS = 1_000_000_000
+#: An interval ends so soon after a limit came, went or changed, for that to be seen at once; what belongs to the same
+#: change (qdisc, then filter) has arrived by then.
+_CHANGE_SHOWN_NS = 30_000_000
 
 
 class Probe:
@@ -72,6 +77,7 @@ class Probe:
         self._seen: list[tuple[str, Event]] = []
         self._end: Snapshot | None = None
         self._last_bins: npt.NDArray[np.void]
+        self._changed = False
         self.start_ns = self._last_ns = self._refreshed_ns = 0
 
     def __enter__(self) -> Probe:
@@ -126,13 +132,14 @@ class Probe:
         if seconds < 0.01:
             raise UsageError(f"an interval of {seconds} s is too short.", "Use 10ms or more; a timeline has 1 ms bins.")
         end_ns = None if duration_seconds is None else self.start_ns + round(duration_seconds * 1e9)
-        due_ns = self.start_ns
+        due_ns = self.start_ns + round(seconds * 1e9)
         while True:
-            due_ns += round(seconds * 1e9)
-            last = end_ns is not None and due_ns >= end_ns
-            stopped = self._wait(min(due_ns, end_ns) if end_ns is not None else due_ns)
-            if last or stopped:
+            until_ns = due_ns if end_ns is None else min(due_ns, end_ns)
+            stopped = self._wait(until_ns)
+            is_due = time.monotonic_ns() >= until_ns
+            if stopped or (is_due and until_ns == end_ns):
                 break
+            due_ns += round(seconds * 1e9) if is_due else 0
             yield from self._interval(self._counters.snapshot())
         yield from self._interval(self._detach())
         yield from self.totals()
@@ -161,6 +168,14 @@ class Probe:
         """What happened to the taps since the last call: (tap name, event)."""
         seen, self._seen = self._seen, []
         return seen
+
+    def audit(self, tap: str) -> TapAudit:
+        """What is known of the limits of a watched tap."""
+        return next(found for found in self._auditor.taps.values() if found.link.name == tap)
+
+    def policer_rows(self) -> list[PolicerRow]:
+        """Every place that declares or enforces a limit of a watched tap."""
+        return self._auditor.rows()
 
     @property
     def gaps(self) -> tuple[Coverage, ...]:
@@ -191,6 +206,7 @@ class Probe:
         self._stack.callback(self._programs.close)
         self._counters = Counters(self._programs)
         self._watched = [WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links)]
+        self._auditor = Auditor(links, self._limits, found)
         self._moment("before_attach")
         self.start_ns = self._last_ns = self._refreshed_ns = time.monotonic_ns()
         self._programs.attach_verdicts()
@@ -200,13 +216,18 @@ class Probe:
             watched.attach(self._programs, self._directions, self._create_qdisc)
             self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
         self._moment("after_attach")
+        self._auditor.start()
+        self._stack.callback(self._auditor.close)
 
     def _moment(self, name: str) -> None:
         if self._bracket is not None:
             self._bracket(name, self.links)
 
     def _wait(self, until_ns: int) -> bool:
-        """Sleep until then, following what happens to the taps; True as soon as `stop` was called or all are gone."""
+        """Sleep until then, following what happens to the taps; True as soon as `stop` was called or all are gone.
+
+        Where a limit came, went or changed, the wait is over at once.
+        """
         while (left_ns := until_ns - time.monotonic_ns()) > 0:
             ready, _, _ = select.select([self._stop_read, self._events.fileno()], [], [], left_ns / 1e9)
             if self._stop_read in ready:
@@ -214,6 +235,9 @@ class Probe:
             self._follow_events()
             if all(watched.gone for watched in self._watched):
                 return True
+            if self._changed:
+                until_ns = min(until_ns, time.monotonic_ns() + _CHANGE_SHOWN_NS)
+                self._changed = False
         return False
 
     def _follow_events(self) -> None:
@@ -230,6 +254,11 @@ class Probe:
                 watched.refresh()
             if (own or due) and not watched.gone:
                 self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
+                cells = self._cells_of(self._counters.snapshot(), watched) if own else watched.before
+                audit = self._auditor.taps[watched.link.ifindex]
+                self._changed |= audit.follow(own, watched.installed, passed_bytes(cells))
+        if events:
+            self._auditor.poke()
 
     def _detach(self) -> Snapshot:
         """Take every hook off, once, and read what is then final."""
@@ -246,6 +275,7 @@ class Probe:
         self._end = self._counters.snapshot()
         self._programs.detach_verdicts()
         self._moment("after_detach")
+        self._auditor.look()
         return self._end
 
     def _cells_of(self, snapshot: Snapshot, watched: WatchedTap) -> Cells:
@@ -264,7 +294,9 @@ class Probe:
     def _reading(
         self, watched: WatchedTap, cells: Cells, snapshot: Snapshot, since_ns: int, final: bool = False
     ) -> Reading:
-        return Reading(
+        audit = self._auditor.taps[watched.link.ifindex]
+        declared = {direction: audit.limits(direction) for direction in self._directions}
+        reading = Reading(
             tap=watched.link.name,
             at=datetime.now(timezone.utc),
             start_ns=since_ns - self.start_ns,
@@ -272,8 +304,10 @@ class Probe:
             cells=cells,
             missed=snapshot.missed_packets,
             verdicts="reason" if self._features.has_drop_reason else "inferred",
-            limits=watched.limits(self._limits, self._directions),
+            limits=watched.limits(declared, self._directions),
             notes=tuple(watched.notes),
             directions=self._directions,
             final=final,
         )
+        so_far = self._cells_of(snapshot, watched)
+        return replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
