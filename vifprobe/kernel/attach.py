@@ -105,9 +105,14 @@ class FilterAttachment:
                 raise
 
 
+def load_empty() -> int:
+    """A tc program that does nothing but go on; its fd. OSError where the kernel refuses it."""
+    return libbpf.load_tc_program("vifprobe_empty", _GO_ON)
+
+
 def has_tcx(ifindex: int) -> bool:
     """Whether this kernel takes tcx links (6.6 and later): tried on this device, with a program that does nothing."""
-    fd = libbpf.load_tc_program("vifprobe_empty", _GO_ON)
+    fd = load_empty()
     try:
         os.close(libbpf.attach_tcx(fd, ifindex, ingress=True))
     except OSError as error:

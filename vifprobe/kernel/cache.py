@@ -95,5 +95,5 @@ def _write(file: Path, found: Compiled) -> None:
 def _as_descr(value: object) -> object:
     """JSON has no tuples: numpy's description of a dtype is lists of tuples, with tuples for shapes."""
     if isinstance(value, list) and all(isinstance(item, list) for item in value):
-        return [tuple(_as_descr(part) if place < 2 else tuple(part) for place, part in enumerate(item)) for item in value]
+        return [tuple(tuple(part) if at == 2 else _as_descr(part) for at, part in enumerate(item)) for item in value]
     return value

@@ -2,8 +2,8 @@
 """The kernel's counters as numpy arrays: mapped once, read without a system call a cell.
 
 A packet is counted when its verdict is known. The last packet of each CPU waits in that CPU's lane; whether its
-call chain has ended is told by epochs: the reader counts the epoch up, gives chains time to end, counts it up again, and
-from then on the kernel side no longer changes the verdict of a packet from before. So every count read here is final,
+call chain has ended is told by epochs: the reader counts the epoch up, gives chains time to end, counts it up again,
+and from then on the kernel side leaves the verdict of a packet from before alone. So every count read here is final,
 and any two readings subtract exactly.
 """
 

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure what each way of watching adds to a packet of a flood. Run by scripts/bench."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+
+from vifprobe.errors import VifprobeError
+from vifprobe.kernel.attach import attach, load_empty
+from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.counters import Counters
+from vifprobe.kernel.features import Features, read_features
+from vifprobe.kernel.libbpf import attach_typed_tracepoint, load_typed_tracepoint
+from vifprobe.layout import Direction, TapTrait
+from vifprobe.testing import frames
+from vifprobe.testing.flood import flood
+from vifprobe.testing.links import nft_ingress_limit
+from vifprobe.testing.taps import Tap, private_netns, tap
+
+FRAMES = 8_000  # a run of some 10 ms: short against the minutes in which a shared machine changes its speed
+RUNS_INSIDE = 5  # of each variant while it is attached: starting tcpdump takes longer than a run
+EXIT = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Another program that watches. ready: what it prints once it does."""
+
+    name: str
+    command: tuple[str, ...]
+    ready: bytes
+
+
+_COUNT_REASONS = 'BEGIN { printf("ready\\n") } tracepoint:skb:kfree_skb { @[args->reason] = count(); }'
+TOOLS = (
+    Tool("tcpdump", ("tcpdump", "-p", "-n", "-i", "tap0", "-s", "96", "-w", "/dev/null"), b"listening on"),
+    Tool("bpftrace", ("bpftrace", "-e", _COUNT_REASONS), b"ready"),
+    Tool("netqtop", ("netqtop-bpfcc", "-n", "tap0", "-i", "1"), b"TX"),
+)
+
+
+@dataclass
+class Variant:
+    """One way of watching, and the nanoseconds a packet that it added in each round."""
+
+    name: str
+    attached: Callable[[], AbstractContextManager[object]]
+    added_ns: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--rounds", type=int, default=40)
+    options.add_argument("--only", default="", help="names, with commas between")
+    chosen = options.parse_args()
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpus[-1]})
+    frame = frames.pad(frames.eth(frames.ipv4(frames.tcp(frames.TcpFlag.SYN)), frames.EtherType.IPV4))
+    with (
+        private_netns(),
+        tap("tap0") as on,
+        nft_ingress_limit("tap0", rate_bytes_per_second=100_000, burst_bytes=10_000),
+    ):
+        variants = list(_variants(on, read_features(), cpus[0]))
+        names = chosen.only.split(",") if chosen.only else [variant.name for variant in variants]
+        variants = [variant for variant in variants if variant.name in names]
+        base_ns = _measure(variants, on, frame, chosen.rounds)
+    _print(variants, base_ns, len(frame), chosen.rounds)
+
+
+def _run(on: Tap, frame: bytes) -> float:
+    """Nanoseconds a packet of one short flood."""
+    return flood([on.fd], [frame], count=FRAMES, seconds=5).seconds / FRAMES * 1e9
+
+
+def _measure(variants: list[Variant], on: Tap, frame: bytes, rounds: int) -> list[float]:
+    base_ns = []
+    for number in range(rounds):
+        for variant in variants:
+            before = _run(on, frame)
+            with variant.attached():
+                inside = statistics.median(_run(on, frame) for _ in range(RUNS_INSIDE))
+            after = _run(on, frame)
+            base_ns += [before, after]
+            variant.added_ns.append(inside - (before + after) / 2)
+        if sys.stderr.isatty():
+            print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return base_ns
+
+
+def _variants(on: Tap, features: Features, other_cpu: int) -> Iterator[Variant]:
+    yield Variant("nothing", nullcontext)
+    yield Variant("floor", lambda: _floor(on, features))
+    yield Variant("watch", _vifprobe(on, features, 0))
+    yield Variant("capture", _vifprobe(on, features, 10_000_000))
+    for tool in TOOLS:
+        why = _refuses(tool, other_cpu)
+        if why is None:
+            yield Variant(tool.name, lambda tool=tool: _attached(tool, other_cpu))
+        else:
+            print(f"{tool.name}: not measured: {why}", file=sys.stderr)
+
+
+@contextmanager
+def _floor(on: Tap, features: Features) -> Iterator[None]:
+    """An empty tcx program and an empty program on kfree_skb: what any tool of this kind pays."""
+    tracepoint = load_typed_tracepoint("vifprobe_empty", EXIT, features.kfree_skb_btf_id)
+    program = load_empty()
+    link = attach_typed_tracepoint(tracepoint)
+    hook = attach(program, on.name, on.ifindex, Direction.OUTBOUND, None)
+    try:
+        yield
+    finally:
+        hook.detach()
+        for fd in (link, tracepoint, program):
+            os.close(fd)
+
+
+def _vifprobe(on: Tap, features: Features, bin_ns: int) -> Callable[[], AbstractContextManager[None]]:
+    programs = Programs(Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus()), features)
+    Counters(programs).watch(on.ifindex, 0, int(TapTrait.NFT_POLICER))
+
+    @contextmanager
+    def attached() -> Iterator[None]:
+        programs.attach_verdicts()
+        hook = attach(programs.tc_program_fd(Direction.OUTBOUND), on.name, on.ifindex, Direction.OUTBOUND, None)
+        try:
+            yield
+        finally:
+            hook.detach()
+            programs.detach_verdicts()
+
+    return attached
+
+
+@contextmanager
+def _attached(tool: Tool, cpu: int) -> Iterator[None]:
+    """Another tool, in this namespace and on the other CPU, from the moment that it watches."""
+    process = subprocess.Popen(
+        ["taskset", "-c", str(cpu), *tool.command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said = b""
+    try:
+        while process.stdout and tool.ready not in said:
+            line = process.stdout.readline()
+            if not line:
+                raise VifprobeError(said.decode(errors="replace").strip().splitlines()[-1] if said else "it ended")
+            said += line
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=5)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _refuses(tool: Tool, cpu: int) -> str | None:
+    """Why a tool can't be measured here, None where it can."""
+    if shutil.which(tool.command[0]) is None:
+        return f"{tool.command[0]} is not installed"
+    try:
+        with _attached(tool, cpu):
+            return None
+    except VifprobeError as error:
+        return error.message
+
+
+def _print(variants: list[Variant], base_ns: list[float], frame_bytes: int, rounds: int) -> None:
+    floor = next((statistics.median(variant.added_ns) for variant in variants if variant.name == "floor"), 0.0)
+    print(f"flood of {frame_bytes}-byte SYNs behind an nft limit: {statistics.median(base_ns):.0f} ns a packet bare")
+    print(f"{'attached':10s} {'adds ns':>8s} {'quartiles':>15s} {'of floor':>9s}   ({rounds} rounds)")
+    for variant in variants:
+        low, middle, high = statistics.quantiles(variant.added_ns, n=4)
+        ratio = f"{middle / floor:8.2f}x" if floor > 0 and variant.name != "nothing" else " " * 9
+        print(f"{variant.name:10s} {middle:8.0f} {low:7.0f} {high:7.0f} {ratio}")
+
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    main()
+    print(f"took {time.monotonic() - started:.0f} s")
