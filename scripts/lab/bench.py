@@ -37,15 +37,18 @@ class Tool:
     """Another program that watches. ready: what it prints once it does."""
 
     name: str
+    program: str
     command: tuple[str, ...]
     ready: bytes
 
 
 _COUNT_REASONS = 'BEGIN { printf("ready\\n") } tracepoint:skb:kfree_skb { @[args->reason] = count(); }'
+# netqtop looks its interface up in /sys, which shows the namespace that it was mounted in.
+_NETQTOP = "mount -t sysfs sysfs /sys && exec netqtop-bpfcc -n tap0 -i 1"
 TOOLS = (
-    Tool("tcpdump", ("tcpdump", "-p", "-n", "-i", "tap0", "-s", "96", "-w", "/dev/null"), b"listening on"),
-    Tool("bpftrace", ("bpftrace", "-e", _COUNT_REASONS), b"ready"),
-    Tool("netqtop", ("netqtop-bpfcc", "-n", "tap0", "-i", "1"), b"TX"),
+    Tool("tcpdump", "tcpdump", ("tcpdump", "-p", "-n", "-i", "tap0", "-s", "96", "-w", "/dev/null"), b"listening on"),
+    Tool("bpftrace", "bpftrace", ("bpftrace", "-e", _COUNT_REASONS), b"ready"),
+    Tool("netqtop", "netqtop-bpfcc", ("unshare", "--mount", "sh", "-c", _NETQTOP), b"TX"),
 )
 
 
@@ -171,8 +174,8 @@ def _attached(tool: Tool, cpu: int) -> Iterator[None]:
 
 def _refuses(tool: Tool, cpu: int) -> str | None:
     """Why a tool can't be measured here, None where it can."""
-    if shutil.which(tool.command[0]) is None:
-        return f"{tool.command[0]} is not installed"
+    if shutil.which(tool.program) is None:
+        return f"{tool.program} is not installed"
     try:
         with _attached(tool, cpu):
             return None
