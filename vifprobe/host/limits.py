@@ -25,7 +25,8 @@ class InstalledLimit:
     source: `tc` or `nft`. kind: `police`, `htb`, `tbf` or `limit`. where: which object, in a form that stays the same
     while the object does. protocol: of the packets that it is held against, as tc writes it; nft knows no such field,
     and `all` stands for a rule without conditions there, "" for one with some. matches_all: whether all packets of that
-    protocol come to it. rate_pps: rounded up. packets, bytes: offered to it; drops: packets, 32 bit from tc.
+    protocol come to it. burst_bytes: what passes at once after silence (nft: a unit of the rate and its `burst` together).
+    rate_pps: rounded up. packets, bytes: offered to it; drops: packets, 32 bit from tc.
     shared: other interfaces use the same bucket or counter. default: of several classes the one for unsorted packets.
     """
 
@@ -162,7 +163,7 @@ def _nft_limit(found: NftPolicer) -> InstalledLimit:
         kind="limit",
         where=found.where,
         rate_bps=limit.rate_bps,
-        burst_bytes=limit.burst_bytes,
+        burst_bytes=limit.bucket_bytes,
         rate_pps=None if limit.rate_pps is None else math.ceil(limit.rate_pps),
         burst_packets=limit.burst_packets,
         protocol="all" if rule.matches_all else "",
