@@ -18,6 +18,7 @@ from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, InstalledLimit, installed_of
 from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
 from vifprobe.host.load import LoadSample, sample_load
+from vifprobe.host.nft_rules import RateLimit
 from vifprobe.host.taps import neutron_port_prefix
 from vifprobe.host.tc_records import TcAction, TcClass, TcFilter, TcQdisc
 from vifprobe.host.uplink import UplinkSample, find_uplink, sample_uplink
@@ -134,11 +135,13 @@ def set_up(tap: str, installed: Installed | None, declared: told.Declared | None
 
 def enforced(installed: Installed, device: str) -> tuple[Enforced, ...]:
     """The limits of one interface."""
-    buckets = {found.where: found.limit.bucket_bytes for found in installed.nft.policers()}
-    return tuple(_enforced(one, device, buckets) for one in installed.limits)
+    nft = {found.where: found.limit for found in installed.nft.policers()}
+    return tuple(_enforced(one, device, nft.get(one.where)) for one in installed.limits)
 
 
-def _enforced(one: InstalledLimit, device: str, buckets: Mapping[str, int | None]) -> Enforced:
+def _enforced(one: InstalledLimit, device: str, nft: RateLimit | None) -> Enforced:
+    # A shaper cuts a GSO frame into its segments, or sends it in debt; only a policer holds it against its bucket.
+    bucket_bytes = one.burst_bytes if one.kind == "police" else None
     return Enforced(
         direction=one.direction,
         source=one.source,
@@ -146,7 +149,7 @@ def _enforced(one: InstalledLimit, device: str, buckets: Mapping[str, int | None
         where=one.where,
         device=device,
         rate_bps=one.rate_bps,
-        burst_bytes=one.burst_bytes,
+        burst_bytes=nft.burst_bytes if nft else one.burst_bytes,
         rate_pps=one.rate_pps,
         protocol=one.protocol,
         matches_all=one.matches_all,
@@ -154,8 +157,7 @@ def _enforced(one: InstalledLimit, device: str, buckets: Mapping[str, int | None
         bytes=one.bytes,
         drops=one.drops,
         default=one.default,
-        # A shaper cuts a GSO frame into its segments, or sends it in debt; only a policer holds it against its bucket.
-        bucket_bytes=one.burst_bytes if one.kind == "police" else buckets.get(one.where),
+        bucket_bytes=nft.bucket_bytes if nft else bucket_bytes,
     )
 
 

@@ -114,19 +114,21 @@ class TapAudit:
             # Packets from before a change say nothing of what is set now.
             since_ns, before = self._window[0] if self._window else (now_ns, cells)
             seen = replace(reading, cells=subtract(cells, before), duration_ns=now_ns - since_ns)
-        then, now = self._pair(reading.final and not changed)
+        known = self.situation_without_packets(reading.directions, reading.final and not changed)
+        return replace(known, reading=seen, reasons=reasons, samples=tuple(self._samples))
+
+    def situation_without_packets(self, directions: tuple[Direction, ...], whole: bool = True) -> Situation:
+        """What is known without having looked at packets. whole: of the whole run, else of its last second."""
+        then, now = self._pair(whole)
         return Situation(
             set_up=self._set_up(),
             now_ns=time.monotonic_ns(),
-            reading=seen,
-            reasons=reasons,
             growth=audit.growth(then, now) if then and now else (),
             gaps=tuple(self.tracker.gaps),
             installs=tuple(self.tracker.installs),
-            samples=tuple(self._samples),
             load=audit.load(then, now) if then and now else None,
             uplink=audit.uplink(then, now) if then and now else None,
-            directions=reading.directions,
+            directions=directions,
         )
 
     def _pair(self, whole: bool) -> tuple[Look | None, Look | None]:

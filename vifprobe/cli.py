@@ -18,6 +18,7 @@ from vifprobe.version import __version__
 COMMANDS = {
     "watch": "Live screen of one or more taps.",
     "capture": "Evidence folder: histograms, timeline, drops, reconciliation.",
+    "policer": "Is the limit really there: who declares it, who enforces it.",
     "taps": "Taps of this host and who is behind them.",
     "doctor": "What this kernel and host can do, and what is missing.",
     "cleanup": "Remove what a killed run left.",
@@ -62,7 +63,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vifprobe")
 def group() -> None:
-    r"""See what a VM sends through its tap and what the policer does with it.
+    """See what a VM sends through its tap and what the policer does with it.
 
     Outbound is guest to network (the tap's rx counters), inbound is network to guest.
 

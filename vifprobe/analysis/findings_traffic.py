@@ -84,9 +84,9 @@ def _covered(situation: Situation, limit: Enforced) -> float | None:
 def _within(reading: Reading, direction: Direction, limit: Enforced) -> tuple[int, float] | None:
     """(bits that passed as charged, bits that the limit lets pass in this time); None where not known or above."""
     passed = reading.counts(direction, Verdict.PASSED)
-    if passed is None or limit.rate_bps is None or limit.burst_bytes is None:
+    if passed is None or limit.rate_bps is None or limit.at_once_bytes is None:
         return None
-    allowed = (limit.rate_bps * reading.duration_ns / 1e9 + 8 * limit.burst_bytes) * (1 + t.SLACK)
+    allowed = (limit.rate_bps * reading.duration_ns / 1e9 + 8 * limit.at_once_bytes) * (1 + t.SLACK)
     charged = 8 * passed.charged_bytes
     return (charged, allowed) if charged <= allowed else None
 

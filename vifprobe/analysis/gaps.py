@@ -62,7 +62,7 @@ class Gap:
         """What the lost limit would have let through in this time; None where it had no bit rate."""
         if self.limit is None or self.limit.rate_bps is None:
             return None
-        return self.limit.rate_bps * self.duration_ns(now_ns) // 8_000_000_000 + (self.limit.burst_bytes or 0)
+        return self.limit.rate_bps * self.duration_ns(now_ns) // 8_000_000_000 + (self.limit.at_once_bytes or 0)
 
     def exceeded(self, now_ns: int) -> bool:
         """Whether more passed than the limit would have let through."""

@@ -6,6 +6,7 @@ Pure: what is compared here was read elsewhere, and each record says what it doe
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -73,6 +74,11 @@ class Enforced:
     default: bool = True
     bucket_bytes: int | None = None
 
+    @property
+    def at_once_bytes(self) -> int | None:
+        """What passes at once after silence."""
+        return self.burst_bytes if self.bucket_bytes is None else self.bucket_bytes
+
 
 @dataclass(frozen=True)
 class SetUp:
@@ -123,6 +129,7 @@ class InForce(Enum):
     ABSENT = "absent"
     DIFFERS = "differs"
     HOLES = "holes"
+    BYPASSED = "bypassed"
     ELSEWHERE = "elsewhere"
     UNDECLARED = "undeclared"
     NONE = "none"
@@ -157,8 +164,18 @@ def matches(declared: Declared, enforced: Enforced) -> bool:
     return declared.rate_pps is not None and declared.rate_pps == enforced.rate_pps
 
 
-def in_force(set_up: SetUp, direction: Direction) -> InForce:
-    """What a person in a hurry wants to know, from the set-up alone."""
+def in_force(set_up: SetUp, direction: Direction, proved: Collection[str] = ()) -> InForce:
+    """What a person in a hurry wants to know, from the set-up and the ids of findings (`P5-outbound`)."""
+    found = _by_set_up(set_up, direction)
+    if found in (InForce.THERE, InForce.UNDECLARED):
+        if f"P5-{direction.name.lower()}" in proved:
+            return InForce.BYPASSED
+        if uncovered(set_up, direction):
+            return InForce.HOLES
+    return found
+
+
+def _by_set_up(set_up: SetUp, direction: Direction) -> InForce:
     asked, held = set_up.declared_in(direction), set_up.enforced_in(direction)
     if asked and not held:
         beyond = any(one.direction is direction and has_rate(one) for one in set_up.elsewhere)
@@ -174,7 +191,7 @@ def in_force(set_up: SetUp, direction: Direction) -> InForce:
         return InForce.UNDECLARED
     if not any(matches(main, one) for one in held):
         return InForce.DIFFERS
-    return InForce.HOLES if uncovered(set_up, direction) else InForce.THERE
+    return InForce.THERE
 
 
 def uncovered(set_up: SetUp, direction: Direction) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
@@ -77,10 +77,15 @@ def declared_limits(direction: str, rate: int | None, burst: int | None) -> dict
 
 def exit_code(readings: list[Reading], severity: str | None) -> int:
     """EXIT_FINDING where a finding reaches the severity that the user asked to fail on."""
-    findings: list[Finding] = [finding for reading in readings for finding in reading.findings]
-    if severity and any(SEVERITIES.index(finding.severity) >= SEVERITIES.index(severity) for finding in findings):
-        return EXIT_FINDING
-    return EXIT_DONE
+    findings = [finding for reading in readings for finding in reading.findings]
+    return EXIT_FINDING if fails(findings, severity) else EXIT_DONE
+
+
+def fails(findings: Iterable[Finding], severity: str | None) -> bool:
+    """Whether a finding reaches this severity."""
+    if severity is None:
+        return False
+    return any(SEVERITIES.index(finding.severity) >= SEVERITIES.index(severity) for finding in findings)
 
 
 @contextmanager

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vifprobe policer`: every place that declares or enforces a limit for a tap, side by side, and what is wrong."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from vifprobe.commands.options import (
+    DIRECTIONS,
+    DURATION,
+    RATE,
+    SIZE,
+    declared_limits,
+    ended_by_signals,
+    fail_on,
+    fails,
+)
+from vifprobe.errors import EXIT_DONE, EXIT_FINDING
+from vifprobe.layout import Direction
+from vifprobe.policer_audit import PolicerReport, audit_tap
+
+
+@click.command("policer")
+@click.argument("tap", metavar="TAP")
+@click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="both", show_default=True)
+@click.option("--netns", metavar="NAME", help="Network namespace of the tap: name, path or pid.")
+@click.option("--rate", type=RATE, help="The limit that there should be, such as 100mbit.")
+@click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb.")
+@click.option("-d", "--duration", type=DURATION, default="1s", show_default=True, help="How long to watch the tap.")
+@click.option("--no-packets", is_flag=True, help="Look at set-up, counters and events only: no BPF program.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the evidence of each finding.")
+@fail_on
+def command(
+    tap: str,
+    direction: str,
+    netns: str | None,
+    rate: int | None,
+    burst: int | None,
+    duration: int,
+    no_packets: bool,
+    as_json: bool,
+    fail_on: str | None,
+) -> None:
+    """Is the limit really there? Who declares it, who enforces it, and what is wrong.
+
+    \b
+    Example:
+      sudo vifprobe policer tap834d76e9-5f
+      sudo vifprobe policer tap834d76e9-5f --rate 100mbit --burst 3125kb --json
+    """
+    report = audit_tap(
+        tap,
+        declared_limits(direction, rate, burst),
+        DIRECTIONS[direction],
+        duration / 1e9,
+        netns=netns,
+        packets=not no_packets,
+        stoppable=ended_by_signals,
+    )
+    if as_json:
+        _json(report)
+    else:
+        _text(report)
+    sys.exit(EXIT_FINDING if fails(report.findings, fail_on) else EXIT_DONE)
+
+
+def _text(report: PolicerReport) -> None:
+    from vifprobe.render.policer import policer_lines
+    from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
+
+    stream = sys.stdout
+    width, glyphs = stream_width(stream), stream_glyphs(stream)
+    lines = policer_lines(
+        report.set_up,
+        report.rows,
+        report.findings,
+        report.directions,
+        report.domain,
+        report.notes,
+        width,
+        glyphs,
+    )
+    print_lines(stream, lines)
+
+
+def _json(report: PolicerReport) -> None:
+    from vifprobe.render.jsonlines import dumps
+
+    set_up = report.set_up
+    found: dict[str, Any] = {
+        "schema": 1,
+        "tap": report.tap,
+        "at": report.at.isoformat(timespec="microseconds"),
+        "duration_ns": report.duration_ns,
+        "domain": report.domain or None,
+        **{direction.name.lower(): _direction(report, direction) for direction in report.directions},
+        "rows": [{**row._asdict(), "direction": row.direction.name.lower()} for row in report.rows],
+        "findings": [asdict(finding) for finding in report.findings],
+        "earlier": list(set_up.earlier),
+        "not_read": [*set_up.enforced_unknown, *set_up.declared_unknown],
+        "notes": list(report.notes),
+    }
+    sys.stdout.write(dumps(found) + "\n")
+
+
+def _direction(report: PolicerReport, direction: Direction) -> dict[str, Any]:
+    from vifprobe.analysis.policer import in_force
+
+    asked, held = report.set_up.main_declared(direction), report.set_up.main_enforced(direction)
+    return {
+        "state": in_force(report.set_up, direction, report.proved).value,
+        "declared_bps": asked.rate_bps if asked else None,
+        "declared_burst_bytes": asked.burst_bytes if asked else None,
+        "installed_bps": held.rate_bps if held else None,
+        "installed_pps": held.rate_pps if held else None,
+        "installed_burst_bytes": held.burst_bytes if held else None,
+    }

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One audit of one tap: what is set, and a moment of its packets. What `vifprobe policer` shows."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from vifprobe.analysis.findings import findings
+from vifprobe.analysis.policer import PolicerRow, SetUp, policer_rows
+from vifprobe.analysis.reading import Finding, Limit
+from vifprobe.auditor import Auditor, TapAudit
+from vifprobe.errors import KernelError
+from vifprobe.host import netns as namespaces
+from vifprobe.host.events import Events
+from vifprobe.host.limits import installed, installed_of
+from vifprobe.host.links import Link, find_link
+from vifprobe.layout import Direction
+from vifprobe.probe import Probe
+
+#: Wraps the waiting; given what ends it early.
+Stoppable = Callable[[Callable[[], None]], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class PolicerReport:
+    """The audit of one tap. at: wall clock at its end. duration_ns: how long its packets or counters were watched.
+
+    domain: libvirt's name of the guest, "" where not known. notes: what was not looked at, and why.
+    """
+
+    tap: str
+    at: datetime
+    duration_ns: int
+    set_up: SetUp
+    directions: tuple[Direction, ...]
+    findings: tuple[Finding, ...] = ()
+    domain: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> tuple[PolicerRow, ...]:
+        """Declaring and enforcing places of the directions asked for."""
+        return tuple(row for row in policer_rows(self.set_up) if row.direction in self.directions)
+
+    @property
+    def proved(self) -> frozenset[str]:
+        """Ids of the findings."""
+        return frozenset(finding.id for finding in self.findings)
+
+
+def audit_tap(
+    tap: str,
+    limits: Mapping[Direction, Limit],
+    directions: tuple[Direction, ...],
+    seconds: float,
+    *,
+    netns: str | None = None,
+    packets: bool = True,
+    stoppable: Stoppable = lambda stop: nullcontext(),
+) -> PolicerReport:
+    """Audit a tap, watching it for so long. packets: look at them too, where this kernel lets us.
+
+    Raises TapError and HostError, and KernelError for nothing: what can be read without BPF still is.
+    """
+    why = "packets were not looked at: not asked for"
+    if packets:
+        try:
+            return _with_packets(tap, limits, directions, seconds, netns, stoppable)
+        except KernelError as error:
+            why = f"packets were not looked at: {error.message}"
+    home = namespaces.own()
+    try:
+        if netns is not None:
+            namespaces.enter(netns)
+        return _without_packets(find_link(tap), limits, directions, seconds, why)
+    finally:
+        namespaces.return_to(home)
+
+
+def _with_packets(
+    tap: str,
+    limits: Mapping[Direction, Limit],
+    directions: tuple[Direction, ...],
+    seconds: float,
+    netns: str | None,
+    stoppable: Stoppable,
+) -> PolicerReport:
+    with Probe(tap, directions=directions, netns=netns, limits=limits) as probe, stoppable(probe.stop):
+        *_, last = probe.readings(min(seconds, 1.0), seconds)
+        return _report(probe.audit(tap), last.duration_ns, directions, last.findings, last.notes)
+
+
+def _without_packets(
+    link: Link, limits: Mapping[Direction, Limit], directions: tuple[Direction, ...], seconds: float, why: str
+) -> PolicerReport:
+    """Set-up, counters and events alone."""
+    auditor = Auditor([link], limits, installed_of([link]))
+    audit = auditor.taps[link.ifindex]
+    with Events([link.ifindex]) as events:
+        began_ns = time.monotonic_ns()
+        auditor.look()
+        until_ns = began_ns + round(seconds * 1e9)
+        while (left_ns := until_ns - time.monotonic_ns()) > 0:
+            select.select([events], [], [], left_ns / 1e9)
+            own = events.read()
+            if own:
+                audit.follow(own, installed(link), {})
+        auditor.look()
+    duration_ns = time.monotonic_ns() - began_ns
+    found = findings(audit.situation_without_packets(directions))
+    return _report(audit, duration_ns, directions, found, (why,))
+
+
+def _report(
+    audit: TapAudit,
+    duration_ns: int,
+    directions: tuple[Direction, ...],
+    found: tuple[Finding, ...],
+    notes: tuple[str, ...],
+) -> PolicerReport:
+    domain = audit.declared.domain if audit.declared else ""
+    now = datetime.now(timezone.utc)
+    return PolicerReport(audit.link.name, now, duration_ns, audit.set_up(), directions, found, domain, notes)
