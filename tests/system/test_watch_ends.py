@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from command_kit import COMMAND, DEADLINE_SECONDS, assert_adds_up, environment, run, start, total
@@ -56,8 +57,8 @@ def test_lines_for_people_end_with_a_total(tap: Tap) -> None:
     assert last.startswith("total")
 
 
-@pytest.mark.parametrize("options", ["--json", ""])
-def test_a_reader_that_leaves_is_no_error(options: str, tap: Tap) -> None:
+@pytest.mark.parametrize("options", ["--json", "", "--json --csv watch.csv"])
+def test_a_reader_that_leaves_is_no_error(options: str, tap: Tap, tmp_path: Path) -> None:
     """`vifprobe watch ... | head -n 1`: no traceback, no complaint, and the run ends."""
     command = shlex.join([*COMMAND, "watch", tap.name, "--interval", "20ms", *options.split()])
     done = subprocess.run(
@@ -67,6 +68,7 @@ def test_a_reader_that_leaves_is_no_error(options: str, tap: Tap) -> None:
         check=True,
         timeout=DEADLINE_SECONDS,
         env=environment(),
+        cwd=tmp_path,
     )
     line, code = done.stdout.splitlines()
     assert line[0] in "#{"
@@ -103,9 +105,9 @@ def test_the_other_tap_goes_on_when_one_is_deleted(tap: Tap) -> None:
     assert finals == {"tap0": FRAMES, "tap1": 101}
 
 
-def test_csv_is_written_beside(tap: Tap, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_csv_is_written_beside(tap: Tap, tmp_path: Path) -> None:
     """Same numbers in FILE as on the screen, whose totals are not among the rows."""
-    file = tmp_path_factory.mktemp("csv") / "watch.csv"
+    file = tmp_path / "watch.csv"
     with start("watch", tap.name, *JSON, "--csv", str(file)) as running:
         running.wait_for_lines(1)
         flood([tap.fd], [SYN], count=FRAMES, seconds=20)
@@ -115,6 +117,21 @@ def test_csv_is_written_beside(tap: Tap, tmp_path_factory: pytest.TempPathFactor
     header, *rows = (line.split(",") for line in file.read_text().splitlines())
     packets = sum(int(row[header.index("packets")]) for row in rows)
     assert packets == FRAMES
+
+
+@pytest.mark.usefixtures("netns")
+def test_a_run_that_never_starts_leaves_an_earlier_csv_file_alone(tmp_path: Path) -> None:
+    file = tmp_path / "watch.csv"
+    file.write_text("an hour's work\n")
+    assert run("watch", "no-such-tap", "--csv", str(file)).code == 1
+    assert file.read_text() == "an hour's work\n"
+
+
+def test_a_full_disk_under_the_csv_file_is_told(tap: Tap) -> None:
+    ended = run("watch", tap.name, *JSON, "--csv", "/dev/full")
+    assert ended.code == 1
+    assert ended.err.startswith("Error: /dev/full: No space left on device.")
+    assert "Traceback" not in ended.err
 
 
 def test_a_csv_file_that_cannot_be_written_is_told(tap: Tap) -> None:

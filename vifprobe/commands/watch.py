@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -47,7 +47,7 @@ def command(
     as_json: bool,
     fail_on: str | None,
 ) -> None:
-    r"""Show what the guest sends, what passes, what is policed and dropped, and why.
+    """Show what the guest sends, what passes, what is policed and dropped, and why.
 
     \b
     Example:
@@ -63,8 +63,9 @@ def command(
     )
     last: list[Reading] = []
     with ExitStack() as stack:
-        shows = [stack.enter_context(_csv(csv_file))] if csv_file else []
         stack.enter_context(probe)
+        # After the probe: a run that never starts must not have emptied the file of an earlier one.
+        shows = [stack.enter_context(_csv(csv_file))] if csv_file else []
         stack.enter_context(ended_by_signals(probe.stop))
         shows.append(_json if as_json else stack.enter_context(_view(sys.stdout, probe)))
         seconds = None if duration is None else duration / 1e9
@@ -99,16 +100,28 @@ def _csv(path: str) -> Iterator[Show]:
     from vifprobe.render.csvlines import csv_header, csv_rows
 
     try:
-        with Path(path).open("w", encoding="utf-8", newline="") as stream:
-            stream.write(csv_header())
-
-            def show(readings: list[Reading]) -> None:
-                stream.writelines(csv_rows(reading) for reading in readings if not reading.final)
-                stream.flush()
-
-            yield show
+        stream = Path(path).open("w", encoding="utf-8", newline="")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise CaptureError(f"{path}: {error.strerror}.", "Choose another place for --csv.") from error
+        raise _no_csv(path, error) from error
+
+    def write(lines: Iterable[str]) -> None:
+        # Only what befalls this file is its error: the pipe that stdout goes to may break in the same run.
+        try:
+            stream.writelines(lines)
+            stream.flush()
+        except OSError as error:
+            raise _no_csv(path, error) from error
+
+    try:
+        write([csv_header()])
+        yield lambda readings: write(csv_rows(reading) for reading in readings if not reading.final)
+    finally:
+        with suppress(OSError):  # all was flushed, or told not to be
+            stream.close()
+
+
+def _no_csv(path: str, error: OSError) -> CaptureError:
+    return CaptureError(f"{path}: {error.strerror}.", "Choose another place for --csv.")
 
 
 @contextmanager
@@ -120,11 +133,20 @@ def _view(stream: TextIO, probe: Probe) -> Iterator[Show]:
     if is_live_terminal(stream):
         from vifprobe.render.screen import LiveScreen
 
-        contexts = {
-            link.name: TapContext(reasons=probe.features.reasons, installed_known=True) for link in probe.links
-        }
-        with LiveScreen(stream, contexts) as screen:
-            yield lambda readings: None if readings[0].final else screen.update(readings)
+        def context(tap: str) -> TapContext:
+            audit = probe.audit(tap)
+            domain = audit.declared.domain if audit.declared else ""
+            return TapContext(domain, probe.features.reasons, audit.declared_known, installed_known=True)
+
+        with LiveScreen(stream) as screen:
+
+            def update(readings: list[Reading]) -> None:
+                # What is declared becomes known while the screen is up.
+                screen.contexts.update({reading.tap: context(reading.tap) for reading in readings})
+                if not readings[0].final:
+                    screen.update(readings)
+
+            yield update
         return
     from vifprobe.render.lines import interval_line, lines_header
 
