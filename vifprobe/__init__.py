@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vifprobe.version import __version__
@@ -14,23 +15,24 @@ from vifprobe.version import __version__
 if TYPE_CHECKING:
     from vifprobe.analysis.reading import Reading
     from vifprobe.capture.reader import load
+    from vifprobe.layout import Direction, PacketClass, Verdict
     from vifprobe.probe import Probe
 
-__all__ = ["Probe", "Reading", "__version__", "load"]
+__all__ = ["Direction", "PacketClass", "Probe", "Reading", "Verdict", "__version__", "load"]
+
+#: Name -> the module that has it: imported on first use, since numpy and the rest take longer than most commands need.
+_HOMES = {
+    "Direction": "vifprobe.layout",
+    "PacketClass": "vifprobe.layout",
+    "Probe": "vifprobe.probe",
+    "Reading": "vifprobe.analysis.reading",
+    "Verdict": "vifprobe.layout",
+    "load": "vifprobe.capture.reader",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: numpy, bcc and the rest take longer than most commands need them."""
-    if name == "Probe":
-        from vifprobe.probe import Probe
-
-        return Probe
-    if name == "Reading":
-        from vifprobe.analysis.reading import Reading
-
-        return Reading
-    if name == "load":
-        from vifprobe.capture.reader import load
-
-        return load
-    raise AttributeError(f"module 'vifprobe' has no attribute {name!r}")
+    """What `__all__` lists."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vifprobe' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

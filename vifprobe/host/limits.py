@@ -25,7 +25,7 @@ class InstalledLimit:
     source: `tc` or `nft`. kind: `police`, `htb`, `tbf` or `limit`. where: which object, in a form that stays the same
     while the object does. protocol: of the packets that it is held against, as tc writes it; nft knows no such field,
     and `all` stands for a rule without conditions there, "" for one with some. matches_all: whether all packets of that
-    protocol come to it. burst_bytes: what passes at once after silence (nft: a unit of the rate and its `burst` together).
+    protocol come to it. burst_bytes: what passes at once after silence (nft: a unit of the rate and its burst).
     rate_pps: rounded up. packets, bytes: offered to it; drops: packets, 32 bit from tc.
     shared: other interfaces use the same bucket or counter. default: of several classes the one for unsorted packets.
     """

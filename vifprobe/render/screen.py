@@ -214,7 +214,8 @@ class LiveScreen:
 
     def _screen(self, running: bool) -> Screen:
         readings = [reading for history in self._history.values() for reading in history]
-        height = self._console.height if running else None
+        # The last screen stays on the terminal below the prompt's line: no longer than it, or its head would scroll away.
+        height = self._console.height - (0 if running else 1) if self._terminal else None
         return Screen(readings, self.contexts, self.chosen, running, height)
 
     def _catch_sigterm(self) -> None:
