@@ -58,7 +58,7 @@ def command(
     force: bool,
     fail_on: str | None,
 ) -> None:
-    r"""Count for a while and leave a folder of evidence: CSV, manifest, findings.
+    """Count for a while and leave a folder of evidence: CSV, manifest, findings.
 
     \b
     Example:
@@ -151,7 +151,7 @@ def _totals(probe: Probe, writer: CaptureWriter, bracket: Bracket) -> Totals:
         whole = readings[0].duration_ns
         why = f"{probe.lost_bins} time bins were overwritten before they were read"
         gaps += [Gap(link.name, 0, whole, why) for link in probe.links]
-    return Totals(readings, probe.features.reasons, function_at, bracket.rows(readings), gaps)
+    return Totals(readings, probe.features.reasons, function_at, bracket.rows(readings), gaps, probe.policer_rows())
 
 
 @contextmanager
@@ -175,7 +175,8 @@ def _show(totals: Totals, begun: Manifest, probe: Probe, output: str) -> None:
     domains = {entry.name: entry.domain or "" for entry in begun.taps}
     files: Sequence[str] = [str(path) for path in sorted(Path(output).iterdir())]
     for number, reading in enumerate(totals.readings):
-        context = TapContext(domains[reading.tap], probe.features.reasons, installed_known=True)
+        known = probe.audit(reading.tap).declared_known
+        context = TapContext(domains[reading.tap], probe.features.reasons, known, installed_known=True)
         last = number == len(totals.readings) - 1
         lines = summary_lines(
             reading, context, totals.reconcile, files if last else (), stream_width(stream), stream_glyphs(stream)

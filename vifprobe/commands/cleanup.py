@@ -21,7 +21,7 @@ from vifprobe.kernel.leftovers import remove_filter
 @click.option("--netns", metavar="NAME", help="Network namespace to clean up: name, path or pid.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 def command(netns: str | None, dry_run: bool) -> None:
-    r"""Remove tc filters that a killed vifprobe left (kernels without tcx; with it nothing can be left).
+    """Remove tc filters that a killed vifprobe left (kernels without tcx; with it nothing can be left).
 
     A filter is vifprobe's own when its pref, its handle and its program's name all say so. Filters of a vifprobe that
     is still running go too: end it first.

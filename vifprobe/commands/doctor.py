@@ -18,7 +18,7 @@ from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a check, one line each.")
 def command(as_json: bool) -> None:
-    r"""Check kernel, packages and permissions; say what is missing, what it costs and how to get it.
+    """Check kernel, packages and permissions; say what is missing, what it costs and how to get it.
 
     Exits 1 when something is missing that watching needs.
 

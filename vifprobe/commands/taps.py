@@ -21,7 +21,7 @@ from vifprobe.render.terminal import print_lines, stream_glyphs
 @click.option("--netns", metavar="NAME", help="Network namespace to look into: name, path or pid.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a tap, one line each.")
 def command(netns: str | None, as_json: bool) -> None:
-    r"""List the taps: bridge, domain, QEMU process, limits, counters.
+    """List the taps: bridge, domain, QEMU process, limits, counters.
 
     \b
     Example:
