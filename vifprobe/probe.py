@@ -27,7 +27,7 @@ from vifprobe.host.links import Link, find_link
 from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
-from vifprobe.kernel.features import Features, read_features, read_trace_fields
+from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
 from vifprobe.layout import Direction
 from vifprobe.watched import Coverage, WatchedTap
 
@@ -194,6 +194,7 @@ class Probe:
             self._stack.callback(netns.return_to, netns.own())
             netns.enter(self._netns)
         links = [find_link(name) for name in self._names]
+        require_capabilities()
         self._features = read_features()
         trace = None if has_tcx(links[0].ifindex) else read_trace_fields()
         settings = Settings(taps=len(links), bin_ns=self._bin_ns, cpus=possible_cpus(), trace=trace)

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vifprobe.errors import KernelError
 from vifprobe.kernel.btf import Btf
 from vifprobe.kernel.symbols import function_range
 
@@ -130,6 +131,15 @@ def missing_capabilities() -> list[str]:
     have = capabilities()
     wanted = ["CAP_NET_ADMIN"] if "CAP_SYS_ADMIN" in have else ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"]
     return [name for name in wanted if name not in have]
+
+
+def require_capabilities() -> None:
+    """Raise KernelError naming those that are missing: before the kernel says no more than "not permitted"."""
+    if missing := missing_capabilities():
+        raise KernelError(
+            f"not permitted: this process lacks {', '.join(missing)}.",
+            "Loading BPF programs and attaching them to a tap needs root: run it with sudo.",
+        )
 
 
 def kernel_version() -> str:
