@@ -86,6 +86,13 @@ static __always_inline void untag(struct frame *frame, struct packet *packet)
 		packet->header_bytes -= VLAN_TAG_LEN;
 }
 
+/* Too short for its tag and the type behind it: freed before tc (net/core/skbuff.c, skb_vlan_untag), so not offered. */
+static __always_inline bool ends_within_tag(struct frame *frame, struct packet *packet)
+{
+	return !frame->tagged && packet->ethertype == ETHERTYPE_VLAN &&
+	       frame->length < ETH_HEADER_LEN + VLAN_TAG_LEN + 2;
+}
+
 static __always_inline bool is_missed(struct frame *frame, struct lane *lane)
 {
 	if (likely(!frame->unreadable))
@@ -105,16 +112,16 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 	struct packet packet;
 	struct frame frame;
 
-	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_OUTBOUND))
+	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_OUTBOUND) || !in_own_netns(skb))
 		return 0;
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_OUTBOUND, tap, lane, &packet);
-	if (is_missed(&frame, lane))
+	if (ends_within_tag(&frame, &packet) || is_missed(&frame, lane))
 		return 0;
 	untag(&frame, &packet);
 	what |= size_key(lane, frame.length);
 	/* tc at ingress charges what follows the L2 header; here qdisc_skb_cb is not filled yet. */
-	outbound(cpu, lane, tap, skb, what, frame.length, frame.length - ETH_HEADER_LEN, wire_bytes(&frame, &packet));
+	outbound(cpu, lane, tap, skb, what, arrival_ns(0), frame.length, frame.length - ETH_HEADER_LEN, wire_bytes(&frame, &packet));
 	return 0;
 }
 
@@ -127,14 +134,14 @@ int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 	struct packet packet;
 	struct frame frame;
 
-	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_INBOUND))
+	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_INBOUND) || !in_own_netns(skb))
 		return 0;
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_INBOUND, tap, lane, &packet);
 	if (is_missed(&frame, lane))
 		return 0;
 	what |= size_key(lane, frame.length);
-	inbound(cpu, lane, what, frame.length, field_u32(skb, SKB_CB + QDISC_CB_PKT_LEN), wire_bytes(&frame, &packet));
+	inbound(cpu, lane, what, arrival_ns(0), frame.length, field_u32(skb, SKB_CB + QDISC_CB_PKT_LEN), wire_bytes(&frame, &packet));
 	return 0;
 }
 #endif

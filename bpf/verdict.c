@@ -49,6 +49,18 @@ static __always_inline u32 own_netns(void)
 	return number;
 }
 
+/* Tracepoints see the packets of all namespaces, and each of them numbers its devices from 1. */
+static __always_inline bool in_own_netns(u64 skb)
+{
+#if NS_COMMON_INUM_OFFSET >= 0
+	u64 net = FIELD(u64, FIELD(u64, skb, SKB_DEV_OFFSET), DEV_NET_OFFSET);
+
+	return (u32)FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) == own_netns();
+#else
+	return true;
+#endif
+}
+
 /*
  * The address of a freed skb is given out again at once: a pending skb's address may be on another skb by now, when
  * the packet passed long ago. What tells it apart is where it was received: not on this tap ...
@@ -58,13 +70,9 @@ static __always_inline bool is_foreign(u64 skb, struct lane *lane)
 	/* 0: received nowhere yet. */
 	if (FIELD(u32, skb, SKB_IIF_OFFSET) != lane->ifindex)
 		return true;
-#if NS_COMMON_INUM_OFFSET >= 0
 	/* ... but on a device of the same number in another network namespace ... */
-	u64 net = FIELD(u64, FIELD(u64, skb, SKB_DEV_OFFSET), DEV_NET_OFFSET);
-
-	if ((u32)FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns())
+	if (!in_own_netns(skb))
 		return true;
-#endif
 	/*
 	 * ... or on this tap, but freed before it came to the hook: a tag that the kernel could not take out, because the
 	 * frame ends within it (net/core/skbuff.c, skb_vlan_untag). A guest can send such frames between all others.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packet table through the real programs, twice: BPF_PROG_TEST_RUN, then written to a tap.
+"""The packet table through the real programs: BPF_PROG_TEST_RUN, then written to a tap, seen by both ways of looking
+at it, the tc program (tcx, or a filter in a qdisc) and the tracepoint.
 
-Every frame must give exactly one packet of its class, ethertype, size bucket and byte counts, and the program must
+Every frame must give exactly one packet of its class, ethertype, size bucket and byte counts, and the tc program must
 answer "go on" to all of them.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -19,11 +21,11 @@ import pytest
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.attach import attach
+from vifprobe.kernel.attach import attach, has_tcx
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters
-from vifprobe.kernel.features import missing_capabilities, read_features
-from vifprobe.layout import Direction, Ethertype, PacketClass
+from vifprobe.kernel.features import missing_capabilities, read_features, read_trace_fields
+from vifprobe.layout import Direction, Ethertype, PacketClass, TapTrait
 from vifprobe.testing.frames import pad
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.table import CASES, Case, Run, cases_for
@@ -38,6 +40,7 @@ COUNTS = ("packets", "frame_bytes", "charged_bytes", "wire_bytes")
 GSO_SIZE_OFFSET = 176
 CONTEXT_BYTES = 192
 NON_LINEAR_BYTES = 4099  # more than a page
+TC, TRACEPOINT = "tc", "tracepoint"
 #: In the names of cases that are told apart by where the frame's bytes end, so that padding changes them.
 ENDED_BY_THE_BYTES = ("cut", "beyond", "65535", "left")
 
@@ -52,8 +55,12 @@ class Observer:
         self._counters = Counters(programs)
         self._before: Seen = {}
 
-    def watch(self, ifindex: int) -> None:
-        self._counters.watch(ifindex, 0, 0)
+    def watch(self, ifindex: int, traits: int = 0) -> None:
+        self._counters.watch(ifindex, 0, traits)
+
+    def missed(self) -> int:
+        """Packets said to be missed, ever."""
+        return self._counters.snapshot().missed_packets
 
     def take(self) -> Seen:
         """Counts by key since the last call."""
@@ -73,7 +80,9 @@ def programs(require: Callable[[str, object, str], None]) -> Iterator[Programs]:
     missing = missing_capabilities()
     require("kernel", not missing, f"this process lacks {', '.join(missing)}")
     try:
-        compiled = Programs(Settings(taps=1, bin_ns=0, cpus=possible_cpus()), read_features())
+        # The same programs for both ways, as they are on a kernel that needs the second.
+        settings = Settings(taps=1, bin_ns=0, cpus=possible_cpus(), trace=read_trace_fields())
+        compiled = Programs(settings, read_features())
     except KernelError as error:
         require("kernel", False, str(error))
         raise
@@ -97,14 +106,32 @@ def vnet_tap(netns: Netns) -> Iterator[Tap]:
         yield tap
 
 
+@pytest.fixture(params=[TC, TRACEPOINT])
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def attached(observer: Observer, vnet_tap: Tap) -> Iterator[Observer]:
-    observer.watch(vnet_tap.ifindex)
-    program = observer.programs.tc_program_fd(Direction.OUTBOUND)
+def attached(observer: Observer, vnet_tap: Tap, way: str) -> Iterator[Observer]:
     with ExitStack() as stack:
-        attachment = attach(program, vnet_tap.name, vnet_tap.ifindex, Direction.OUTBOUND, None)
-        stack.callback(attachment.detach)
+        if way == TC:
+            attach_tc(observer, vnet_tap, stack)
+        else:
+            observer.watch(vnet_tap.ifindex, TapTrait.TRACED_OUTBOUND)
+            observer.programs.attach_tracepoints()
+            stack.callback(observer.programs.detach_tracepoints)
         yield observer
+
+
+def attach_tc(observer: Observer, tap: Tap, stack: ExitStack) -> None:
+    qdisc = None
+    if not has_tcx(tap.ifindex):
+        qdisc = "ingress"
+        subprocess.run(["tc", "qdisc", "add", "dev", tap.name, qdisc], check=True)
+    observer.watch(tap.ifindex)
+    program = observer.programs.tc_program_fd(Direction.OUTBOUND)
+    attachment = attach(program, tap.name, tap.ifindex, Direction.OUTBOUND, qdisc)
+    stack.callback(attachment.detach)
 
 
 def expected(case: Case, run: Run, direction: Direction = Direction.OUTBOUND) -> Seen:
@@ -166,11 +193,13 @@ def test_table_through_test_run(observer: Observer, direction: Direction) -> Non
     check(cases_for(Run.TEST_RUN), lambda case: expected(case, Run.TEST_RUN, direction), show, observer)
 
 
-def test_table_on_a_real_tap(attached: Observer, vnet_tap: Tap) -> None:
+def test_table_on_a_real_tap(attached: Observer, vnet_tap: Tap, way: str) -> None:
     def show(case: Case) -> None:
         os.write(vnet_tap.fd, case.packet(vnet_tap))
 
-    check(cases_for(Run.TAP), lambda case: expected(case, Run.TAP), show, attached)
+    # Headers that go on behind the first page are not in the linear part.
+    cases = [case for case in cases_for(Run.TAP) if way == TC or "longest headers" not in case.name]
+    check(cases, lambda case: expected(case, Run.TAP), show, attached)
 
 
 def test_the_kernel_passes_on_what_the_table_says(attached: Observer, vnet_tap: Tap) -> None:
@@ -182,16 +211,41 @@ def test_the_kernel_passes_on_what_the_table_says(attached: Observer, vnet_tap: 
     assert attached.take() == {}
 
 
+@pytest.mark.parametrize("way", [TC], indirect=True)
 @pytest.mark.parametrize("linear_bytes", [14, 15, 18, 33, 34, 47, 54, 61, 94])
 def test_class_does_not_depend_on_the_linear_part(attached: Observer, vnet_tap: Tap, linear_bytes: int) -> None:
     """Padded beyond a page, the frames of the table keep their class, with most headers outside the linear part."""
-    cases = [
+
+    def show(case: Case) -> None:
+        write(vnet_tap, case, linear_bytes)
+
+    check(long_cases(), lambda case: expected(case, Run.TAP), show, attached)
+
+
+@pytest.mark.parametrize("way", [TRACEPOINT], indirect=True)
+def test_a_tracepoint_tells_what_it_can_not_read(attached: Observer, vnet_tap: Tap) -> None:
+    """Headers outside the linear part are out of its reach: such a packet is missed, never given a wrong class."""
+    missed_cases = 0
+    before = attached.missed()
+    cases = long_cases()[::11]
+    for case in cases:
+        write(vnet_tap, case, linear_bytes=54)
+        seen = attached.take()
+        if not seen:
+            missed_cases += 1
+            continue
+        assert seen == expected(case, Run.TAP), f"{case.name}: seen {told(seen)}"
+    assert attached.missed() - before == missed_cases
+    assert 0 < missed_cases < len(cases)
+
+
+def long_cases() -> list[Case]:
+    return [
         replace(case, frame=pad(case.frame, max(len(case.frame), NON_LINEAR_BYTES), b"\x11"))
         for case in cases_for(Run.TAP, gso=False)
         if case.packet_class is not PacketClass.MALFORMED and not any(word in case.name for word in ENDED_BY_THE_BYTES)
     ]
 
-    def show(case: Case) -> None:
-        os.write(vnet_tap.fd, vnet_tap.packet(case.frame, linear_bytes=linear_bytes))
 
-    check(cases, lambda case: expected(case, Run.TAP), show, attached)
+def write(tap: Tap, case: Case, linear_bytes: int) -> None:
+    os.write(tap.fd, tap.packet(case.frame, linear_bytes=linear_bytes))

@@ -19,7 +19,7 @@ from vifprobe.kernel.mapped import MappedArray
 from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, TAPS_MAX, Direction
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-SOURCES = ("count.c", "observe.c", "trace.c", "verdict.c")
+SOURCES = ("count.c", "observe.c", "verdict.c", "trace.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
@@ -125,7 +125,9 @@ class Programs:
             raise KernelError(f"tracepoint skb:kfree_skb: {error.strerror}.") from error
 
     def attach_tracepoints(self) -> None:
-        """Attach the tracepoint way: taps with a TRACED trait are counted by it. Goes away with the process."""
+        """Attach the tracepoint way: taps with a TRACED trait, in the calling thread's network namespace, are counted
+        by it. Goes away with the process.
+        """
         trace = self.settings.trace
         assert trace is not None  # noqa: S101 - whoever asks for a trait has asked for these programs
         for name, btf_id in (
@@ -136,13 +138,14 @@ class Programs:
                 self._fds[f"{name} link"] = self._trace(name, btf_id)
 
     def detach_tracepoints(self) -> None:
-        """The reverse; harmless when not attached."""
-        for name in ("trace_outbound link", "trace_inbound link"):
-            if name in self._fds:
-                os.close(self._fds.pop(name))
+        """The reverse; harmless when not attached. The programs go too: they know one network namespace."""
+        for name in ("trace_outbound", "trace_inbound"):
+            for held in (f"{name} link", f"vifprobe_{name}"):
+                if held in self._fds:
+                    os.close(self._fds.pop(held))
 
     def _trace(self, name: str, btf_id: int) -> int:
-        code = self._code(name)
+        code = replaced(self._code(name), NUMBER_LOAD, {NETNS_PLACEHOLDER: _own_netns()})
         fd = self._load(f"vifprobe_{name}", lambda program: libbpf.load_typed_tracepoint(program, code, btf_id))
         try:
             return libbpf.attach_typed_tracepoint(fd)
