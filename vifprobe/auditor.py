@@ -23,7 +23,7 @@ from vifprobe.analysis.situation import Sample, Situation
 from vifprobe.audit import Look
 from vifprobe.errors import HostError
 from vifprobe.host import processes
-from vifprobe.host.declared import Declared, declared_of
+from vifprobe.host.declared import Declared, DeclaredLimit, declared_of
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed
 from vifprobe.host.links import Link
@@ -61,8 +61,18 @@ class TapAudit:
 
     def _set_up(self) -> SetUp:
         seen = self.looks[-1] if self.looks else None
-        declared = self.declared or Declared(tuple(self.given), ("not read yet",))
+        told = self.declared or Declared(problems=("not read yet",))
+        declared = replace(told, limits=(*self._given(told), *told.limits))
         return audit.set_up(self.link.name, self.installed, declared, seen)
+
+    def _given(self, told: Declared) -> list[DeclaredLimit]:
+        """What the user gave. One rate for both directions is meant for the guest's sending, unless the other one is
+        limited as well: most set-ups police outbound alone.
+        """
+        limited = {Direction.OUTBOUND, *(limit.direction for limit in told.limits)}
+        limited |= {limit.direction for limit in self.installed.limits}
+        both = len({one.direction for one in self.given}) > 1
+        return [one for one in self.given if not both or one.direction in limited]
 
     def take(self, look: Look) -> None:
         """A new look; those of the last seconds are kept, and the first one."""
@@ -80,7 +90,8 @@ class TapAudit:
 
     def limits(self, direction: Direction) -> Limit:
         """What is declared for one direction: by the user, else by libvirt and Open vSwitch."""
-        main = self._set_up().main_declared(direction)
+        given = next((one for one in self.given if one.direction is direction), None)
+        main = given or self._set_up().main_declared(direction)
         return Limit() if main is None else Limit(declared_bps=main.rate_bps, burst_bytes=main.burst_bytes)
 
     @property
@@ -212,8 +223,7 @@ class Auditor:
         found = declared_of(self._links)
         holders = processes.holders(self._links)
         for ifindex, tap in self.taps.items():
-            told = found[ifindex]
-            tap.declared = replace(told, limits=(*tap.given, *told.limits))
+            tap.declared = found[ifindex]
             tap.pid = holders[ifindex].pid if ifindex in holders else None
 
     def _run(self) -> None:
