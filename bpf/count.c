@@ -142,9 +142,8 @@ static __always_inline struct bin *bin_of(u32 cpu, u64 what)
 }
 
 /* Enter the time bin of now: if the tap's current one on this CPU is over, it goes to the log. */
-static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what)
+static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what, u64 now)
 {
-	u64 now = bpf_ktime_get_ns();
 	struct bin *bin = bin_of(cpu, what);
 	struct bin *logged;
 	u32 at;
@@ -180,7 +179,7 @@ static __always_inline void count_bin(u32 cpu, u64 what, u64 frame_bytes)
 		bin->counts[verdict].syn_packets++;
 }
 #else
-static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what) {}
+static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what, u64 now) {}
 static __always_inline void count_bin(u32 cpu, u64 what, u64 frame_bytes) {}
 #endif
 

@@ -42,20 +42,33 @@ static __always_inline u64 size_key(struct lane *lane, u32 frame_bytes)
 	return forget(&lane->scratch, size_bucket(frame_bytes)) << KEY_SIZE_SHIFT;
 }
 
-/* An inbound packet: offered, its outcome not followed. */
-static __always_inline void inbound(u32 cpu, struct lane *lane, u64 what, u32 frame_bytes, u32 charged_bytes, u64 wire)
+/* The time of a packet's arrival, where anything asks for it: reading the clock costs some 20 ns. */
+static __always_inline u64 arrival_ns(u64 given)
 {
-	turn_bin(cpu, lane, what);
+#if CLOCK_IS_TSTAMP
+	return given; /* replay: the file's own times */
+#elif BIN_NS || BUCKETS
+	return bpf_ktime_get_ns();
+#else
+	return 0;
+#endif
+}
+
+/* An inbound packet: offered, its outcome not followed. */
+static __always_inline void inbound(u32 cpu, struct lane *lane, u64 what, u64 now, u32 frame_bytes, u32 charged_bytes,
+				    u64 wire)
+{
+	turn_bin(cpu, lane, what, now);
 	count(cpu, lane, what | (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT, 0, frame_bytes, charged_bytes, wire);
 }
 
 /* An outbound packet: the one before it has passed, this one is pending now. skb: its address. */
-static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, u64 what, u32 frame_bytes,
-				     u32 charged_bytes, u64 wire)
+static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, u64 what, u64 now,
+				     u32 frame_bytes, u32 charged_bytes, u64 wire)
 {
 	if (lane->skb)
 		settle(cpu, lane, VERDICT_PASSED, 0);
-	turn_bin(cpu, lane, what);
+	turn_bin(cpu, lane, what, now);
 	/* Own CPU's lane. */
 	lane->what = what;
 	lane->sequence++;
@@ -74,7 +87,7 @@ int observe(struct __sk_buff *skb)
 	struct tap *tap = tap_of(skb->ifindex);
 	struct lane *lane = lanes.lookup(&cpu);
 	struct frame frame = { .skb = skb, .length = skb->len, .gso_size = skb->gso_size, .tagged = skb->vlan_present };
-	u64 direction = own_direction(), what, wire;
+	u64 direction = own_direction(), now = arrival_ns(skb->tstamp), what, wire;
 	struct packet packet;
 
 	if (!tap || !lane)
@@ -82,11 +95,12 @@ int observe(struct __sk_buff *skb)
 	what = size_key(lane, frame.length);
 	what |= identify(&frame, direction, tap, lane, &packet);
 	wire = wire_bytes(&frame, &packet);
+	what |= expected(what, now, skb->wire_len, frame.length, wire);
 	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
 	if (direction == DIRECTION_INBOUND)
-		inbound(cpu, lane, what, frame.length, skb->wire_len, wire);
+		inbound(cpu, lane, what, now, frame.length, skb->wire_len, wire);
 	else
 		/* The context pointer of a tc program is the skb's address: the tracepoint gets the same. */
-		outbound(cpu, lane, tap, (u64)(long)skb, what, frame.length, skb->wire_len, wire);
+		outbound(cpu, lane, tap, (u64)(long)skb, what, now, frame.length, skb->wire_len, wire);
 	return GO_ON;
 }

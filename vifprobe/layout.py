@@ -68,6 +68,15 @@ class Expected(IntEnum):
     EXCEED = 2
 
 
+class Charge(IntEnum):
+    """What the ideal bucket charges a packet. INSTALLED: what the installed policer does (without L2 at ingress)."""
+
+    INSTALLED = 0
+    L2 = 1
+    L3 = 2
+    WIRE = 3
+
+
 class TapTrait(IntFlag):
     """What the kernel side must know of a tap to say whose drop it is."""
 
@@ -198,6 +207,7 @@ def c_header() -> str:
         ("CLASS", PacketClass),
         ("VERDICT", Verdict),
         ("EXPECTED", Expected),
+        ("CHARGE", Charge),
     ):
         lines += [*_defines(prefix, codes), f"#define {prefix}_COUNT {len(codes)}", ""]
     lines += [f"#define TRAIT_{trait.name} {int(trait)}" for trait in TapTrait] + [""]

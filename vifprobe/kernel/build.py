@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +18,17 @@ from vifprobe.kernel.cache import compiled
 from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, replaced
 from vifprobe.kernel.features import Features, TraceFields, missing_capabilities
 from vifprobe.kernel.mapped import MappedArray
-from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, TAPS_MAX, Direction
+from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, TAPS_MAX, Charge, Direction
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-SOURCES = ("count.c", "observe.c", "verdict.c", "trace.c")
+SOURCES = ("count.c", "bucket.c", "observe.c", "verdict.c", "trace.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
 CELLS_MIN = 2048
 BIN_LOG_ENTRIES = 4096
+
+NSEC_PER_SEC = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,16 @@ class Settings:
     """What the C source is compiled for.
 
     taps: how many are watched. bin_ns: width of the timeline's bins, 0 for no timeline. cpus: of this machine. trace:
-    where the tracepoint way is wanted too, for taps that no tc hook can be had on.
+    where the tracepoint way is wanted too, for taps that no tc hook can be had on. buckets: with an ideal token bucket a
+    tap and direction. tstamp_clock: packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now.
     """
 
     taps: int = 1
     bin_ns: int = 0
     cpus: int = 0
     trace: TraceFields | None = None
+    buckets: bool = False
+    tstamp_clock: bool = False
 
     @property
     def cells_per_cpu(self) -> int:
@@ -59,6 +66,8 @@ class Settings:
             "CELLS_PER_CPU": self.cells_per_cpu,
             "BIN_NS": self.bin_ns,
             "BIN_LOG": BIN_LOG_ENTRIES,
+            "BUCKETS": int(self.buckets),
+            "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
             "HAS_REASON": int(features.has_drop_reason),
             **{f"{member}_OFFSET": offset for member, offset in features.offsets_bytes.items()},
             # -1: this kernel has no such reason, or none at all.
@@ -72,6 +81,20 @@ class Settings:
         if self.trace is not None:
             values |= {"TRACEPOINTS": 1, **self.trace.offsets_bytes}
         return [f"-D{name}={value}" for name, value in values.items()]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The limit that an ideal token bucket holds packets to. bytes_per_second, burst_bytes: above 0."""
+
+    bytes_per_second: int
+    burst_bytes: int
+    charge: Charge = Charge.INSTALLED
+
+    @property
+    def fill_ns(self) -> int:
+        """How long an empty bucket takes to be full, rounded up."""
+        return -(-self.burst_bytes * NSEC_PER_SEC // self.bytes_per_second)
 
 
 class Programs:
@@ -93,7 +116,7 @@ class Programs:
         try:
             for shape in self._compiled.maps:
                 sizes = (shape.key_bytes, shape.value_bytes, shape.entries)
-                self._maps.append(libbpf.create_map(shape.name, shape.kind, *sizes, shape.flags))
+                self._maps.append(libbpf.create_map(shape.name, shape.kind, *sizes, shape.flags, _has_lock(shape.leaf)))
         except OSError as error:
             self.close()
             raise KernelError(f"the kernel refuses the table {shape.name}: {error.strerror}.") from error
@@ -104,6 +127,20 @@ class Programs:
         shape = self._compiled.maps[place]
         leaf = np.lib.format.descr_to_dtype(shape.leaf)
         return MappedArray(self._maps[place], leaf, shape.entries, writable).rows
+
+    def set_bucket(self, tap_number: int, direction: Direction, bucket: Bucket) -> None:
+        """Hold a tap's packets of one direction against this limit from now on, beginning with a full bucket."""
+        place = next(place for place, shape in enumerate(self._compiled.maps) if shape.name == "buckets")
+        value = np.zeros(1, np.lib.format.descr_to_dtype(self._compiled.maps[place].leaf))
+        value["charge"] = bucket.charge
+        value["bytes_per_second"] = bucket.bytes_per_second
+        value["capacity"] = value["tokens"] = bucket.burst_bytes * NSEC_PER_SEC
+        value["fill_ns"] = bucket.fill_ns
+        key = (tap_number * len(Direction) + direction).to_bytes(4, sys.byteorder)
+        try:
+            libbpf.update_map(self._maps[place], key, value.tobytes())
+        except OSError as error:
+            raise KernelError(f"the ideal bucket could not be set: {error.strerror}.") from error
 
     def tc_program_fd(self, direction: Direction) -> int:
         """The tc program of one direction: the one program, with the direction written where it asks for it."""
@@ -205,6 +242,11 @@ def _own_netns() -> int:
     except FileNotFoundError:
         return 0
     return number - (1 << 32) if number >= 1 << 31 else number
+
+
+def _has_lock(leaf: Any) -> bool:
+    """Whether a map's values begin with a spin lock."""
+    return isinstance(leaf, list) and leaf[0][0] == "lock"
 
 
 def _or_none(number: int | None) -> int:
