@@ -9,6 +9,7 @@ import numpy as np
 
 from vifprobe.analysis.reading import Reading, count
 from vifprobe.analysis.reconcile import CounterSamples, ReconcileRow, probe_count, reconcile
+from vifprobe.coverage import Coverage
 from vifprobe.errors import HostError
 from vifprobe.host.counters import CounterSample, Counts, Unit, read_counters_of
 from vifprobe.host.links import Link
@@ -39,10 +40,12 @@ class Bracket:
         except HostError as error:
             self.problems.append(f"counters {moment.replace('_', ' ')}: {error.message}")
 
-    def rows(self, totals: Sequence[Reading]) -> list[ReconcileRow]:
-        """One row a counter, held against the totals of the run."""
+    def rows(self, totals: Sequence[Reading], gaps: Sequence[Coverage] = ()) -> list[ReconcileRow]:
+        """One row a counter, held against the totals of the run. gaps: what was not watched of it."""
         readings = {reading.tap: reading for reading in totals}
-        return [row for link in self._links for row in self._rows(link, readings[link.name])]
+        found = [row for link in self._links for row in self._rows(link, readings[link.name])]
+        partly = {(gap.tap, gap.direction) for gap in gaps}
+        return [_at_least(row) if (row.tap, row.direction) in partly else row for row in found]
 
     def _rows(self, link: Link, reading: Reading) -> Iterator[ReconcileRow]:
         known: dict[str, CounterSample] = {}
@@ -59,6 +62,12 @@ class Bracket:
     def _value(self, moment: str, ifindex: int, counter: str) -> int | None:
         samples = self._read.get(moment, {}).get(ifindex, ())
         return next((sample.value for sample in samples if sample.counter == counter), None)
+
+
+def _at_least(row: ReconcileRow) -> ReconcileRow:
+    """The same where a part of the run was not watched: nobody knows how much went by in it."""
+    too_much = row.delta is not None and row.vifprobe_low is not None and row.vifprobe_low > row.delta
+    return row._replace(vifprobe_high=None, agrees=False if too_much else None)
 
 
 def _counted(reading: Reading, sample: CounterSample) -> int | None:

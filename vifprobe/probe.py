@@ -19,6 +19,7 @@ import numpy.typing as npt
 from vifprobe.analysis.policer import PolicerRow
 from vifprobe.analysis.reading import Cells, Limit, Reading, subtract
 from vifprobe.auditor import Auditor, TapAudit, passed_bytes
+from vifprobe.coverage import Coverage, GapTeller
 from vifprobe.errors import UsageError
 from vifprobe.host import netns
 from vifprobe.host.events import Event, Events
@@ -29,7 +30,7 @@ from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
 from vifprobe.layout import Direction
-from vifprobe.watched import Coverage, WatchedTap
+from vifprobe.watched import WatchedTap
 
 BOTH = (Direction.OUTBOUND, Direction.INBOUND)
 
@@ -75,6 +76,7 @@ class Probe:
         self._stack = ExitStack()
         self._watched: list[WatchedTap] = []
         self._seen: list[tuple[str, Event]] = []
+        self._gap_teller = GapTeller()
         self._end: Snapshot | None = None
         self._last_bins: npt.NDArray[np.void]
         self._changed = False
@@ -258,8 +260,13 @@ class Probe:
                 cells = self._cells_of(self._counters.snapshot(), watched) if own else watched.before
                 audit = self._auditor.taps[watched.link.ifindex]
                 self._changed |= audit.follow(own, watched.installed, passed_bytes(cells))
+            self._tell_gaps(watched)
         if events:
             self._auditor.poke()
+
+    def _tell_gaps(self, watched: WatchedTap, final: bool = False) -> None:
+        link, tracker = watched.link, self._auditor.taps[watched.link.ifindex].tracker
+        self._seen += self._gap_teller.news(link.name, link.ifindex, watched.gaps, tracker.gaps, final)
 
     def _detach(self) -> Snapshot:
         """Take every hook off, once, and read what is then final."""
@@ -269,6 +276,7 @@ class Probe:
             self._follow_events()
         self._moment("before_detach")
         for watched in self._watched:
+            self._tell_gaps(watched, final=True)
             watched.detach()
         self._programs.detach_tracepoints()
         # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.

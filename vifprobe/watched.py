@@ -6,9 +6,10 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vifprobe.analysis.reading import Cells, Limit, no_cells
+from vifprobe.coverage import Coverage
 from vifprobe.errors import HostError, KernelError
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, installed
@@ -25,18 +26,6 @@ from vifprobe.kernel.attach import (
 )
 from vifprobe.kernel.build import Programs
 from vifprobe.layout import Direction, TapTrait
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """A span in which a direction of a tap was not watched, monotonic ns; end None: until the end of the run."""
-
-    tap: str
-    direction: Direction
-    start_ns: int
-    end_ns: int | None
-    why: str
-
 
 _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapTrait.TRACED_INBOUND}
 
@@ -125,10 +114,9 @@ class WatchedTap:
         if self.gone or not any(event.kind.startswith(("qdisc", "filter", "class", "over")) for event in events):
             return
         self.refresh()
-        lost_at_ns = min(event.at_ns for event in events)
         for direction, attachment in list(self.attachments.items()):
             if isinstance(attachment, FilterAttachment) and not self._is_ours_there(attachment):
-                self._lost(direction, lost_at_ns, programs)
+                self._lost(direction, _removal(events), programs)
 
     def _is_ours_there(self, attachment: FilterAttachment) -> bool:
         hook = "ingress" if attachment.ingress else "egress"
@@ -137,11 +125,12 @@ class WatchedTap:
             for found in self.installed.tc.filters
         )
 
-    def _lost(self, direction: Direction, at_ns: int, programs: Programs) -> None:
+    def _lost(self, direction: Direction, by: Event, programs: Programs) -> None:
         """Our filter went with its qdisc: try again, and keep the books on what was not seen."""
         open_gap = next((gap for gap in self.gaps if gap.direction == direction and gap.end_ns is None), None)
         if open_gap is None:
-            open_gap = Coverage(self.link.name, direction, at_ns, None, "its qdisc was deleted or replaced")
+            why = f"{by.detail} deleted" if by.kind.endswith("_del") else "its qdisc was deleted or replaced"
+            open_gap = Coverage(self.link.name, direction, by.at_ns, None, why, by.by_pid, by.by_comm)
             self.gaps.append(open_gap)
         # Into the new qdisc; while there is none, the tracepoints count.
         try:
@@ -149,7 +138,8 @@ class WatchedTap:
         except KernelError as error:
             self.note(f"not watched any more: {error.message}")
             return
-        self.gaps[self.gaps.index(open_gap)] = replace(open_gap, end_ns=time.monotonic_ns())
+        hook = self.attachments[direction].hook
+        self.gaps[self.gaps.index(open_gap)] = replace(open_gap, end_ns=time.monotonic_ns(), hook=hook)
 
     def limits(self, declared: Mapping[Direction, Limit], directions: tuple[Direction, ...]) -> dict[Direction, Limit]:
         """Declared and installed limit of each direction."""
@@ -161,6 +151,15 @@ class WatchedTap:
             return declared
         burst_bytes = main.burst_bytes if declared.burst_bytes is None else declared.burst_bytes
         return replace(declared, installed_bps=main.rate_bps, installed_pps=main.rate_pps, burst_bytes=burst_bytes)
+
+
+def _removal(events: list[Event]) -> Event:
+    """The event that took a filter away: its qdisc's end, else its own, else the first thing that happened."""
+    for kind in ("qdisc_del", "filter_del"):
+        for event in events:
+            if event.kind == kind:
+                return event
+    return events[0]
 
 
 def _is_own(found: TcFilter) -> bool:

@@ -143,15 +143,13 @@ def _interval_seconds(probe: Probe, bin_ns: int) -> float:
 
 def _totals(probe: Probe, writer: CaptureWriter, bracket: Bracket) -> Totals:
     readings = probe.totals()
-    gaps = [
-        Gap(gap.tap, gap.start_ns - probe.start_ns, None if gap.end_ns is None else gap.end_ns - gap.start_ns, gap.why)
-        for gap in probe.gaps
-    ]
+    gaps = [Gap(gap.tap, gap.start_ns - probe.start_ns, gap.duration_ns, gap.words) for gap in probe.gaps]
     if probe.lost_bins:
         whole = readings[0].duration_ns
         why = f"{probe.lost_bins} time bins were overwritten before they were read"
         gaps += [Gap(link.name, 0, whole, why) for link in probe.links]
-    return Totals(readings, probe.features.reasons, function_at, bracket.rows(readings), gaps, probe.policer_rows())
+    compared = bracket.rows(readings, probe.gaps)
+    return Totals(readings, probe.features.reasons, function_at, compared, gaps, probe.policer_rows())
 
 
 @contextmanager

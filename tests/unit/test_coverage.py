@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gaps become events: once, when they are over or the run is, with who made them."""
+
+from dataclasses import replace
+
+from vifprobe.analysis.gaps import Gap, Happening
+from vifprobe.analysis.policer import Enforced
+from vifprobe.coverage import Coverage, GapTeller
+from vifprobe.layout import Direction
+
+OUT = Direction.OUTBOUND
+LASTING = Coverage("tap0", OUT, 1_000, None, "ingress qdisc ffff: at ingress deleted", 4711, "tc")
+OVER = replace(LASTING, end_ns=5_001_000, hook="tracepoint")
+LIMIT = Enforced(OUT, "tc", "police", "ingress", "", rate_bps=10_000_000)
+
+
+def test_a_gap_is_told_when_it_is_over_and_once() -> None:
+    teller = GapTeller()
+    assert teller.news("tap0", 7, [LASTING], [], False) == []
+    [(tap, event)] = teller.news("tap0", 7, [OVER], [], False)
+    assert (tap, event.ifindex, event.kind, event.at_ns) == ("tap0", 7, "gap", 1_000)
+    assert (event.by_pid, event.by_comm) == (4711, "tc")
+    told = "outbound packets not watched for 5.0 ms: ingress qdisc ffff: at ingress deleted; by tracepoint since"
+    assert event.detail == told == OVER.words
+    assert OVER.duration_ns == 5_000_000
+    assert teller.news("tap0", 7, [OVER], [], True) == []
+
+
+def test_what_lasts_is_told_at_the_end() -> None:
+    [(_, event)] = GapTeller().news("tap0", 7, [LASTING], [], True)
+    assert event.detail.startswith("outbound packets not watched until the end: ")
+    assert LASTING.duration_ns is None
+
+
+def test_a_time_without_a_limit_names_both_sides() -> None:
+    removal = Happening(2_000, "qdisc_del", OUT, "ovs-vswitchd", 97)
+    gap = Gap(1, OUT, 2_000, LIMIT, removal, end_ns=1_300_002_000, restored_by="tc", passed_bytes=1009)
+    [(_, event)] = GapTeller().news("tap0", 7, [], [gap], False)
+    assert (event.kind, event.by_pid, event.by_comm) == ("limit_gap", 97, "ovs-vswitchd")
+    told = "outbound packets not limited for 1.3 s, 10 Mbit/s before; 1.01 kB passed; limited again by tc"
+    assert event.detail == told

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spans that a run must own up to: a tap that was not watched, or had no limit. Told as events of a capture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vifprobe.analysis.gaps import Gap
+from vifprobe.analysis.situation import bits, size, span
+from vifprobe.host.events import Event
+from vifprobe.layout import Direction
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """A span in which a direction of a tap was not watched, monotonic ns; end None: until the end of the run.
+
+    start_ns: when the removal was told of. by_pid, by_comm: who made it, None where that is not known. hook: what
+    watches it since the end of the span.
+    """
+
+    tap: str
+    direction: Direction
+    start_ns: int
+    end_ns: int | None
+    why: str
+    by_pid: int | None = None
+    by_comm: str | None = None
+    hook: str = ""
+
+    @property
+    def duration_ns(self) -> int | None:
+        """Its length; None: it lasted until the end of the run."""
+        return None if self.end_ns is None else self.end_ns - self.start_ns
+
+    @property
+    def words(self) -> str:
+        """For events.csv and the manifest."""
+        lasted = _lasted("not watched", self.start_ns, self.end_ns)
+        since = f"; by {self.hook} since" if self.hook else ""
+        return f"{self.direction.name.lower()} packets {lasted}: {self.why}{since}"
+
+
+class GapTeller:
+    """Gives each span as an event, once: when it is over, or at the end of the run."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[object, ...]] = set()
+
+    def news(
+        self, tap: str, ifindex: int, unwatched: Iterable[Coverage], unlimited: Iterable[Gap], final: bool
+    ) -> list[tuple[str, Event]]:
+        """Those of one tap that were not told before; with `final`, the ones that still last, too."""
+        found = [*_unwatched(ifindex, unwatched, final), *_unlimited(ifindex, unlimited, final)]
+        new = [(tap, event) for key, event in found if key not in self._told]
+        self._told.update(key for key, _ in found)
+        return new
+
+
+_Told = tuple[tuple[object, ...], Event]
+
+
+def _unwatched(ifindex: int, spans: Iterable[Coverage], final: bool) -> Iterator[_Told]:
+    for one in spans:
+        if final or one.end_ns is not None:
+            key = ("gap", ifindex, one.direction, one.start_ns)
+            yield key, Event(one.start_ns, ifindex, "gap", one.words, one.by_pid, one.by_comm)
+
+
+def _unlimited(ifindex: int, gaps: Iterable[Gap], final: bool) -> Iterator[_Told]:
+    for gap in gaps:
+        if final or gap.end_ns is not None:
+            removal = gap.removal
+            who = (removal.by_pid, removal.by or None) if removal else (None, None)
+            key = ("limit_gap", ifindex, gap.direction, gap.number)
+            yield key, Event(gap.start_ns, ifindex, "limit_gap", _limit_words(gap), *who)
+
+
+def _limit_words(gap: Gap) -> str:
+    words = f"{gap.direction.name.lower()} packets {_lasted('not limited', gap.start_ns, gap.end_ns)}"
+    if gap.limit is not None and gap.limit.rate_bps is not None:
+        words += f", {bits(gap.limit.rate_bps)} before"
+    if gap.passed_bytes is not None:
+        words += f"; {size(gap.passed_bytes)} passed"
+    return words + (f"; limited again by {gap.restored_by}" if gap.restored_by else "")
+
+
+def _lasted(what: str, start_ns: int, end_ns: int | None) -> str:
+    return f"{what} until the end" if end_ns is None else f"{what} for {span(end_ns - start_ns)}"
