@@ -35,8 +35,8 @@ def reading(*rows: tuple[Any, ...], seconds: float = 1.0, direction: Direction =
     """Rows: (verdict, packets, frame bytes of each, class, ethertype, reason), the last three optional."""
     cells = np.zeros(len(rows), dtype=CELL)
     for cell, row in zip(cells, rows, strict=True):
-        verdict, packets, size, *more = row
-        packet_class, ethertype, reason = (*more, *(PacketClass.UDP, Ethertype.IPV4, 0)[len(more) :])
+        verdict, packets, size = row[:3]
+        packet_class, ethertype, reason = row[3:] + (PacketClass.UDP, Ethertype.IPV4, 0)[len(row) - 3 :]
         cell["direction"], cell["verdict"], cell["packets"] = direction, verdict, packets
         cell["packet_class"], cell["ethertype"], cell["reason"] = packet_class, ethertype, reason
         cell["size"], cell["frame_bytes"] = size_bucket(size), packets * size

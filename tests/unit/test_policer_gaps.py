@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who took a limit away, when, after what, and what passed meanwhile: from events in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vifprobe.analysis.gaps import Gap, GapTracker, Happening
+from vifprobe.analysis.policer import Enforced
+from vifprobe.layout import Direction
+
+OUT, IN = Direction.OUTBOUND, Direction.INBOUND
+POLICE = Enforced(OUT, "tc", "police", "ingress pref 49152 police 1", "tap0", 100_000_000, 3_200_000)
+THERE: dict[Direction, Enforced | None] = {OUT: POLICE, IN: None}
+NOT_THERE: dict[Direction, Enforced | None] = {OUT: None, IN: None}
+MS = 1_000_000
+
+
+def link(at_ms: float, detail: str = "mtu 1500 -> 1400") -> Happening:
+    return Happening(round(at_ms * MS), "link", detail=detail)
+
+
+def qdisc_del(at_ms: float, by: str = "ovs-vswitchd") -> Happening:
+    return Happening(round(at_ms * MS), "qdisc_del", OUT, by, 4711, "ingress qdisc", "ingress")
+
+
+def limit_new(at_ms: float, by: str = "libvirtd") -> Happening:
+    return Happening(round(at_ms * MS), "limit_new", OUT, by)
+
+
+def limit_del(at_ms: float) -> Happening:
+    return Happening(round(at_ms * MS), "limit_del", OUT, "tc")
+
+
+def follow(tracker: GapTracker, events: list[Happening], limits: Any, now_ms: float, passed: int) -> bool:
+    return tracker.follow(events, limits, round(now_ms * MS), {OUT: passed, IN: 0})
+
+
+def one(tracker: GapTracker) -> Gap:
+    (gap,) = tracker.gaps
+    return gap
+
+
+def test_a_removal_after_a_link_change() -> None:
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [link(5), qdisc_del(5.8)], NOT_THERE, 6, 1009)
+    tracker.progress({OUT: 8128, IN: 0})
+    gap = one(tracker)
+    assert gap.removal is not None
+    assert gap.link_change is not None
+    assert (gap.removal.by, gap.start_ns - gap.link_change.at_ns) == ("ovs-vswitchd", 800_000)
+    assert (gap.passed_bytes, gap.end_ns, gap.limit) == (8128 - 1009, None, POLICE)
+
+
+def test_the_link_change_may_come_in_an_earlier_batch_but_not_long_before() -> None:
+    for before_ms, named in ((400, True), (1_400, False)):
+        tracker = GapTracker(THERE)
+        assert not follow(tracker, [link(2_000 - before_ms)], THERE, 1_000, 0)
+        assert follow(tracker, [qdisc_del(2_000)], NOT_THERE, 2_001, 0)
+        assert (one(tracker).link_change is not None) is named
+
+
+def test_a_gap_ends_with_the_next_policer() -> None:
+    tracker = GapTracker(THERE)
+    follow(tracker, [qdisc_del(5)], NOT_THERE, 6, 1009)
+    assert follow(tracker, [limit_new(705)], THERE, 706, 35_000)
+    gap = one(tracker)
+    assert (gap.duration_ns(10**12), gap.restored_by, gap.passed_bytes) == (700 * MS, "libvirtd", 33_991)
+    tracker.progress({OUT: 99_999, IN: 0})
+    assert one(tracker).passed_bytes == 33_991
+    assert tracker.installs == []
+
+
+def test_deleted_and_added_in_one_batch() -> None:
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [qdisc_del(5, "neutron"), limit_new(8, "neutron")], THERE, 9, 1009)
+    assert one(tracker).duration_ns(0) == 3 * MS
+
+
+def test_one_filter_of_several_is_no_gap() -> None:
+    tracker = GapTracker(THERE)
+    assert not follow(tracker, [limit_del(5)], THERE, 6, 0)
+    assert tracker.gaps == []
+
+
+def test_the_last_filter_is() -> None:
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [limit_del(5)], NOT_THERE, 6, 0)
+    assert one(tracker).start_ns == 5 * MS
+
+
+def test_an_nft_limit_goes_without_an_event() -> None:
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [], NOT_THERE, 6, 0)
+    gap = one(tracker)
+    assert (gap.removal, gap.start_ns) == (None, 6 * MS)
+    assert follow(tracker, [], THERE, 9, 0)
+    assert one(tracker).end_ns == 9 * MS
+
+
+def test_a_limit_where_there_was_none_is_no_gap() -> None:
+    tracker = GapTracker(NOT_THERE)
+    assert follow(tracker, [limit_new(5)], THERE, 6, 0)
+    assert (tracker.gaps, tracker.installs) == ([], [(OUT, 5 * MS)])
+
+
+def test_a_second_removal_has_a_number_of_its_own() -> None:
+    tracker = GapTracker(THERE)
+    follow(tracker, [qdisc_del(5)], NOT_THERE, 6, 0)
+    follow(tracker, [limit_new(7)], THERE, 8, 0)
+    follow(tracker, [qdisc_del(9)], NOT_THERE, 10, 0)
+    assert [gap.number for gap in tracker.gaps] == [1, 2]
+
+
+def test_a_changed_rate_is_a_change_and_counters_are_none() -> None:
+    tracker = GapTracker(THERE)
+    counted = Enforced(**{**vars(POLICE), "bytes": 104_729})
+    assert not follow(tracker, [], {OUT: counted, IN: None}, 6, 0)
+    faster = Enforced(**{**vars(POLICE), "rate_bps": 200_000_000})
+    assert follow(tracker, [limit_new(7)], {OUT: faster, IN: None}, 8, 0)
+    assert tracker.gaps == []
+
+
+def test_without_counts_nothing_is_made_up() -> None:
+    tracker = GapTracker(THERE)
+    tracker.follow([qdisc_del(5)], NOT_THERE, 6 * MS, {})
+    assert one(tracker).passed_bytes is None
+    assert not one(tracker).exceeded(10**12)
