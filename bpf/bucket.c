@@ -11,8 +11,6 @@
  * conforms when there are enough for all of it, and only then takes them. vifprobe/analysis/bucket.py is the same in
  * Python; a test holds the two against each other.
  */
-#if BUCKETS
-
 #define NSEC_PER_SEC 1000000000ULL
 
 /* Tokens and costs are in bytes * 1e9, so that rate * nanoseconds needs no division. */
@@ -37,7 +35,7 @@ static __always_inline u64 cost_of(u32 charge, u32 charged_bytes, u32 frame_byte
 	return charge == CHARGE_WIRE ? wire_bytes : charged_bytes;
 }
 
-/* EXPECTED_CONFORM or _EXCEED, in its place in the key; 0 where there is no limit. */
+/* EXPECTED_CONFORM or _EXCEED, in its place in the key; 0 where there is no limit. now: 0 where nobody asked yet. */
 static __always_inline u64 expected(u64 what, u64 now, u32 charged_bytes, u32 frame_bytes, u64 wire_bytes)
 {
 	u32 at = ((u32)(what >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((u32)(what >> KEY_DIRECTION_SHIFT) & 0xf);
@@ -46,6 +44,8 @@ static __always_inline u64 expected(u64 what, u64 now, u32 charged_bytes, u32 fr
 
 	if (!bucket || !bucket->bytes_per_second)
 		return 0;
+	if (!now)
+		now = bpf_ktime_get_ns();
 	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * NSEC_PER_SEC;
 	bpf_spin_lock(&bucket->lock);
 	tokens = bucket->tokens;
@@ -68,9 +68,3 @@ static __always_inline u64 expected(u64 what, u64 now, u32 charged_bytes, u32 fr
 	bpf_spin_unlock(&bucket->lock);
 	return says << KEY_EXPECTED_SHIFT;
 }
-#else
-static __always_inline u64 expected(u64 what, u64 now, u32 charged_bytes, u32 frame_bytes, u64 wire_bytes)
-{
-	return 0;
-}
-#endif

@@ -42,12 +42,12 @@ static __always_inline u64 size_key(struct lane *lane, u32 frame_bytes)
 	return forget(&lane->scratch, size_bucket(frame_bytes)) << KEY_SIZE_SHIFT;
 }
 
-/* The time of a packet's arrival, where anything asks for it: reading the clock costs some 20 ns. */
+/* The time of a packet's arrival, where every packet needs it: reading the clock costs some 20 ns. Else 0. */
 static __always_inline u64 arrival_ns(u64 given)
 {
 #if CLOCK_IS_TSTAMP
 	return given; /* replay: the file's own times */
-#elif BIN_NS || BUCKETS
+#elif BIN_NS
 	return bpf_ktime_get_ns();
 #else
 	return 0;

@@ -7,6 +7,7 @@ nothing of it is typed a second time. Struct shapes go the other way, from the C
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 import numpy as np
@@ -75,6 +76,30 @@ class Charge(IntEnum):
     L2 = 1
     L3 = 2
     WIRE = 3
+
+
+NSEC_PER_SEC = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The limit that an ideal token bucket holds packets to. ValueError for one that holds nothing back, or everything.
+
+    The kernel side counts tokens in bytes * 1e9, so that rate * nanoseconds needs no division.
+    """
+
+    bytes_per_second: int
+    burst_bytes: int
+    charge: Charge = Charge.INSTALLED
+
+    def __post_init__(self) -> None:
+        if self.bytes_per_second <= 0 or not 0 < self.burst_bytes <= 2**63 // NSEC_PER_SEC:
+            raise ValueError(f"no bucket: {self.bytes_per_second} byte/s, burst of {self.burst_bytes} bytes")
+
+    @property
+    def fill_ns(self) -> int:
+        """How long an empty bucket takes to be full, rounded up."""
+        return -(-self.burst_bytes * NSEC_PER_SEC // self.bytes_per_second)
 
 
 class TapTrait(IntFlag):

@@ -29,7 +29,7 @@ from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
-from vifprobe.layout import Direction
+from vifprobe.layout import Charge, Direction
 from vifprobe.watched import WatchedTap
 
 BOTH = (Direction.OUTBOUND, Direction.INBOUND)
@@ -49,7 +49,8 @@ class Probe:
     in; the calling thread is in it inside the block. bin_ns: width of the timeline's bins, 0 for none. limits: declared
     limits by direction, as given by the user. bracket: called in the taps' namespace with before_attach, after_attach,
     before_detach and after_detach, and the interfaces (see vifprobe.bracket). create_qdisc: on kernels without tcx, add
-    a clsact qdisc where there is none (it keeps OVS and libvirt from adding their policer).
+    a clsact qdisc where there is none (it keeps OVS and libvirt from adding their policer). charge: what the ideal
+    bucket with the declared limit takes for a packet.
 
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
     """
@@ -63,6 +64,7 @@ class Probe:
         limits: Mapping[Direction, Limit] | None = None,
         bracket: Callable[[str, tuple[Link, ...]], None] | None = None,
         create_qdisc: bool = False,
+        charge: Charge = Charge.INSTALLED,
     ) -> None:
         if not taps:
             raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
@@ -73,6 +75,7 @@ class Probe:
         self._limits = dict(limits or {})
         self._bracket = bracket
         self._create_qdisc = create_qdisc
+        self._charge = charge
         self._stack = ExitStack()
         self._watched: list[WatchedTap] = []
         self._seen: list[tuple[str, Event]] = []
@@ -141,7 +144,8 @@ class Probe:
             is_due = time.monotonic_ns() >= until_ns
             if stopped or (is_due and until_ns == end_ns):
                 break
-            due_ns += round(seconds * 1e9) if is_due else 0
+            if is_due:  # what a slow reader is late for is left out, or the end would come late, too
+                due_ns = max(due_ns + round(seconds * 1e9), time.monotonic_ns())
             yield from self._interval(self._counters.snapshot())
         yield from self._interval(self._detach())
         yield from self.totals()
@@ -218,6 +222,7 @@ class Probe:
             self._stack.callback(watched.detach)
             watched.attach(self._programs, self._directions, self._create_qdisc)
             self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
+            watched.hold_to(self._declared(watched), self._charge, self._programs)
         self._moment("after_attach")
         self._auditor.start()
         self._stack.callback(self._auditor.close)
@@ -231,8 +236,9 @@ class Probe:
 
         Where a limit came, went or changed, the wait is over at once.
         """
-        while (left_ns := until_ns - time.monotonic_ns()) > 0:
-            ready, _, _ = select.select([self._stop_read, self._events.fileno()], [], [], left_ns / 1e9)
+        left_ns = until_ns - time.monotonic_ns()
+        while True:  # once at least: `stop` is heard even where each reading takes longer than the interval
+            ready, _, _ = select.select([self._stop_read, self._events.fileno()], [], [], max(0, left_ns) / 1e9)
             if self._stop_read in ready:
                 return True
             self._follow_events()
@@ -241,13 +247,16 @@ class Probe:
             if self._changed:
                 until_ns = min(until_ns, time.monotonic_ns() + _CHANGE_SHOWN_NS)
                 self._changed = False
-        return False
+            left_ns = until_ns - time.monotonic_ns()
+            if left_ns <= 0:
+                return False
 
     def _follow_events(self) -> None:
         events = self._events.read()
         now_ns = time.monotonic_ns()
         due = now_ns - self._refreshed_ns > _REFRESH_NS
         self._refreshed_ns = now_ns if due else self._refreshed_ns
+        snapshot: Snapshot | None = None
         for watched in self._watched:
             own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
             self._seen += [(watched.link.name, event) for event in own]
@@ -257,7 +266,9 @@ class Probe:
                 watched.refresh()
             if (own or due) and not watched.gone:
                 self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
-                cells = self._cells_of(self._counters.snapshot(), watched) if own else watched.before
+                if own and snapshot is None:
+                    snapshot = self._counters.snapshot()
+                cells = self._cells_of(snapshot, watched) if own and snapshot else watched.before
                 audit = self._auditor.taps[watched.link.ifindex]
                 self._changed |= audit.follow(own, watched.installed, passed_bytes(cells))
             self._tell_gaps(watched)
@@ -299,12 +310,17 @@ class Probe:
             missed, watched.missed_before = snapshot.missed_packets - watched.missed_before, snapshot.missed_packets
             watched.before = cells
             yield replace(reading, missed=missed)
+            # What libvirt and Open vSwitch declare is known some time after the start, and can change.
+            watched.hold_to(self._declared(watched), self._charge, self._programs)
+
+    def _declared(self, watched: WatchedTap) -> dict[Direction, Limit]:
+        audit = self._auditor.taps[watched.link.ifindex]
+        return {direction: audit.limits(direction) for direction in self._directions}
 
     def _reading(
         self, watched: WatchedTap, cells: Cells, snapshot: Snapshot, since_ns: int, final: bool = False
     ) -> Reading:
         audit = self._auditor.taps[watched.link.ifindex]
-        declared = {direction: audit.limits(direction) for direction in self._directions}
         reading = Reading(
             tap=watched.link.name,
             at=datetime.now(timezone.utc),
@@ -313,7 +329,7 @@ class Probe:
             cells=cells,
             missed=snapshot.missed_packets,
             verdicts="reason" if self._features.has_drop_reason else "inferred",
-            limits=watched.limits(declared, self._directions),
+            limits=watched.limits(self._declared(watched), self._directions),
             notes=tuple(watched.notes),
             directions=self._directions,
             final=final,

@@ -25,7 +25,7 @@ from vifprobe.kernel.attach import (
     is_own_filter,
 )
 from vifprobe.kernel.build import Programs
-from vifprobe.layout import Direction, TapTrait
+from vifprobe.layout import Bucket, Charge, Direction, TapTrait
 
 _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapTrait.TRACED_INBOUND}
 
@@ -48,6 +48,7 @@ class WatchedTap:
         self.gone = False
         self._traced = TapTrait(0)
         self._qdisc: OwnQdisc | None = None
+        self._buckets: dict[Direction, Bucket] = {}
 
     @property
     def is_traced(self) -> bool:
@@ -140,6 +141,22 @@ class WatchedTap:
             return
         hook = self.attachments[direction].hook
         self.gaps[self.gaps.index(open_gap)] = replace(open_gap, end_ns=time.monotonic_ns(), hook=hook)
+
+    def hold_to(self, declared: Mapping[Direction, Limit], charge: Charge, programs: Programs) -> None:
+        """Hold the packets of each direction against its declared limit, from now on, with a full ideal bucket.
+
+        Without a declared burst: the installed one, else what the rate passes in a second, as libvirt does it.
+        """
+        for direction, limit in declared.items():
+            main = self.installed.main(direction)
+            burst_bytes = limit.burst_bytes or (main.burst_bytes if main else None)
+            bytes_per_second = (limit.declared_bps or 0) // 8
+            if not bytes_per_second:
+                continue
+            bucket = Bucket(bytes_per_second, burst_bytes or bytes_per_second, charge)
+            if self._buckets.get(direction) != bucket:
+                programs.set_bucket(self.number, direction, bucket)
+                self._buckets[direction] = bucket
 
     def limits(self, declared: Mapping[Direction, Limit], directions: tuple[Direction, ...]) -> dict[Direction, Limit]:
         """Declared and installed limit of each direction."""

@@ -17,6 +17,7 @@ from vifprobe.capture.manifest import Gap, Manifest, TapEntry
 from vifprobe.capture.rows import EventRow
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.commands.options import (
+    CHARGES,
     DIRECTIONS,
     DURATION,
     declared_limits,
@@ -51,6 +52,7 @@ def command(
     netns: str | None,
     rate: int | None,
     burst: int | None,
+    charge: str,
     create_qdisc: bool,
     duration: int,
     output: str,
@@ -76,6 +78,7 @@ def command(
         bin_ns=bin_ns,
         bracket=bracket,
         create_qdisc=create_qdisc,
+        charge=CHARGES[charge],
     )
     options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}
     with probe:

@@ -13,12 +13,13 @@ import click
 
 from vifprobe.analysis.reading import Finding, Limit, Reading
 from vifprobe.errors import EXIT_DONE, EXIT_FINDING, UsageError
-from vifprobe.layout import Direction
+from vifprobe.layout import Charge, Direction
 from vifprobe.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 SEVERITIES = ("info", "warning", "critical")
+CHARGES = {charge.name.lower(): charge for charge in Charge}
 DIRECTIONS = {
     "both": (Direction.OUTBOUND, Direction.INBOUND),
     "outbound": (Direction.OUTBOUND,),
@@ -48,9 +49,16 @@ SIZE = _Parsed("size", parse_size_bytes)
 
 
 def tap_options(function: _Function) -> _Function:
-    """TAP..., --direction, --netns, --rate, --burst, --create-qdisc."""
+    """TAP..., --direction, --netns, --rate, --burst, --charge, --create-qdisc."""
     for option in (
         click.option("--create-qdisc", is_flag=True, help="On kernels without tcx: add a clsact qdisc."),
+        click.option(
+            "--charge",
+            type=click.Choice(list(CHARGES)),
+            default="installed",
+            show_default=True,
+            help="What the ideal bucket with that limit takes for a packet.",
+        ),
         click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb."),
         click.option("--rate", type=RATE, help="Declared limit to hold the packets against, such as 100mbit."),
         click.option("--netns", metavar="NAME", help="Network namespace of the taps: name, path or pid."),

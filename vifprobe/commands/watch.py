@@ -13,6 +13,7 @@ import click
 
 from vifprobe.analysis.reading import Reading
 from vifprobe.commands.options import (
+    CHARGES,
     DIRECTIONS,
     DURATION,
     declared_limits,
@@ -40,6 +41,7 @@ def command(
     netns: str | None,
     rate: int | None,
     burst: int | None,
+    charge: str,
     create_qdisc: bool,
     interval: int,
     duration: int | None,
@@ -60,6 +62,7 @@ def command(
         netns=netns,
         limits=declared_limits(direction, rate, burst),
         create_qdisc=create_qdisc,
+        charge=CHARGES[charge],
     )
     last: list[Reading] = []
     with ExitStack() as stack:

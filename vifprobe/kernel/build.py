@@ -18,7 +18,7 @@ from vifprobe.kernel.cache import compiled
 from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, replaced
 from vifprobe.kernel.features import Features, TraceFields, missing_capabilities
 from vifprobe.kernel.mapped import MappedArray
-from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, TAPS_MAX, Charge, Direction
+from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, NSEC_PER_SEC, TAPS_MAX, Bucket, Direction
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
 SOURCES = ("count.c", "bucket.c", "observe.c", "verdict.c", "trace.c")
@@ -28,23 +28,20 @@ CELLS_PER_TAP = 256
 CELLS_MIN = 2048
 BIN_LOG_ENTRIES = 4096
 
-NSEC_PER_SEC = 1_000_000_000
-
 
 @dataclass(frozen=True)
 class Settings:
     """What the C source is compiled for.
 
     taps: how many are watched. bin_ns: width of the timeline's bins, 0 for no timeline. cpus: of this machine. trace:
-    where the tracepoint way is wanted too, for taps that no tc hook can be had on. buckets: with an ideal token bucket a
-    tap and direction. tstamp_clock: packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now.
+    where the tracepoint way is wanted too, for taps that no tc hook can be had on. tstamp_clock:
+    packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now.
     """
 
     taps: int = 1
     bin_ns: int = 0
     cpus: int = 0
     trace: TraceFields | None = None
-    buckets: bool = False
     tstamp_clock: bool = False
 
     @property
@@ -66,7 +63,6 @@ class Settings:
             "CELLS_PER_CPU": self.cells_per_cpu,
             "BIN_NS": self.bin_ns,
             "BIN_LOG": BIN_LOG_ENTRIES,
-            "BUCKETS": int(self.buckets),
             "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
             "HAS_REASON": int(features.has_drop_reason),
             **{f"{member}_OFFSET": offset for member, offset in features.offsets_bytes.items()},
@@ -81,20 +77,6 @@ class Settings:
         if self.trace is not None:
             values |= {"TRACEPOINTS": 1, **self.trace.offsets_bytes}
         return [f"-D{name}={value}" for name, value in values.items()]
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """The limit that an ideal token bucket holds packets to. bytes_per_second, burst_bytes: above 0."""
-
-    bytes_per_second: int
-    burst_bytes: int
-    charge: Charge = Charge.INSTALLED
-
-    @property
-    def fill_ns(self) -> int:
-        """How long an empty bucket takes to be full, rounded up."""
-        return -(-self.burst_bytes * NSEC_PER_SEC // self.bytes_per_second)
 
 
 class Programs:
