@@ -211,7 +211,7 @@ def test_a_port_with_everything_set(database: tuple[Path, Callable[[str], None]]
         "ingress_policing_burst=10007 ingress_policing_kpkts_rate=3 external_ids:iface-id=834d76e9-5f00-4000 "
         'external_ids:vm-id=vm external_ids:attached-mac="fa:16:3e:00:00:01" -- set port tap834d76e9-5f qos=@q -- '
         "--id=@q create qos type=linux-htb other-config:max-rate=50000000 queues:0=@a queues:7=@b -- "
-        "--id=@a create queue other-config:max-rate=40000000 other-config:burst=800000 -- --id=@b create queue"
+        "--id=@a create queue other-config:max-rate=40000000 other-config:burst=800000 -- --id=@b create queue other-config:min-rate=977"
     )
     state = read_ovs((path,))
     found = state.interfaces["tap834d76e9-5f"]
@@ -219,7 +219,7 @@ def test_a_port_with_everything_set(database: tuple[Path, Callable[[str], None]]
     assert (found.iface_id, found.vm_id, found.attached_mac) == ("834d76e9-5f00-4000", "vm", "fa:16:3e:00:00:01")
     assert (found.rate_bps, found.burst_bytes) == (100_000_000, 10_007 * 128)
     assert (found.rate_pps, found.burst_packets) == (3_000, 16_000)
-    assert found.qos == Qos("linux-htb", 50_000_000, (Queue(0, 40_000_000, None, 800_000), Queue(7)))
+    assert found.qos == Qos("linux-htb", 50_000_000, (Queue(0, 40_000_000, None, 800_000), Queue(7, None, 977)))
     assert state.interfaces["br-int"].rate_bps is None
 
 
