@@ -11,9 +11,9 @@ from vifprobe.analysis.policer import (
     Declared,
     Enforced,
     InForce,
+    burst_differs,
     in_force,
     matches,
-    same_burst,
     same_rate,
     uncovered,
 )
@@ -175,7 +175,7 @@ def _differs(
         severity = "critical" if ratio > 1 else "warning"
         title = f"{_who(asked)} declares {bits(asked.rate_bps)}, the kernel enforces {bits(main.rate_bps)}"
         title += f" ({unit})" if unit else ""
-    elif same_burst(asked.burst_bytes, main.burst_bytes) is False:
+    elif burst_differs(asked, main):
         evidence |= {"installed_over_declared": round((main.burst_bytes or 0) / (asked.burst_bytes or 1), 4)}
         severity = "warning"
         title = (

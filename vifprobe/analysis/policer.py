@@ -153,6 +153,12 @@ def same_burst(declared: int | None, installed: int | None) -> bool | None:
     return abs(declared - installed) <= thresholds.SAME_BURST * declared + thresholds.BURST_ROUNDING_BYTES
 
 
+def burst_differs(declared: Declared, enforced: Enforced) -> bool:
+    """Whether the burst is neither as asked for nor what passes at once: people name nft's limits either way."""
+    readings = [same_burst(declared.burst_bytes, one) for one in (enforced.burst_bytes, enforced.at_once_bytes)]
+    return False in readings and True not in readings
+
+
 def matches(declared: Declared, enforced: Enforced) -> bool:
     """Whether the kernel does what was asked for: same direction, device and rate, and burst where both have one."""
     if (declared.direction, declared.device) != (enforced.direction, enforced.device):
@@ -160,7 +166,7 @@ def matches(declared: Declared, enforced: Enforced) -> bool:
     if declared.rate_bps is not None:
         if enforced.rate_bps is None or not same_rate(declared.rate_bps, enforced.rate_bps):
             return False
-        return same_burst(declared.burst_bytes, enforced.burst_bytes) is not False
+        return not burst_differs(declared, enforced)
     return declared.rate_pps is not None and declared.rate_pps == enforced.rate_pps
 
 
