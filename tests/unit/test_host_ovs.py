@@ -211,7 +211,8 @@ def test_a_port_with_everything_set(database: tuple[Path, Callable[[str], None]]
         "ingress_policing_burst=10007 ingress_policing_kpkts_rate=3 external_ids:iface-id=834d76e9-5f00-4000 "
         'external_ids:vm-id=vm external_ids:attached-mac="fa:16:3e:00:00:01" -- set port tap834d76e9-5f qos=@q -- '
         "--id=@q create qos type=linux-htb other-config:max-rate=50000000 queues:0=@a queues:7=@b -- "
-        "--id=@a create queue other-config:max-rate=40000000 other-config:burst=800000 -- --id=@b create queue other-config:min-rate=977"
+        "--id=@a create queue other-config:max-rate=40000000 other-config:burst=800000 -- "
+        "--id=@b create queue other-config:min-rate=977"
     )
     state = read_ovs((path,))
     found = state.interfaces["tap834d76e9-5f"]
