@@ -288,10 +288,15 @@ def test_p11_another_rate(installed: int, severity: str, words: str | None) -> N
 
 
 def test_p11_another_burst_but_not_a_rounded_one() -> None:
-    other = replace(CORRECT, enforced=(replace(POLICE, burst_bytes=BURST // 8),))
+    other = replace(CORRECT, enforced=(replace(POLICE, burst_bytes=BURST // 8, bucket_bytes=BURST // 8),))
     assert only(Situation(other), "P11").severity == "warning"
     for near in (BURST - 150, BURST * 1000 // 1024, BURST + 40):
         assert patterns(Situation(replace(CORRECT, enforced=(replace(POLICE, burst_bytes=near),)))) == []
+
+
+def test_p11_not_for_an_nft_burst_named_as_what_passes_at_once() -> None:
+    nft = replace(POLICE, source="nft", kind="limit", burst_bytes=BURST // 8, bucket_bytes=BURST)
+    assert patterns(Situation(replace(CORRECT, enforced=(nft,)))) == []
 
 
 def test_p11_not_for_a_declaration_that_a_stricter_one_overrides() -> None:
