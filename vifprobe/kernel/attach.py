@@ -147,7 +147,7 @@ def attach(program_fd: int, tap: str, ifindex: int, direction: Direction, qdisc:
 
 def _attach_filter(program_fd: int, tap: str, ifindex: int, ingress: bool, qdisc: str) -> Attachment:
     try:
-        libbpf.attach_filter(program_fd, ifindex, ingress, FILTER_PREF, FILTER_HANDLE)
+        libbpf.attach_filter(program_fd, ifindex, ingress, FILTER_PREF, FILTER_HANDLE, qdisc)
     except OSError as error:
         # Taken: by another kind of filter (OVS puts its matchall there), or by a filter that a killed run left.
         raise NoHookError(

@@ -21,6 +21,9 @@ BPF_F_BEFORE = 1 << 3
 # tools/lib/bpf/libbpf.h, enum bpf_tc_attach_point
 BPF_TC_INGRESS = 1
 BPF_TC_EGRESS = 2
+BPF_TC_CUSTOM = 4
+#: `parent ffff:`, of an `ingress` qdisc (include/uapi/linux/pkt_sched.h, TC_H_INGRESS less its minor number)
+_INGRESS_PARENT = 0xFFFF0000
 
 
 _LOG_BYTES = 1 << 20
@@ -256,12 +259,17 @@ def destroy_clsact(ifindex: int) -> None:
     _check(library().bpf_tc_hook_destroy(ctypes.byref(hook)))
 
 
-def attach_filter(program_fd: int, ifindex: int, ingress: bool, pref: int, handle: int) -> None:
+def attach_filter(program_fd: int, ifindex: int, ingress: bool, pref: int, handle: int, qdisc: str) -> None:
     """`tc filter add dev X ingress pref P handle H bpf direct-action`, in the qdisc that is there.
+
+    Of a qdisc of kind `ingress`, the parent is `ffff:`, as libvirt and Open vSwitch name it: the kernel shows all
+    filters of a block with the parent that was named last (net/sched/cls_api.c, block->classid).
 
     OSError ENOENT/EINVAL: no ingress or clsact qdisc; EEXIST: pref and handle are taken.
     """
     hook, options = _tc(program_fd, ifindex, ingress, pref, handle)
+    if qdisc == "ingress":
+        hook.attach_point, hook.parent = BPF_TC_CUSTOM, _INGRESS_PARENT
     _check(library().bpf_tc_attach(ctypes.byref(hook), ctypes.byref(options)))
 
 
