@@ -112,7 +112,7 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 	struct packet packet;
 	struct frame frame;
 
-	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_OUTBOUND) || !in_own_netns(skb))
+	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_OUTBOUND) || in_other_netns(skb))
 		return 0;
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_OUTBOUND, tap, lane, &packet);
@@ -134,7 +134,7 @@ int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 	struct packet packet;
 	struct frame frame;
 
-	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_INBOUND) || !in_own_netns(skb))
+	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_INBOUND) || in_other_netns(skb))
 		return 0;
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_INBOUND, tap, lane, &packet);

@@ -50,14 +50,14 @@ static __always_inline u32 own_netns(void)
 }
 
 /* Tracepoints see the packets of all namespaces, and each of them numbers its devices from 1. */
-static __always_inline bool in_own_netns(u64 skb)
+static __always_inline bool in_other_netns(u64 skb)
 {
 #if NS_COMMON_INUM_OFFSET >= 0
 	u64 net = FIELD(u64, FIELD(u64, skb, SKB_DEV_OFFSET), DEV_NET_OFFSET);
 
-	return (u32)FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) == own_netns();
+	return (u32)FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns();
 #else
-	return true;
+	return false;
 #endif
 }
 
@@ -71,7 +71,7 @@ static __always_inline bool is_foreign(u64 skb, struct lane *lane)
 	if (FIELD(u32, skb, SKB_IIF_OFFSET) != lane->ifindex)
 		return true;
 	/* ... but on a device of the same number in another network namespace ... */
-	if (!in_own_netns(skb))
+	if (in_other_netns(skb))
 		return true;
 	/*
 	 * ... or on this tap, but freed before it came to the hook: a tag that the kernel could not take out, because the
@@ -103,7 +103,7 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	/* Settled by the reader: its call chain ended long ago, this is a later fate (or a later skb). */
-	if (unlikely(lane->now - lane->epoch >= EPOCHS_IN_FLIGHT)) {
+	if (unlikely((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)) {
 		lane->late_verdicts++;
 		return 0;
 	}
