@@ -8,6 +8,7 @@ turns such skips into failures, so that a run can't pass on skips.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,22 @@ from vifprobe.testing.taps import Tap
 from vifprobe.testing.taps import tap as make_tap
 
 Require = Callable[[str, object, str], None]
+
+#: The stock kernel that the tests run on in a virtual machine (scripts/vm), "" elsewhere.
+KERNEL = os.environ.get("VIFPROBE_VM", "")
+LAB = Path(__file__).parents[1] / "scripts" / "lab"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kernels(*versions): the stock kernels that a test in tests/vm is for")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a stock kernel, leave out what is for other ones: that is no skip."""
+    if KERNEL:
+        other = [item for item in items for mark in item.iter_markers("kernels") if KERNEL not in mark.args]
+        items[:] = [item for item in items if item not in other]
+        config.hook.pytest_deselected(items=other)
 
 
 def require_or_skip(word: str, condition: object, missing: str) -> None:
@@ -36,6 +53,21 @@ def require_or_skip(word: str, condition: object, missing: str) -> None:
 def require() -> Require:
     """`require("kernel", condition, "what is missing")`."""
     return require_or_skip
+
+
+@pytest.fixture(scope="session")
+def stock_kernel() -> str:
+    """Its version. What needs it must not touch the Open vSwitch or the libvirt of a host that is in use."""
+    require_or_skip("vm", KERNEL, "a virtual machine with a stock kernel (scripts/test --vm)")
+    return KERNEL
+
+
+@pytest.fixture(scope="session")
+def ovs(stock_kernel: str) -> str:
+    """A bridge of a running Open vSwitch, which works in the guest's first network namespace."""
+    subprocess.run([LAB / "start-ovs"], check=True)
+    subprocess.run(["ovs-vsctl", "--may-exist", "add-br", "br-int"], check=True)
+    return "br-int"
 
 
 @pytest.fixture

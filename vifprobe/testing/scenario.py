@@ -61,9 +61,15 @@ def guest(name: str = "tap834d76e9-5f", *, average: int = 12500, burst: int = 31
     with ExitStack() as stack:
         made = stack.enter_context(tap(name, vnet_hdr=True))
         policer = stack.enter_context(limit(made.name, average=average, burst=burst))
-        bridge = stack.enter_context(bridge_with(made))
-        stack.enter_context(_uplink(bridge))
+        stack.enter_context(forwarded(made))
         yield Guest(made, policer)
+
+
+@contextmanager
+def forwarded(*taps: Tap) -> Iterator[None]:
+    """What the taps' policers let through passes: on a bridge, to an uplink that takes all of it."""
+    with bridge_with(*taps) as bridge, _uplink(bridge):
+        yield
 
 
 @contextmanager
