@@ -30,7 +30,10 @@ from vifprobe.host.links import Link
 from vifprobe.layout import Direction, Verdict
 
 _LOOK_SECONDS = 1.0
-_DECLARED_NS = 10_000_000_000  # a limit that is declared anew comes with a change in the kernel, and then at once
+#: Declared anew, a limit comes with a change in the kernel, and is then read at once; but not again and again while
+#: changes pour in.
+_DECLARED_NS = 10_000_000_000
+_DECLARED_LEAST_NS = 1_000_000_000
 _BACKGROUND_NICE = 5
 #: Findings are drawn from so much of the past, and not anew more often than this.
 _WINDOW_NS = 5_000_000_000
@@ -56,7 +59,7 @@ class TapAudit:
         self._window: deque[tuple[int, Cells]] = deque([(time.monotonic_ns(), no_cells())])
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._last: tuple[Finding, ...] = ()
-        self._last_ns = 0
+        self._last_ns = self._changed_ns = 0
         self._remembered: dict[str, Finding] = {}
 
     def _set_up(self) -> SetUp:
@@ -85,7 +88,7 @@ class TapAudit:
         changed = self.tracker.follow(audit.happenings(events), _main(self._set_up()), time.monotonic_ns(), passed)
         if changed:
             self._window.clear()
-            self._last_ns = 0
+            self._last_ns, self._changed_ns = 0, time.monotonic_ns()
         return changed
 
     def limits(self, direction: Direction) -> Limit:
@@ -144,12 +147,14 @@ class TapAudit:
 
     def _pair(self, whole: bool) -> tuple[Look | None, Look | None]:
         """Two looks to compare: the last one, and one some time before it (the first one of all)."""
-        if len(self.looks) < 2:
+        # A limit that was replaced counts from 0 on.
+        looks = [one for one in self.looks if one.at_ns > self._changed_ns]
+        if len(looks) < 2:
             return None, None
-        now = self.looks[-1]
+        now = looks[-1]
         if whole:
-            return self.looks[0], now
-        apart = [one for one in self.looks[:-1] if _GROWTH_NS <= now.at_ns - one.at_ns < _WINDOW_NS]
+            return looks[0], now
+        apart = [one for one in looks[:-1] if _GROWTH_NS <= now.at_ns - one.at_ns < _WINDOW_NS]
         return (apart[-1], now) if apart else (None, None)
 
     def _sample(self, reading: Reading, now_ns: int) -> None:
@@ -183,6 +188,7 @@ class Auditor:
         self._links = [tap.link for tap in self.taps.values()]
         self._wake, self._closed = threading.Event(), False
         self._declared_ns: int | None = None
+        self._poked = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 
@@ -192,7 +198,7 @@ class Auditor:
 
     def poke(self) -> None:
         """Something has changed: look again now, at what is declared too."""
-        self._declared_ns = None
+        self._poked = True
         self._wake.set()
 
     def close(self) -> None:
@@ -217,9 +223,10 @@ class Auditor:
 
     def _look_at_declared(self) -> None:
         now_ns = time.monotonic_ns()
-        if self._declared_ns is not None and now_ns - self._declared_ns < _DECLARED_NS:
+        wait_ns = _DECLARED_LEAST_NS if self._poked else _DECLARED_NS
+        if self._declared_ns is not None and now_ns - self._declared_ns < wait_ns:
             return
-        self._declared_ns = now_ns
+        self._declared_ns, self._poked = now_ns, False
         found = declared_of(self._links)
         holders = processes.holders(self._links)
         for ifindex, tap in self.taps.items():
@@ -247,11 +254,6 @@ def passed_bytes(cells: Cells) -> dict[Direction, int | None]:
         known = not (rows["verdict"] == Verdict.UNKNOWN).any()
         found[direction] = count(rows[rows["verdict"] == Verdict.PASSED]).charged_bytes if known else None
     return found
-
-
-def nothing_passed() -> dict[Direction, int | None]:
-    """Before anything was counted."""
-    return passed_bytes(no_cells())
 
 
 def _main(set_up: SetUp) -> dict[Direction, Enforced | None]:
