@@ -259,7 +259,7 @@ def destroy_clsact(ifindex: int) -> None:
     _check(library().bpf_tc_hook_destroy(ctypes.byref(hook)))
 
 
-def attach_filter(program_fd: int, ifindex: int, ingress: bool, pref: int, handle: int, qdisc: str) -> None:
+def attach_filter(program_fd: int, ifindex: int, ingress: bool, pref: int, handle: int, qdisc: str = "") -> None:
     """`tc filter add dev X ingress pref P handle H bpf direct-action`, in the qdisc that is there.
 
     Of a qdisc of kind `ingress`, the parent is `ffff:`, as libvirt and Open vSwitch name it: the kernel shows all
