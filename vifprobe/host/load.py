@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_LOOK_FOR_THREADS_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -47,30 +48,42 @@ def sample_load(pid: int | None = None) -> LoadSample:
 
 def _vhost(pid: int) -> float | None:
     """Time of the vhost threads of a process: its own (6.4 and later), or kernel threads called `vhost-<pid>`."""
-    places = _vhost_tasks(pid) or _vhost_kernel_threads(pid)
+    places = _vhost_tasks(pid) or _kernel_threads(_period()).get(f"vhost-{pid}", ())
     seconds = [one for one in map(_kernel_seconds, places) if one is not None]
     return sum(seconds) if seconds else None
 
 
-def _vhost_tasks(pid: int) -> list[str]:
+def _vhost_tasks(pid: int) -> tuple[str, ...]:
+    return _vhost_tasks_in(pid, _period())
+
+
+def _period() -> int:
+    """Threads are looked for anew this often only: a big node has thousands, and this runs every second."""
+    return int(time.monotonic() // _LOOK_FOR_THREADS_SECONDS)
+
+
+@lru_cache(maxsize=1024)
+def _vhost_tasks_in(pid: int, period: int) -> tuple[str, ...]:
     try:
-        tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - read every second
+        tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - QEMU has many
     except OSError:
-        return []
-    return [f"/proc/{pid}/task/{task}/stat" for task in tasks if _comm(f"/proc/{pid}/task/{task}").startswith("vhost-")]
+        return ()
+    places = (f"/proc/{pid}/task/{task}" for task in tasks)
+    return tuple(f"{place}/stat" for place in places if _comm(place).startswith("vhost-"))
 
 
-def _vhost_kernel_threads(pid: int) -> list[str]:
-    """Only kernel threads, which are children of kthreadd."""
+@lru_cache(maxsize=1)
+def _kernel_threads(period: int) -> dict[str, tuple[str, ...]]:
+    """Name -> stat files of the kernel threads, which are the children of kthreadd."""
+    found: dict[str, tuple[str, ...]] = {}
     try:
         children = Path("/proc/2/task/2/children").read_text().split()
     except OSError:
-        return []
-    return [f"/proc/{child}/stat" for child in _named(children, f"vhost-{pid}")]
-
-
-def _named(pids: Iterable[str], name: str) -> list[str]:
-    return [pid for pid in pids if _comm(f"/proc/{pid}") == name]
+        return found
+    for child in children:
+        name = _comm(f"/proc/{child}")
+        found[name] = (*found.get(name, ()), f"/proc/{child}/stat")
+    return found
 
 
 def _comm(place: str) -> str:
