@@ -192,12 +192,9 @@ def _happening(event: Event) -> Happening | None:
     meaning, direction, qdisc = _meaning(event)
     if meaning is None:
         return None
-    by = event.by_comm or ""
-    if by in ("tc", "nft", "ip") and event.by_parent_comm:
-        by = f"{by} (started by {event.by_parent_comm})"
     # What tells nothing is not worth a place in a sentence.
     detail = "" if meaning == "link" and event.detail.startswith("nothing ") else event.detail
-    return Happening(event.at_ns, meaning, direction, by, event.by_pid, detail, qdisc)
+    return Happening(event.at_ns, meaning, direction, event.by_words, event.by_pid, detail, qdisc)
 
 
 def _meaning(event: Event) -> tuple[Meaning | None, Direction | None, str]:

@@ -72,7 +72,8 @@ def _unlimited(ifindex: int, gaps: Iterable[Gap], final: bool) -> Iterator[_Told
     for gap in gaps:
         if final or gap.end_ns is not None:
             removal = gap.removal
-            who = (removal.by_pid, removal.by or None) if removal else (None, None)
+            # The name alone, as in all other rows; the sentence has it with who ran it.
+            who = (removal.by_pid, removal.by.split(" (")[0] or None) if removal else (None, None)
             key = ("limit_gap", ifindex, gap.direction, gap.number)
             yield key, Event(gap.start_ns, ifindex, "limit_gap", _limit_words(gap), *who)
 
@@ -81,6 +82,8 @@ def _limit_words(gap: Gap) -> str:
     words = f"{gap.direction.name.lower()} packets {_lasted('not limited', gap.start_ns, gap.end_ns)}"
     if gap.limit is not None and gap.limit.rate_bps is not None:
         words += f", {bits(gap.limit.rate_bps)} before"
+    if gap.removal is not None and gap.removal.by:
+        words += f"; removed by {gap.removal.by}"
     if gap.passed_bytes is not None:
         words += f"; {size(gap.passed_bytes)} passed"
     return words + (f"; limited again by {gap.restored_by}" if gap.restored_by else "")

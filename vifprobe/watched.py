@@ -131,6 +131,7 @@ class WatchedTap:
         open_gap = next((gap for gap in self.gaps if gap.direction == direction and gap.end_ns is None), None)
         if open_gap is None:
             why = f"{by.detail} deleted" if by.kind.endswith("_del") else "its qdisc was deleted or replaced"
+            why += f" by {by.by_words}" if by.by_words else ""
             open_gap = Coverage(self.link.name, direction, by.at_ns, None, why, by.by_pid, by.by_comm)
             self.gaps.append(open_gap)
         # Into the new qdisc; while there is none, the tracepoints count.

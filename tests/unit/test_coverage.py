@@ -33,9 +33,12 @@ def test_what_lasts_is_told_at_the_end() -> None:
 
 
 def test_a_time_without_a_limit_names_both_sides() -> None:
-    removal = Happening(2_000, "qdisc_del", OUT, "ovs-vswitchd", 97)
+    removal = Happening(2_000, "qdisc_del", OUT, "tc (started by libvirtd)", 97)
     gap = Gap(1, OUT, 2_000, LIMIT, removal, end_ns=1_300_002_000, restored_by="tc", passed_bytes=1009)
     [(_, event)] = GapTeller().news("tap0", 7, [], [gap], False)
-    assert (event.kind, event.by_pid, event.by_comm) == ("limit_gap", 97, "ovs-vswitchd")
-    told = "outbound packets not limited for 1.3 s, 10 Mbit/s before; 1.01 kB passed; limited again by tc"
+    assert (event.kind, event.by_pid, event.by_comm) == ("limit_gap", 97, "tc")
+    told = (
+        "outbound packets not limited for 1.3 s, 10 Mbit/s before; removed by tc (started by libvirtd); 1.01 kB passed;"
+        " limited again by tc"
+    )
     assert event.detail == told

@@ -34,6 +34,10 @@ _QUEUE_MAX = 20_000  # datagrams that nobody has read; what comes after them is 
 _RECEIVED_AT_ONCE_MAX = 2_000  # in a second, some 30 µs of work each
 
 
+#: Others run them.
+_COMMANDS = ("tc", "nft", "ip")
+
+
 class _Received(NamedTuple):
     """A datagram as it came in; data is None where datagrams before it were lost."""
 
@@ -63,6 +67,12 @@ class Event:
     by_parent_comm: str | None = None
     by_proved: bool = False
     record: Link | TcQdisc | TcClass | TcFilter | None = None
+
+    @property
+    def by_words(self) -> str:
+        """Who asked for it; for a command, with who ran it: `tc (started by libvirtd)`. "" where nobody is known."""
+        by = self.by_comm or ""
+        return f"{by} (started by {self.by_parent_comm})" if by in _COMMANDS and self.by_parent_comm else by
 
 
 class Events:
