@@ -47,7 +47,7 @@ struct lane {
 	u32 charged_bytes;
 	u64 wire_bytes;
 	u32 traits;
-	u32 now;      /* epoch, counted up by user space at each reading: the one field it writes */
+	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes */
 	u64 scratch;  /* see forget() */
 	/* second line */
 	u64 cells;          /* cells in use: entries of this CPU's roster */

@@ -73,7 +73,8 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 	lane->what = what;
 	lane->sequence++;
 	lane->ifindex = tap->ifindex;
-	lane->epoch = lane->now;
+	/* While the reader waits (odd), a packet belongs to the next epoch: only what began before is waited for. */
+	lane->epoch = (lane->now + 1) & ~1U;
 	lane->frame_bytes = frame_bytes;
 	lane->charged_bytes = charged_bytes;
 	lane->wire_bytes = wire;
