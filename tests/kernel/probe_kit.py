@@ -18,6 +18,10 @@ import numpy as np
 
 from vifprobe.analysis.reading import Counts, Reading, count, merge
 from vifprobe.capture.tables import Bins
+from vifprobe.kernel.attach import attach
+from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.counters import Counters
+from vifprobe.kernel.features import read_features
 from vifprobe.layout import BIN, Direction, PacketClass, Verdict
 from vifprobe.probe import Probe
 from vifprobe.testing import frames as f
@@ -113,8 +117,8 @@ def forwarding(*taps: Tap) -> Iterator[None]:
     with ExitStack() as stack:
         bridge = stack.enter_context(bridge_with(*taps))
         stack.callback(subprocess.run, ["ip", "link", "delete", "sink0"], check=False, capture_output=True)
-        # Both free what is sent to them without counting a drop; not every kernel has both.
-        made = [["ip", "link", "add", "sink0", "type", kind] for kind in ("dummy", "ifb")]
+        # Both free what is sent to them without counting a drop; not every kernel has both. An ifb's queue is short.
+        made = [["ip", "link", "add", "sink0", "txqueuelen", "1000003", "type", kind] for kind in ("dummy", "ifb")]
         assert any(subprocess.run(add, check=False, capture_output=True).returncode == 0 for add in made)
         subprocess.run(["ip", "link", "set", "sink0", "master", bridge], check=True)
         set_link_up("sink0")
@@ -230,3 +234,42 @@ def as_counts(value: dict[str, int]) -> Counts:
 def packets_by_class(reading: Reading) -> dict[PacketClass, int]:
     """Outbound packets of each class seen."""
     return {code: reading.offered(OUT, code).packets for code in reading.classes(OUT)}
+
+
+@dataclass
+class KernelSide:
+    """Programs on one tap's outbound hook and their counters, without a Probe around them."""
+
+    programs: Programs
+    counters: Counters
+
+    def counts(self) -> dict[Verdict, int]:
+        """Packets by verdict since the start."""
+        cells = self.counters.snapshot().cells
+        return {verdict: int(cells["packets"][cells["verdict"] == verdict].sum()) for verdict in _DECIDED}
+
+
+@contextmanager
+def kernel_side(tap: Tap, settings: Settings | None = None) -> Iterator[KernelSide]:
+    """Compiled, loaded, attached; all gone after the block."""
+    wanted = settings or Settings(cpus=possible_cpus())
+    with ExitStack() as stack:
+        programs = Programs(wanted, read_features())
+        stack.callback(programs.close)
+        counters = Counters(programs)
+        counters.watch(tap.ifindex, 0, 0)
+        programs.attach_verdicts()
+        attachment = attach(programs.tc_program_fd(OUT), tap.name, tap.ifindex, OUT, None)
+        stack.callback(attachment.detach)
+        yield KernelSide(programs, counters)
+
+
+@contextmanager
+def on_cpu(cpu: int) -> Iterator[None]:
+    """The calling thread, and processes started by it, on one CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Foreign drops: a tap whose packets all pass shows no drop, whoever drops on the same CPU at the same address.
+
+The address of a freed skb is given out again at once, so the tap's packet and the foreign one share theirs each time.
+Each way is shown to be a danger first: with the check taken out of the C text, what has passed counts as dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from probe_kit import FIRST_CPU, FLOOD_SECONDS, SYN, Watched, forwarding, watch_flood
+
+from vifprobe import Probe
+from vifprobe.kernel import build
+from vifprobe.layout import Verdict
+from vifprobe.testing.flood import writer
+from vifprobe.testing.links import nft_ingress_limit
+from vifprobe.testing.netns import private_netns
+from vifprobe.testing.taps import Tap
+from vifprobe.testing.taps import tap as make_tap
+
+COUNT = 100_003
+#: Freed before it gets to tc: the kernel can't take out a tag that ends with the frame.
+TORN_TAG = SYN[:12] + bytes.fromhex("81000007")
+#: What tells foreign skbs apart in bpf/verdict.c, and what to put in its place to have it not looked at.
+IIF = ("FIELD(u32, skb, SKB_IIF_OFFSET) != lane->ifindex", "false")
+NETNS = ("NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns()", "NET_NS_OFFSET) == 7 && own_netns() == 7")
+TAG = ("if (unlikely(FIELD(u32, skb, SKB_LEN_OFFSET) < VLAN_TAG_LEN + 2))", "if (0)")
+
+Foreigners = Callable[[ExitStack, Tap], tuple[list[int], list[bytes]]]
+
+
+def another_tap(stack: ExitStack, tap: Tap) -> tuple[list[int], list[bytes]]:
+    """A second tap, whose frames nobody takes: the stack drops them."""
+    return [tap.fd, stack.enter_context(make_tap("tap1")).fd], [SYN]
+
+
+def limited_tap(stack: ExitStack, tap: Tap) -> tuple[list[int], list[bytes]]:
+    """A second tap behind a limit: its drops have the reason of a policer's."""
+    other = stack.enter_context(make_tap("tap1"))
+    stack.enter_context(nft_ingress_limit(other.name, rate_bytes_per_second=1000, burst_bytes=1000))
+    # A limit of its own makes a netfilter drop count as policed, if it is the tap's.
+    stack.enter_context(nft_ingress_limit(tap.name, rate_bytes_per_second=10**9, burst_bytes=10**9))
+    return [tap.fd, other.fd], [SYN]
+
+
+def same_number_elsewhere(stack: ExitStack, tap: Tap) -> tuple[list[int], list[bytes]]:
+    """A tap in another network namespace that has the same ifindex, as pods' taps have."""
+    with stack.enter_context(private_netns(enter=False)).entered():
+        other = stack.enter_context(make_tap("tap0"))
+    assert other.ifindex == tap.ifindex
+    return [tap.fd, other.fd], [SYN]
+
+
+def own_torn_frames(stack: ExitStack, tap: Tap) -> tuple[list[int], list[bytes]]:
+    """The guest's own frames that the kernel frees before they get to tc."""
+    return [tap.fd], [SYN, TORN_TAG]
+
+
+@contextmanager
+def without(check: tuple[str, str]) -> Iterator[None]:
+    """The programs compiled without one of their checks."""
+    text = build.source_text()
+    assert text.count(check[0]) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "source_text", lambda: text.replace(*check))
+        patch.setenv("VIFPROBE_CACHE", "")
+        yield
+
+
+def run(tap: Tap, foreigners: Foreigners, count: int) -> Watched:
+    """`count` frames of the tap, one foreign one after each."""
+    with ExitStack() as stack:
+        fds, frames = foreigners(stack, tap)
+        stack.enter_context(forwarding(tap))
+        writing = writer(fds, frames, count=2 * count, seconds=FLOOD_SECONDS, cpu=FIRST_CPU)
+        flooding = stack.enter_context(writing)
+        probe = stack.enter_context(Probe(tap.name, bin_ns=1_000_000))
+        found = watch_flood(probe, [flooding])
+    assert found.total().packets == count
+    return found
+
+
+@pytest.mark.parametrize("foreigners", [another_tap, limited_tap, same_number_elsewhere, own_torn_frames])
+def test_what_passes_has_passed(tap: Tap, foreigners: Foreigners) -> None:
+    """0 dropped and 0 policed, in counts and in bins, while every second skb on this CPU is dropped."""
+    found = run(tap, foreigners, COUNT)
+    assert found.total(Verdict.PASSED).packets == COUNT
+    assert found.binned(Verdict.PASSED)[0] == found.binned()[0] == COUNT
+
+
+@pytest.mark.parametrize(
+    ("foreigners", "check", "verdict"),
+    [
+        (another_tap, IIF, Verdict.DROPPED),
+        (limited_tap, IIF, Verdict.POLICED),
+        (same_number_elsewhere, NETNS, Verdict.DROPPED),
+        (own_torn_frames, TAG, Verdict.DROPPED),
+    ],
+)
+def test_the_danger_is_real(tap: Tap, foreigners: Foreigners, check: tuple[str, str], verdict: Verdict) -> None:
+    """Without the check the same run shows foreign drops as the tap's: the tests above can fail."""
+    count = 1009
+    with without(check):
+        found = run(tap, foreigners, count)
+    assert found.total(verdict).packets > count // 2
