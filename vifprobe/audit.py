@@ -172,7 +172,8 @@ def _earlier(installed: Installed, tcx: Iterable[TcxProgram]) -> tuple[str, ...]
         name = found.bpf.name if found.bpf else ""
         if is_own_filter(found.pref, found.handle, name):
             continue
-        program = f" ({name}, id {found.bpf.id})" if found.bpf else ""
+        # libbpf names a filter `program:[id]`.
+        program = f" ({name.partition(':[')[0]}, id {found.bpf.id})" if found.bpf else ""
         decides = (found.bpf is not None and found.bpf.direct_action) or any(map(_decides, found.actions))
         if decides:
             words.append(f"the filter {found.where}{program}")

@@ -173,11 +173,10 @@ def matches(declared: Declared, enforced: Enforced) -> bool:
 def in_force(set_up: SetUp, direction: Direction, proved: Collection[str] = ()) -> InForce:
     """What a person in a hurry wants to know, from the set-up and the ids of findings (`P5-outbound`)."""
     found = _by_set_up(set_up, direction)
-    if found in (InForce.THERE, InForce.UNDECLARED):
-        if f"P5-{direction.name.lower()}" in proved:
-            return InForce.BYPASSED
-        if uncovered(set_up, direction):
-            return InForce.HOLES
+    if set_up.enforced_in(direction) and f"P5-{direction.name.lower()}" in proved:
+        return InForce.BYPASSED
+    if found in (InForce.THERE, InForce.UNDECLARED) and uncovered(set_up, direction):
+        return InForce.HOLES
     return found
 
 
