@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Somebody deletes and adds the policer's qdisc while a capture runs: counting goes on, and the folder tells of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from vm_kit import KERNEL, OUT, SECONDS, add_policer, delete_policer, policed
+
+from vifprobe import load
+from vifprobe.analysis.reading import count
+from vifprobe.capture.reader import Capture
+from vifprobe.capture.rows import EventRow
+from vifprobe.layout import Verdict
+from vifprobe.testing.flood import Writer, writer
+from vifprobe.testing.netns import Netns
+from vifprobe.testing.scenario import forwarded, syn_flood_packets
+from vifprobe.testing.taps import Tap, device_counters
+from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.waiting import wait_until
+
+pytestmark = pytest.mark.usefixtures("stock_kernel")
+
+RATE, BURST = 53, 7
+PPS = 5_003
+ROOM = 30.0  # for commands under emulation
+
+
+@contextmanager
+def captured(tap: str, folder: Path) -> Iterator[Path]:
+    """`vifprobe capture` of a tap, from its first packet on; SIGTERM ends it with the block."""
+    made = folder / "capture"
+    command = ["python", "-m", "vifprobe", "capture", tap, "-d", "120s", "-o", str(made), "--direction", "outbound"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            wait_until(lambda: (made / "timeline.csv").exists() or process.poll() is not None, ROOM)
+            yield made
+            process.terminate()
+            out, _ = process.communicate(timeout=ROOM)
+            assert process.returncode == 0, out
+        finally:
+            process.kill()
+
+
+@contextmanager
+def steady_flood(tap: Tap) -> Iterator[Writer]:
+    """SYNs at several times the limit, until told to end by closing."""
+    packets = syn_flood_packets(tap)
+    with writer(tap.fds, packets, count=10**9, seconds=SECONDS, packets_per_second=PPS) as flood:
+        flood.start()
+        yield flood
+
+
+def grows(tap: str, packets: int = 1009) -> None:
+    """Wait until the tap has sent so many more."""
+    before = device_counters(tap)["rx_packets"]
+    wait_until(lambda: device_counters(tap)["rx_packets"] > before + packets, ROOM)
+
+
+def told(capture: Capture, kind: str) -> list[EventRow]:
+    return [row for row in capture.events if row.kind == kind]
+
+
+def lasted_ns(row: EventRow) -> float:
+    """The length in the words of a gap."""
+    found = re.search(r"for ([\d.]+) (s|ms|µs|ns)", row.detail)
+    assert found, row
+    return float(found[1]) * {"s": 1e9, "ms": 1e6, "µs": 1e3, "ns": 1}[found[2]]
+
+
+def check(capture: Capture, tap: str, by_comm: str, replaced: int = 1) -> None:
+    """Packets counted and not watched add up; who took the policer away is named; the gaps have their length."""
+    assert capture.manifest.complete
+    limit_gaps = told(capture, "limit_gap")
+    assert len(limit_gaps) == replaced, capture.events
+    for row in limit_gaps:
+        assert (row.tap, row.by_comm) == (tap, by_comm)
+        assert 0 < lasted_ns(row) < 20e9
+    gaps = told(capture, "gap")
+    # A tcx program does not care for qdiscs; a filter goes with its qdisc, and the tracepoints take over.
+    assert len(gaps) == (0 if KERNEL == "6.12" else replaced), capture.events
+    missing_bytes_at_most = 0
+    for row, known in zip(gaps, capture.manifest.gaps, strict=True):
+        assert row.by_comm == by_comm
+        assert row.detail == known.why
+        assert row.at_ns == known.start_ns
+        assert known.duration_ns is not None
+        assert lasted_ns(row) == pytest.approx(known.duration_ns, rel=0.1)
+        missing_bytes_at_most += known.duration_ns
+    print(f"{KERNEL}: {[row.detail for row in (*gaps, *limit_gaps)]}")
+
+
+def check_counts(capture: Capture, tap: str) -> None:
+    """Nothing is counted twice; what was not watched is all that is missing, and said to be so."""
+    rows = {row.counter: row for row in capture.reconcile if row.tap == tap}
+    device = rows["device rx_packets"]
+    assert device.delta is not None
+    assert device.vifprobe_low is not None
+    assert device.vifprobe_low <= device.delta
+    unwatched_ns = sum(gap.duration_ns or 0 for gap in capture.manifest.gaps)
+    if not unwatched_ns:
+        assert device.agrees is True, device
+        return
+    assert device.agrees is None
+    assert device.vifprobe_high is None
+    # The writer makes up for time that it was kept from running.
+    assert device.delta - device.vifprobe_low <= (unwatched_ns / 1e9 + 0.5) * PPS
+
+
+@pytest.fixture
+def guest_tap(netns: Netns) -> Iterator[Tap]:
+    with make_tap("tap0", vnet_hdr=True) as tap, forwarded(tap):
+        yield tap
+
+
+def test_by_hand_as_neutron_does(guest_tap: Tap, tmp_path: Path) -> None:
+    """Linux bridge agent: the qdisc is deleted and added anew at each update; twice here."""
+    add_policer("tap0", "libvirt", RATE, BURST)
+    with captured("tap0", tmp_path) as folder, steady_flood(guest_tap):
+        grows("tap0")
+        for _ in range(2):
+            delete_policer("tap0")
+            grows("tap0")
+            add_policer("tap0", "libvirt", RATE, BURST)
+            grows("tap0")
+        last = policed("tap0").dropped
+    capture = load(folder)
+    check(capture, "tap0", "tc", replaced=2)
+    check_counts(capture, "tap0")
+    # Policed before the first deletion and after each addition: more than the last policer alone can have dropped.
+    assert count(capture.reading().where(OUT, Verdict.POLICED)).packets > last > 0
