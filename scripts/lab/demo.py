@@ -16,18 +16,19 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from vifprobe import load
 from vifprobe.analysis.reading import Counts
 from vifprobe.capture.reader import Capture
-from vifprobe.errors import VifprobeError
+from vifprobe.errors import EXIT_FAILED, VifprobeError
 from vifprobe.layout import Direction, PacketClass, Verdict
-from vifprobe.testing.flood import writer
+from vifprobe.testing.flood import Writer, writer
 from vifprobe.testing.netns import private_netns
 from vifprobe.testing.scenario import Guest, guest, ordinary_packets, syn_flood_packets
+from vifprobe.testing.waiting import wait_until
 
 # A tenth of the limits that public clouds sell, so that a small machine can play it: 10 Mbit/s.
 AVERAGE, BURST = 1250, 312  # quota:vif_outbound_average in kB/s and _burst in KiB
@@ -35,8 +36,9 @@ ORDINARY_PPS = 700
 FLOOD_PPS = 160_000  # of 40 charged bytes each: five times the limit
 WATCH_SECONDS, CAPTURE_SECONDS = 10, 5
 CALM_SECONDS = {WATCH_SECONDS: 4.0, CAPTURE_SECONDS: 1.5}  # ordinary traffic alone, before the flood sets in
-LONGEST_SECONDS = 60  # all writers end by then, whatever becomes of this process
-END_SECONDS = 5.0
+START_SECONDS = 120.0  # for vifprobe to compile and attach, on the slowest machine
+END_SECONDS = 0.5  # senders go on for so long after the command's own time
+KILL_SECONDS = 5.0
 
 
 def main() -> int:
@@ -54,13 +56,13 @@ def main() -> int:
             return code
         say("The tap, its namespace and the senders are gone; the folder stays.")
         return code
-    except VifprobeError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
     except BrokenPipeError:
         # The reader (head, less) has gone: that is its right. Keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except (VifprobeError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         kept = f" {folder} keeps what was captured." if folder.exists() else ""
         print(f"\nStopped; network, processes and namespace of the demo are gone.{kept}", file=sys.stderr)
@@ -74,19 +76,14 @@ def play(vm: Guest, folder: Path) -> int:
         f" held by {vm.policer.words}. It sends {ORDINARY_PPS} packets/s of ordinary traffic, and"
         f" {CALM_SECONDS[WATCH_SECONDS]:g} seconds from now {FLOOD_PPS:,} SYN/s on top.",
     )
-    # One for all, so that the second command meets it running.
-    work = ordinary_packets(vm.tap)
-    count = LONGEST_SECONDS * ORDINARY_PPS
-    with writer(vm.tap.fds, work, count=count, seconds=LONGEST_SECONDS, packets_per_second=ORDINARY_PPS) as ordinary:
-        ordinary.start()
-        code = during_flood(vm, "watch", "--duration", f"{WATCH_SECONDS}s", seconds=WATCH_SECONDS)
-        if code:
-            return code
-        say("The same once more, now kept as evidence:")
-        to_folder = ("-d", f"{CAPTURE_SECONDS}s", "-o", str(folder))
-        code = during_flood(vm, "capture", *to_folder, seconds=CAPTURE_SECONDS)
-        if code:
-            return code
+    code = during_flood(vm, "watch", "--duration", f"{WATCH_SECONDS}s", seconds=WATCH_SECONDS)
+    if code:
+        return code
+    say("The same once more, now kept as evidence:")
+    to_folder = ("-d", f"{CAPTURE_SECONDS}s", "-o", str(folder))
+    code = during_flood(vm, "capture", *to_folder, seconds=CAPTURE_SECONDS)
+    if code:
+        return code
     give_to_caller(folder)
     say(*story(load(folder), vm))
     say(
@@ -113,23 +110,34 @@ def during_flood(vm: Guest, command: str, *options: str, seconds: int) -> int:
     arguments = [command, vm.tap.name, "--netns", str(os.getpid()), "--direction", "outbound", *limit, *options]
     print(f"\n$ vifprobe {shlex.join(arguments)}", flush=True)  # in one piece, to copy
     calm = CALM_SECONDS[seconds]
-    flood_seconds = seconds - calm + 1
-    syns = syn_flood_packets(vm.tap)
     with (
-        writer(
-            vm.tap.fds,
-            syns,
-            count=round(flood_seconds * FLOOD_PPS),
-            seconds=flood_seconds,
-            packets_per_second=FLOOD_PPS,
-        ) as flood,
+        sender(vm, ordinary_packets(vm.tap), ORDINARY_PPS, seconds + END_SECONDS) as ordinary,
+        sender(vm, syn_flood_packets(vm.tap), FLOOD_PPS, seconds - calm + END_SECONDS) as flood,
         running(sys.executable, "-m", "vifprobe", *arguments) as process,
     ):
+        # A slow machine compiles for a while; the story begins when somebody is watching.
+        wait_until(lambda: process.poll() is not None or has_bpf_link(process.pid), START_SECONDS, poll_seconds=0.05)
+        ordinary.start()
         try:
-            return process.wait(timeout=calm)
+            return process.wait(calm)
         except subprocess.TimeoutExpired:
             flood.start()
-            return process.wait()
+        code = process.wait()
+        for one in (ordinary, flood):
+            one.wait()
+        return code
+
+
+def sender(vm: Guest, packets: list[bytes], pps: int, seconds: float) -> AbstractContextManager[Writer]:
+    """A process that plays the guest, bounded in time and count."""
+    return writer(vm.tap.fds, packets, count=round(seconds * pps), seconds=seconds, packets_per_second=pps)
+
+
+def has_bpf_link(pid: int) -> bool:
+    """Whether a process has attached something: the kernel tells of each descriptor what it is (proc_pid_fdinfo(5))."""
+    with suppress(OSError):  # descriptors and processes come and go
+        return any("link_type:" in entry.read_text() for entry in Path(f"/proc/{pid}/fdinfo").iterdir())
+    return False
 
 
 @contextmanager
@@ -142,7 +150,7 @@ def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(END_SECONDS)
+                process.wait(KILL_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -157,8 +165,10 @@ def story(capture: Capture, vm: Guest) -> list[str]:
     policed_syns = reading.counts(out, Verdict.POLICED, PacketClass.TCP_SYN)
     data = reading.offered(out, PacketClass.TCP_DATA)
     policed_data = reading.counts(out, Verdict.POLICED, PacketClass.TCP_DATA)
-    if passed is None or policed_syns is None or policed_data is None or not (offered.packets and syns.packets):
+    if passed is None or policed_syns is None or policed_data is None:
         return ["What became of the packets could not be known on this kernel; `vifprobe doctor` says why."]
+    if not policed_syns.packets:
+        return ["This machine is too slow to send more than the limit: nothing was policed."]
     bits_per_byte_second = 8 / (reading.duration_ns / 1e9)
     charged, wire = passed.charged_bytes * bits_per_byte_second, passed.wire_bytes * bits_per_byte_second
     points = {
