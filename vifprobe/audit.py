@@ -19,7 +19,6 @@ from vifprobe.host.limits import Installed, InstalledLimit, installed_of
 from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
 from vifprobe.host.load import LoadSample, sample_load
 from vifprobe.host.nft_rules import RateLimit
-from vifprobe.host.taps import neutron_port_prefix
 from vifprobe.host.tc_records import TcAction, TcClass, TcFilter, TcQdisc
 from vifprobe.host.uplink import UplinkSample, find_uplink, sample_uplink
 from vifprobe.kernel.ahead import TcxProgram, tcx_programs
@@ -90,6 +89,8 @@ def look(
 
 def _beyond(link: Link, declared: told.Declared | None, by_name: Mapping[str, Link]) -> list[Link]:
     """Interfaces past the tap that a limit of its packets may be on: those it was declared for, and Neutron's qvo."""
+    from vifprobe.host.taps import neutron_port_prefix  # and with it what reads libvirt's XML
+
     names = {one.device for one in declared.limits} if declared else set()
     prefix = neutron_port_prefix(link.name)
     names |= {f"qvo{prefix}"} if prefix else set()

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vifprobe.host import libvirt, ovs
 from vifprobe.host.links import Link
-from vifprobe.host.taps import neutron_port_prefix
 from vifprobe.layout import Direction
+
+if TYPE_CHECKING:  # XML and JSON are loaded when there is something to read: a first screen does not wait for them
+    from vifprobe.host import libvirt, ovs
 
 # Neutron's hybrid plug: the tap and qvb sit on a Linux bridge, and qvb's peer qvo is the port of Open vSwitch
 # (neutron_lib.constants and nova/network/os_vif_util.py: the names share the first 11 characters of the port's id).
@@ -63,12 +65,17 @@ def declared_of(
     links: Iterable[Link],
     given: Iterable[DeclaredLimit] = (),
     *,
-    libvirt_directory: Path = libvirt.STATUS_DIRECTORY,
-    ovs_sockets: tuple[Path, ...] = ovs.SOCKETS,
+    libvirt_directory: Path | None = None,
+    ovs_sockets: tuple[Path, ...] | None = None,
 ) -> dict[int, Declared]:
-    """Ifindex -> what is declared, with what the user has `given` for each. Takes up to a second, never raises."""
-    live = libvirt.live_domains(libvirt_directory)
-    switch = ovs.read_ovs(ovs_sockets)
+    """Ifindex -> what is declared, with what the user has `given` for each. Takes up to a second, never raises.
+
+    libvirt_directory, ovs_sockets: None for where they are on any host.
+    """
+    from vifprobe.host import libvirt, ovs
+
+    live = libvirt.live_domains(libvirt_directory or libvirt.STATUS_DIRECTORY)
+    switch = ovs.read_ovs(ovs.SOCKETS if ovs_sockets is None else ovs_sockets)
     return {link.ifindex: _declared(link, tuple(given), live, switch) for link in links}
 
 
@@ -106,6 +113,8 @@ def _ovs_ports(link: Link, interface: libvirt.Interface | None, switch: ovs.OvsS
     """The tap's own interface, and the one that stands for the same Neutron port beyond a Linux bridge."""
     if link.name in switch.interfaces:
         yield switch.interfaces[link.name]
+    from vifprobe.host.taps import neutron_port_prefix
+
     prefix = neutron_port_prefix(link.name)
     beyond = switch.interfaces.get(f"{_OVS_SIDE}{prefix}") if prefix else None
     if beyond is None and interface is not None and interface.port_id:
