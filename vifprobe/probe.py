@@ -212,6 +212,7 @@ class Probe:
             self._programs = compiling.result()
         self._stack.callback(self._programs.close)
         self._counters = Counters(self._programs)
+        self._stack.callback(self._counters.close)
         self._watched = [WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links)]
         self._auditor = Auditor(links, self._limits, found)
         self._moment("before_attach")

@@ -73,6 +73,11 @@ class Counters:
             self._logged = np.zeros(self._cpus, dtype=np.int64)
         self.lost_bins = 0
 
+    def close(self) -> None:
+        """Give the tables' memory back, which keeps them in the kernel; only `lost_bins` can be asked for after it."""
+        for table in ("_cells", "_roster", "_lanes", "_taps", "_bins", "_bin_log"):
+            self.__dict__.pop(table, None)
+
     def watch(self, ifindex: int, number: int, traits: int) -> None:
         """Count the device from now on, under this tap number. May be called again to change the traits."""
         slots = (ifindex + np.arange(TAP_PROBES)) & (len(self._taps) - 1)
