@@ -8,18 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from vifprobe.analysis.gaps import Happening, Meaning
 from vifprobe.analysis.policer import Declared, Enforced, SetUp
 from vifprobe.analysis.reading import Limit
 from vifprobe.analysis.situation import Growth, Load, Uplink
 from vifprobe.errors import HostError
 from vifprobe.host import declared as told
-from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, InstalledLimit, installed_of
 from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
 from vifprobe.host.load import LoadSample, sample_load
+from vifprobe.host.meters import Meter
 from vifprobe.host.nft_rules import RateLimit
-from vifprobe.host.tc_records import TcAction, TcClass, TcFilter, TcQdisc
+from vifprobe.host.tc_records import TcAction
 from vifprobe.host.uplink import UplinkSample, find_uplink, sample_uplink
 from vifprobe.kernel.ahead import TcxProgram, tcx_programs
 from vifprobe.kernel.attach import is_own_filter
@@ -118,7 +117,13 @@ def _uplink(
     return sample_uplink(link, counted, found[link.ifindex].tc) if link and counted else None
 
 
-def set_up(tap: str, installed: Installed | None, declared: told.Declared | None, seen: Look | None = None) -> SetUp:
+def set_up(
+    tap: str,
+    installed: Installed | None,
+    declared: told.Declared | None,
+    seen: Look | None = None,
+    meters: Iterable[Meter] = (),
+) -> SetUp:
     """What is set on a tap, in the terms of the analysis. declared: None while nobody has looked."""
     beyond = seen.beyond if seen else {}
     missing = ("not read yet",)
@@ -126,7 +131,10 @@ def set_up(tap: str, installed: Installed | None, declared: told.Declared | None
         tap=tap,
         declared=tuple(Declared(**vars(one)) for one in declared.limits) if declared else (),
         enforced=enforced(installed, tap) if installed else (),
-        elsewhere=tuple(one for name, found in beyond.items() for one in enforced(found, name)),
+        elsewhere=(
+            *(one for name, found in beyond.items() for one in enforced(found, name)),
+            *map(_metered, meters),
+        ),
         earlier=_earlier(installed, seen.tcx if seen else ()) if installed else (),
         ingress_qdisc=installed.tc.ingress.kind if installed and installed.tc.ingress else "",
         declared_unknown=declared.problems if declared else missing,
@@ -138,6 +146,32 @@ def enforced(installed: Installed, device: str) -> tuple[Enforced, ...]:
     """The limits of one interface."""
     nft = {found.where: found.limit for found in installed.nft.policers()}
     return tuple(_enforced(one, device, nft.get(one.where)) for one in installed.limits)
+
+
+def meters(declared: told.Declared) -> tuple[Meter, ...]:
+    """The OpenFlow meters of a tap that is a port of Open vSwitch."""
+    if declared.ovs is None:
+        return ()
+    from vifprobe.host.meters import meters_of
+
+    return meters_of(declared.ovs)
+
+
+def _metered(one: Meter) -> Enforced:
+    return Enforced(
+        direction=Direction.OUTBOUND,
+        source="ovs",
+        kind="meter",
+        where=f"{one.bridge} meter {one.number}",
+        device=one.bridge,
+        rate_bps=one.rate_bps,
+        burst_bytes=one.burst_bytes,
+        rate_pps=one.rate_pps,
+        matches_all=None,
+        packets=one.packets,
+        bytes=one.bytes,
+        drops=one.drops,
+    )
 
 
 def _enforced(one: InstalledLimit, device: str, nft: RateLimit | None) -> Enforced:
@@ -183,40 +217,6 @@ def _earlier(installed: Installed, tcx: Iterable[TcxProgram]) -> tuple[str, ...]
 
 def _decides(action: TcAction) -> bool:
     return action.control not in _UNDECIDED
-
-
-def happenings(events: Iterable[Event]) -> list[Happening]:
-    """What events mean for limits."""
-    return [found for event in events if (found := _happening(event)) is not None]
-
-
-def _happening(event: Event) -> Happening | None:
-    meaning, direction, qdisc = _meaning(event)
-    if meaning is None:
-        return None
-    # What tells nothing is not worth a place in a sentence.
-    detail = "" if meaning == "link" and event.detail.startswith("nothing ") else event.detail
-    return Happening(event.at_ns, meaning, direction, event.by_words, event.by_pid, detail, qdisc)
-
-
-def _meaning(event: Event) -> tuple[Meaning | None, Direction | None, str]:
-    record, out, into = event.record, Direction.OUTBOUND, Direction.INBOUND
-    if event.kind.startswith("link"):
-        return "link", None, ""
-    if isinstance(record, TcQdisc):
-        if record.hook == "ingress":
-            return ("qdisc_del", out, record.kind) if event.kind == "qdisc_del" else (None, None, "")
-        if event.kind == "qdisc_del":
-            return "qdisc_del", into, record.kind
-        return ("limit_new", into, record.kind) if record.shaper is not None else (None, None, "")
-    if isinstance(record, TcClass) and record.shaper is not None:
-        return ("limit_new" if event.kind == "class_new" else "limit_del"), into, ""
-    if isinstance(record, TcFilter) and event.kind == "filter_new":
-        polices = record.hook == "ingress" and any(action.kind == "police" for action in record.actions)
-        return ("limit_new", out, "") if polices else (None, None, "")
-    if event.kind == "filter_del":
-        return "limit_del", (into if "egress" in event.detail else out), ""
-    return None, None, ""
 
 
 def growth(before: Look, after: Look) -> tuple[Growth, ...]:

@@ -22,11 +22,13 @@ from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, count, no_
 from vifprobe.analysis.situation import Sample, Situation
 from vifprobe.audit import Look
 from vifprobe.errors import HostError
+from vifprobe.happenings import happenings
 from vifprobe.host import processes
 from vifprobe.host.declared import Declared, DeclaredLimit, declared_of
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed
 from vifprobe.host.links import Link
+from vifprobe.host.meters import Meter
 from vifprobe.layout import Direction, Verdict
 
 _LOOK_SECONDS = 1.0
@@ -53,6 +55,7 @@ class TapAudit:
         self.given = audit.given_limits(limits, link.name)
         self.installed = found
         self.declared: Declared | None = None
+        self.meters: tuple[Meter, ...] = ()
         self.pid: int | None = None
         self.looks: tuple[Look, ...] = ()
         self.tracker = GapTracker(_main(self._set_up()))
@@ -66,7 +69,7 @@ class TapAudit:
         seen = self.looks[-1] if self.looks else None
         told = self.declared or Declared(problems=("not read yet",))
         declared = replace(told, limits=(*self._given(told), *told.limits))
-        return audit.set_up(self.link.name, self.installed, declared, seen)
+        return audit.set_up(self.link.name, self.installed, declared, seen, self.meters)
 
     def _given(self, told: Declared) -> list[DeclaredLimit]:
         """What the user gave. One rate for both directions is meant for the guest's sending, unless the other one is
@@ -85,7 +88,7 @@ class TapAudit:
     def follow(self, events: Sequence[Event], found: Installed, passed: Mapping[Direction, int | None]) -> bool:
         """Events, and what is installed after them; whether a limit came, went or changed."""
         self.installed = found
-        changed = self.tracker.follow(audit.happenings(events), _main(self._set_up()), time.monotonic_ns(), passed)
+        changed = self.tracker.follow(happenings(events), _main(self._set_up()), time.monotonic_ns(), passed)
         if changed:
             self._window.clear()
             self._last_ns, self._changed_ns = 0, time.monotonic_ns()
@@ -231,6 +234,7 @@ class Auditor:
         holders = processes.holders(self._links)
         for ifindex, tap in self.taps.items():
             tap.declared = found[ifindex]
+            tap.meters = audit.meters(found[ifindex])
             tap.pid = holders[ifindex].pid if ifindex in holders else None
 
     def _run(self) -> None:

@@ -20,6 +20,7 @@ import pytest
 from vifprobe.host import ovsdb
 from vifprobe.host.declared import declared_of
 from vifprobe.host.links import Link
+from vifprobe.host.meters import Meter, parse_meters
 from vifprobe.host.ovs import Qos, Queue, read_ovs
 from vifprobe.layout import Direction
 
@@ -222,6 +223,23 @@ def test_a_port_with_everything_set(database: tuple[Path, Callable[[str], None]]
     assert (found.rate_pps, found.burst_packets) == (3_000, 16_000)
     assert found.qos == Qos("linux-htb", 50_000_000, (Queue(0, 40_000_000, None, 800_000), Queue(7, None, 977)))
     assert state.interfaces["br-int"].rate_bps is None
+
+
+def test_meters_as_ovs_ofctl_prints_them() -> None:
+    listed = (
+        "OFPST_METER_CONFIG reply (OF1.3) (xid=0x2):\nmeter=1 kbps burst bands=\ntype=drop rate=100000 burst_size=10000"
+        "\n\nmeter=7 pktps stats bands=\ntype=drop rate=977\n\n"
+        "meter=9 kbps bands=\ntype=dscp_remark rate=5 prec_level=1\n"
+    )
+    counted = (
+        "OFPST_METER reply (OF1.3) (xid=0x2):\nmeter:1 flow_count:1 packet_in_count:7919 byte_in_count:104729 "
+        "duration:1.148s bands:\n0: packet_count:13 byte_count:0\n\n"
+    )
+    assert list(parse_meters("br-int", listed, counted)) == [
+        Meter("br-int", 1, 100_000_000, 1_250_000, None, 7919, 104_729, 13),
+        Meter("br-int", 7, rate_pps=977),
+    ]
+    assert list(parse_meters("br-int", "ovs-ofctl: br-int is not a bridge or a socket")) == []
 
 
 def link(name: str) -> Link:

@@ -325,6 +325,9 @@ def test_p12_a_meter() -> None:
     meter = Enforced(OUT, "ovs", "meter", "br-int meter 1", "br-int", RATE)
     found = only(Situation(SetUp("tap0", elsewhere=(meter,))), "P12")
     assert "OpenFlow meter of br-int" in found.title
+    assert patterns(Situation(SetUp("tap0", declared=(LIBVIRT,), elsewhere=(meter,)))) == ["P12"]
+    of_packets = replace(meter, rate_bps=None, rate_pps=10_007)
+    assert patterns(Situation(SetUp("tap0", declared=(LIBVIRT,), elsewhere=(of_packets,)))) == ["P1"]
 
 
 def test_p13_clsact_blocks_open_vswitch() -> None:

@@ -213,6 +213,23 @@ def test_a_limit_on_the_switch_side_of_a_hybrid_plug(switch: str) -> None:
             run(f"ip link del qvb{name}")
 
 
+def test_a_meter_alone(switch: str, port: Tap) -> None:
+    """P12: as Neutron limits packets a second, and bandwidth with qos_meter_bandwidth."""
+    of = "ovs-ofctl -O OpenFlow13"
+    run(f"{of} add-meter {switch} meter=1,kbps,burst,bands=type=drop,rate=100000,burst_size=25600")
+    run(f"{of} add-flow {switch} in_port={port.name},priority=10,actions=meter:1,normal")
+    try:
+        found = policer(port)
+        assert patterns(found) == {"P12"}, found["findings"]
+        assert found["outbound"]["state"] == "elsewhere"
+        assert [(row["source"], row["kind"], row["rate_bps"]) for row in found["rows"]] == [
+            (f"ovs {switch}", "meter", 100_000_000)
+        ]
+    finally:
+        run(f"{of} del-flows {switch} in_port={port.name}")
+        run(f"{of} del-meter {switch} meter=1")
+
+
 def test_a_switch_that_does_not_answer_is_told_and_does_not_stop_the_audit(port: Tap) -> None:
     pid = int(Path("/run/openvswitch/ovsdb-server.pid").read_text())
     os.kill(pid, 19)  # SIGSTOP

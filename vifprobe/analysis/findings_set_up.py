@@ -12,6 +12,7 @@ from vifprobe.analysis.policer import (
     Enforced,
     InForce,
     burst_differs,
+    enforced_past,
     in_force,
     matches,
     same_rate,
@@ -64,9 +65,9 @@ def _p1(situation: Situation, direction: Direction) -> Iterator[Finding]:
         if one.direction is direction:
             by_device.setdefault(one.device, []).append(one)
     for device, asked in by_device.items():
-        held = [one for one in (*set_up.enforced, *set_up.elsewhere) if one.direction is direction]
         own = device == set_up.tap
-        if any(one.default for one in held if own or one.device == device):
+        past = [one for one in set_up.elsewhere if one.direction is direction and one.device == device]
+        if (set_up.enforced_in(direction) or enforced_past(set_up, direction)) if own else past:
             continue
         first = asked[0]
         rate = rate_words(first.rate_bps, first.rate_pps)
@@ -202,7 +203,7 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
         return
     state = in_force(set_up, direction)
     asked = set_up.declared_in(direction)
-    beyond = [one for one in set_up.elsewhere if one.direction is direction]
+    beyond = enforced_past(set_up, direction)
     if state is InForce.ELSEWHERE and beyond:
         past = beyond[0]
         what = f"an OpenFlow meter of {past.device}" if past.kind == "meter" else f"{past.device}, not by {set_up.tap}"

@@ -182,14 +182,11 @@ def in_force(set_up: SetUp, direction: Direction, proved: Collection[str] = ()) 
 
 def _by_set_up(set_up: SetUp, direction: Direction) -> InForce:
     asked, held = set_up.declared_in(direction), set_up.enforced_in(direction)
+    if not held and enforced_past(set_up, direction):
+        return InForce.ELSEWHERE
     if asked and not held:
-        beyond = any(one.direction is direction and has_rate(one) for one in set_up.elsewhere)
-        if beyond:
-            return InForce.ELSEWHERE
         return InForce.UNKNOWN if set_up.enforced_unknown else InForce.ABSENT
     if not held:
-        if any(one.direction is direction for one in set_up.elsewhere):
-            return InForce.ELSEWHERE
         return InForce.UNKNOWN if set_up.enforced_unknown or set_up.declared_unknown else InForce.NONE
     main = set_up.main_declared(direction)
     if main is None:
@@ -197,6 +194,13 @@ def _by_set_up(set_up: SetUp, direction: Direction) -> InForce:
     if not any(matches(main, one) for one in held):
         return InForce.DIFFERS
     return InForce.THERE
+
+
+def enforced_past(set_up: SetUp, direction: Direction) -> list[Enforced]:
+    """Limits past the tap that can stand for what was asked for: a packet limit is none for a limit in bits."""
+    in_bits = any(one.rate_bps is not None for one in set_up.declared_in(direction))
+    found = [one for one in set_up.elsewhere if one.direction is direction and one.default and has_rate(one)]
+    return [one for one in found if one.rate_bps is not None] if in_bits else found
 
 
 def uncovered(set_up: SetUp, direction: Direction) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vifprobe.analysis.policer import InForce, PolicerRow, SetUp, in_force
+from vifprobe.analysis.policer import InForce, PolicerRow, SetUp, enforced_past, in_force
 from vifprobe.analysis.reading import Finding
 from vifprobe.layout import Direction
 from vifprobe.render.line import Line, Span, cells, head, line, natural, wrapped
@@ -80,7 +80,7 @@ def _words(set_up: SetUp, direction: Direction, state: InForce) -> str:
     if state is InForce.ABSENT:
         found = "none installed"
     elif state is InForce.ELSEWHERE:
-        past = next(one for one in set_up.elsewhere if one.direction is direction)
+        past = enforced_past(set_up, direction)[0]
         found = f"{_rate(past.rate_bps, past.rate_pps)} installed on {past.device}"
     parts = [part for part in (told, found) if part]
     return f": {', '.join(parts)}" if parts else ""
