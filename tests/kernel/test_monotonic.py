@@ -53,8 +53,9 @@ def test_snapshots_of_slow_traffic(tap: Tap) -> None:
     """Where most packets wait for the reader to settle them: one every 3 ms, and snapshots as fast as they go."""
     with ExitStack() as stack:
         stack.enter_context(forwarding(tap))
-        slow = {"seconds": FLOOD_SECONDS, "cpu": LAST_CPU, "packets_per_second": 331.0}
-        writing = stack.enter_context(writer([tap.fd], [SYN], count=499, **slow))
+        writing = stack.enter_context(
+            writer([tap.fd], [SYN], count=499, seconds=FLOOD_SECONDS, cpu=LAST_CPU, packets_per_second=331)
+        )
         kernel = stack.enter_context(kernel_side(tap))
         writing.start()
         before = kernel.counters.snapshot()
