@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from vifprobe.errors import VifprobeError
 from vifprobe.kernel.attach import attach, load_empty
@@ -21,7 +22,7 @@ from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import Features, read_features
 from vifprobe.kernel.libbpf import attach_typed_tracepoint, load_typed_tracepoint
-from vifprobe.layout import Direction, TapTrait
+from vifprobe.layout import Bucket, Direction, TapTrait
 from vifprobe.testing import frames
 from vifprobe.testing.flood import flood
 from vifprobe.testing.links import nft_ingress_limit
@@ -108,11 +109,12 @@ def _variants(on: Tap, features: Features, other_cpu: int) -> Iterator[Variant]:
     yield Variant("nothing", nullcontext)
     yield Variant("floor", lambda: _floor(on, features))
     yield Variant("watch", _vifprobe(on, features, 0))
+    yield Variant("limit", _vifprobe(on, features, 0, Bucket(12_500_000, 3_200_000)))
     yield Variant("capture", _vifprobe(on, features, 10_000_000))
     for tool in TOOLS:
         why = _refuses(tool, other_cpu)
         if why is None:
-            yield Variant(tool.name, lambda tool=tool: _attached(tool, other_cpu))
+            yield Variant(tool.name, partial(_attached, tool, other_cpu))
         else:
             print(f"{tool.name}: not measured: {why}", file=sys.stderr)
 
@@ -132,9 +134,14 @@ def _floor(on: Tap, features: Features) -> Iterator[None]:
             os.close(fd)
 
 
-def _vifprobe(on: Tap, features: Features, bin_ns: int) -> Callable[[], AbstractContextManager[None]]:
+def _vifprobe(
+    on: Tap, features: Features, bin_ns: int, limit: Bucket | None = None
+) -> Callable[[], AbstractContextManager[None]]:
+    """What `watch` attaches outbound; with the ideal bucket of a declared limit; with a timeline, as `capture` does."""
     programs = Programs(Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus()), features)
     Counters(programs).watch(on.ifindex, 0, int(TapTrait.NFT_POLICER))
+    if limit is not None:
+        programs.set_bucket(0, Direction.OUTBOUND, limit)
 
     @contextmanager
     def attached() -> Iterator[None]:

@@ -214,7 +214,7 @@ class LiveScreen:
 
     def _screen(self, running: bool) -> Screen:
         readings = [reading for history in self._history.values() for reading in history]
-        # The last screen stays on the terminal below the prompt's line: no longer than it, or its head would scroll away.
+        # The last screen stays on the terminal: no longer than that, or its head would scroll away.
         height = self._console.height - (0 if running else 1) if self._terminal else None
         return Screen(readings, self.contexts, self.chosen, running, height)
 
