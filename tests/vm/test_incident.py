@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The incident as scripts/incident tells it: each step shows what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.usefixtures("stock_kernel"), pytest.mark.kernels("6.1")]
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "lab" / "incident.py"
+
+
+def test_the_incident() -> None:
+    spec = importlib.util.spec_from_file_location("incident", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    incident = importlib.util.module_from_spec(spec)
+    sys.modules["incident"] = incident
+    spec.loader.exec_module(incident)
+    steps = []
+    for number, step in enumerate(incident.play(), start=1):
+        incident.tell(number, step, print)
+        steps.append(step)
+    limited, wiped, alone, policed = steps
+    one, two = incident.TAPS
+    limit = incident.AVERAGE * 1000 / incident.CHARGED_SYN  # packets a second
+
+    for name in (one, two):
+        # The counter shows several times what passed, which is the limit.
+        assert limited.taps[name].passed == pytest.approx(limit, rel=0.2)
+        assert limited.taps[name].device > 1.5 * limit
+        assert limited.taps[name].device == pytest.approx(limited.taps[name].offered, rel=0.2)
+        # Then nothing is policed, and all that is counted leaves.
+        assert wiped.taps[name].policed == 0
+        assert wiped.taps[name].passed > 1.5 * limit
+    assert wiped.uplink == pytest.approx(sum(seen.passed for seen in wiped.taps.values()), rel=0.2)
+    assert {event.by_comm for _, event in wiped.events if event.kind == "qdisc_del"} == {"ovs-vswitchd"}
+    assert "P2" in wiped.patterns
+
+    assert alone.taps[two].device == 0
+    assert alone.taps[one].passed > 1.3 * wiped.taps[one].passed
+
+    # The counter rises further, and what leaves is the limit.
+    assert policed.taps[one].passed == pytest.approx(limit, rel=0.2)
+    assert policed.uplink == pytest.approx(limit, rel=0.2)
+    assert policed.taps[one].device > 1.05 * alone.taps[one].device
+    assert "P8" in policed.patterns

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open vSwitch takes policers away from its ports while a capture runs: what the folder then says of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_gaps import BURST, RATE, captured, check_counts, grows, steady_flood, told
+from vm_kit import KERNEL, OUT, add_policer, has_policer, policed, run
+
+from vifprobe import load
+from vifprobe.analysis.reading import count
+from vifprobe.capture.reader import Capture
+from vifprobe.layout import Verdict
+from vifprobe.testing.taps import Tap
+from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.waiting import wait_until
+
+pytestmark = pytest.mark.usefixtures("ovs")
+
+NAME = "tap834d76e9-5f"
+ROOM = 30.0
+PID_FILE = Path("/run/openvswitch/ovs-vswitchd.pid")
+
+
+@pytest.fixture
+def guest_tap(ovs: str) -> Iterator[Tap]:
+    with make_tap(NAME, vnet_hdr=True) as tap:
+        yield tap
+        run(f"ovs-vsctl --if-exists del-port {ovs} {NAME}")
+
+
+def set_policing(rate: int) -> None:
+    """As Neutron's agent does: the limit is Open vSwitch's, in kbit/s, and so is the policer."""
+    run(f"ovs-vsctl set interface {NAME} ingress_policing_rate={rate * 8} ingress_policing_burst={BURST * 8}")
+    wait_until(lambda: has_policer(NAME) and f"{rate * 8}Kbit" in run(f"tc filter show dev {NAME} parent ffff:"), ROOM)
+
+
+def check(capture: Capture, limit_gaps: int, unwatched: int) -> None:
+    """Each loss of a limit is there with its length and ovs-vswitchd as who did it."""
+    assert capture.manifest.complete
+    rows = told(capture, "limit_gap")
+    assert [row.by_comm for row in rows] == ["ovs-vswitchd"] * limit_gaps, capture.events
+    # Where there is no tcx, our filter goes with the qdisc, once: after that the tracepoints count.
+    gaps = told(capture, "gap")
+    assert [row.by_comm for row in gaps] == ["ovs-vswitchd"] * (0 if KERNEL == "6.12" else unwatched), capture.events
+    check_counts(capture, NAME)
+    print(f"{KERNEL}: {[row.detail for row in (*gaps, *rows)]}")
+
+
+def test_add_port_and_a_changed_rate(guest_tap: Tap, ovs: str, tmp_path: Path) -> None:
+    """add-port takes away what libvirt set; a change of Open vSwitch's own limit is a deletion and an addition."""
+    add_policer(NAME, "libvirt", RATE, BURST)
+    with captured(NAME, tmp_path) as folder, steady_flood(guest_tap):
+        grows(NAME)
+        assert policed(NAME).dropped
+        run(f"ovs-vsctl add-port {ovs} {NAME}")
+        wait_until(lambda: not has_policer(NAME), ROOM)
+        grows(NAME)
+        set_policing(RATE)
+        grows(NAME)
+        set_policing(2 * RATE)
+        grows(NAME)
+        last = policed(NAME).dropped
+    capture = load(folder)
+    check(capture, limit_gaps=2, unwatched=1)
+    assert count(capture.reading().where(OUT, Verdict.POLICED)).packets > last > 0
+    assert [row for row in capture.events if row.kind.startswith("link")]
+    assert {finding.pattern for _, finding in capture.findings} >= {"P2", "P3"}
+
+
+def test_link_events_and_a_restart_of_the_switch(guest_tap: Tap, ovs: str, tmp_path: Path) -> None:
+    """Whatever changes on the link, and each start of the switch, costs the port a policer that is not the switch's."""
+    run(f"ovs-vsctl add-port {ovs} {NAME}")
+    add_policer(NAME, "libvirt", RATE, BURST)
+    with captured(NAME, tmp_path) as folder, steady_flood(guest_tap):
+        grows(NAME)
+        run(f"ip link set dev {NAME} txqueuelen 997")
+        wait_until(lambda: not has_policer(NAME), ROOM)
+        grows(NAME)
+        add_policer(NAME, "libvirt", RATE, BURST)
+        grows(NAME)
+        restart_switch()
+        wait_until(lambda: not has_policer(NAME), ROOM)
+        grows(NAME)
+    capture = load(folder)
+    check(capture, limit_gaps=2, unwatched=1)
+    assert any("qlen 1000 -> 997" in row.detail and row.by_comm == "ip" for row in capture.events)
+    assert told(capture, "limit_gap")[-1].detail.startswith("outbound packets not limited until the end")
+
+
+def restart_switch() -> None:
+    """As an upgrade of the package does."""
+    pid = int(PID_FILE.read_text())
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), ROOM)
+    log = "/run/openvswitch/ovs-vswitchd.log"
+    subprocess.run(
+        ["ovs-vswitchd", "-vconsole:off", "--pidfile", "--detach", "--no-chdir", f"--log-file={log}"], check=True
+    )
