@@ -19,7 +19,7 @@ from vifprobe.analysis.findings import findings
 from vifprobe.analysis.gaps import GapTracker
 from vifprobe.analysis.policer import Enforced, PolicerRow, SetUp, policer_rows
 from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, count, no_cells, subtract
-from vifprobe.analysis.situation import Sample, Situation
+from vifprobe.analysis.situation import Sample, Situation, let_through
 from vifprobe.audit import Look
 from vifprobe.errors import HostError
 from vifprobe.happenings import happenings
@@ -251,12 +251,12 @@ class Auditor:
 
 
 def passed_bytes(cells: Cells) -> dict[Direction, int | None]:
-    """Charged bytes that passed, by direction; None where any outcome is unknown."""
+    """Charged bytes that no policer took, by direction; None where any outcome is unknown."""
     found: dict[Direction, int | None] = {}
     for direction in Direction:
         rows = cells[cells["direction"] == direction]
         known = not (rows["verdict"] == Verdict.UNKNOWN).any()
-        found[direction] = count(rows[rows["verdict"] == Verdict.PASSED]).charged_bytes if known else None
+        found[direction] = count(let_through(rows)).charged_bytes if known else None
     return found
 
 

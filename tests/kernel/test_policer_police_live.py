@@ -151,7 +151,7 @@ def test_p10_tso_frames_longer_than_the_burst(vm: Tap) -> None:
         started.start()
         found = audit(2.0, limits={OUT: Limit(100_000_000, burst_bytes=20_480)})
     finding = only(found, "P10")
-    assert finding.evidence["bucket_bytes"] == 20_480
+    assert 20_400 < finding.evidence["bucket_bytes"] <= 20_480  # the kernel keeps it in ticks
     assert finding.evidence["mean_charged_bytes"] == len(frame) - 14
 
 

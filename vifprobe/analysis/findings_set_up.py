@@ -19,8 +19,8 @@ from vifprobe.analysis.policer import (
     uncovered,
 )
 from vifprobe.analysis.reading import Finding, count
-from vifprobe.analysis.situation import Situation, bits, finding_id, rate_words, size
-from vifprobe.layout import Direction, Ethertype, Verdict
+from vifprobe.analysis.situation import Situation, bits, finding_id, let_through, rate_words, size
+from vifprobe.layout import Direction, Ethertype
 
 # Ethertypes by the protocols that tc writes.
 _ETHERTYPES = {
@@ -136,9 +136,9 @@ def _beside(situation: Situation, direction: Direction, held: tuple[Enforced, ..
     reading = situation.reading
     if reading is None or direction not in reading.directions or any(one.matches_all is False for one in held):
         return None, None
-    passed = reading.where(direction, Verdict.PASSED)
     if not reading.knows_verdicts(direction):
         return None, None
+    passed = let_through(reading.where(direction))
     every = count(passed).frame_bytes
     inside = sum(count(passed[passed["ethertype"] == code]).frame_bytes for code in set(of_protocols(held)))
     return every - inside, round((every - inside) / every, 4) if every else 0.0

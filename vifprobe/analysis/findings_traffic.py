@@ -11,7 +11,7 @@ from vifprobe.analysis import thresholds as t
 from vifprobe.analysis.findings_set_up import of_protocols
 from vifprobe.analysis.policer import Enforced
 from vifprobe.analysis.reading import Cells, Counts, Finding, Reading, count
-from vifprobe.analysis.situation import Growth, Situation, bits, finding_id, size
+from vifprobe.analysis.situation import Growth, Situation, bits, finding_id, let_through, size
 from vifprobe.layout import Direction, Verdict
 
 
@@ -83,9 +83,9 @@ def _covered(situation: Situation, limit: Enforced) -> float | None:
 
 def _within(reading: Reading, direction: Direction, limit: Enforced) -> tuple[int, float] | None:
     """(bits that passed as charged, bits that the limit lets pass in this time); None where not known or above."""
-    passed = reading.counts(direction, Verdict.PASSED)
-    if passed is None or limit.rate_bps is None or limit.at_once_bytes is None:
+    if not reading.knows_verdicts(direction) or limit.rate_bps is None or limit.at_once_bytes is None:
         return None
+    passed = count(let_through(reading.where(direction)))
     allowed = (limit.rate_bps * reading.duration_ns / 1e9 + 8 * limit.at_once_bytes) * (1 + t.SLACK)
     charged = 8 * passed.charged_bytes
     return (charged, allowed) if charged <= allowed else None

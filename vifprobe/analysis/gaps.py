@@ -40,8 +40,8 @@ class Gap:
     """A time without a limit. number: 1 for the first one of its tap and direction.
 
     limit: what was lost. removal: None where nobody told of it. link_change: the last one before it, None for none
-    shortly before. end_ns, restored_by: None while it lasts. passed_bytes: charged bytes that passed in it, counted
-    from when it was heard of, so at least so many; None where that is not known.
+    shortly before. end_ns, restored_by: None while it lasts. passed_bytes: charged bytes that no policer took in it,
+    counted from when it was heard of, so at least so many; None where that is not known.
     """
 
     number: int

@@ -14,8 +14,8 @@ BURST_ROUNDING_BYTES = 200  # two ticks at 12.5 Gbit/s
 #: on a loaded host its main loop takes longer).
 LINK_CHANGE_BEFORE_NS = 1_000_000_000
 #: A gap between two policers is told from this length on, or as soon as more passed than the limit would have let
-#: through: a program that changes a limit deletes and adds within some milliseconds.
-GAP_NS = 100_000_000
+#: through: a program that changes a limit deletes and adds within milliseconds, on a loaded host in tenths of a second.
+GAP_NS = 1_000_000_000
 
 #: P4: share of what passed from which traffic beside the policer is more than ARP and other housekeeping.
 HOLE_SHARE = 0.01
