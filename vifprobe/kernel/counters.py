@@ -155,12 +155,15 @@ class Counters:
         return settled
 
     def _logged_bins(self, cpu: int) -> Array:
-        head, size = int(self._lanes["logged_bins"][cpu]), self._bin_log.shape[1]
-        first = max(int(self._logged[cpu]), head - size)
-        self.lost_bins += first - int(self._logged[cpu])
+        taken, size = int(self._logged[cpu]), self._bin_log.shape[1]
+        head = int(self._lanes["logged_bins"][cpu])
+        oldest = max(taken, head - size)
+        rows: Array = self._bin_log[cpu][np.arange(oldest, head) % size]
+        # What the kernel side has written over since, or may be writing over now, was not read whole.
+        whole = min(max(taken, int(self._lanes["logged_bins"][cpu]) + 1 - size), head)
+        self.lost_bins += whole - taken
         self._logged[cpu] = head
-        rows: Array = self._bin_log[cpu][np.arange(first, head) % size]
-        return rows
+        return rows[max(0, whole - oldest) :]
 
     def _pending_bins(self) -> Array:
         settled = self._settled(self._lanes.copy())

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Full tables: what can't be counted is counted as missed and said, and never lost, moved or counted twice."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from probe_kit import FIRST_CPU, FLOOD_SECONDS, LAST_CPU, OUT, SYN, finish, forwarding, kernel_side, watch_flood
+
+from vifprobe import Probe
+from vifprobe.analysis.reading import count
+from vifprobe.bracket import Bracket
+from vifprobe.errors import KernelError
+from vifprobe.kernel import build, libbpf
+from vifprobe.kernel.build import Settings, possible_cpus
+from vifprobe.layout import TAP_PROBES, Direction, Verdict
+from vifprobe.testing.case import Run
+from vifprobe.testing.flood import flood, writer
+from vifprobe.testing.netns import Netns
+from vifprobe.testing.table import cases_for
+from vifprobe.testing.taps import Tap
+from vifprobe.testing.taps import tap as make_tap
+
+GO_ON = -1
+MANY_TAPS = 53
+
+
+@dataclass(frozen=True)
+class Tiny(Settings):
+    """A cell table for eight kinds of packets a CPU."""
+
+    @property
+    def cells_per_cpu(self) -> int:
+        """Instead of thousands."""
+        return 8
+
+
+def test_what_finds_no_cell_is_missed(tap: Tap) -> None:
+    """More kinds of packets than cells: counted + missed = written, in packets and bytes."""
+    cases = cases_for(Run.TAP, gso=False)
+    with forwarding(tap), kernel_side(tap, Tiny(cpus=possible_cpus())) as kernel:
+        flood([tap.fd], [case.frame for case in cases], count=10_007, seconds=FLOOD_SECONDS)
+        found = kernel.counters.snapshot()
+        written = sum(cases[number % len(cases)].frame_bytes(Run.TAP) for number in range(10_007))
+        assert found.missed_packets > 5_000
+        assert int(found.cells["packets"].sum()) + found.missed_packets == 10_007
+        assert int(found.cells["frame_bytes"].sum()) + found.missed_bytes == written
+        # Also then the answer is "go on", and what has a cell is still counted right.
+        (first, *_) = found.cells
+        program = kernel.programs.tc_program_fd(OUT)
+        assert {libbpf.test_run(program, case.frame)[0] for case in cases_for(Run.TEST_RUN, gso=False)} == {GO_ON}
+        flood([tap.fd], [cases[0].frame], count=101, seconds=5)
+        again = kernel.counters.snapshot()
+        grown = int(again.cells["packets"].sum()) - int(found.cells["packets"].sum())
+        assert grown + again.missed_packets - found.missed_packets >= 101
+        assert int(first["packets"]) > 0
+
+
+def test_missed_packets_are_said(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each reading and in reconcile, whose rows claim no more than is known."""
+    monkeypatch.setattr("vifprobe.probe.Settings", Tiny)
+    frames = [case.frame for case in cases_for(Run.TAP, gso=False)]
+    bracket = Bracket()
+    with forwarding(tap), Probe(tap.name, bracket=bracket, bin_ns=1_000_000) as probe:
+        flood([tap.fd], frames, count=10_007, seconds=FLOOD_SECONDS)
+        readings = list(probe.readings(0.01, 0.03))
+        final = readings[-1]
+        bins = probe.take_bins()
+    assert final.missed > 5_000
+    assert sum(reading.missed for reading in readings if not reading.final) == final.missed
+    assert final.offered(OUT).packets + final.missed == 10_007
+    assert int(bins["packets"].sum()) == final.offered(OUT).packets
+    rows = {row.counter: row for row in bracket.rows([final])}
+    packets = rows["device rx_packets"]
+    assert (packets.delta, packets.vifprobe_low, packets.vifprobe_high) == (
+        10_007,
+        10_007 - final.missed,
+        10_007,
+    )
+    assert not [row for row in rows.values() if row.agrees is False]
+
+
+def test_a_probe_that_misses_nothing_says_so(tap: Tap) -> None:
+    """The same packets with tables of the usual size."""
+    frames = [case.frame for case in cases_for(Run.TAP, gso=False)]
+    with forwarding(tap), Probe(tap.name) as probe:
+        flood([tap.fd], frames, count=10_007, seconds=FLOOD_SECONDS)
+        found = finish(probe)
+    assert found.totals[tap.name].missed == 0
+    assert found.total().packets == 10_007
+
+
+def test_taps_whose_numbers_collide(tap: Tap) -> None:
+    """Ifindexes a table's size apart share a place: found all the same, until as many are there as are looked at."""
+    with forwarding(tap), kernel_side(tap) as kernel:
+        slots = len(kernel.programs.table("taps"))
+        for other in range(1, TAP_PROBES):
+            kernel.counters.watch(tap.ifindex + other * slots, other, 0)
+        with pytest.raises(KernelError, match="no free place"):
+            kernel.counters.watch(tap.ifindex + TAP_PROBES * slots, TAP_PROBES, 0)
+        flood([tap.fd], [SYN], count=103, seconds=5)
+        assert kernel.counts()[Verdict.PASSED] == 103
+
+
+def test_a_tap_behind_others_in_the_table_is_found(tap: Tap) -> None:
+    """The last of those that share a place."""
+    with ExitStack() as stack:
+        stack.enter_context(forwarding(tap))
+        kernel = stack.enter_context(kernel_side(tap))
+        taps = kernel.programs.table("taps", writable=True)
+        taps[:] = 0
+        for other in range(1, TAP_PROBES):
+            kernel.counters.watch(tap.ifindex + other * len(taps), other, 0)
+        flood([tap.fd], [SYN], count=7, seconds=5)
+        assert kernel.counts()[Verdict.PASSED] == 0  # not watched: not counted
+        kernel.counters.watch(tap.ifindex, 0, 0)
+        flood([tap.fd], [SYN], count=101, seconds=5)
+        assert kernel.counts()[Verdict.PASSED] == 101
+
+
+def test_many_taps_fed_in_turn(netns: Netns) -> None:
+    """Each of them has its own packets, outbound and none inbound."""
+    with ExitStack() as stack:
+        taps = [stack.enter_context(make_tap(f"tap{number}")) for number in range(MANY_TAPS)]
+        fds = [tap.fd for tap in taps]
+        flooding = stack.enter_context(writer(fds, [SYN], count=50_021, seconds=FLOOD_SECONDS, cpu=FIRST_CPU))
+        probe = stack.enter_context(Probe(*(tap.name for tap in taps), bin_ns=10_000_000))
+        found = watch_flood(probe, [flooding])
+        for number, tap in enumerate(taps):
+            assert found.total(tap=tap.name).packets == found.written[0].by_fd[number]
+            assert found.binned(tap=number)[0] == found.written[0].by_fd[number]
+            assert count(found.totals[tap.name].where(Direction.INBOUND)).packets == 0
+
+
+def test_bins_that_are_overwritten_are_said(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log of 16 bins and nobody who reads it in time: lost bins are counted, counts and totals stay whole."""
+    monkeypatch.setattr(build, "BIN_LOG_ENTRIES", 16)
+    with (
+        forwarding(tap),
+        writer([tap.fd], [SYN], count=499, seconds=20, cpu=FIRST_CPU, packets_per_second=1009) as flooding,
+        Probe(tap.name, bin_ns=1_000_000) as probe,
+    ):
+        flooding.start()
+        flooding.wait()
+        found = finish(probe)
+        assert found.total().packets == 499
+        assert probe.lost_bins > 50
+        bins = found.bins["start_ns"]
+        assert 10 <= len(np.unique(bins)) <= 17  # the log but one, and the last
+        assert probe.lost_bins + len(np.unique(bins)) <= 499
+
+
+def test_bins_that_are_overwritten_while_they_are_read(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each bin that is given is whole and given once, however fast the log turns."""
+    monkeypatch.setattr(build, "BIN_LOG_ENTRIES", 8)
+    count = 200_003
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        stack.enter_context(forwarding(tap))
+        flooding = stack.enter_context(writer([tap.fd], [SYN], count=count, seconds=FLOOD_SECONDS, cpu=LAST_CPU))
+        kernel = stack.enter_context(kernel_side(tap, Settings(bin_ns=3_001, cpus=possible_cpus())))
+        flooding.start()
+        ending = pool.submit(flooding.wait)
+        parts = []
+        while not ending.done():
+            parts.append(kernel.counters.take_bins())
+        parts.append(kernel.counters.take_bins(final=True))
+        bins = np.concatenate(parts)
+        assert kernel.counts()[Verdict.PASSED] == count
+    starts, times = np.unique(bins["start_ns"], return_counts=True)
+    assert len(starts) > 1000
+    assert (times <= 2).all()  # the last packet comes as a row of its own
+    assert (times > 1).sum() <= 1
+    assert int(bins["packets"].sum()) <= count
+    assert (bins["frame_bytes"] == bins["packets"] * len(SYN)).all()
+    assert (bins["syn_packets"] == bins["packets"]).all()
+    assert kernel.counters.lost_bins > 0
