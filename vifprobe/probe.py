@@ -267,6 +267,7 @@ class Probe:
                 watched.refresh()
             if (own or due) and not watched.gone:
                 self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
+                watched.covered()
                 if own and snapshot is None:
                     snapshot = self._counters.snapshot()
                 cells = self._cells_of(snapshot, watched) if own and snapshot else watched.before

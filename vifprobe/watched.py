@@ -75,6 +75,8 @@ class WatchedTap:
             self.refresh()
         for direction in directions:
             self._attach(programs, direction)
+        if any(isinstance(made, FilterAttachment) for made in self.attachments.values()):
+            programs.load_tracepoints()  # they stand in when somebody deletes the filter's qdisc: at once, then
 
     def _attach(self, programs: Programs, direction: Direction) -> None:
         fd, qdisc = programs.tc_program_fd(direction), self.installed.tc.ingress
@@ -140,8 +142,12 @@ class WatchedTap:
         except KernelError as error:
             self.note(f"not watched any more: {error.message}")
             return
-        hook = self.attachments[direction].hook
-        self.gaps[self.gaps.index(open_gap)] = replace(open_gap, end_ns=time.monotonic_ns(), hook=hook)
+        self.gaps[self.gaps.index(open_gap)] = replace(open_gap, hook=self.attachments[direction].hook)
+
+    def covered(self) -> None:
+        """The kernel side has been told of the traits: what was attached anew counts from now on."""
+        now_ns = time.monotonic_ns()
+        self.gaps = [replace(gap, end_ns=now_ns) if gap.hook and gap.end_ns is None else gap for gap in self.gaps]
 
     def hold_to(self, declared: Mapping[Direction, Limit], charge: Charge, programs: Programs) -> None:
         """Hold the packets of each direction against its declared limit, from now on, with a full ideal bucket.

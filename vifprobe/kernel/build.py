@@ -147,14 +147,13 @@ class Programs:
         """Attach the tracepoint way: taps with a TRACED trait, in the calling thread's network namespace, are counted
         by it. Goes away with the process.
         """
-        trace = self.settings.trace
-        assert trace is not None  # noqa: S101 - whoever asks for a trait has asked for these programs
-        for name, btf_id in (
-            ("trace_outbound", trace.netif_receive_skb_btf_id),
-            ("trace_inbound", trace.net_dev_queue_btf_id),
-        ):
-            if f"{name} link" not in self._fds:
-                self._fds[f"{name} link"] = self._trace(name, btf_id)
+        for name, fd in self.load_tracepoints().items():
+            if f"{name} link" in self._fds:
+                continue
+            try:
+                self._fds[f"{name} link"] = libbpf.attach_typed_tracepoint(fd)
+            except OSError as error:
+                raise KernelError(f"tracepoint for {name}: {error.strerror}.") from error
 
     def detach_tracepoints(self) -> None:
         """The reverse; harmless when not attached. The programs go too: they know one network namespace."""
@@ -163,13 +162,18 @@ class Programs:
                 if held in self._fds:
                     os.close(self._fds.pop(held))
 
+    def load_tracepoints(self) -> dict[str, int]:
+        """Have their programs ready, so that attaching them takes no time; fds by name."""
+        trace = self.settings.trace
+        assert trace is not None  # noqa: S101 - whoever asks for a trait has asked for these programs
+        return {
+            "trace_outbound": self._trace("trace_outbound", trace.netif_receive_skb_btf_id),
+            "trace_inbound": self._trace("trace_inbound", trace.net_dev_queue_btf_id),
+        }
+
     def _trace(self, name: str, btf_id: int) -> int:
         code = replaced(self._code(name), NUMBER_LOAD, {NETNS_PLACEHOLDER: _own_netns()})
-        fd = self._load(f"vifprobe_{name}", lambda program: libbpf.load_typed_tracepoint(program, code, btf_id))
-        try:
-            return libbpf.attach_typed_tracepoint(fd)
-        except OSError as error:
-            raise KernelError(f"tracepoint for {name}: {error.strerror}.") from error
+        return self._load(f"vifprobe_{name}", lambda program: libbpf.load_typed_tracepoint(program, code, btf_id))
 
     def detach_verdicts(self) -> None:
         """The reverse; harmless when not attached."""
