@@ -40,6 +40,7 @@ _REFRESH_NS = 1_000_000_000
 #: An interval ends so soon after a limit came, went or changed, for that to be seen at once; what belongs to the same
 #: change (qdisc, then filter) has arrived by then.
 _CHANGE_SHOWN_NS = 30_000_000
+_END_HEARD_NS = 1_000_000_000
 
 
 class Probe:
@@ -81,6 +82,7 @@ class Probe:
         self._seen: list[tuple[str, Event]] = []
         self._gap_teller = GapTeller()
         self._end: Snapshot | None = None
+        self._stopped = False
         self._last_bins: npt.NDArray[np.void]
         self._changed = False
         self.start_ns = self._last_ns = self._refreshed_ns = 0
@@ -126,7 +128,9 @@ class Probe:
 
     def stop(self) -> None:
         """End `readings` early, with the last partial interval and the totals. Safe in a signal handler."""
-        os.write(self._stop_write, b"x")
+        self._stopped = True
+        with suppress(AttributeError):  # not open yet: the first wait sees the flag
+            os.write(self._stop_write, b"x")
 
     def readings(self, seconds: float = 1.0, duration_seconds: float | None = None) -> Iterator[Reading]:
         """One Reading a tap and interval, until the duration is over, `stop` is called or all taps are gone.
@@ -277,6 +281,15 @@ class Probe:
         if events:
             self._auditor.poke()
 
+    def _hear_of_ends(self) -> None:
+        """A deleted tap can't be found some time before the kernel tells of its end, and who brought it about."""
+        until_ns = time.monotonic_ns() + _END_HEARD_NS
+        while any(watched.gone and not watched.heard_of_end for watched in self._watched):
+            left_ns = until_ns - time.monotonic_ns()
+            if left_ns <= 0 or not select.select([self._events.fileno()], [], [], left_ns / 1e9)[0]:
+                return
+            self._follow_events()
+
     def _tell_gaps(self, watched: WatchedTap, final: bool = False) -> None:
         link, tracker = watched.link, self._auditor.taps[watched.link.ifindex].tracker
         self._seen += self._gap_teller.news(link.name, link.ifindex, watched.gaps, tracker.gaps, final)
@@ -287,6 +300,7 @@ class Probe:
             return self._end
         with suppress(OSError):
             self._follow_events()
+            self._hear_of_ends()
         self._moment("before_detach")
         for watched in self._watched:
             self._tell_gaps(watched, final=True)

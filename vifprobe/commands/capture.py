@@ -81,7 +81,8 @@ def command(
         charge=CHARGES[charge],
     )
     options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}
-    with probe:
+    # Signals first: one that comes while the hooks are hung must not leave them hanging.
+    with ended_by_signals(probe.stop), probe:
         begun = _begin(probe, bin_ns, options)
         with CaptureWriter(output, begun, force=force) as writer:
             totals, problem = _run(probe, writer, duration / 1e9, bracket)
@@ -106,7 +107,7 @@ def _run(
     """Count to the end; the totals, and what the user must be told of a run that did not go as asked."""
     problem: CaptureError | TapError | None = None
     due = CHECKPOINT_SECONDS
-    with ended_by_signals(probe.stop), _progress(seconds) as advance:
+    with _progress(seconds) as advance:
         for reading in probe.readings(_interval_seconds(probe, writer.manifest.bin_ns), seconds):
             if problem is not None or reading.final:
                 continue

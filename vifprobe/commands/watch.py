@@ -66,10 +66,11 @@ def command(
     )
     last: list[Reading] = []
     with ExitStack() as stack:
+        # Signals first: one that comes while the hooks are hung must not leave them hanging.
+        stack.enter_context(ended_by_signals(probe.stop))
         stack.enter_context(probe)
         # After the probe: a run that never starts must not have emptied the file of an earlier one.
         shows = [stack.enter_context(_csv(csv_file))] if csv_file else []
-        stack.enter_context(ended_by_signals(probe.stop))
         shows.append(_json if as_json else stack.enter_context(_view(sys.stdout, probe)))
         seconds = None if duration is None else duration / 1e9
         for last in _by_interval(probe.readings(interval / 1e9, seconds), len(set(taps))):

@@ -31,7 +31,7 @@ def interval_line(reading: Reading, glyphs: Glyphs = ASCII) -> str:
     """One line without its line end. The totals of a run begin with ``total`` in place of the time."""
     moment = reading.at.astimezone()
     clock = moment.strftime("%H:%M:%S")
-    if 0 < reading.duration_ns < 1_000_000_000:
+    if 0 < reading.duration_ns < 950_000_000:  # an interval of a second is a few ms more or less
         clock += f".{moment.microsecond // 1000:03}"
     limit = reading.limits.get(Direction.OUTBOUND, Limit())
     asked = limit.declared_bps if limit.declared_bps is not None else limit.installed_bps

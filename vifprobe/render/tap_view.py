@@ -205,5 +205,5 @@ def status(reading: Reading, width: int, glyphs: Glyphs, running: bool) -> Line:
     parts.append(VERDICTS_KNOWN.get(reading.verdicts, f"verdicts {clean(reading.verdicts, glyphs)}"))
     parts.append(reading.at.astimezone().strftime("%H:%M:%S"))
     if not reading.final:
-        parts.append(f"every {duration(reading.duration_ns)}")
+        parts.append(f"every {duration(round(reading.duration_ns, -7) or reading.duration_ns)}")
     return one_line([line(Span(part, "faint")) for part in parts], width, glyphs)
