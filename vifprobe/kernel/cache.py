@@ -8,6 +8,7 @@ it were not there. Key: hash of all that compiling depends on.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -66,11 +67,27 @@ def _key(text: str, directory: Path, flags: list[str]) -> str:
 
 def _read(file: Path) -> Compiled | None:
     try:
-        kept = json.loads(file.read_text())
+        told, content = _own_text(file).split("\n", 1)
+        if told != _digest(content):
+            return None
+        kept = json.loads(content)
         maps = tuple(MapShape(**{**shape, "leaf": _as_descr(shape["leaf"])}) for shape in kept["maps"])
         return Compiled(maps, {name: base64.b64decode(code) for name, code in kept["code"].items()})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _own_text(file: Path) -> str:
+    """Content of a plain file that nobody else could have written; OSError."""
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)) as stream:
+        about = os.fstat(stream.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "not a file of our own", str(file))
+        return stream.read()
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _write(file: Path, found: Compiled) -> None:
@@ -82,7 +99,8 @@ def _write(file: Path, found: Compiled) -> None:
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=".")  # 0600
     try:
         with os.fdopen(handle, "w") as stream:
-            json.dump(kept, stream)
+            content = json.dumps(kept)
+            stream.write(f"{_digest(content)}\n{content}")
         Path(name).replace(file)
     except BaseException:
         Path(name).unlink(missing_ok=True)
