@@ -45,7 +45,7 @@ class WatchedTap:
         self.missed_before = 0
         self.notes: list[str] = []
         self.gaps: list[Coverage] = []
-        self.gone = False
+        self.gone = self.heard_of_end = False
         self._traced = TapTrait(0)
         self._qdisc: OwnQdisc | None = None
         self._buckets: dict[Direction, Bucket] = {}
@@ -114,6 +114,7 @@ class WatchedTap:
     def on_events(self, events: list[Event], programs: Programs) -> None:
         """Follow what happened to the tap: deleted, limits changed, our filter gone with somebody's qdisc."""
         self.gone = self.gone or not is_there(self.link)
+        self.heard_of_end = self.heard_of_end or any(event.kind == "link_del" for event in events)
         if self.gone or not any(event.kind.startswith(("qdisc", "filter", "class", "over")) for event in events):
             return
         self.refresh()
