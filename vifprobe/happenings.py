@@ -40,6 +40,9 @@ def _meaning(event: Event) -> tuple[Meaning | None, Direction | None, str]:
     if isinstance(record, TcFilter) and event.kind == "filter_new":
         polices = record.hook == "ingress" and any(action.kind == "police" for action in record.actions)
         return ("limit_new", out, "") if polices else (None, None, "")
+    if event.kind == "filter_new" and record is None and event.detail.startswith("matchall "):
+        # Open vSwitch's, announced without its settings (see host/changes.py).
+        return "limit_maybe", (into if "egress" in event.detail else out), ""
     if event.kind == "filter_del":
         return "limit_del", (into if "egress" in event.detail else out), ""
     return None, None, ""

@@ -126,3 +126,14 @@ def test_without_counts_nothing_is_made_up() -> None:
     tracker.follow([qdisc_del(5)], NOT_THERE, 6 * MS, {})
     assert one(tracker).passed_bytes is None
     assert not one(tracker).exceeded(10**12)
+
+
+def test_a_filter_that_is_announced_without_its_settings_counts_if_a_limit_is_found() -> None:
+    """Open vSwitch deletes and adds its matchall within milliseconds: all of it is told at once."""
+    told = [qdisc_del(10), Happening(14 * MS, "limit_maybe", OUT, "ovs-vswitchd")]
+    tracker = GapTracker(THERE)
+    assert follow(tracker, told, THERE, 20, 2003)
+    assert (one(tracker).end_ns, one(tracker).restored_by) == (14 * MS, "ovs-vswitchd")
+    tracker = GapTracker(THERE)
+    assert follow(tracker, told, NOT_THERE, 20, 2003)
+    assert one(tracker).end_ns is None

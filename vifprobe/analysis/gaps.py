@@ -15,8 +15,9 @@ from vifprobe.analysis.policer import Enforced
 from vifprobe.layout import Direction
 
 #: What an event means for the limits of a tap. `link`: any notification about the link itself. `limit_new`: a policer
-#: or shaper is there. `limit_del`: one filter or class is gone, others may be left. `qdisc_del`: and all in it.
-Meaning = Literal["link", "limit_new", "limit_del", "qdisc_del"]
+#: or shaper is there. `limit_maybe`: something is there that is a limit if one is found. `limit_del`: one filter or
+#: class is gone, others may be left. `qdisc_del`: and all in it.
+Meaning = Literal["link", "limit_new", "limit_maybe", "limit_del", "qdisc_del"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ class GapTracker:
         direction = event.direction
         if direction is None:
             return
-        if event.meaning == "limit_new":
+        if event.meaning == "limit_maybe" and limits.get(direction) is None:
+            return
+        if event.meaning in ("limit_new", "limit_maybe"):
             if tentative.get(direction) is None:
                 self._restored(direction, event.at_ns, event.by, passed)
                 tentative[direction] = limits.get(direction) or Enforced(direction, "", "", "", "")
