@@ -62,7 +62,7 @@ def only(found: PolicerReport | Reading, pattern: str) -> Finding:
 
 @contextmanager
 def sending(tap: Tap, frames: list[bytes], packets_per_second: float | None = None) -> Iterator[None]:
-    with writer(tap.fds, frames, count=10**9, seconds=60, packets_per_second=packets_per_second) as started:
+    with writer(tap.fds, frames, count=10**9, seconds=600, packets_per_second=packets_per_second) as started:
         started.start()
         yield
 

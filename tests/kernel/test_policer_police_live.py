@@ -81,7 +81,7 @@ def only(found: PolicerReport, pattern: str) -> Finding:
 @contextmanager
 def sending(tap: Tap, *frames: bytes, packets_per_second: float = 2_000) -> Iterator[None]:
     packets = [tap.packet(frame) for frame in frames]
-    with writer(tap.fds, packets, count=10**9, seconds=60, packets_per_second=packets_per_second) as started:
+    with writer(tap.fds, packets, count=10**9, seconds=600, packets_per_second=packets_per_second) as started:
         started.start()
         yield
 
@@ -147,7 +147,7 @@ def test_p10_tso_frames_longer_than_the_burst(vm: Tap) -> None:
     police("police rate 12500kbps burst 20kb mtu 64kb drop flowid :1")
     frame = f.eth(f.ipv4(f.tcp(TcpFlag.ACK, bytes(30_000))), EtherType.IPV4)
     long = gso_packet(frame, gso_size=1448, transport_offset=34)
-    with writer(vm.fds, [long, vm.packet(UDP4)], count=10**9, seconds=60, packets_per_second=200) as started:
+    with writer(vm.fds, [long, vm.packet(UDP4)], count=10**9, seconds=600, packets_per_second=200) as started:
         started.start()
         found = audit(2.0, limits={OUT: Limit(100_000_000, burst_bytes=20_480)})
     finding = only(found, "P10")
@@ -183,7 +183,7 @@ def test_p3_a_gap_while_the_limit_is_set_anew(vm: Tap) -> None:
 
     limit = {OUT: Limit(1_000_000, burst_bytes=16_384)}
     with stages, sending(vm, UDP4):
-        found = audit_tap("vm0", limit, (OUT,), 3.0, stoppable=on_start)
+        found = audit_tap("vm0", limit, (OUT,), 8.0, stoppable=on_start)
     finding = only(found, "P3")
     assert finding.severity == "warning"
     assert finding.evidence["passed_charged_bytes"] > finding.evidence["limit_would_have_passed_bytes"] > 16_384
@@ -202,15 +202,15 @@ def test_p9_more_is_offered_since_the_policer_came(vm: Tap, faster: bool) -> Non
             def come() -> None:
                 police("police rate 125kbps burst 16kb mtu 64kb drop flowid :1")
                 if faster:
-                    senders.enter_context(sending(vm, UDP4, packets_per_second=3_000))
+                    senders.enter_context(sending(vm, UDP4, packets_per_second=900))
 
-            timer = threading.Timer(2.0, come)
+            timer = threading.Timer(4.5, come)
             timer.start()
             yield
             timer.join()
 
-    with sending(vm, UDP4):
-        found = audit_tap("vm0", limit, (OUT,), 6.0, stoppable=on_start)
+    with sending(vm, UDP4, packets_per_second=600):
+        found = audit_tap("vm0", limit, (OUT,), 9.5, stoppable=on_start)
     assert ("P9" in patterns(found)) is faster, found.findings
     if faster:
         assert only(found, "P9").evidence["offered_after_pps"] > 1.3 * only(found, "P9").evidence["offered_before_pps"]

@@ -75,7 +75,7 @@ def patterns(found: Found) -> set[str]:
 
 @contextmanager
 def sending(tap: Tap, packets_per_second: float = 2_000) -> Iterator[None]:
-    with writer(tap.fds, [FRAME], count=10**9, seconds=60, packets_per_second=packets_per_second) as started:
+    with writer(tap.fds, [FRAME], count=10**9, seconds=600, packets_per_second=packets_per_second) as started:
         started.start()
         yield
 

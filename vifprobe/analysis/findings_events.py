@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median
 
 from vifprobe.analysis import thresholds
 from vifprobe.analysis.gaps import Gap
@@ -108,11 +109,12 @@ def _p9(situation: Situation, direction: Direction) -> Iterator[Finding]:
         if where is not direction:
             continue
         side = thresholds.AMPLIFIED_SIDE_NS
-        before = [one for one in situation.samples if at_ns - side <= one.start_ns and _end(one) <= at_ns]
-        after = [one for one in situation.samples if one.start_ns >= at_ns and _end(one) <= at_ns + side]
-        if min(_length(before), _length(after)) < thresholds.AMPLIFIED_LEAST_NS:
+        whole = [one for one in situation.samples if one.duration_ns >= thresholds.AMPLIFIED_INTERVAL_NS]
+        before = [one for one in whole if at_ns - side <= one.start_ns and _end(one) <= at_ns]
+        after = [one for one in whole if one.start_ns >= at_ns and _end(one) <= at_ns + side]
+        if min(len(before), len(after)) < thresholds.AMPLIFIED_INTERVALS:
             continue
-        pps, later_pps = _rate(before, "offered_packets"), _rate(after, "offered_packets")
+        pps, later_pps = _offered_pps(before), _offered_pps(after)
         policed = sum(one.policed_packets or 0 for one in after)
         offered = sum(one.offered_packets for one in after)
         if pps < thresholds.AMPLIFIED_PPS or later_pps < thresholds.AMPLIFIED * pps:
@@ -144,19 +146,13 @@ def _end(sample: Sample) -> int:
     return sample.start_ns + sample.duration_ns
 
 
-def _length(samples: list[Sample]) -> int:
-    return sum(one.duration_ns for one in samples)
-
-
-def _rate(samples: list[Sample], name: str) -> float:
-    total: int = sum(getattr(one, name) or 0 for one in samples)
-    return total * 1e9 / _length(samples)
+def _offered_pps(samples: list[Sample]) -> float:
+    return median(one.offered_packets * 1e9 / one.duration_ns for one in samples)
 
 
 def _switches(samples: list[Sample]) -> int | None:
-    if any(one.context_switches is None for one in samples):
-        return None
-    return round(_rate(samples, "context_switches"))
+    known = [one.context_switches * 1e9 / one.duration_ns for one in samples if one.context_switches is not None]
+    return round(median(known)) if known else None
 
 
 def _cpus(samples: list[Sample]) -> float | None:

@@ -40,11 +40,13 @@ OVERLOAD_CPUS = 0.25
 POLICED_SHARE = 0.1
 COUNTED_OVER_RATE = 1.25
 
-#: P9: packets offered after a policer came over those before it; at least so many before; how long both are looked at.
+#: P9: packets offered after a policer came over those before it; at least so many before; how long both are looked at,
+#: and in how many intervals of which length: the median of one starved or catching-up interval proves nothing.
 AMPLIFIED = 1.3
-AMPLIFIED_PPS = 1_000
+AMPLIFIED_PPS = 500
 AMPLIFIED_SIDE_NS = 5_000_000_000
-AMPLIFIED_LEAST_NS = 200_000_000
+AMPLIFIED_INTERVALS = 2
+AMPLIFIED_INTERVAL_NS = 90_000_000
 
 #: P10: frames longer than the bucket, policed to the last one.
 NEVER_CONFORM_PACKETS = 10
