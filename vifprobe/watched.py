@@ -25,6 +25,7 @@ from vifprobe.kernel.attach import (
     is_own_filter,
 )
 from vifprobe.kernel.build import Programs
+from vifprobe.kernel.leftovers import is_orphan, remove_filter
 from vifprobe.layout import Bucket, Charge, Direction, TapTrait
 
 _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapTrait.TRACED_INBOUND}
@@ -79,6 +80,7 @@ class WatchedTap:
             programs.load_tracepoints()  # they stand in when somebody deletes the filter's qdisc: at once, then
 
     def _attach(self, programs: Programs, direction: Direction) -> None:
+        self._remove_leftover(direction)
         fd, qdisc = programs.tc_program_fd(direction), self.installed.tc.ingress
         kind = qdisc.kind if qdisc else None
         try:
@@ -89,6 +91,13 @@ class WatchedTap:
             programs.attach_tracepoints()
             self._traced |= _TRACED[direction]
             self.attachments[direction] = TracepointAttachment()
+
+    def _remove_leftover(self, direction: Direction) -> None:
+        """Where a killed run left its filter (kernels without tcx), its place is needed now."""
+        side = "ingress" if direction is Direction.OUTBOUND else "egress"
+        for found in self.installed.tc.filters:
+            if found.hook == side and _is_own(found) and found.bpf and found.bpf.id and is_orphan(found.bpf.id):
+                remove_filter(self.link.name, self.link.ifindex, side == "ingress")
 
     def detach(self) -> None:
         """Take every hook off; harmless where the tap or the qdisc is gone."""

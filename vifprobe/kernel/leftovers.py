@@ -4,10 +4,25 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
+from pathlib import Path
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import FILTER_HANDLE, FILTER_PREF
+
+
+def is_orphan(program_id: int) -> bool:
+    """Whether no process holds this program any more: the run that made the filter has ended without taking it off.
+
+    Looks through all processes' descriptors; only asked where a filter of ours is met.
+    """
+    line = f"prog_id:\t{program_id}\n".encode()
+    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        with suppress(OSError):
+            if line in info.read_bytes():
+                return False
+    return True
 
 
 def remove_filter(tap: str, ifindex: int, ingress: bool) -> bool:
