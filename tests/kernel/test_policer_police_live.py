@@ -21,6 +21,7 @@ from vifprobe.host.declared import declared_of
 from vifprobe.kernel import libbpf
 from vifprobe.layout import Direction
 from vifprobe.policer_audit import PolicerReport, audit_tap
+from vifprobe.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType, TcpFlag
@@ -193,24 +194,23 @@ def test_p3_a_gap_while_the_limit_is_set_anew(vm: Tap) -> None:
 
 @pytest.mark.parametrize("faster", [False, True])
 def test_p9_more_is_offered_since_the_policer_came(vm: Tap, faster: bool) -> None:
-    limit = {OUT: Limit(1_000_000, burst_bytes=16_384)}
-
-    @contextmanager
-    def on_start(stop: Callable[[], None]) -> Iterator[None]:
-        with ExitStack() as senders:
-
-            def come() -> None:
+    with ExitStack() as stack:
+        probe = stack.enter_context(Probe("vm0", directions=(OUT,), limits={OUT: Limit(1_000_000, burst_bytes=16_384)}))
+        stack.enter_context(sending(vm, UDP4, packets_per_second=600))
+        packets = [vm.packet(UDP4)]
+        more = writer(vm.fds, packets, count=10**9, seconds=600, packets_per_second=900)
+        started = stack.enter_context(more)
+        policed = 0
+        for number, reading in enumerate(probe.readings(0.5, 60.0)):
+            if number == 5:
                 police("police rate 125kbps burst 16kb mtu 64kb drop flowid :1")
                 if faster:
-                    senders.enter_context(sending(vm, UDP4, packets_per_second=900))
-
-            timer = threading.Timer(4.5, come)
-            timer.start()
-            yield
-            timer.join()
-
-    with sending(vm, UDP4, packets_per_second=600):
-        found = audit_tap("vm0", limit, (OUT,), 9.5, stoppable=on_start)
-    assert ("P9" in patterns(found)) is faster, found.findings
+                    started.start()
+            policed += reading.limits[OUT].installed_bps is not None
+            if policed == 7:
+                probe.stop()
+    found = {finding.pattern: finding for finding in reading.findings}
+    assert ("P9" in found) is faster, reading.findings
     if faster:
-        assert only(found, "P9").evidence["offered_after_pps"] > 1.3 * only(found, "P9").evidence["offered_before_pps"]
+        evidence = found["P9"].evidence
+        assert evidence["offered_after_pps"] > 1.3 * evidence["offered_before_pps"]
