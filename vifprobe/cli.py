@@ -19,6 +19,8 @@ COMMANDS = {
     "watch": "Live screen of one or more taps.",
     "capture": "Evidence folder: histograms, timeline, drops, reconciliation.",
     "policer": "Is the limit really there: who declares it, who enforces it.",
+    "report": "Page with plots from a capture: one HTML file.",
+    "diff": "Two captures side by side: before and after a change.",
     "taps": "Taps of this host and who is behind them.",
     "doctor": "What this kernel and host can do, and what is missing.",
     "cleanup": "Remove what a killed run left.",

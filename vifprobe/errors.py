@@ -46,3 +46,7 @@ class HostError(VifprobeError):
 
 class CaptureError(VifprobeError):
     """A capture folder can't be written, or what was read there is no capture."""
+
+
+class MissingPieceError(VifprobeError):
+    """A library that only this command needs is not installed."""

@@ -32,7 +32,7 @@ def reading_object(reading: Reading) -> _Object:
         "inbound": _direction(reading, Direction.INBOUND),
         "missed": int(reading.missed),
         "verdicts": reading.verdicts or None,
-        "findings": [_finding(finding) for finding in reading.findings],
+        "findings": [finding_object(finding) for finding in reading.findings],
     }
 
 
@@ -90,5 +90,6 @@ def _whole(value: int | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _finding(finding: Finding) -> _Object:
+def finding_object(finding: Finding) -> _Object:
+    """A finding as a line of JSON names it; its evidence is in `policer --json` and findings.json."""
     return {"id": finding.id, "pattern": finding.pattern, "severity": finding.severity, "title": finding.title}
