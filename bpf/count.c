@@ -4,7 +4,7 @@
  *
  * Hook:   none of its own
  * Reads:  taps
- * Writes: cells, roster, lanes, bins, bin_log
+ * Writes: cells, roster, lanes, misses, bins, bin_log
  * Needs:  mmapable arrays (BPF_F_MMAPABLE)
  *
  * Every counter belongs to one CPU, so that a plain += is enough: tc programs and the tracepoints in the same call
@@ -51,12 +51,16 @@ struct lane {
 	u64 scratch;  /* see forget() */
 	/* second line */
 	u64 cells;          /* cells in use: entries of this CPU's roster */
-	u64 missed_packets; /* found no free cell */
-	u64 missed_bytes;
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
 	u64 foreign_skbs;   /* a pending skb's address met again on another device's skb */
 	u64 logged_bins;
-	u64 spare[2];
+	u64 spare[4];
+};
+
+/* Packets of one tap that found no free cell. */
+struct missed {
+	u64 packets;
+	u64 frame_bytes;
 };
 
 struct bin_counts {
@@ -76,6 +80,7 @@ struct bin {
 BPF_F_TABLE("array", u32, struct cell, cells, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u32, roster, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct lane, lanes, CPUS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct tap, taps, TAP_SLOTS, BPF_F_MMAPABLE);
 #if BIN_NS
 BPF_F_TABLE("array", u32, struct bin, bins, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
@@ -183,16 +188,27 @@ static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what, u64 n
 static __always_inline void count_bin(u32 cpu, u64 what, u64 frame_bytes) {}
 #endif
 
+static __always_inline void miss(u32 cpu, u64 what, u32 frame_bytes)
+{
+	u32 at = cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
+	struct missed *missed = misses.lookup(&at);
+
+	if (!missed)
+		return;
+	/* Own CPU's. */
+	missed->packets++;
+	missed->frame_bytes += frame_bytes;
+}
+
 /* Count one packet, its verdict known (or never to be known). */
 static __always_inline void count(u32 cpu, struct lane *lane, u64 what, u64 why, u32 frame_bytes, u32 charged_bytes,
 				  u64 wire_bytes)
 {
 	struct cell *cell = cell_of(cpu, lane, what, why);
 
-	/* Own CPU's lane and cells, see the head of this file. */
-	if (!cell) {
-		lane->missed_packets++;
-		lane->missed_bytes += frame_bytes;
+	/* Own CPU's cells, see the head of this file. */
+	if (unlikely(!cell)) {
+		miss(cpu, what, frame_bytes);
 		return;
 	}
 	cell->packets++;

@@ -93,13 +93,12 @@ static __always_inline bool ends_within_tag(struct frame *frame, struct packet *
 	       frame->length < ETH_HEADER_LEN + VLAN_TAG_LEN + 2;
 }
 
-static __always_inline bool is_missed(struct frame *frame, struct lane *lane)
+/* A header that can't be read has no class: said to be missed, not guessed. */
+static __always_inline bool is_missed(u32 cpu, u64 what, struct frame *frame)
 {
 	if (likely(!frame->unreadable))
 		return false;
-	/* Own CPU's lane. A header that can't be read has no class: said to be missed, not guessed. */
-	lane->missed_packets++;
-	lane->missed_bytes += frame->length;
+	miss(cpu, what, frame->length);
 	return true;
 }
 
@@ -116,7 +115,7 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_OUTBOUND, tap, lane, &packet);
-	if (ends_within_tag(&frame, &packet) || is_missed(&frame, lane))
+	if (ends_within_tag(&frame, &packet) || is_missed(cpu, what, &frame))
 		return 0;
 	untag(&frame, &packet);
 	what |= size_key(lane, frame.length);
@@ -138,7 +137,7 @@ int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_INBOUND, tap, lane, &packet);
-	if (is_missed(&frame, lane))
+	if (is_missed(cpu, what, &frame))
 		return 0;
 	what |= size_key(lane, frame.length);
 	inbound(cpu, lane, what, arrival_ns(0), frame.length, field_u32(skb, SKB_CB + QDISC_CB_PKT_LEN), wire_bytes(&frame, &packet));

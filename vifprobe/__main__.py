@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python3 -m vifprobe`."""
+"""`vifprobe` and `python3 -m vifprobe`. Imports next to nothing itself, so that Ctrl-C ends the imports, too."""
 
-from vifprobe.cli import main
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from vifprobe.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped.\n")
+        sys.exit(1)  # errors.EXIT_FAILED, which may not be there yet
+
 
 if __name__ == "__main__":
     main()

@@ -323,7 +323,8 @@ class Probe:
         for watched in self._watched:
             cells = self._cells_of(snapshot, watched)
             reading = self._reading(watched, subtract(cells, watched.before), snapshot, since_ns)
-            missed, watched.missed_before = snapshot.missed_packets - watched.missed_before, snapshot.missed_packets
+            ever = int(snapshot.missed_packets[watched.number])
+            missed, watched.missed_before = ever - watched.missed_before, ever
             watched.before = cells
             yield replace(reading, missed=missed)
             # What libvirt and Open vSwitch declare is known some time after the start, and can change.
@@ -343,7 +344,7 @@ class Probe:
             start_ns=since_ns - self.start_ns,
             duration_ns=snapshot.at_ns - since_ns,
             cells=cells,
-            missed=snapshot.missed_packets,
+            missed=int(snapshot.missed_packets[watched.number]),
             verdicts="reason" if self._features.has_drop_reason else "inferred",
             limits=watched.limits(self._declared(watched), self._directions),
             notes=tuple(watched.notes),

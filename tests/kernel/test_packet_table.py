@@ -60,7 +60,7 @@ class Observer:
 
     def missed(self) -> int:
         """Packets said to be missed, ever."""
-        return self._counters.snapshot().missed_packets
+        return int(self._counters.snapshot().missed_packets.sum())
 
     def take(self) -> Seen:
         """Counts by key since the last call."""

@@ -85,3 +85,15 @@ def test_what_cannot_be_meant_is_a_usage_error(
     monkeypatch.chdir(tmp_path)
     assert_is_error(run(*arguments.split()), 2, *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_it_is_still_importing_is_no_traceback(tmp_path: Path) -> None:
+    """Ctrl-C right after Enter: here it comes with the import of click."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    told = subprocess.run(
+        [sys.executable, "-m", "vifprobe", "taps"],
+        capture_output=True,
+        text=True,
+        env={**environment(), "PYTHONPATH": f"{tmp_path}:{environment().get('PYTHONPATH', '')}"},
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (1, "", "Stopped.\n")

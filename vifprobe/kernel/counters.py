@@ -43,14 +43,15 @@ Array = npt.NDArray[Any]
 class Snapshot:
     """Cumulative counts since the tables were made.
 
-    cells: rows of layout.CELL, every key once, all verdicts final. missed_packets: seen, but no cell was free.
-    late_verdicts: dropped after they had been settled as passed. foreign_skbs: address met on another device's skb.
+    cells: rows of layout.CELL, every key once, all verdicts final. missed_packets, missed_bytes: seen, but no cell was
+    free, or a header could not be read; one a tap number. late_verdicts: dropped after they had been settled as passed.
+    foreign_skbs: address met on another device's skb.
     """
 
     at_ns: int
     cells: Array
-    missed_packets: int
-    missed_bytes: int
+    missed_packets: Array
+    missed_bytes: Array
     late_verdicts: int
     foreign_skbs: int
 
@@ -66,6 +67,7 @@ class Counters:
         self._cells = programs.table("cells")
         self._roster = programs.table("roster")
         self._lanes = programs.table("lanes", writable=True)
+        self._misses = programs.table("misses").reshape(self._cpus, -1)
         self._taps = programs.table("taps", writable=True)
         if self._bin_ns:
             self._bins = programs.table("bins")
@@ -75,7 +77,7 @@ class Counters:
 
     def close(self) -> None:
         """Give the tables' memory back, which keeps them in the kernel; only `lost_bins` can be asked for after it."""
-        for table in ("_cells", "_roster", "_lanes", "_taps", "_bins", "_bin_log"):
+        for table in ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log"):
             self.__dict__.pop(table, None)
 
     def watch(self, ifindex: int, number: int, traits: int) -> None:
@@ -105,8 +107,8 @@ class Counters:
         return Snapshot(
             at_ns=time.monotonic_ns(),
             cells=_decode(np.concatenate([cells, _as_cells(settled, cells.dtype)])),
-            missed_packets=int(lanes["missed_packets"].sum()),
-            missed_bytes=int(lanes["missed_bytes"].sum()),
+            missed_packets=self._misses["packets"].sum(0).astype(np.int64),
+            missed_bytes=self._misses["frame_bytes"].sum(0).astype(np.int64),
             late_verdicts=int(lanes["late_verdicts"].sum()),
             foreign_skbs=int(lanes["foreign_skbs"].sum()),
         )
