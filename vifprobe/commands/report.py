@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -33,12 +35,25 @@ def command(directory: str, output: str | None, force: bool) -> None:
     target = Path(output) if output else Path(directory).resolve().with_suffix(".html")
     if output != "-" and not force and target.exists():
         raise CaptureError(f"{target}: there is one already.", "Name another with -o, or replace it with --force.")
-    text = page(capture)
+    with _drawing():
+        text = page(capture)
     if output == "-":
         sys.stdout.write(text)
         return
     _write(target, text)
     click.echo(f"{target}: {len(text) // 1024} KiB")
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Some seconds with several taps: on a terminal something moves meanwhile."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("drawing the page"):
+        yield
 
 
 def _write(target: Path, text: str) -> None:
