@@ -210,12 +210,22 @@ def test_an_egress_chain_is_one_of_what_goes_to_the_guest(tap: Tap, require: Req
     assert (limit.direction, limit.rate_pps, limit.drops) == (Direction.INBOUND, 977, 0)
 
 
-def test_a_jump_that_comes_back_to_its_own_chain_is_followed_once(tap: Tap) -> None:
-    """The kernel refuses loops; a goto between two chains from both sides is what comes nearest."""
+def test_a_chain_that_two_ways_lead_to_is_read_once(tap: Tap) -> None:
     ingress("jump a\njump b", "chain b {\ncounter\n}\nchain a {\ngoto b\n}")
     assert [(at.chain, at.rule.verdict) for at in read_nft("tap0").rules] == [
-        ("ing", "jump a"), ("a", "goto b"), ("b", ""), ("ing", "jump b"), ("b", ""),
+        ("ing", "jump a"), ("a", "goto b"), ("b", ""), ("ing", "jump b"),
     ]  # fmt: skip
+
+
+def test_chains_that_jump_twice_each_are_no_millions_of_rules(tap: Tap) -> None:
+    """Two to the power of 13 ways lead to the last chain: its counter is read once, and counts once."""
+    depth = 13
+    chains = [f"chain c{step} {{\njump c{step + 1}\njump c{step + 1}\n}}" for step in reversed(range(depth))]
+    ingress("jump c0", "\n".join([f"chain c{depth} {{\ncounter drop\n}}", *chains]))
+    send(tap, 7)
+    state = read_nft("tap0")
+    assert len(state.rules) == 1 + 2 * depth + 1
+    assert state.drops("ingress") == Counter(7, 7 * CHARGED_BYTES, shared=True)
 
 
 def test_reading_changes_nothing(tap: Tap) -> None:

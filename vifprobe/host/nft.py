@@ -33,7 +33,6 @@ _TABLE_NAME, _TABLE_FLAGS = 1, 2
 _TABLE_DORMANT = 0x1
 _RULE_TABLE, _RULE_CHAIN = 1, 2
 _OBJECT_TABLE = 1
-_JUMP_DEPTH_MAX = 16  # NFT_JUMP_STACK_SIZE
 _NO_NF_TABLES = (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 
 
@@ -213,17 +212,20 @@ class _Reader:
         return found
 
     def state(self, chains: list[BaseChain]) -> NftState:
-        rules = tuple(at for chain in chains for at in self._reached(chain, chain.name, ()))
+        rules = tuple(at for chain in chains for at in self._reached(chain, chain.name, set()))
         return NftState(tuple(chains), rules)
 
-    def _reached(self, base: BaseChain, chain: str, through: tuple[str, ...]) -> Iterator[NftRule]:
-        """The rules of a chain, those of the chains it jumps to behind each jump."""
-        if chain in through or len(through) > _JUMP_DEPTH_MAX:
-            return
+    def _reached(self, base: BaseChain, chain: str, seen: set[str]) -> Iterator[NftRule]:
+        """The rules of a chain, those of the chains it jumps to behind the first jump there.
+
+        Each chain once, however many ways lead to it: 16 chains that jump twice to the next one are 65,536 ways.
+        """
+        seen.add(chain)
         for found in self._rules_of(base, chain):
             yield NftRule(base, chain, found)
-            if found.target:
-                yield from self._reached(base, found.target, (*through, chain))
+            # The kernel takes no loops, and no jumps deeper than 16 (nft_table_validate, NFT_JUMP_STACK_SIZE).
+            if found.target and found.target not in seen:
+                yield from self._reached(base, found.target, seen)
 
     def _rules_of(self, base: BaseChain, chain: str) -> list[Rule]:
         key = (base.family, base.table, chain)
