@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from vifprobe.analysis.gaps import Happening, Meaning
 from vifprobe.host.events import Event
+from vifprobe.host.nft_events import NftChange
 from vifprobe.host.tc_records import TcClass, TcFilter, TcQdisc
 from vifprobe.layout import Direction
 
@@ -17,6 +18,10 @@ def happenings(events: Iterable[Event]) -> list[Happening]:
 
 
 def _happening(event: Event) -> Happening | None:
+    if isinstance(event.record, NftChange):
+        change = event.record
+        who = (event.by_words, event.by_pid, event.detail)
+        return Happening(event.at_ns, "rules", None, *who, "", change.deleted, change.adds_limit)
     meaning, direction, qdisc = _meaning(event)
     if meaning is None:
         return None

@@ -21,6 +21,7 @@ from vifprobe.host.limits import installed, installed_of
 from vifprobe.host.links import Link, find_link
 from vifprobe.layout import Direction
 from vifprobe.probe import Probe
+from vifprobe.watched import own_events
 
 #: Wraps the waiting; given what ends it early.
 Stoppable = Callable[[Callable[[], None]], AbstractContextManager[None]]
@@ -109,7 +110,8 @@ def _without_packets(
             select.select([events], [], [], left_ns / 1e9)
             own = events.read()
             if own:
-                audit.follow(own, installed(link), {})
+                before, now = audit.installed, installed(link)
+                audit.follow(own_events(own, before.nft, now.nft), now, {})
         auditor.look()
     duration_ns = time.monotonic_ns() - began_ns
     found = findings(audit.situation_without_packets(directions))

@@ -35,7 +35,8 @@ from vifprobe.watched import WatchedTap
 BOTH = (Direction.OUTBOUND, Direction.INBOUND)
 
 
-#: Limits are read again this often even if netlink tells of no change: nft's are not in its tc and link groups.
+#: Limits are read again this often even if netlink tells of no change: of tcx programs it never does, and of nft only
+#: once nf_tables is there to be listened to.
 _REFRESH_NS = 1_000_000_000
 #: An interval ends so soon after a limit came, went or changed, for that to be seen at once; what belongs to the same
 #: change (qdisc, then filter) has arrived by then.
@@ -260,15 +261,19 @@ class Probe:
         events = self._events.read()
         now_ns = time.monotonic_ns()
         due = now_ns - self._refreshed_ns > _REFRESH_NS
-        self._refreshed_ns = now_ns if due else self._refreshed_ns
+        if due:
+            self._refreshed_ns = now_ns
+            self._events.follow_nft()
         snapshot: Snapshot | None = None
+        changed = False
         for watched in self._watched:
             own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
-            self._seen += [(watched.link.name, event) for event in own]
             if own:
-                watched.on_events(own, self._programs)
-            elif due and not watched.gone:
+                own = watched.on_events(own, self._programs)
+                self._seen += [(watched.link.name, event) for event in own]
+            if due and not watched.gone:
                 watched.refresh()
+            changed |= bool(own)
             if (own or due) and not watched.gone:
                 self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
                 watched.covered()
@@ -278,7 +283,7 @@ class Probe:
                 audit = self._auditor.taps[watched.link.ifindex]
                 self._changed |= audit.follow(own, watched.installed, passed_bytes(cells))
             self._tell_gaps(watched)
-        if events:
+        if changed:
             self._auditor.poke()
 
     def _hear_of_ends(self) -> None:

@@ -14,6 +14,8 @@ from vifprobe.errors import HostError, KernelError
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, installed
 from vifprobe.host.links import Link
+from vifprobe.host.nft import NftState
+from vifprobe.host.nft_events import NftChange
 from vifprobe.host.tc_records import TcFilter
 from vifprobe.kernel.attach import (
     Attachment,
@@ -28,6 +30,8 @@ from vifprobe.kernel.build import Programs
 from vifprobe.kernel.leftovers import is_orphan, remove_filter
 from vifprobe.layout import Bucket, Charge, Direction, TapTrait
 
+#: Kinds of events after which limits are read again begin so; "over": some were lost.
+_ABOUT_LIMITS = ("qdisc", "filter", "class", "nft", "over")
 _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapTrait.TRACED_INBOUND}
 
 
@@ -120,16 +124,22 @@ class WatchedTap:
         if text not in self.notes:
             self.notes.append(text)
 
-    def on_events(self, events: list[Event], programs: Programs) -> None:
-        """Follow what happened to the tap: deleted, limits changed, our filter gone with somebody's qdisc."""
+    def on_events(self, events: list[Event], programs: Programs) -> list[Event]:
+        """Follow what happened to the tap: deleted, limits changed, our filter gone with somebody's qdisc.
+
+        The events that were about this tap: nft's may be about any.
+        """
         self.gone = self.gone or not is_there(self.link)
         self.heard_of_end = self.heard_of_end or any(event.kind == "link_del" for event in events)
-        if self.gone or not any(event.kind.startswith(("qdisc", "filter", "class", "over")) for event in events):
-            return
+        if self.gone or not any(event.kind.startswith(_ABOUT_LIMITS) for event in events):
+            return events
+        before = self.installed.nft
         self.refresh()
+        events = own_events(events, before, self.installed.nft)
         for direction, attachment in list(self.attachments.items()):
             if isinstance(attachment, FilterAttachment) and not self._is_ours_there(attachment):
                 self._lost(direction, _removal(events), programs)
+        return events
 
     def _is_ours_there(self, attachment: FilterAttachment) -> bool:
         hook = "ingress" if attachment.ingress else "egress"
@@ -185,6 +195,16 @@ class WatchedTap:
             return declared
         burst_bytes = main.burst_bytes if declared.burst_bytes is None else declared.burst_bytes
         return replace(declared, installed_bps=main.rate_bps, installed_pps=main.rate_pps, burst_bytes=burst_bytes)
+
+
+def own_events(events: list[Event], before: NftState, after: NftState) -> list[Event]:
+    """Without what nft changed elsewhere. before, after: what nft does on the tap."""
+    changed = before.settings != after.settings
+    return [
+        event
+        for event in events
+        if not isinstance(event.record, NftChange) or changed or before.holds_any(event.record.deleted)
+    ]
 
 
 def _removal(events: list[Event]) -> Event:

@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from host_fixtures import Require, can, run
 
 from vifprobe.host.events import Event, Events
 from vifprobe.host.links import find_link
+from vifprobe.host.nft_events import NftChange
 from vifprobe.host.tc_records import TcFilter, TcQdisc
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import Tap, create_tap
@@ -224,32 +226,96 @@ def test_a_command_that_ended_at_once_is_named_nearly_always(events: Events, req
     assert len(named) >= rounds, f"{len(named)} of {len(seen)}"
 
 
-def test_lost_notifications_are_told_and_the_links_are_compared_again(events: Events, tap: Tap) -> None:
-    """A receive buffer of the least size, and a receiver that does not get to it."""
-    events._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-    real, stalled = events._socket.recvfrom, threading.Event()
+@contextmanager
+def stalled(events: Events, name: str) -> Iterator[None]:
+    """A receive buffer of the least size, and a receiver that does not get to it before the block ends."""
+    subscribed: socket.socket = getattr(events, name)
+    subscribed.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    go_on = threading.Event()
 
     class Slow:
         def recvfrom(self, size: int) -> object:
-            stalled.wait(SECONDS)
-            return real(size)
+            go_on.wait(SECONDS)
+            return subscribed.recvfrom(size)
 
-        def __getattr__(self, name: str) -> object:
-            return getattr(subscribed, name)
+        def __getattr__(self, attribute: str) -> object:
+            return getattr(subscribed, attribute)
 
-    subscribed = events._socket
-    events._socket = Slow()  # type: ignore[assignment]
+    setattr(events, name, Slow())
     try:
+        yield
+    finally:
+        go_on.set()
+        setattr(events, name, subscribed)
+
+
+def test_lost_notifications_are_told_and_the_links_are_compared_again(events: Events, tap: Tap) -> None:
+    with stalled(events, "_socket"):
         for number in range(40):
             run(f"ip link set tap0 mtu {1300 + number}")
-    finally:
-        stalled.set()
     seen = wait_for(events, is_kind("overflow"))
     seen += wait_for(events, lambda event: "1339" in event.detail) if "1339" not in str(seen) else []
     (lost,) = [event for event in seen if event.kind == "overflow"]
     assert lost.ifindex == 0
     assert "lost" in lost.detail
-    events._socket = subscribed
+
+
+NFT_LIMIT = "limit rate over 12500000 bytes/second burst 3200000 bytes counter drop"
+
+
+def nft(script: str) -> None:
+    run("nft -f -", text=script)
+
+
+def nft_chain(table: str = "t", rule: str = NFT_LIMIT) -> str:
+    hook = 'type filter hook ingress device "tap0" priority 0;'
+    return f"table netdev {table} {{ chain c {{ {hook}\n{rule}\n}}\n}}\n"
+
+
+@pytest.fixture
+def nft_events(netns: Netns, require: Require) -> Iterator[Events]:
+    done = subprocess.run(["nft", "add", "table", "netdev", "probe"], check=False, capture_output=True)
+    require("kernel", done.returncode == 0, "nft netdev tables (CONFIG_NF_TABLES_NETDEV)")
+    with make_tap("tap0") as made, Events([made.ifindex]) as subscribed:
+        yield subscribed
+
+
+def test_what_nft_does_is_one_event_a_command_with_who(nft_events: Events) -> None:
+    nft(nft_chain())
+    nft("table ip elsewhere { chain c { type filter hook input priority 0; } \n}\n")
+    nft("flush chain netdev t c\n")
+    nft("delete table netdev t\n")
+    seen = wait_for(nft_events, lambda event: "table deleted" in event.detail)
+    assert [(event.kind, event.detail) for event in seen] == [
+        ("nft_change", "nft netdev t: table added, chain added, rule added"),
+        ("nft_change", "nft netdev t: rule deleted"),
+        ("nft_change", "nft netdev t: chain deleted, table deleted"),
+    ]
+    assert {(event.ifindex, event.by_comm, event.by_proved) for event in seen} == {(0, "nft", True)}
+    made, flushed, _ = (event.record for event in seen)
+    assert isinstance(made, NftChange)
+    assert isinstance(flushed, NftChange)
+    assert (made.adds_limit, flushed.adds_limit) == (True, False)
+    (rule,) = flushed.deleted
+    assert rule.startswith("netdev t c rule ")
+
+
+def test_elements_of_sets_are_no_events(nft_events: Events) -> None:
+    nft("table netdev t { set s { type ipv4_addr; }\n}\n")
+    wait_for(nft_events, is_kind("nft_change"))
+    nft("add element netdev t s { 10.0.0.1 }\n")
+    nft("add element netdev t s { 10.0.0.2 }\n")
+    nft("delete table netdev t\n")
+    (event,) = wait_for(nft_events, is_kind("nft_change"))
+    assert "table deleted" in event.detail
+
+
+def test_lost_nft_notifications_are_told(nft_events: Events) -> None:
+    with stalled(nft_events, "_nft_socket"):
+        for number in range(7):
+            nft(nft_chain(f"t{number}"))
+    (lost,) = [event for event in wait_for(nft_events, is_kind("overflow")) if event.kind == "overflow"]
+    assert (lost.ifindex, lost.detail.startswith("nft notifications were lost")) == (0, True)
 
 
 def test_closed_is_closed(tap: Tap) -> None:

@@ -137,3 +137,42 @@ def test_a_filter_that_is_announced_without_its_settings_counts_if_a_limit_is_fo
     tracker = GapTracker(THERE)
     assert follow(tracker, told, NOT_THERE, 20, 2003)
     assert one(tracker).end_ns is None
+
+
+NFT = Enforced(OUT, "nft", "limit", "ingress netdev t c rule 3", "tap0", 100_000_000, 3_200_000)
+AFTER = Enforced(OUT, "nft", "limit", "ingress netdev t c rule 4", "tap0", 100_000_000, 3_200_000)
+
+
+def rules(at_ms: float, *deleted: str, adds: bool = False) -> Happening:
+    return Happening(round(at_ms * MS), "rules", by="nft", by_pid=4711, deleted=frozenset(deleted), adds_limit=adds)
+
+
+def test_a_limit_of_nft_that_is_gone_has_who_removed_it() -> None:
+    tracker = GapTracker({OUT: NFT, IN: None})
+    assert follow(tracker, [rules(3, "netdev t c rule 3")], NOT_THERE, 4, 1009)
+    gap = one(tracker)
+    assert gap.removal is not None
+    assert (gap.removal.by, gap.removal.by_pid, gap.start_ns, gap.limit) == ("nft", 4711, 3 * MS, NFT)
+    assert follow(tracker, [rules(9, adds=True)], {OUT: AFTER, IN: None}, 10, 2027)
+    gap = one(tracker)
+    assert (gap.end_ns, gap.restored_by, gap.passed_bytes) == (9 * MS, "nft", 1018)
+
+
+def test_a_limit_of_nft_replaced_in_one_transaction_leaves_no_gap() -> None:
+    tracker = GapTracker({OUT: NFT, IN: None})
+    assert follow(tracker, [rules(3, "netdev t c rule 3", adds=True)], {OUT: AFTER, IN: None}, 4, 0)
+    assert (tracker.gaps, tracker.installs) == ([], [])
+
+
+def test_a_limit_of_nft_that_is_back_when_its_removal_is_heard_of_was_away_all_the_same() -> None:
+    tracker = GapTracker({OUT: NFT, IN: None})
+    events = [rules(3, "netdev t c rule 3"), rules(7, adds=True)]
+    assert follow(tracker, events, {OUT: NFT, IN: None}, 8, 0)
+    gap = one(tracker)
+    assert (gap.start_ns, gap.end_ns) == (3 * MS, 7 * MS)
+
+
+def test_other_rules_of_nft_mean_nothing() -> None:
+    tracker = GapTracker({OUT: NFT, IN: None})
+    assert not follow(tracker, [rules(3, "netdev t c rule 9"), rules(4, adds=True)], {OUT: NFT, IN: None}, 5, 0)
+    assert (tracker.gaps, tracker.installs) == ([], [])

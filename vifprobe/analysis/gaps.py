@@ -16,15 +16,18 @@ from vifprobe.layout import Direction
 
 #: What an event means for the limits of a tap. `link`: any notification about the link itself. `limit_new`: a policer
 #: or shaper is there. `limit_maybe`: something is there that is a limit if one is found. `limit_del`: one filter or
-#: class is gone, others may be left. `qdisc_del`: and all in it.
-Meaning = Literal["link", "limit_new", "limit_maybe", "limit_del", "qdisc_del"]
+#: class is gone, others may be left. `qdisc_del`: and all in it. `rules`: some were deleted or added, and what that
+#: comes to is for what is installed to tell.
+Meaning = Literal["link", "limit_new", "limit_maybe", "limit_del", "qdisc_del", "rules"]
 
 
 @dataclass(frozen=True)
 class Happening:
     """One event. at_ns: monotonic. direction: None for `link`. by: the process's name, "" where that is not known.
 
-    detail: what changed, in words, "" where nothing is told of it. qdisc: kind of the qdisc that was removed.
+    detail: what changed, in words, "" where nothing is told of it. qdisc: kind of the qdisc that was removed. deleted,
+    adds_limit: of `rules`, the places that are gone (`where` of a limit but for its first word), and whether any new
+    one limits something.
     """
 
     at_ns: int
@@ -34,6 +37,8 @@ class Happening:
     by_pid: int | None = None
     detail: str = ""
     qdisc: str = ""
+    deleted: frozenset[str] = frozenset()
+    adds_limit: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,9 @@ class GapTracker:
         if event.meaning == "link":
             self._link_change = event
             return
+        if event.meaning == "rules":
+            self._take_rules(event, tentative, limits, passed)
+            return
         direction = event.direction
         if direction is None:
             return
@@ -136,6 +144,24 @@ class GapTracker:
             self._lost(direction, event.at_ns, lost, event, passed)
             tentative[direction] = None
 
+    def _take_rules(
+        self,
+        event: Happening,
+        tentative: dict[Direction, Enforced | None],
+        limits: Mapping[Direction, Enforced | None],
+        passed: Mapping[Direction, int | None],
+    ) -> None:
+        """A transaction of nft: to delete a limit and add one in the same transaction leaves no gap."""
+        for direction in Direction:
+            was, now = tentative.get(direction), limits.get(direction)
+            is_deleted = was is not None and was.where.partition(" ")[2] in event.deleted
+            if was is not None and (now is None or is_deleted) and not event.adds_limit:
+                self._lost(direction, event.at_ns, was, event, passed)
+                tentative[direction] = None
+            elif was is None and now is not None and event.adds_limit:
+                self._restored(direction, event.at_ns, event.by, passed)
+                tentative[direction] = now
+
     def _settle(
         self,
         direction: Direction,
@@ -145,7 +171,7 @@ class GapTracker:
         now_ns: int,
         passed: Mapping[Direction, int | None],
     ) -> None:
-        """Hold what the events told against what is there: nft tells of nothing, and one of several may be left."""
+        """Hold what the events told against what is there: not each change is told, and one of several may be left."""
         last = next((gap for gap in reversed(self.gaps) if gap.direction is direction and gap.end_ns is None), None)
         if told is None and found is not None:
             is_new = last is not None and self.gaps.index(last) >= opened

@@ -18,8 +18,9 @@ from vifprobe.host.tc_objects import BLOCK_IFINDEX, TCA_KIND, TCMSG, header, hoo
 from vifprobe.host.tc_records import TcAction, TcClass, TcFilter, TcQdisc
 
 #: link_new: an interface of a watched name that was not there. link_change without a visible change is reported, too:
-#: a change of offload features looks like this, and Open vSwitch acts on any RTM_NEWLINK. gap, limit_gap: no
-#: notifications but what came of them (vifprobe.coverage): the tap was not watched, or had no limit.
+#: a change of offload features looks like this, and Open vSwitch acts on any RTM_NEWLINK. nft_change: a transaction
+#: that may have changed what nft does on a watched interface. gap, limit_gap: no notifications but what came of them
+#: (vifprobe.coverage): the tap was not watched, or had no limit.
 EventKind = Literal[
     "link_new",
     "link_del",
@@ -32,6 +33,7 @@ EventKind = Literal[
     "class_del",
     "filter_new",
     "filter_del",
+    "nft_change",
     "overflow",
     "unreadable",
     "gap",

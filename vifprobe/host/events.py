@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to interfaces while they are watched, and who did it: netlink notifications of links and tc.
+"""What happens to interfaces while they are watched, and who did it: netlink notifications of links, tc and nft.
 
 A thread of its own receives, so that an event has its time and its process even if nobody reads for a second. It does
 no more than that, at the lowest real-time priority where it may: the tc command behind a change ends within a
@@ -19,16 +19,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from vifprobe.host import processes
 from vifprobe.host.askers import Asker, Askers, Glimpse, glimpse
 from vifprobe.host.changes import Change, EventKind, Watched
 from vifprobe.host.links import Link, list_links
-from vifprobe.host.netlink import NETLINK_ROUTE, RECEIVE_BYTES, Netlink, NetlinkError, messages, port_of
+from vifprobe.host.netlink import NETLINK_ROUTE, RECEIVE_BYTES, Message, Netlink, NetlinkError, messages, port_of
+from vifprobe.host.nft_events import SO_RCVBUFFORCE, NftChange, Transactions, subscribed
 from vifprobe.host.tc import RTM_GETQDISC, RTM_NEWQDISC
 from vifprobe.host.tc_objects import TCMSG, qdisc
 from vifprobe.host.tc_records import TcClass, TcFilter, TcQdisc
 
 _GROUPS = 1 << 0 | 1 << 3  # RTMGRP_LINK, RTMGRP_TC
-_SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024  # some 4,000 link messages
 _QUEUE_MAX = 20_000  # datagrams that nobody has read; what comes after them is lost, and said to be
 _RECEIVED_AT_ONCE_MAX = 2_000  # in a second, some 30 µs of work each
@@ -44,6 +45,7 @@ class _Received(NamedTuple):
     at_ns: int
     data: bytes | None
     seen: Glimpse | None = None
+    is_nft: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Event:
     """One change. at_ns: monotonic clock, when the notification was received.
 
     kind: see changes.EventKind; `overflow` says that notifications were lost (ENOBUFS): changes of links follow as
-    found by a fresh dump, those of tc have to be dumped by the reader. ifindex: 0 for `overflow` and `unreadable`.
+    found by a fresh dump, those of tc and nft have to be dumped by the reader. ifindex: 0 for `overflow`, `unreadable`
+    and `nft_change`, which may be one of any interface's chains: what nft does there has to be dumped, too.
     by_pid, by_comm: who asked for it; None where the kernel names nobody (it did it by itself, or for an ioctl), and
     where the process had ended. by_parent_comm: name of the process that started it. by_proved: the process holds the
     very socket; else it had the socket's number as its process id, as short-lived ones like tc do. record: the object
@@ -66,7 +69,7 @@ class Event:
     by_comm: str | None = None
     by_parent_comm: str | None = None
     by_proved: bool = False
-    record: Link | TcQdisc | TcClass | TcFilter | None = None
+    record: Link | TcQdisc | TcClass | TcFilter | NftChange | None = None
 
     @property
     def by_words(self) -> str:
@@ -83,6 +86,7 @@ class Events:
 
     def __init__(self, ifindexes: Iterable[int]) -> None:
         self._socket = _subscribe()
+        self._nft_socket: socket.socket | None = None
         try:
             self._watched = Watched(ifindexes, list_links(), _qdiscs())
             self._ready, self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), os.eventfd(0, os.EFD_CLOEXEC)
@@ -90,10 +94,22 @@ class Events:
             self._socket.close()
             raise
         self._queue: deque[_Received] = deque()
-        self._askers = Askers()
+        self._askers, self._transactions = Askers(), Transactions()
         self._closed = False
+        # Sockets can be added to it while the thread waits.
+        self._poll = select.epoll()
+        self._poll.register(self._socket.fileno(), select.EPOLLIN)
+        self._poll.register(self._stop, select.EPOLLIN)
+        self.follow_nft()
         self._thread = threading.Thread(target=self._receive_all, name="events", daemon=True)
         self._thread.start()
+
+    def follow_nft(self) -> None:
+        """Subscribe to what nft changes, once nf_tables is there; harmless when called again."""
+        if self._nft_socket is None:
+            self._nft_socket = subscribed(_RECEIVE_BUFFER_BYTES)
+            if self._nft_socket is not None:
+                self._poll.register(self._nft_socket.fileno(), select.EPOLLIN)
 
     def __enter__(self) -> Events:
         return self
@@ -123,47 +139,80 @@ class Events:
         self._closed = True
         os.eventfd_write(self._stop, 1)
         self._thread.join()
+        self._poll.close()
         self._socket.close()
+        if self._nft_socket is not None:
+            self._nft_socket.close()
         os.close(self._ready)
         os.close(self._stop)
 
     def _receive_all(self) -> None:
-        poll = select.poll()
-        poll.register(self._socket.fileno(), select.POLLIN)
-        poll.register(self._stop, select.POLLIN)
         pace = _Pace()
-        while all(fd != self._stop for fd, _ in poll.poll()):
-            try:
-                data, sender = self._socket.recvfrom(RECEIVE_BYTES)
-                seen = glimpse(port_of(data))  # before all else
-                received = _Received(time.monotonic_ns(), data, seen)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # not known to happen; to go on could be to spin
-                    break
-                received, sender = _Received(time.monotonic_ns(), None), (0, 0)
-            if sender[0] == 0 and len(self._queue) < _QUEUE_MAX:  # from the kernel
-                last = len(self._queue) == _QUEUE_MAX - 1
-                self._queue.append(_Received(received.at_ns, None) if last else received)
-                os.eventfd_write(self._ready, 1)
-            pace.step(received.at_ns)
+        while all(self._receive(fd, pace) for fd, _ in self._poll.poll()):
+            pass
+
+    def _receive(self, fd: int, pace: _Pace) -> bool:
+        """One datagram of a socket; False for the end."""
+        if fd == self._stop:
+            return False
+        is_nft = fd != self._socket.fileno()
+        source = self._nft_socket if is_nft else self._socket
+        assert source is not None  # noqa: S101 - it is registered
+        try:
+            data, sender = source.recvfrom(RECEIVE_BYTES)
+            seen = glimpse(port_of(data))  # before all else
+            received = _Received(time.monotonic_ns(), data, seen, is_nft)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # not known to happen; to go on could be to spin
+                return False
+            received, sender = _Received(time.monotonic_ns(), None, None, is_nft), (0, 0)
+        if sender[0] == 0 and len(self._queue) < _QUEUE_MAX:  # from the kernel
+            last = len(self._queue) == _QUEUE_MAX - 1
+            self._queue.append(_Received(received.at_ns, None) if last else received)
+            os.eventfd_write(self._ready, 1)
+        pace.step(received.at_ns)
+        return True
 
     def _events(self, received: _Received) -> list[Event]:
         at_ns = received.at_ns
-        events = []
+        events: list[Event] = []
         try:
             if received.data is None:
-                events.append(Event(at_ns, 0, "overflow", "notifications were lost: there were too many at once"))
-                events += [_event(at_ns, change, None) for change in self._watched.resync(list_links())]
-                return events
+                return self._lost(received)
             for message in messages(received.data):
-                changes = self._watched.changes(message)
-                asker = self._askers.find(message.port, received.seen) if changes else None
-                events += [_event(at_ns, change, asker) for change in changes]
+                events += self._of_nft(received, message) if received.is_nft else self._of_route(received, message)
         except NetlinkError as error:
             events.append(Event(at_ns, 0, "unreadable", error.message))
         return events
+
+    def _of_route(self, received: _Received, message: Message) -> list[Event]:
+        changes = self._watched.changes(message)
+        asker = self._askers.find(message.port, received.seen) if changes else None
+        return [_event(received.at_ns, change, asker) for change in changes]
+
+    def _of_nft(self, received: _Received, message: Message) -> list[Event]:
+        change = self._transactions.take(message)
+        if change is None:
+            return []
+        # The port is the process's id for nft itself; a daemon's socket may have another, and then its name is enough.
+        seen = received.seen if received.seen and received.seen.comm == change.by_comm else None
+        parent = processes.comm(seen.parent) if seen else None
+        who = (change.by_pid, change.by_comm, parent or None, change.by_comm is not None)
+        return [Event(received.at_ns, 0, "nft_change", change.detail, *who, change)]
+
+    def _lost(self, received: _Received) -> list[Event]:
+        """Notifications were lost: what is now is compared with what was known."""
+        words = "notifications were lost: there were too many at once"
+        self._transactions.lost()
+        if received.is_nft:
+            return [Event(received.at_ns, 0, "overflow", f"nft {words}")]
+        changes = self._watched.resync(list_links())
+        return [
+            Event(received.at_ns, 0, "overflow", words),
+            *(_event(received.at_ns, change, None) for change in changes),
+        ]
 
 
 class _Pace:
@@ -211,7 +260,7 @@ def _subscribe() -> socket.socket:
     except OSError as error:
         raise NetlinkError(f"netlink: no socket ({error.strerror}).", code=error.errno or 0) from error
     try:
-        made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
     except OSError:  # not root: as much as net.core.rmem_max allows
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
     made.setblocking(False)

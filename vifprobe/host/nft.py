@@ -104,6 +104,19 @@ class NftState:
             if at.rule.limit is not None
         )
 
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """All but the counters: equal as long as nft does the same here."""
+        rules = (
+            (at.where, at.rule.limit, at.rule.verdict, at.rule.conditions, at.rule.counter_after is None)
+            for at in self.rules
+        )
+        return (self.chains, tuple(rules))
+
+    def holds_any(self, places: frozenset[str]) -> bool:
+        """Whether one of its rules is at one of these places (`where` but for the hook)."""
+        return any(at.where.partition(" ")[2] in places for at in self.rules)
+
     def drops(self, hook: str) -> Counter | None:
         """What all rules at `hook` have dropped; None where some can drop uncounted, or a named counter is ambiguous.
 
