@@ -46,7 +46,8 @@ struct lane {
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u64 wire_bytes;
-	u32 traits;
+	u16 traits;
+	u16 sampled;  /* its headers wait for its verdict, see sample.c */
 	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes */
 	u64 scratch;  /* see forget() */
 	/* second line */
@@ -54,7 +55,8 @@ struct lane {
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
 	u64 foreign_skbs;   /* a pending skb's address met again on another device's skb */
 	u64 logged_bins;
-	u64 spare[4];
+	u64 samples;        /* written to this CPU's part of the ring, ever */
+	u64 spare[3];
 };
 
 /* Packets of one tap that found no free cell. */
@@ -218,10 +220,13 @@ static __always_inline void count(u32 cpu, struct lane *lane, u64 what, u64 why,
 	count_bin(cpu, what, frame_bytes);
 }
 
+static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why);
+
 /* Close the books on the pending packet. */
 static __always_inline void settle(u32 cpu, struct lane *lane, u64 verdict, u64 why)
 {
 	lane->skb = 0;
+	settle_sample(cpu, lane, lane->what | verdict << KEY_VERDICT_SHIFT, why);
 	count(cpu, lane, lane->what | verdict << KEY_VERDICT_SHIFT, why, lane->frame_bytes, lane->charged_bytes,
 	      lane->wire_bytes);
 }

@@ -2,7 +2,7 @@
 /*
  * Hook:   tcx or clsact/ingress filter, ingress (outbound) and egress (inbound) of a tap
  * Reads:  the packet's headers, taps
- * Writes: the lane's pending packet (outbound), cells and bins
+ * Writes: the lane's pending packet (outbound), cells and bins, samples
  * Needs:  tc programs; always returns TC_ACT_UNSPEC: it never decides a packet's fate
  */
 
@@ -55,16 +55,19 @@ static __always_inline u64 arrival_ns(u64 given)
 }
 
 /* An inbound packet: offered, its outcome not followed. */
-static __always_inline void inbound(u32 cpu, struct lane *lane, u64 what, u64 now, u32 frame_bytes, u32 charged_bytes,
-				    u64 wire)
+static __always_inline void inbound(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet, u64 what,
+				    u64 now, u32 charged_bytes, u64 wire)
 {
+	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
 	turn_bin(cpu, lane, what, now);
-	count(cpu, lane, what | (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT, 0, frame_bytes, charged_bytes, wire);
+	if (unlikely(sample(cpu, lane, frame, packet, what, now, charged_bytes, wire)))
+		commit_sample(cpu, lane, what, 0);
+	count(cpu, lane, what, 0, frame->length, charged_bytes, wire);
 }
 
 /* An outbound packet: the one before it has passed, this one is pending now. skb: its address. */
-static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, u64 what, u64 now,
-				     u32 frame_bytes, u32 charged_bytes, u64 wire)
+static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, struct frame *frame,
+				     struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
 	if (lane->skb)
 		settle(cpu, lane, VERDICT_PASSED, 0);
@@ -75,10 +78,11 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 	lane->ifindex = tap->ifindex;
 	/* While the reader waits (odd), a packet belongs to the next epoch: only what began before is waited for. */
 	lane->epoch = (lane->now + 1) & ~1U;
-	lane->frame_bytes = frame_bytes;
+	lane->frame_bytes = frame->length;
 	lane->charged_bytes = charged_bytes;
 	lane->wire_bytes = wire;
 	lane->traits = tap->traits;
+	lane->sampled = sample(cpu, lane, frame, packet, what, now, charged_bytes, wire);
 	lane->skb = skb;
 }
 
@@ -99,9 +103,9 @@ int observe(struct __sk_buff *skb)
 	what |= expected(what, now, skb->wire_len, frame.length, wire);
 	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
 	if (direction == DIRECTION_INBOUND)
-		inbound(cpu, lane, what, now, frame.length, skb->wire_len, wire);
+		inbound(cpu, lane, &frame, &packet, what, now, skb->wire_len, wire);
 	else
 		/* The context pointer of a tc program is the skb's address: the tracepoint gets the same. */
-		outbound(cpu, lane, tap, (u64)(long)skb, what, now, frame.length, skb->wire_len, wire);
+		outbound(cpu, lane, tap, (u64)(long)skb, &frame, &packet, what, now, skb->wire_len, wire);
 	return GO_ON;
 }

@@ -66,6 +66,10 @@ struct frame {
 	u32 gso_size;
 	bool tagged;     /* the kernel keeps an outer VLAN tag beside the bytes */
 	bool unreadable; /* set by load(): a header lies out of reach */
+	/* Tracepoint, for samples only: */
+	bool untagged;   /* the tag is in the bytes still, and counted as taken out */
+	u16 vlan_tci;    /* the tag beside the bytes, and its type in network order */
+	u16 vlan_proto;
 };
 
 struct cursor {

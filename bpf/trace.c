@@ -68,6 +68,10 @@ static __always_inline struct frame frame_of(u64 skb)
 	/* skb_shinfo(skb), include/linux/skbuff.h */
 	bpf_probe_read_kernel(&gso_size, sizeof(gso_size), (void *)(head + end + SHARED_INFO_GSO_SIZE));
 	frame.gso_size = gso_size;
+#if SAMPLES
+	frame.vlan_tci = field_u16(skb, SKB_VLAN_TCI);
+	frame.vlan_proto = field_u16(skb, SKB_VLAN_PROTO);
+#endif
 	return frame;
 }
 
@@ -80,6 +84,7 @@ static __always_inline void untag(struct frame *frame, struct packet *packet)
 	if (frame->tagged || packet->ethertype != ETHERTYPE_VLAN)
 		return;
 	frame->tagged = true;
+	frame->untagged = true;
 	frame->length -= VLAN_TAG_LEN;
 	packet->frame_bytes -= VLAN_TAG_LEN;
 	if (packet->header_bytes >= ETH_HEADER_LEN + VLAN_TAG_LEN)
@@ -120,7 +125,8 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 	untag(&frame, &packet);
 	what |= size_key(lane, frame.length);
 	/* tc at ingress charges what follows the L2 header; here qdisc_skb_cb is not filled yet. */
-	outbound(cpu, lane, tap, skb, what, arrival_ns(0), frame.length, frame.length - ETH_HEADER_LEN, wire_bytes(&frame, &packet));
+	outbound(cpu, lane, tap, skb, &frame, &packet, what, arrival_ns(0), frame.length - ETH_HEADER_LEN,
+		 wire_bytes(&frame, &packet));
 	return 0;
 }
 
@@ -140,7 +146,8 @@ int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 	if (is_missed(cpu, what, &frame))
 		return 0;
 	what |= size_key(lane, frame.length);
-	inbound(cpu, lane, what, arrival_ns(0), frame.length, field_u32(skb, SKB_CB + QDISC_CB_PKT_LEN), wire_bytes(&frame, &packet));
+	inbound(cpu, lane, &frame, &packet, what, arrival_ns(0), field_u32(skb, SKB_CB + QDISC_CB_PKT_LEN),
+		wire_bytes(&frame, &packet));
 	return 0;
 }
 #endif

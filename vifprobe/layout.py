@@ -13,6 +13,12 @@ from enum import IntEnum, IntFlag
 import numpy as np
 import numpy.typing as npt
 
+from vifprobe.records import BIN as BIN
+from vifprobe.records import CELL as CELL
+from vifprobe.records import SAMPLE as SAMPLE
+from vifprobe.records import SAMPLE_HEADER_BYTES
+from vifprobe.records import SampleFlag as SampleFlag
+
 
 class Direction(IntEnum):
     """As the guest sees it, like libvirt and Nova: outbound = guest -> network = tap ingress = the tap's rx."""
@@ -167,41 +173,9 @@ EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a pac
 ETHERNET_PAD_BYTES = 60  # IEEE 802.3: shortest frame without FCS
 ETHERNET_OVERHEAD_BYTES = 24  # FCS 4, preamble and start delimiter 8, inter-packet gap 12
 VLAN_TAG_BYTES = 4
+SAMPLE_PROBE_MASK = 127  # a class whose first packets were looked at is probed for new verdicts 1 in 64.5 at random
+SAMPLE_EAGER_LOOKS = 1024  # packets of a class, each CPU, whose headers are kept in vain until then
 EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
-
-
-#: One counted cell as Python sees it, its key taken apart; counters are sums over all CPUs. `size` is a bucket number,
-#: `location` the low 32 bits of the kernel address that freed the packet (0 where it was not dropped).
-CELL = np.dtype(
-    [
-        ("tap", np.uint16),
-        ("direction", np.uint8),
-        ("ethertype", np.uint8),
-        ("packet_class", np.uint8),
-        ("size", np.uint8),
-        ("expected", np.uint8),
-        ("verdict", np.uint8),
-        ("reason", np.uint32),
-        ("location", np.uint32),
-        ("packets", np.int64),
-        ("frame_bytes", np.int64),
-        ("charged_bytes", np.int64),
-        ("wire_bytes", np.int64),
-    ]
-)
-
-#: One time bin of one tap, direction and verdict. `start_ns` is on the monotonic clock (ktime), a multiple of the bin.
-BIN = np.dtype(
-    [
-        ("tap", np.uint16),
-        ("direction", np.uint8),
-        ("verdict", np.uint8),
-        ("start_ns", np.int64),
-        ("packets", np.int64),
-        ("frame_bytes", np.int64),
-        ("syn_packets", np.int64),
-    ]
-)
 
 
 def cell_key_shifts() -> dict[str, tuple[int, int]]:
@@ -211,6 +185,16 @@ def cell_key_shifts() -> dict[str, tuple[int, int]]:
         shifts[name] = (at, (1 << width) - 1)
         at += width
     return shifts
+
+
+def take_apart(what: npt.NDArray[np.uint64]) -> dict[str, npt.NDArray[np.int64]]:
+    """Fields of cell key words, by name; tap back to its number."""
+    fields = {
+        name: (what >> np.uint64(shift) & np.uint64(mask)).astype(np.int64)
+        for name, (shift, mask) in cell_key_shifts().items()
+    }
+    fields["tap"] -= 1
+    return fields
 
 
 def _defines(prefix: str, codes: type[IntEnum]) -> list[str]:
@@ -235,7 +219,8 @@ def c_header() -> str:
         ("CHARGE", Charge),
     ):
         lines += [*_defines(prefix, codes), f"#define {prefix}_COUNT {len(codes)}", ""]
-    lines += [f"#define TRAIT_{trait.name} {int(trait)}" for trait in TapTrait] + [""]
+    lines += [f"#define TRAIT_{trait.name} {int(trait)}" for trait in TapTrait]
+    lines += [f"#define SAMPLE_{flag.name} {int(flag)}" for flag in SampleFlag] + [""]
     lines += [f"#define KEY_{name.upper()}_SHIFT {shift}" for name, (shift, _) in cell_key_shifts().items()]
     lines += [
         "",
@@ -256,6 +241,9 @@ def c_header() -> str:
         f"#define ETHERNET_OVERHEAD {ETHERNET_OVERHEAD_BYTES}",
         f"#define VLAN_TAG_LEN {VLAN_TAG_BYTES}",
         f"#define EPOCHS_IN_FLIGHT {EPOCHS_IN_FLIGHT}",
+        f"#define SAMPLE_HEADER_BYTES {SAMPLE_HEADER_BYTES}",
+        f"#define SAMPLE_PROBE_MASK {SAMPLE_PROBE_MASK}",
+        f"#define SAMPLE_EAGER_LOOKS {SAMPLE_EAGER_LOOKS}",
         "",
         "#endif",
         "",

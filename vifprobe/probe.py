@@ -30,6 +30,7 @@ from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
 from vifprobe.layout import Charge, Direction
+from vifprobe.records import SynMeasures
 from vifprobe.watched import WatchedTap
 
 BOTH = (Direction.OUTBOUND, Direction.INBOUND)
@@ -52,7 +53,8 @@ class Probe:
     limits by direction, as given by the user. bracket: called in the taps' namespace with before_attach, after_attach,
     before_detach and after_detach, and the interfaces (see vifprobe.bracket). create_qdisc: on kernels without tcx, add
     a clsact qdisc where there is none (it keeps OVS and libvirt from adding their policer). charge: what the ideal
-    bucket with the declared limit takes for a packet.
+    bucket with the declared limit takes for a packet. samples: how many packets' headers to keep a second at most, 0
+    for none.
 
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
     """
@@ -67,6 +69,7 @@ class Probe:
         bracket: Callable[[str, tuple[Link, ...]], None] | None = None,
         create_qdisc: bool = False,
         charge: Charge = Charge.INSTALLED,
+        samples: int = 0,
     ) -> None:
         if not taps:
             raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
@@ -78,6 +81,7 @@ class Probe:
         self._bracket = bracket
         self._create_qdisc = create_qdisc
         self._charge = charge
+        self._samples_per_second = samples
         self._stack = ExitStack()
         self._watched: list[WatchedTap] = []
         self._seen: list[tuple[str, Event]] = []
@@ -85,6 +89,7 @@ class Probe:
         self._end: Snapshot | None = None
         self._stopped = False
         self._last_bins: npt.NDArray[np.void]
+        self._last_samples: npt.NDArray[np.void]
         self._changed = False
         self.start_ns = self._last_ns = self._refreshed_ns = 0
 
@@ -175,6 +180,22 @@ class Probe:
         """Time bins that were overwritten before they were taken."""
         return self._counters.lost_bins
 
+    def take_samples(self) -> npt.NDArray[np.void]:
+        """Sampled packets (dtype layout.SAMPLE, tap = place in `links`) since the last call; all after the end."""
+        if self._end is not None:
+            samples, self._last_samples = self._last_samples, self._last_samples[:0]
+            return samples
+        return self._counters.take_samples()
+
+    @property
+    def lost_samples(self) -> int:
+        """Samples that were written over before they were taken."""
+        return self._counters.lost_samples
+
+    def syn_measures(self) -> SynMeasures | None:
+        """SYNs and handshakes of all taps; None where they are not followed. Ends the interval that it is of."""
+        return self._counters.syn_measures()
+
     def take_events(self) -> list[tuple[str, Event]]:
         """What happened to the taps since the last call: (tap name, event)."""
         seen, self._seen = self._seen, []
@@ -208,7 +229,7 @@ class Probe:
         require_capabilities()
         self._features = read_features()
         trace = None if has_tcx(links[0].ifindex) else read_trace_fields()
-        settings = Settings(taps=len(links), bin_ns=self._bin_ns, cpus=possible_cpus(), trace=trace)
+        settings = Settings(len(links), self._bin_ns, possible_cpus(), trace, samples=self._samples_per_second > 0)
         with ThreadPoolExecutor(1) as pool:
             # The compiler runs outside Python's lock: the host side is read meanwhile.
             compiling = pool.submit(Programs, settings, self._features)
@@ -217,6 +238,8 @@ class Probe:
             self._programs = compiling.result()
         self._stack.callback(self._programs.close)
         self._counters = Counters(self._programs)
+        if self._counters.samples is not None:
+            self._counters.samples.per_second = self._samples_per_second
         self._stack.callback(self._counters.close)
         self._watched = [WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links)]
         self._auditor = Auditor(links, self._limits, found)
@@ -313,6 +336,7 @@ class Probe:
         self._programs.detach_tracepoints()
         # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.
         self._last_bins = self._counters.take_bins(final=True)
+        self._last_samples = self._counters.take_samples(final=True)
         self._end = self._counters.snapshot()
         self._programs.detach_verdicts()
         self._moment("after_detach")

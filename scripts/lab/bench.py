@@ -110,6 +110,7 @@ def _variants(on: Tap, features: Features, other_cpu: int) -> Iterator[Variant]:
     yield Variant("floor", lambda: _floor(on, features))
     yield Variant("watch", _vifprobe(on, features, 0))
     yield Variant("limit", _vifprobe(on, features, 0, Bucket(12_500_000, 3_200_000)))
+    yield Variant("samples", _vifprobe(on, features, 0, samples=True))
     yield Variant("capture", _vifprobe(on, features, 10_000_000))
     for tool in TOOLS:
         why = _refuses(tool, other_cpu)
@@ -135,10 +136,12 @@ def _floor(on: Tap, features: Features) -> Iterator[None]:
 
 
 def _vifprobe(
-    on: Tap, features: Features, bin_ns: int, limit: Bucket | None = None
+    on: Tap, features: Features, bin_ns: int, limit: Bucket | None = None, samples: bool = False
 ) -> Callable[[], AbstractContextManager[None]]:
-    """What `watch` attaches outbound; with the ideal bucket of a declared limit; with a timeline, as `capture` does."""
-    programs = Programs(Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus()), features)
+    """What `watch` attaches outbound; with the ideal bucket of a declared limit; with one packet in 64 sampled, which
+    is where a flood begins; with a timeline, as `capture` does.
+    """
+    programs = Programs(Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus(), samples=samples), features)
     Counters(programs).watch(on.ifindex, 0, int(TapTrait.NFT_POLICER))
     if limit is not None:
         programs.set_bucket(0, Direction.OUTBOUND, limit)

@@ -21,12 +21,17 @@ from vifprobe.kernel.mapped import MappedArray
 from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, NSEC_PER_SEC, TAPS_MAX, Bucket, Direction
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-SOURCES = ("count.c", "bucket.c", "observe.c", "verdict.c", "trace.c")
+SOURCES = ("count.c", "sample.c", "bucket.c", "observe.c", "verdict.c", "trace.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
 CELLS_MIN = 2048
 BIN_LOG_ENTRIES = 4096
+#: Samples of all CPUs that wait for the reader, 192 bytes each, and how many of them are one CPU's.
+SAMPLES_WAITING = 32768
+SAMPLES_PER_CPU = (1024, 16384)
+#: Samples of each class and verdict that are taken first, per tap, direction and CPU; a byte counts them.
+SAMPLE_FIRST = 16
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Settings:
 
     taps: how many are watched. bin_ns: width of the timeline's bins, 0 for no timeline. cpus: of this machine. trace:
     where the tracepoint way is wanted too, for taps that no tc hook can be had on. tstamp_clock:
-    packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now.
+    packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now. samples: whether headers of some packets are kept.
     """
 
     taps: int = 1
@@ -43,6 +48,7 @@ class Settings:
     cpus: int = 0
     trace: TraceFields | None = None
     tstamp_clock: bool = False
+    samples: bool = False
 
     @property
     def cells_per_cpu(self) -> int:
@@ -54,6 +60,12 @@ class Settings:
         """Slots of the table of watched taps, a power of two."""
         return _power_of_two(max(64, 8 * self.taps))
 
+    @property
+    def samples_per_cpu(self) -> int:
+        """Places of each CPU's ring of samples, a power of two; 0 for none."""
+        least, most = SAMPLES_PER_CPU
+        return min(most, max(least, _power_of_two(SAMPLES_WAITING // max(self.cpus, 1)))) if self.samples else 0
+
     def flags(self, features: Features) -> list[str]:
         """The compiler's -D flags."""
         values: dict[str, int | str] = {
@@ -63,6 +75,8 @@ class Settings:
             "CELLS_PER_CPU": self.cells_per_cpu,
             "BIN_NS": self.bin_ns,
             "BIN_LOG": BIN_LOG_ENTRIES,
+            "SAMPLES": self.samples_per_cpu,
+            "SAMPLE_FIRST": SAMPLE_FIRST,
             "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
             "HAS_REASON": int(features.has_drop_reason),
             **{f"{member}_OFFSET": offset for member, offset in features.offsets_bytes.items()},

@@ -19,16 +19,20 @@ import numpy.typing as npt
 from vifprobe.errors import KernelError
 from vifprobe.kernel.build import Programs
 from vifprobe.kernel.grace import wait_for_call_chains
+from vifprobe.kernel.samples import Samples
 from vifprobe.layout import (
     BIN,
     CELL,
     EPOCHS_IN_FLIGHT,
+    SAMPLE,
     TAP_PROBES,
     Direction,
     PacketClass,
     Verdict,
     cell_key_shifts,
+    take_apart,
 )
+from vifprobe.records import SynMeasures
 
 #: For the kernel side's few instructions between asking for the epoch and counting, when a packet that had passed is
 #: dropped in another chain (a queue's end, say) at this very moment. Later ones it refuses, see `late_verdicts`.
@@ -73,10 +77,13 @@ class Counters:
             self._bins = programs.table("bins")
             self._bin_log = programs.table("bin_log").reshape(self._cpus, -1)
             self._logged = np.zeros(self._cpus, dtype=np.int64)
+        self._samples = Samples(programs) if settings.samples else None
         self.lost_bins = 0
 
     def close(self) -> None:
-        """Give the tables' memory back, which keeps them in the kernel; only `lost_bins` can be asked for after it."""
+        """Give the tables' memory back, which keeps them in the kernel; only what is lost can be asked for after it."""
+        if self._samples is not None:
+            self._samples.close()
         for table in ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log"):
             self.__dict__.pop(table, None)
 
@@ -131,6 +138,30 @@ class Counters:
         rows = _decode_bins(np.concatenate(parts))
         return np.concatenate([rows, self._pending_bins()]) if final else rows
 
+    def take_samples(self, final: bool = False) -> Array:
+        """Samples since the last call, as rows of layout.SAMPLE in the order of their time; none without `samples` in
+        the settings. Sets the means anew, so that what comes until the next call fits. `final`: see take_bins.
+        """
+        if self._samples is None:
+            return np.zeros(0, SAMPLE)
+        if final:
+            self._turn_epoch()
+        return self._samples.take(self._lanes, self._settled(self._lanes.copy())["cpu"] if final else ())
+
+    @property
+    def lost_samples(self) -> int:
+        """Samples that were written over before they were taken."""
+        return self._samples.lost if self._samples is not None else 0
+
+    def syn_measures(self) -> SynMeasures | None:
+        """What is known of SYNs beyond their number, None without `syn` in the settings; ends an interval."""
+        return None
+
+    @property
+    def samples(self) -> Samples | None:
+        """To say how many samples to take; None without `samples` in the settings."""
+        return self._samples
+
     def _turn_epoch(self) -> None:
         """After it, packets pending from before are EPOCHS_IN_FLIGHT old, and their chains have ended."""
         self._lanes["now"] += 1
@@ -169,7 +200,7 @@ class Counters:
 
     def _pending_bins(self) -> Array:
         settled = self._settled(self._lanes.copy())
-        key = _take_apart(settled["what"])
+        key = take_apart(settled["what"])
         rows = np.zeros(len(settled), BIN)
         current = (settled["cpu"] * (len(self._bins) // self._cpus)) + (
             key["tap"] * len(Direction) + key["direction"]
@@ -180,16 +211,6 @@ class Counters:
         rows["frame_bytes"] = settled["frame_bytes"]
         rows["syn_packets"] = key["packet_class"] == PacketClass.TCP_SYN
         return rows
-
-
-def _take_apart(what: Array) -> dict[str, Array]:
-    """Fields of the packed key word; tap back to its number."""
-    fields = {
-        name: (what >> np.uint64(shift) & np.uint64(mask)).astype(np.int64)
-        for name, (shift, mask) in cell_key_shifts().items()
-    }
-    fields["tap"] -= 1
-    return fields
 
 
 def _as_cells(settled: Array, dtype: Any) -> Array:
@@ -209,7 +230,7 @@ def _decode(raw: Array) -> Array:
     raw = raw[order]
     first = np.flatnonzero(np.append(True, (np.diff(raw["what"]) != 0) | (np.diff(raw["why"]) != 0))[: len(raw)])
     rows = np.zeros(len(first), CELL)
-    for name, values in _take_apart(raw["what"][first]).items():
+    for name, values in take_apart(raw["what"][first]).items():
         rows[name] = values
     rows["reason"] = raw["why"][first] >> np.uint64(32)
     rows["location"] = raw["why"][first] & np.uint64(0xFFFFFFFF)

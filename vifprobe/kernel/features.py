@@ -90,6 +90,8 @@ _TRACE_FIELDS = {
     "SKB_END": ("sk_buff", "end"),
     "SKB_MAC_HEADER": ("sk_buff", "mac_header"),
     "SKB_CB": ("sk_buff", "cb"),
+    "SKB_VLAN_TCI": ("sk_buff", "vlan_tci"),
+    "SKB_VLAN_PROTO": ("sk_buff", "vlan_proto"),
     "NET_DEVICE_IFINDEX": ("net_device", "ifindex"),
     "SHARED_INFO_GSO_SIZE": ("skb_shared_info", "gso_size"),
     # struct qdisc_skb_cb, include/net/sch_generic.h: pkt_len is in an anonymous struct since 5.12.

@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Samples: headers of some packets, with their verdict. The first of each class and verdict, then one in M of the rest.
+ *
+ * Hook:   none of its own; called where a packet arrives, and where its verdict is known
+ * Reads:  the packet's headers; samplers' mean, set from user space
+ * Writes: samplers, staged, samples
+ * Needs:  nothing new; compiled out without SAMPLES
+ *
+ * A packet's headers are staged when it arrives, and go to the ring once its verdict is known. The ring is this CPU's
+ * own part of a mapped array: a BPF ring buffer would take a lock and wake a thread for each record. What is written
+ * over before user space has read it is counted there.
+ *
+ * Unbiased: the first SAMPLE_FIRST of a class and verdict that are looked at stand for themselves. Of the row of all
+ * other packets, each is taken with probability 1/M and stands for M: intervals are uniform in 1..2M-1 (mean M, and no
+ * step with periodic traffic), the first one after a change of M as if drawing had always gone on. Whether a packet is
+ * one of the first depends on the packets before it alone, never on that draw.
+ */
+#if SAMPLES
+struct sampler {
+	u64 seen;       /* packets of this tap and direction on this CPU */
+	u64 wake_at;    /* up to this one (by `seen`), packets of a calm class need no look */
+	u64 next_at;    /* the next one of the draw */
+	u64 probe_at;   /* the next look for a verdict that did not come so far */
+	u64 last_ns;    /* arrival of packet number last_seen */
+	u64 last_seen;
+	u32 mean;       /* M; written by user space; 0: take none */
+	u32 drawn_mean; /* M of the draw that gave next_at */
+	u32 calm;       /* bit n: class n had its SAMPLE_EAGER_LOOKS */
+	u32 spare;
+	/* second line and on */
+	u8 first[16 * 4];   /* taken as one of the first, by class * 4 + verdict */
+	u16 in_vain[16];   /* staged but not one of the first, by class */
+	u64 spare_words[4];
+};
+
+struct sample {
+	u64 what;
+	u64 why;
+	u64 at_ns;
+	s64 gap_ns;
+	u64 position; /* `seen` when it arrived */
+	u32 frame_bytes;
+	u32 charged_bytes;
+	u32 wire_bytes;
+	u32 weight;
+	u16 header_bytes;
+	u8 flags;
+	u8 tentative; /* may be one of the first */
+	u16 vlan_tci;
+	u16 spare;
+	u8 headers[SAMPLE_HEADER_BYTES];
+};
+
+BPF_F_TABLE("array", u32, struct sampler, samplers, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct sample, staged, CPUS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct sample, samples, CPUS * SAMPLES, BPF_F_MMAPABLE);
+
+static __always_inline u32 direction_of(u64 what)
+{
+	return (what >> KEY_DIRECTION_SHIFT) & 0xf;
+}
+
+static __always_inline struct sampler *sampler_of(u32 cpu, u64 what)
+{
+	u32 at = (cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1) * DIRECTION_COUNT + direction_of(what);
+
+	return samplers.lookup(&at);
+}
+
+static __always_inline struct sample *staged_of(u32 cpu, u64 what)
+{
+	/* By direction: inbound packets come while an outbound one waits for its verdict (the host's own answer). */
+	u32 at = cpu * DIRECTION_COUNT + direction_of(what);
+
+	return staged.lookup(&at);
+}
+
+/* Uniform in 1..most. */
+static __always_inline u32 uniform(u64 most)
+{
+	return 1 + (u32)(((u64)bpf_get_prandom_u32() * most) >> 32);
+}
+
+/* When to look again: at the packet before the next sample, to take its time, or for a probe. */
+static __always_inline void set_alarm(struct sampler *own)
+{
+	own->wake_at = own->next_at - 1 < own->probe_at ? own->next_at - 1 : own->probe_at;
+}
+
+/*
+ * Begin to draw with this mean, as if drawing had always gone on: the time to the next one is then distributed as
+ * (2M - k) / (M (2M - 1)), k = 1..2M-1, which is the smaller one of two uniform numbers.
+ */
+static __always_inline void draw_anew(struct sampler *own, u32 mean)
+{
+	u32 one = uniform(2 * mean - 1), other = uniform(2 * mean);
+
+	own->drawn_mean = mean;
+	own->next_at = own->seen - 1 + (one < other ? one : other);
+}
+
+/* How many bytes to keep: all headers; of what has no transport header that is known, L2 or IP alone. */
+static __always_inline u32 bytes_to_keep(struct frame *frame, struct packet *packet, u32 class)
+{
+	u32 bytes = packet->header_bytes;
+	u16 lengths;
+
+	/* As parse_arp(): the addresses, and not what is behind them. */
+	if (class == CLASS_ARP && load(frame, bytes + 4, &lengths, sizeof(lengths)))
+		bytes += ARP_FIXED_LEN + 2 * ((lengths & 0xff) + (lengths >> 8));
+	if (class == CLASS_ICMP || class == CLASS_ICMPV6)
+		bytes += ICMP_LEN;
+	if (bytes > frame->length)
+		bytes = frame->length;
+	return bytes;
+}
+
+/* Verifier: 1 to `most` (under 256) bytes; assembly, or the compiler would know better and leave a check out. */
+static __always_inline u64 bounded(u64 bytes, const u32 most)
+{
+	if (bytes > most)
+		bytes = most;
+	asm volatile("%0 &= 0xff" : "+r"(bytes));
+	if (!bytes)
+		return 1;
+	asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(bytes) : "i"(most));
+	return bytes;
+}
+
+#if TRACEPOINTS
+static __always_inline void copy_traced(struct frame *frame, volatile u64 *scratch, struct sample *to, u64 bytes)
+{
+	const u32 before = ETH_TYPE_OFFSET;
+	u32 within_reach = frame->linear_bytes - (frame->untagged ? VLAN_TAG_LEN : 0);
+	u64 from = frame->start;
+	u16 tag[2];
+
+	/* Verifier: the length came out of a difference of pointers. */
+	bytes = forget(scratch, bytes < within_reach ? bytes : within_reach);
+	to->flags = frame->tagged ? SAMPLE_TAGGED : 0;
+	if (!frame->untagged) {
+		to->vlan_tci = frame->vlan_tci;
+		if (frame->tagged && frame->vlan_proto == bpf_htons(TYPE_QINQ))
+			to->flags |= SAMPLE_SERVICE_TAG;
+		bytes = bounded(bytes, SAMPLE_HEADER_BYTES);
+		if (bpf_probe_read_kernel(to->headers, bytes, (void *)from) == 0)
+			to->header_bytes = bytes;
+		return;
+	}
+	/* As tc will see it: the tag beside the bytes. */
+	if (bpf_probe_read_kernel(tag, sizeof(tag), (void *)(from + before)) ||
+	    bpf_probe_read_kernel(to->headers, before, (void *)from))
+		return;
+	to->vlan_tci = bpf_ntohs(tag[1]);
+	if (tag[0] == bpf_htons(TYPE_QINQ))
+		to->flags |= SAMPLE_SERVICE_TAG;
+	bytes = bounded(bytes - before, SAMPLE_HEADER_BYTES - before);
+	if (bpf_probe_read_kernel(to->headers + before, bytes, (void *)(from + before + VLAN_TAG_LEN)) == 0)
+		to->header_bytes = before + bytes;
+}
+#else
+static __always_inline void copy_traced(struct frame *frame, volatile u64 *scratch, struct sample *to, u64 bytes) {}
+#endif
+
+static __always_inline void copy_headers(struct frame *frame, volatile u64 *scratch, struct sample *to, u64 bytes)
+{
+	to->header_bytes = 0;
+	to->flags = 0;
+	to->vlan_tci = 0;
+	if (!frame->skb) {
+		copy_traced(frame, scratch, to, bytes);
+		return;
+	}
+	bytes = bounded(bytes, SAMPLE_HEADER_BYTES);
+	if (bpf_skb_load_bytes(frame->skb, 0, to->headers, bytes) == 0)
+		to->header_bytes = bytes;
+	if (frame->tagged) {
+		to->flags = frame->skb->vlan_proto == bpf_htons(TYPE_QINQ) ? SAMPLE_TAGGED | SAMPLE_SERVICE_TAG : SAMPLE_TAGGED;
+		to->vlan_tci = frame->skb->vlan_tci;
+	}
+}
+
+/* A packet that may be wanted, or the one before it. Own CPU's sampler and staging place. True: it is staged. */
+static __always_inline bool look(u32 cpu, struct lane *lane, struct sampler *own, struct frame *frame,
+				 struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
+{
+	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf, mean = own->mean;
+	bool tentative = !(own->calm >> class & 1);
+	struct sample *to = staged_of(cpu, what);
+	s64 gap = -1;
+
+	if (!to || !mean)
+		return false;
+	if (mean != own->drawn_mean)
+		draw_anew(own, mean);
+	if (own->seen >= own->probe_at) {
+		tentative = true;
+		own->probe_at = own->seen + 1 + (bpf_get_prandom_u32() & SAMPLE_PROBE_MASK);
+	}
+	set_alarm(own);
+	if (!now)
+		now = bpf_ktime_get_ns();
+	if (own->last_ns && own->last_seen + 1 == own->seen)
+		gap = now - own->last_ns;
+	own->last_ns = now;
+	own->last_seen = own->seen;
+	if (!tentative && own->seen < own->next_at)
+		return false;
+	to->at_ns = now;
+	to->gap_ns = gap;
+	to->position = own->seen;
+	to->tentative = tentative;
+	to->frame_bytes = frame->length;
+	to->charged_bytes = charged_bytes;
+	to->wire_bytes = wire;
+	copy_headers(frame, &lane->scratch, to, bytes_to_keep(frame, packet, class));
+	return true;
+}
+
+/* At arrival, after the packet before it has its verdict. True: its headers wait for its own. */
+static __always_inline bool sample(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet, u64 what,
+				   u64 now, u32 charged_bytes, u64 wire)
+{
+	struct sampler *own = sampler_of(cpu, what);
+	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf;
+
+	if (!own)
+		return false;
+	own->seen++;
+	if (likely(own->seen < own->wake_at && own->calm >> class & 1 && own->mean == own->drawn_mean))
+		return false;
+	return look(cpu, lane, own, frame, packet, what, now, charged_bytes, wire);
+}
+
+/* How many packets a staged one stands for; 0: not taken. what: with its verdict. */
+static __always_inline u32 weight_of(struct sampler *own, struct sample *staged, u64 what)
+{
+	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf, verdict = (what >> KEY_VERDICT_SHIFT) & 3, weight = 0;
+	u32 kind = class * 4 + verdict;
+
+	if (staged->tentative) {
+		if (own->first[kind] < SAMPLE_FIRST) {
+			own->first[kind]++;
+			/* It is none of the row that is drawn from. */
+			own->next_at++;
+			set_alarm(own);
+			return 1;
+		}
+		if (own->in_vain[class] < SAMPLE_EAGER_LOOKS)
+			own->in_vain[class]++;
+		else
+			own->calm |= 1U << class;
+	}
+	if (staged->position >= own->next_at) {
+		weight = own->drawn_mean;
+		own->next_at = staged->position + uniform(2 * (u64)weight - 1);
+		set_alarm(own);
+	}
+	return weight;
+}
+
+/* The staged packet's verdict is known. */
+static __always_inline void commit_sample(u32 cpu, struct lane *lane, u64 what, u64 why)
+{
+	u32 at = cpu * SAMPLES + ((u32)lane->samples & (SAMPLES - 1)), weight;
+	struct sample *staged = staged_of(cpu, what), *to = samples.lookup(&at);
+	struct sampler *own = sampler_of(cpu, what);
+
+	if (!staged || !to || !own)
+		return;
+	weight = weight_of(own, staged, what);
+	if (!weight)
+		return;
+	staged->what = what;
+	staged->why = why;
+	staged->weight = weight;
+	*to = *staged;
+	/* Own CPU's lane; after the record, so that a counted one is a whole one. */
+	lane->samples++;
+}
+
+static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why)
+{
+	if (unlikely(lane->sampled)) {
+		lane->sampled = 0;
+		commit_sample(cpu, lane, what, why);
+	}
+}
+#else
+static __always_inline bool sample(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet, u64 what,
+				   u64 now, u32 charged_bytes, u64 wire)
+{
+	return false;
+}
+static __always_inline void commit_sample(u32 cpu, struct lane *lane, u64 what, u64 why) {}
+static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why) {}
+#endif

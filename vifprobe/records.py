@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shapes of what the kernel side tells: counted cells, time bins, sampled packets, SYN measures. Codes: layout.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SAMPLE_HEADER_BYTES = 128  # of a sampled packet; longer headers (IP and TCP options, extension headers) are cut
+
+#: One counted cell as Python sees it, its key taken apart; counters are sums over all CPUs. `size` is a bucket number,
+#: `location` the low 32 bits of the kernel address that freed the packet (0 where it was not dropped).
+CELL = np.dtype(
+    [
+        ("tap", np.uint16),
+        ("direction", np.uint8),
+        ("ethertype", np.uint8),
+        ("packet_class", np.uint8),
+        ("size", np.uint8),
+        ("expected", np.uint8),
+        ("verdict", np.uint8),
+        ("reason", np.uint32),
+        ("location", np.uint32),
+        ("packets", np.int64),
+        ("frame_bytes", np.int64),
+        ("charged_bytes", np.int64),
+        ("wire_bytes", np.int64),
+    ]
+)
+
+#: One time bin of one tap, direction and verdict. `start_ns` is on the monotonic clock (ktime), a multiple of the bin.
+BIN = np.dtype(
+    [
+        ("tap", np.uint16),
+        ("direction", np.uint8),
+        ("verdict", np.uint8),
+        ("start_ns", np.int64),
+        ("packets", np.int64),
+        ("frame_bytes", np.int64),
+        ("syn_packets", np.int64),
+    ]
+)
+
+
+class SampleFlag(IntFlag):
+    """Bits of a sample's `flags`. SERVICE_TAG: the tag beside the bytes was of type 0x88a8, else 0x8100."""
+
+    TAGGED = 1  # an outer VLAN tag was beside the bytes, not in them: vlan_tci
+    SERVICE_TAG = 2
+
+
+#: One sampled packet. `at_ns`: arrival, monotonic clock. `gap_ns`: since the packet before it of the same tap and
+#: direction on the same CPU, -1 where that one's time was not taken. `weight`: how many packets it stands for, so that
+#: weighted sums are unbiased: 1 for the first of a class and verdict, M for one in M of all others. `headers`: the
+#: first `header_bytes` bytes, L2 up to the transport header with its options, never payload; zero behind them.
+SAMPLE = np.dtype(
+    [
+        ("tap", np.uint16),
+        ("direction", np.uint8),
+        ("ethertype", np.uint8),
+        ("packet_class", np.uint8),
+        ("size", np.uint8),
+        ("expected", np.uint8),
+        ("verdict", np.uint8),
+        ("reason", np.uint32),
+        ("location", np.uint32),
+        ("at_ns", np.int64),
+        ("gap_ns", np.int64),
+        ("frame_bytes", np.uint32),
+        ("charged_bytes", np.uint32),
+        ("wire_bytes", np.uint32),
+        ("weight", np.uint32),
+        ("header_bytes", np.uint16),
+        ("flags", np.uint16),
+        ("vlan_tci", np.uint16),
+        ("headers", np.uint8, (SAMPLE_HEADER_BYTES,)),
+    ]
+)
+
+
+#: Registers of a HyperLogLog: a standard error of 1.04 / sqrt(4096) = 1.6 % (Flajolet et al. 2007, section 1).
+HLL_REGISTERS = 4096
+PORTS = 65536
+#: Ages of handshakes: bucket 0 is under 1 us, bucket i holds 2**(i-1) <= us < 2**i, the last one is open-ended.
+AGE_BUCKETS = 40
+
+#: Handshakes that were followed, one in `every` by a hash of the addresses and ports; counts since the start.
+#: started = completed + reset + expired + evicted + open. `answered`: a SYN-ACK came back. `expired`: no end for
+#: a minute. `evicted`: another one took its place in the table, so that its end was not seen.
+HANDSHAKES = np.dtype(
+    [
+        ("every", np.int64),
+        ("started", np.int64),
+        ("answered", np.int64),
+        ("completed", np.int64),
+        ("reset", np.int64),
+        ("expired", np.int64),
+        ("evicted", np.int64),
+        ("open", np.int64),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """What was different in a set of SYNs. Shapes begin (taps, directions), direction being the SYN's.
+
+    sources, destinations: uint8, (…, HLL_REGISTERS), HyperLogLog registers of the addresses (IPv4 and IPv6 together).
+    source_ports, destination_ports: bool, (…, PORTS), each port seen: exact.
+    """
+
+    sources: npt.NDArray[np.uint8]
+    destinations: npt.NDArray[np.uint8]
+    source_ports: npt.NDArray[np.bool_]
+    destination_ports: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SynMeasures:
+    """What the kernel side knows of SYNs beyond their number (that is in the cells), of all taps.
+
+    since_ns, at_ns: monotonic clock; the interval that `interval` is of, since the call before. total: since the start.
+    handshakes: dtype HANDSHAKES, shape (taps, directions), the direction of the SYN; inbound: the guest as a server.
+    open_age: int64, (taps, directions, AGE_BUCKETS): how old those are that are open now, i.e. how long ago the SYN
+    came. completed_age: the same of those that completed, since the start: SYN to ACK.
+    """
+
+    since_ns: int
+    at_ns: int
+    interval: Distinct
+    total: Distinct
+    handshakes: npt.NDArray[Any]
+    open_age: npt.NDArray[np.int64]
+    completed_age: npt.NDArray[np.int64]
