@@ -156,7 +156,7 @@ class Probe:
                 break
             if is_due:  # what a slow reader is late for is left out, or the end would come late, too
                 due_ns = max(due_ns + round(seconds * 1e9), time.monotonic_ns())
-            yield from self._interval(self._counters.snapshot())
+            yield from self._interval(self._counters.snapshot(patience_seconds=seconds / 2))
         yield from self._interval(self._detach())
         yield from self.totals()
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel.build import Programs
-from vifprobe.kernel.grace import wait_for_call_chains
+from vifprobe.kernel.grace import Grace
 from vifprobe.kernel.samples import Samples
 from vifprobe.layout import (
     BIN,
@@ -79,6 +79,7 @@ class Counters:
             self._logged = np.zeros(self._cpus, dtype=np.int64)
         self._samples = Samples(programs) if settings.samples else None
         self.lost_bins = 0
+        self._grace = Grace()
 
     def close(self) -> None:
         """Give the tables' memory back, which keeps them in the kernel; only what is lost can be asked for after it."""
@@ -86,6 +87,7 @@ class Counters:
             self._samples.close()
         for table in ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log"):
             self.__dict__.pop(table, None)
+        self._grace.close()
 
     def watch(self, ifindex: int, number: int, traits: int) -> None:
         """Count the device from now on, under this tap number. May be called again to change the traits."""
@@ -98,9 +100,12 @@ class Counters:
                 return
         raise KernelError(f"no free place for ifindex {ifindex} in the table of watched taps.")
 
-    def snapshot(self) -> Snapshot:
-        """All counts, every one final. Takes 5 to 20 ms of waiting (see wait_for_call_chains), next to no CPU time."""
-        self._turn_epoch()
+    def snapshot(self, patience_seconds: float | None = None) -> Snapshot:
+        """All counts, every one final. Takes 5 to 20 ms of waiting (see wait_for_call_chains), next to no CPU time.
+
+        Where it would take longer than `patience_seconds`, the last packet of a CPU can be left to a later snapshot.
+        """
+        self._turn_epoch(patience_seconds)
         for _ in range(_RETRIES):
             before = self._lanes.copy()
             cells = self._collect()
@@ -162,12 +167,16 @@ class Counters:
         """To say how many samples to take; None without `samples` in the settings."""
         return self._samples
 
-    def _turn_epoch(self) -> None:
-        """After it, packets pending from before are EPOCHS_IN_FLIGHT old, and their chains have ended."""
-        self._lanes["now"] += 1
-        wait_for_call_chains()
-        self._lanes["now"] += 1
-        time.sleep(LATE_VERDICT_SECONDS)
+    def _turn_epoch(self, patience_seconds: float | None = None) -> None:
+        """After it, packets pending from before are EPOCHS_IN_FLIGHT old, and their chains have ended.
+
+        Where that takes longer than `patience_seconds` they stay pending: a later call goes on waiting for the same.
+        """
+        if not self._grace.is_pending:
+            self._lanes["now"] += 1
+        if self._grace.wait(patience_seconds):
+            self._lanes["now"] += 1
+            time.sleep(LATE_VERDICT_SECONDS)
 
     def _collect(self) -> Array:
         """The cells in use, all CPUs, as the kernel keeps them."""

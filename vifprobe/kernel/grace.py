@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 # asm/unistd.h; membarrier(2) has no wrapper in the C library
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "ppc64le": 365, "s390x": 356, "riscv64": 283}
@@ -29,3 +30,34 @@ def wait_for_call_chains() -> bool:
         return True
     time.sleep(GUESSED_SECONDS)
     return False
+
+
+class Grace:
+    """The same, for who can't wait for long: where CPUs are scarce, a grace period takes a second."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "grace")
+        self._waiting: Future[bool] | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether an earlier wait was given up and not taken up again since."""
+        return self._waiting is not None
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait so long at most (None: as long as it takes) for all chains that had begun when the wait began first.
+
+        False: not all have ended. The next call goes on with the same wait.
+        """
+        if seconds is None and self._waiting is None:
+            wait_for_call_chains()
+            return True
+        self._waiting = self._waiting or self._pool.submit(wait_for_call_chains)
+        if not wait([self._waiting], seconds).done:
+            return False
+        self._waiting = None
+        return True
+
+    def close(self) -> None:
+        """End the thread; an outstanding wait comes to its end first."""
+        self._pool.shutdown()
