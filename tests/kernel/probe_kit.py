@@ -18,7 +18,7 @@ import numpy as np
 
 from vifprobe.analysis.reading import Counts, Reading, count, merge
 from vifprobe.capture.tables import Bins
-from vifprobe.kernel.attach import attach
+from vifprobe.kernel.attach import attach, has_tcx
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
@@ -259,7 +259,9 @@ def kernel_side(tap: Tap, settings: Settings | None = None) -> Iterator[KernelSi
         counters = Counters(programs)
         counters.watch(tap.ifindex, 0, 0)
         programs.attach_verdicts()
-        attachment = attach(programs.tc_program_fd(OUT), tap.name, tap.ifindex, OUT, None)
+        if not has_tcx(tap.ifindex):
+            subprocess.run(["tc", "qdisc", "add", "dev", tap.name, "clsact"], check=True)
+        attachment = attach(programs.tc_program_fd(OUT), tap.name, tap.ifindex, OUT, "clsact")
         stack.callback(attachment.detach)
         yield KernelSide(programs, counters)
 

@@ -27,7 +27,7 @@ COUNT = 100_003
 TORN_TAG = SYN[:12] + bytes.fromhex("81000007")
 #: What tells foreign skbs apart in bpf/verdict.c, and what to put in its place to have it not looked at.
 IIF = ("FIELD(u32, skb, SKB_IIF_OFFSET) != lane->ifindex", "false")
-NETNS = ("NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns()", "NET_NS_OFFSET) == 7 && own_netns() == 7")
+NETNS = ("INUM_OFFSET) != own_netns()", "INUM_OFFSET) == own_netns() + 7")
 TAG = ("if (unlikely(FIELD(u32, skb, SKB_LEN_OFFSET) < VLAN_TAG_LEN + 2))", "if (0)")
 
 Foreigners = Callable[[ExitStack, Tap], tuple[list[int], list[bytes]]]
