@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """On a stock kernel, tell of a failure at once: the time limit of the virtual machine may come before the end."""
     reporter = item.config.pluginmanager.get_plugin("terminalreporter")
     if KERNEL and reporter and call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception):
-        reporter.write_line(f"\n{item.nodeid}: {call.when}: {str(call.excinfo.getrepr(style='short'))[-3000:]}")
+        reporter.write_line(f"\n{item.nodeid}: {call.when}: {str(item.repr_failure(call.excinfo))[-3000:]}")
 
 
 def require_or_skip(word: str, condition: object, missing: str) -> None:

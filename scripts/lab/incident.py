@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -34,9 +36,10 @@ CHARGED_SYN = 40
 OVS_CHARGED_SYN = 60  # Open vSwitch sets the policer's mpu to a shortest frame (lib/netdev-linux.c)
 # include/uapi/linux/if_tun.h
 TUNSETOFFLOAD, TUN_F_CSUM = 0x400454D0, 0x01
-SECONDS = 90  # bound of the floods
+SECONDS = 900  # bound of the floods
 SETTLE, LOOK = 1.5, 6.0
-ROOM = 30.0
+ROUNDS, SLICE = 7, 0.5
+ROOM = 120.0
 OUT = Direction.OUTBOUND
 
 
@@ -56,7 +59,11 @@ class Seen:
 
 @dataclass
 class Step:
-    """What was done, what was seen then, and what it means."""
+    """What was done, what was seen then, and what it means.
+
+    rise: the first tap's counter against how it was without what was done, one beside the other several times: what
+    else keeps this host busy changes from second to second. None: not asked.
+    """
 
     title: str
     why: str
@@ -64,6 +71,7 @@ class Step:
     uplink: float = 0.0  # packets a second that left the host
     events: list[tuple[str, Event]] = field(default_factory=list)
     patterns: frozenset[str] = frozenset()
+    rise: float | None = None
 
 
 class Stage:
@@ -90,6 +98,22 @@ class Stage:
         step.patterns = frozenset(finding.pattern for reading in readings for finding in reading.findings)
         return step
 
+    def rise(self, undo: Callable[[], object], redo: Callable[[], object]) -> float:
+        """How many times as many packets the first tap's counter sees with something done as without; a median."""
+        ratios = []
+        for _ in range(ROUNDS):
+            undo()
+            without = self._rate()
+            redo()
+            ratios.append(self._rate() / without)
+        return statistics.median(ratios)
+
+    def _rate(self) -> float:
+        name = self.taps[0].name
+        began, before = time.monotonic(), device_counters(name)["rx_packets"]
+        self._pass(SLICE)
+        return (device_counters(name)["rx_packets"] - before) / (time.monotonic() - began)
+
     def _devices(self) -> dict[str, int]:
         return {each.name: device_counters(each.name)["rx_packets"] for each in self.taps}
 
@@ -108,50 +132,66 @@ def _packets(readings: list[Reading], verdict: Verdict) -> int:
 
 def play() -> Iterator[Step]:
     """Each step once it has been seen."""
-    with ExitStack() as stack:
-        stage = stack.enter_context(_stage())
-        one = stage.taps[0]
-        for each in stage.taps:
-            _libvirt_policer(each.name)
-        for flood in stage.floods:
-            flood.start()
-        yield stage.look(
-            Step(
-                f"Two VMs, each limited to {RATE_KBIT / 1000:g} Mbit/s by libvirt; both are hacked and flood.",
-                "The policer does its work. But a tap counts a packet as received before the policer sees it, so"
-                " /proc/net/dev shows what the guest tried to send, not what passed.",
-            )
+    with _stage() as stage:
+        for act in (_both_limited, _wiped, _one_stopped, _policed_by_the_switch):
+            yield act(stage)
+
+
+def _both_limited(stage: Stage) -> Step:
+    for each in stage.taps:
+        _libvirt_policer(each.name)
+    for flood in stage.floods:
+        flood.start()
+    return stage.look(
+        Step(
+            f"Two VMs, each limited to {RATE_KBIT / 1000:g} Mbit/s by libvirt; both are hacked and flood.",
+            "The policer does its work. But a tap counts a packet as received before the policer sees it, so"
+            " /proc/net/dev shows what the guest tried to send, not what passed.",
         )
-        for each in stage.taps:
-            fcntl.ioctl(each.fd, TUNSETOFFLOAD, TUN_F_CSUM)
-        wait_until(lambda: not any(_is_policed(each.name) for each in stage.taps), ROOM)
-        yield stage.look(
-            Step(
-                "The guests' drivers switch an offload on, as they do at boot.",
-                "The kernel tells of a changed link; on any such message Open vSwitch deletes what ingress qdisc it did"
-                " not make on its port, and libvirt's policer with it. `virsh domiftune` still shows the limit: it"
-                " answers from libvirt's memory. Nothing is limited.",
-            )
+    )
+
+
+def _wiped(stage: Stage) -> Step:
+    for each in stage.taps:
+        fcntl.ioctl(each.fd, TUNSETOFFLOAD, TUN_F_CSUM)
+    wait_until(lambda: not any(_is_policed(each.name) for each in stage.taps), ROOM)
+    return stage.look(
+        Step(
+            "The guests' drivers switch an offload on, as they do at boot.",
+            "The kernel tells of a changed link; on any such message Open vSwitch deletes what ingress qdisc it did"
+            " not make on its port, and libvirt's policer with it. `virsh domiftune` still shows the limit: it"
+            " answers from libvirt's memory. Nothing is limited.",
         )
-        _end(stage.floods[1])
-        yield stage.look(
-            Step(
-                "One of the VMs is stopped.",
-                "The other one rises: what held it back was the host's CPU, which it had to share, and no limit.",
-            )
+    )
+
+
+def _one_stopped(stage: Stage) -> Step:
+    two = stage.floods[1].pid
+    os.kill(two, signal.SIGSTOP)
+    step = stage.look(
+        Step(
+            "One of the VMs is stopped.",
+            "The other one rises: what held it back was the host's CPU, which it had to share, and no limit.",
         )
-        options = (f"ingress_policing_rate={RATE_KBIT}", f"ingress_policing_burst={BURST * 8}")
-        _run("ovs-vsctl", "set", "interface", one.name, *options)
-        wait_until(lambda: _is_policed(one.name), ROOM)
-        yield stage.look(
-            Step(
-                f"A Neutron QoS policy of {RATE_KBIT / 1000:g} Mbit/s is put on the port.",
-                "What leaves falls to the limit. The tap's counter rises all the same: to drop a packet at once is less"
-                " work than to forward it, so the guest gets to send more, and the counter counts what is dropped."
-                f" (Fewer SYNs pass than under libvirt's limit: Open vSwitch's policer charges {OVS_CHARGED_SYN} bytes"
-                f" for each, and not {CHARGED_SYN}.)",
-            )
+    )
+    step.rise = stage.rise(lambda: os.kill(two, signal.SIGCONT), lambda: os.kill(two, signal.SIGSTOP))
+    return step
+
+
+def _policed_by_the_switch(stage: Stage) -> Step:
+    one = stage.taps[0].name
+    _switch_policer(one, RATE_KBIT)
+    step = stage.look(
+        Step(
+            f"A Neutron QoS policy of {RATE_KBIT / 1000:g} Mbit/s is put on the port.",
+            "What leaves falls to the limit. The tap's counter rises all the same: to drop a packet at once is less"
+            " work than to forward it, so the guest gets to send more, and the counter counts what is dropped."
+            f" (Fewer SYNs pass than under libvirt's limit: Open vSwitch's policer charges {OVS_CHARGED_SYN} bytes"
+            f" for each, and not {CHARGED_SYN}.)",
         )
+    )
+    step.rise = stage.rise(lambda: _switch_policer(one, 0), lambda: _switch_policer(one, RATE_KBIT))
+    return step
 
 
 @contextmanager
@@ -187,12 +227,15 @@ def _libvirt_policer(device: str) -> None:
         _run(*command.split())
 
 
+def _switch_policer(device: str, rate_kbit: int) -> None:
+    """As Neutron's agent asks Open vSwitch for it; done when the kernel has it. rate_kbit: 0 for none."""
+    options = (f"ingress_policing_rate={rate_kbit}", f"ingress_policing_burst={BURST * 8}")
+    _run("ovs-vsctl", "set", "interface", device, *options)
+    wait_until(lambda: _is_policed(device) == bool(rate_kbit), ROOM)
+
+
 def _is_policed(device: str) -> bool:
     return "police" in _run("tc", "filter", "show", "dev", device, "parent", "ffff:", may_fail=True)
-
-
-def _end(flood: Writer) -> None:
-    os.kill(flood.pid, 15)
 
 
 def _run(*command: str, may_fail: bool = False) -> str:
@@ -210,6 +253,8 @@ def tell(number: int, step: Step, say: Callable[[str], None]) -> None:
         say(f"   {name:<18}{seen.device:>14,.0f}{seen.passed:>14,.0f}{seen.policed:>14,.0f}")
     left = step.uplink * CHARGED_SYN * 8 / 1e6
     say(f"   leave the host: {step.uplink:,.0f} packets/s, {left:.2f} Mbit/s as a policer counts them\n")
+    if step.rise is not None:
+        say(f"   {next(iter(step.taps))}: its counter sees {step.rise:.2f} times what it sees without that\n")
     for name, event in step.events:
         if event.kind in ("qdisc_del", "filter_new", "gap", "limit_gap"):
             who = f", by {event.by_words} (pid {event.by_pid})" if event.by_words else ""
