@@ -26,8 +26,8 @@ from vifprobe.testing.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("stock_kernel")
 
-RATE, BURST = 53, 7
-PPS = 5_003
+RATE, BURST = 7, 3
+PPS = 1_009
 ROOM = 120.0  # for a command to start under emulation, compiled anew
 
 
@@ -56,7 +56,7 @@ def steady_flood(tap: Tap) -> Iterator[Writer]:
         yield flood
 
 
-def grows(tap: str, packets: int = 1009) -> None:
+def grows(tap: str, packets: int = 1_009) -> None:
     """Wait until the tap has sent so many more."""
     before = device_counters(tap)["rx_packets"]
     wait_until(lambda: device_counters(tap)["rx_packets"] > before + packets, ROOM)

@@ -25,6 +25,9 @@ from vifprobe.testing.frames import EtherType
 from vifprobe.testing.taps import Tap
 from vifprobe.testing.taps import tap as make_tap
 
+# What Open vSwitch does and what is made of it does not depend on the kernel.
+pytestmark = pytest.mark.kernels("6.12")
+
 LIBVIRT_POLICER = "protocol all u32 match u32 0 0 police rate 12500kbps burst 3125kb mtu 64kb drop flowid :1"
 FRAME = f.eth(f.ipv4(f.udp(bytes(958))), EtherType.IPV4)  # 1,000 bytes
 Require = Callable[[str, object, str], None]

@@ -22,18 +22,18 @@ OUT = Direction.OUTBOUND
 SECONDS = 60.0  # bound of any flood here
 
 #: Behind `tc filter add dev X parent ffff:`. rate in kB/s, burst in KiB, as Nova and libvirt have them.
-FORMS: dict[str, Callable[[int, int], str]] = {
+FORMS: dict[str, Callable[[float, int], str]] = {
     # libvirt, src/util/virnetdevbandwidth.c
     "libvirt": lambda rate, burst: (
         f"protocol all u32 match u32 0 0 police rate {rate}kbps burst {burst}kb mtu 64kb drop flowid :1"
     ),
     # Open vSwitch, lib/netdev-linux.c: since 2.17, and before
     "ovs matchall": lambda rate, burst: (
-        f"protocol all prio 1 handle 1 matchall action police rate {rate * 8}kbit burst {burst}kb mtu 65535"
+        f"protocol all prio 1 handle 1 matchall action police rate {rate * 8:g}kbit burst {burst}kb mtu 65535"
         " conform-exceed drop/continue"
     ),
     "ovs basic": lambda rate, burst: (
-        f"protocol all prio 49 basic police rate {rate * 8}kbit burst {burst}kb mtu 65535 drop"
+        f"protocol all prio 49 basic police rate {rate * 8:g}kbit burst {burst}kb mtu 65535 drop"
     ),
 }
 
@@ -53,7 +53,7 @@ def run(command: str) -> str:
     return done.stdout
 
 
-def add_policer(device: str, form: str, rate: int, burst: int) -> None:
+def add_policer(device: str, form: str, rate: float, burst: int) -> None:
     """The qdisc and the filter."""
     run(f"tc qdisc add dev {device} ingress")
     run(f"tc filter add dev {device} parent ffff: {FORMS[form](rate, burst)}")
