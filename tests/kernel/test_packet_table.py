@@ -27,7 +27,7 @@ from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import missing_capabilities, read_features, read_trace_fields
 from vifprobe.layout import Direction, Ethertype, PacketClass, TapTrait
-from vifprobe.testing.frames import pad
+from vifprobe.testing.frames import ETH_HEADER_BYTES, pad
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.table import CASES, Case, Run, cases_for
 from vifprobe.testing.taps import Tap
@@ -111,11 +111,11 @@ def vnet_tap(netns: Netns) -> Iterator[Tap]:
 
 @pytest.fixture
 def longest_bytes(netns: Netns) -> int:
-    """Of a frame, as far as a tap of this kernel takes it."""
+    """Of a frame, as far as a tap of this kernel takes it with headers in the linear part only."""
     longest = max(len(case.frame) for case in CASES)
-    with make_tap("tap1") as other:
+    with make_tap("tap1", vnet_hdr=True) as other:
         try:
-            os.write(other.fd, bytes(longest))
+            os.write(other.fd, other.packet(bytes(longest), linear_bytes=ETH_HEADER_BYTES))
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
