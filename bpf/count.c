@@ -230,3 +230,12 @@ static __always_inline void settle(u32 cpu, struct lane *lane, u64 verdict, u64 
 	count(cpu, lane, lane->what | verdict << KEY_VERDICT_SHIFT, why, lane->frame_bytes, lane->charged_bytes,
 	      lane->wire_bytes);
 }
+
+/* A header that can't be read has no class: said to be missed, not guessed. */
+static __always_inline bool is_missed(u32 cpu, u64 what, struct frame *frame)
+{
+	if (likely(!frame->unreadable))
+		return false;
+	miss(cpu, what, frame->length);
+	return true;
+}

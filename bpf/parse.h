@@ -57,11 +57,14 @@ struct packet {
 	u32 header_bytes; /* all headers that GSO repeats in each segment: L2 up to and including TCP or UDP */
 };
 
-/* Where a frame's bytes and properties come from: a tc program's context, or a tracepoint's skb read field by field. */
+/*
+ * Where a frame's bytes and properties come from: a tc program's context; or, in a tracepoint and in a replay, what is
+ * known of the frame, and where its bytes lie.
+ */
 struct frame {
-	struct __sk_buff *skb; /* NULL in a tracepoint */
-	u64 start;             /* tracepoint: kernel address of the first byte */
-	u32 linear_bytes;      /* tracepoint: how many lie there; the rest is out of its reach */
+	struct __sk_buff *skb; /* NULL in a tracepoint and in a replay */
+	u64 start;             /* there: kernel address of the first byte */
+	u32 linear_bytes;      /* there: how many lie there; the rest is out of reach */
 	u32 length;
 	u32 gso_size;
 	bool tagged;     /* the kernel keeps an outer VLAN tag beside the bytes */
@@ -366,6 +369,29 @@ static __always_inline void parse(struct frame *frame, struct packet *packet, vo
 	else
 		packet->packet_class = CLASS_OTHER;
 	packet->header_bytes = at.offset;
+}
+
+/*
+ * Where a frame was parsed with all its tags: the kernel takes the outer one out of the bytes before tc runs
+ * (__netif_receive_skb_core calls skb_vlan_untag), and what is counted is the frame as tc sees it.
+ */
+static __always_inline void untag(struct frame *frame, struct packet *packet)
+{
+	if (frame->tagged || packet->ethertype != ETHERTYPE_VLAN)
+		return;
+	frame->tagged = true;
+	frame->untagged = true;
+	frame->length -= VLAN_TAG_LEN;
+	packet->frame_bytes -= VLAN_TAG_LEN;
+	if (packet->header_bytes >= ETH_HEADER_LEN + VLAN_TAG_LEN)
+		packet->header_bytes -= VLAN_TAG_LEN;
+}
+
+/* Too short for its tag and the type behind it: freed before tc (net/core/skbuff.c, skb_vlan_untag), so not offered. */
+static __always_inline bool ends_within_tag(struct frame *frame, struct packet *packet)
+{
+	return !frame->tagged && packet->ethertype == ETHERTYPE_VLAN &&
+	       frame->length < ETH_HEADER_LEN + VLAN_TAG_LEN + 2;
 }
 
 /* Log-linear bucket of a frame length: vifprobe.layout.size_bucket() in integers. */

@@ -128,7 +128,7 @@ static __always_inline u64 bounded(u64 bytes, const u32 most)
 	return bytes;
 }
 
-#if TRACEPOINTS
+#if TRACEPOINTS || REPLAY
 static __always_inline void copy_traced(struct frame *frame, volatile u64 *scratch, struct sample *to, u64 bytes)
 {
 	const u32 before = ETH_TYPE_OFFSET;

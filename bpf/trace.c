@@ -75,38 +75,6 @@ static __always_inline struct frame frame_of(u64 skb)
 	return frame;
 }
 
-/*
- * The tag that the kernel takes out of the bytes between this tracepoint and tc (__netif_receive_skb_core calls
- * skb_vlan_untag): what is counted is the frame as tc sees it.
- */
-static __always_inline void untag(struct frame *frame, struct packet *packet)
-{
-	if (frame->tagged || packet->ethertype != ETHERTYPE_VLAN)
-		return;
-	frame->tagged = true;
-	frame->untagged = true;
-	frame->length -= VLAN_TAG_LEN;
-	packet->frame_bytes -= VLAN_TAG_LEN;
-	if (packet->header_bytes >= ETH_HEADER_LEN + VLAN_TAG_LEN)
-		packet->header_bytes -= VLAN_TAG_LEN;
-}
-
-/* Too short for its tag and the type behind it: freed before tc (net/core/skbuff.c, skb_vlan_untag), so not offered. */
-static __always_inline bool ends_within_tag(struct frame *frame, struct packet *packet)
-{
-	return !frame->tagged && packet->ethertype == ETHERTYPE_VLAN &&
-	       frame->length < ETH_HEADER_LEN + VLAN_TAG_LEN + 2;
-}
-
-/* A header that can't be read has no class: said to be missed, not guessed. */
-static __always_inline bool is_missed(u32 cpu, u64 what, struct frame *frame)
-{
-	if (likely(!frame->unreadable))
-		return false;
-	miss(cpu, what, frame->length);
-	return true;
-}
-
 int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id();

@@ -18,6 +18,7 @@ from vifprobe.version import __version__
 COMMANDS = {
     "watch": "Live screen of one or more taps.",
     "capture": "Evidence folder: histograms, timeline, drops, reconciliation.",
+    "replay": "A recording (pcap, pcapng) through the same kernel program.",
     "policer": "Is the limit really there: who declares it, who enforces it.",
     "report": "Page with plots from a capture: one HTML file.",
     "diff": "Two captures side by side: before and after a change.",

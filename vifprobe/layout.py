@@ -175,6 +175,7 @@ ETHERNET_OVERHEAD_BYTES = 24  # FCS 4, preamble and start delimiter 8, inter-pac
 VLAN_TAG_BYTES = 4
 SAMPLE_PROBE_MASK = 127  # a class whose first packets were looked at is probed for new verdicts 1 in 64.5 at random
 SAMPLE_EAGER_LOOKS = 1024  # packets of a class, each CPU, whose headers are kept in vain until then
+REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there, EXTENSION_HEADERS_MAX of up to 2 KiB
 EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
 
 
@@ -244,6 +245,7 @@ def c_header() -> str:
         f"#define SAMPLE_HEADER_BYTES {SAMPLE_HEADER_BYTES}",
         f"#define SAMPLE_PROBE_MASK {SAMPLE_PROBE_MASK}",
         f"#define SAMPLE_EAGER_LOOKS {SAMPLE_EAGER_LOOKS}",
+        f"#define REPLAY_WINDOW {REPLAY_WINDOW_BYTES}",
         "",
         "#endif",
         "",

@@ -157,11 +157,21 @@ class Reading:
         """Policed although the ideal bucket said conform; None where no limit was held against it."""
         return self._crossed(direction, Verdict.POLICED, Expected.CONFORM)
 
+    def would(self, direction: Direction, expected: Expected, packet_class: PacketClass | None = None) -> Counts | None:
+        """What an ideal bucket with the declared limit said this of; None where it was not asked of every packet."""
+        unasked = self.where(direction, packet_class=packet_class, expected=Expected.NONE)
+        if len(unasked) or not self._has_limit(direction):
+            return None
+        return count(self.where(direction, packet_class=packet_class, expected=expected))
+
+    def _has_limit(self, direction: Direction) -> bool:
+        limit = self.limits.get(direction)
+        return limit is not None and limit.declared_bps is not None
+
     def _crossed(self, direction: Direction, verdict: Verdict, expected: Expected) -> Counts | None:
         if len(self.where(direction, expected=Expected.NONE)) or not self.knows_verdicts(direction):
             return None
-        limit = self.limits.get(direction)
-        if limit is None or limit.declared_bps is None:
+        if not self._has_limit(direction):
             return None
         return count(self.where(direction, verdict, expected=expected))
 

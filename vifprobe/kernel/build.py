@@ -21,7 +21,7 @@ from vifprobe.kernel.mapped import MappedArray
 from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, NSEC_PER_SEC, TAPS_MAX, Bucket, Direction
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-SOURCES = ("count.c", "sample.c", "bucket.c", "observe.c", "verdict.c", "trace.c")
+SOURCES = ("count.c", "sample.c", "bucket.c", "observe.c", "verdict.c", "trace.c", "replay.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
@@ -41,6 +41,7 @@ class Settings:
     taps: how many are watched. bin_ns: width of the timeline's bins, 0 for no timeline. cpus: of this machine. trace:
     where the tracepoint way is wanted too, for taps that no tc hook can be had on. tstamp_clock:
     packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now. samples: whether headers of some packets are kept.
+    replay: whether the program for a file's frames is wanted.
     """
 
     taps: int = 1
@@ -49,6 +50,7 @@ class Settings:
     trace: TraceFields | None = None
     tstamp_clock: bool = False
     samples: bool = False
+    replay: bool = False
 
     @property
     def cells_per_cpu(self) -> int:
@@ -88,6 +90,8 @@ class Settings:
             "NETFILTER_FROM": f"{features.netfilter[0]}u",
             "NETFILTER_END": f"{features.netfilter[1]}u",
         }
+        if self.replay:
+            values["REPLAY"] = 1
         if self.trace is not None:
             values |= {"TRACEPOINTS": 1, **self.trace.offsets_bytes}
         return [f"-D{name}={value}" for name, value in values.items()]
@@ -143,6 +147,11 @@ class Programs:
         told = {DIRECTION_PLACEHOLDER: int(direction)}
         code = replaced(self._code("observe"), NUMBER_LOAD, told)
         return self._load(f"vifprobe_{direction.name.lower()}", lambda name: libbpf.load_tc_program(name, code))
+
+    def replay_program_fd(self, direction: Direction) -> int:
+        """The program for a file's frames, as if they came through the tap in this direction."""
+        code = replaced(self._code("replay"), NUMBER_LOAD, {DIRECTION_PLACEHOLDER: int(direction)})
+        return self._load("vifprobe_replay", lambda name: libbpf.load_tc_program(name, code))
 
     def attach_verdicts(self) -> None:
         """Attach the tracepoint that learns what was dropped, of the taps in the calling thread's network namespace.

@@ -35,12 +35,12 @@ class _LinkCreateOpts(ctypes.Structure):
     _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("pad", ctypes.c_uint32))
 
 
-class _TestRunOpts(ctypes.Structure):
+class TestRunOpts(ctypes.Structure):
     """struct bpf_test_run_opts."""
 
     _fields_ = (
         ("sz", ctypes.c_size_t),
-        ("data_in", ctypes.c_char_p),
+        ("data_in", ctypes.c_void_p),
         ("data_out", ctypes.c_void_p),
         ("data_size_in", ctypes.c_uint32),
         ("data_size_out", ctypes.c_uint32),
@@ -291,7 +291,8 @@ def test_run(program_fd: int, frame: bytes, context: bytes = b"", repeat: int = 
     context: a struct __sk_buff to start from. OSError EINVAL: the kernel refuses the frame (under 14 bytes, IPv4 cut
     short).
     """
-    options = _TestRunOpts(sz=ctypes.sizeof(_TestRunOpts), data_in=frame, data_size_in=len(frame), repeat=repeat)
+    data = ctypes.cast(ctypes.c_char_p(frame), ctypes.c_void_p)
+    options = TestRunOpts(sz=ctypes.sizeof(TestRunOpts), data_in=data, data_size_in=len(frame), repeat=repeat)
     if context:
         buffer = ctypes.create_string_buffer(context, len(context))
         options.ctx_in = ctypes.addressof(buffer)

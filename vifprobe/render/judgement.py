@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vifprobe.analysis.reading import Counts, Limit, Reading
-from vifprobe.layout import Direction, Verdict
+from vifprobe.layout import Direction, Expected, Verdict
 from vifprobe.render.context import TapContext
 from vifprobe.render.units import bit_rate, packet_rate, percent
 
@@ -80,9 +80,18 @@ def judge(readings: Sequence[Reading], direction: Direction, context: TapContext
     passed = reading.counts(direction, Verdict.PASSED)
     policed = reading.counts(direction, Verdict.POLICED)
     if passed is None or policed is None or direction not in reading.directions:
-        return Judgement(State.NO_VERDICT, ("what becomes of these packets is not known here",))
+        return Judgement(State.NO_VERDICT, (_ideal_words(reading, direction, limit),))
     state = _state(readings, direction, limit, context, passed, policed)
     return Judgement(state, _words(state, reading, direction, limit, passed, policed))
+
+
+def _ideal_words(reading: Reading, direction: Direction, limit: Limit) -> str:
+    """Where verdicts are unknown: what the declared limit, if it held, would have done."""
+    exceed = reading.would(direction, Expected.EXCEED)
+    if exceed is None or limit.declared_bps is None:
+        return "what becomes of these packets is not known here"
+    share = percent(exceed.packets, reading.offered(direction).packets)
+    return f"an ideal limit of {bit_rate(limit.declared_bps)} would have stopped {share}"
 
 
 def _state(

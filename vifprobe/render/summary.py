@@ -12,7 +12,7 @@ from vifprobe.render import tap_view
 from vifprobe.render.context import TapContext, losses
 from vifprobe.render.judgement import per_second
 from vifprobe.render.line import Column, Line, Span, cells, flow, head, line, wrapped
-from vifprobe.render.tap_tables import VERDICTS, bps, other_direction, verdict_span
+from vifprobe.render.tap_tables import bps, counts_of, fate_span, fates, other_direction
 from vifprobe.render.units import BLOCKS, Glyphs, bit_rate, clean, duration, frame_size, percent, si, whole
 
 _INDENT = 9  # where text goes on below its label
@@ -38,23 +38,24 @@ def summary_lines(
         tap_view.headline([reading], context, direction, width, glyphs),
         *tap_view.missed(reading),
         *tap_view.policer(reading.limits.get(direction, Limit()), context, width, glyphs),
-        *_totals(reading, direction, width, glyphs),
+        *totals_table(reading, direction, width, glyphs),
         *_lost(reading, direction, context, width, glyphs),
-        *_mix(reading, direction, width, glyphs),
+        *mix(reading, direction, width, glyphs),
         *[
             row
             for other in reading.directions
             if other is not direction
             for row in other_direction(reading, other, width, glyphs)
         ],
-        *_findings(reading.findings, width, glyphs),
+        *findings_lines(reading.findings, width, glyphs),
         *_agreement([row for row in counters if row.tap == reading.tap], width, glyphs),
         *[row for note in reading.notes for row in wrapped(Span("note     ", "name"), clean(note, glyphs), width)],
         *_closing(reading, files, width, glyphs),
     ]
 
 
-def _totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> list[Line]:
+def totals_table(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> list[Line]:
+    """Offered, and what became of it: packets, their average rate and share, and bit/s."""
     columns = [
         Column(direction.name, 8, right=False),
         Column("packets", 13),
@@ -66,10 +67,10 @@ def _totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) 
         del columns[5]  # what was charged and what the wire carried tell the story
     offered = reading.offered(direction)
     rows = [_totals_row(columns, "offered", offered, offered, reading, "strong", glyphs)]
-    for verdict in VERDICTS:
-        counts = reading.counts(direction, verdict)
-        style = verdict_span("", verdict, counts).style
-        rows.append(_totals_row(columns, verdict.name.lower(), counts, offered, reading, style, glyphs))
+    for fate in fates(reading, direction):
+        counts = counts_of(reading, direction, fate)
+        style = fate_span("", fate, counts).style
+        rows.append(_totals_row(columns, fate.name.lower(), counts, offered, reading, style, glyphs))
     return [head(columns, glyphs), *rows]
 
 
@@ -111,7 +112,7 @@ def _lost(reading: Reading, direction: Direction, context: TapContext, width: in
     return lines
 
 
-def _mix(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> list[Line]:
+def mix(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> list[Line]:
     """Mean frame size and the share of each class, the most frequent first."""
     offered = reading.offered(direction)
     if not offered.packets:
@@ -125,7 +126,7 @@ def _mix(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> 
     return [line(label) + rows[0], *rows[1:]]
 
 
-def _findings(findings: Sequence[Finding], width: int, glyphs: Glyphs) -> list[Line]:
+def findings_lines(findings: Sequence[Finding], width: int, glyphs: Glyphs) -> list[Line]:
     """Each finding with what to do about it."""
     lines: list[Line] = []
     for finding in tap_view.by_severity(findings):
@@ -157,8 +158,13 @@ def _agreement(rows: Sequence[ReconcileRow], width: int, glyphs: Glyphs) -> list
 def _closing(reading: Reading, files: Sequence[str], width: int, glyphs: Glyphs) -> list[Line]:
     known = tap_view.VERDICTS_KNOWN.get(reading.verdicts, f"verdicts {clean(reading.verdicts, glyphs)}")
     lines = [line(Span("run      ", "name"), f"{duration(reading.duration_ns)}, {known}")]
-    if files:
-        label = Span("written  ", "name")
-        rows = flow([line(clean(name, glyphs)) for name in files], width, len(label.text), glyphs, len(label.text))
-        lines += [line(label) + rows[0], *rows[1:]]
-    return lines
+    return [*lines, *written(files, width, glyphs)]
+
+
+def written(files: Sequence[str], width: int, glyphs: Glyphs) -> list[Line]:
+    """What was written, where anything was."""
+    if not files:
+        return []
+    label = Span("written  ", "name")
+    rows = flow([line(clean(name, glyphs)) for name in files], width, len(label.text), glyphs, len(label.text))
+    return [line(label) + rows[0], *rows[1:]]

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from vifprobe.analysis.reading import Counts, Reading
-from vifprobe.layout import SIZE_EDGES_BYTES, Direction, PacketClass, Verdict, size_range_bytes
+from vifprobe.layout import SIZE_EDGES_BYTES, Direction, Expected, PacketClass, Verdict, size_range_bytes
 from vifprobe.render.judgement import per_second
 from vifprobe.render.line import Column, Line, Span, cells, flow, head, line
 from vifprobe.render.sections import Section, fixed, listed, more_line
@@ -31,6 +31,35 @@ from vifprobe.render.units import (
 ROOMY = 76
 _BAR_MIN, _BAR_MAX = 4, 40
 VERDICTS = (Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED)
+
+
+IDEAL = (Expected.CONFORM, Expected.EXCEED)
+
+#: What a row or a column of a table stands for.
+Fate = Verdict | Expected
+
+
+def fates(reading: Reading, direction: Direction) -> tuple[Fate, ...]:
+    """What packets are told apart by: their verdicts; in a replay, which knows none, what the ideal bucket said."""
+    if reading.verdicts:
+        return VERDICTS
+    return () if reading.would(direction, Expected.EXCEED) is None else IDEAL
+
+
+def counts_of(
+    reading: Reading, direction: Direction, fate: Fate, packet_class: PacketClass | None = None
+) -> Counts | None:
+    """The packets of a row or column, None where they are unknown."""
+    if isinstance(fate, Expected):
+        return reading.would(direction, fate, packet_class)
+    return reading.counts(direction, fate, packet_class)
+
+
+def fate_span(text: str, fate: Fate, counts: Counts | None) -> Span:
+    """A figure in its fate's colour: what would have been stopped looks like what was."""
+    if isinstance(fate, Expected):
+        fate = Verdict.POLICED if fate is Expected.EXCEED else Verdict.PASSED
+    return verdict_span(text, fate, counts)
 
 
 def verdict_span(text: str, verdict: Verdict, counts: Counts | None) -> Span:
@@ -67,10 +96,10 @@ def totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -
     columns.append(_bar_column(columns, width))
     offered = reading.offered(direction)
     rows = [_totals_row(columns, "offered", offered, offered, reading, "strong", glyphs)]
-    for verdict in VERDICTS:
-        counts = reading.counts(direction, verdict)
-        style = verdict_span("", verdict, counts).style
-        rows.append(_totals_row(columns, verdict.name.lower(), counts, offered, reading, style, glyphs))
+    for fate in fates(reading, direction):
+        counts = counts_of(reading, direction, fate)
+        style = fate_span("", fate, counts).style
+        rows.append(_totals_row(columns, fate.name.lower(), counts, offered, reading, style, glyphs))
     return fixed([head(columns, glyphs), *rows], gap=True)
 
 
@@ -106,7 +135,7 @@ def classes(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) 
         Column("class", 10, right=False),
         _rate_column(roomy),
         Column("share", 6 if roomy else 5),
-        *(Column(verdict.name.lower(), 8 if roomy else 7) for verdict in VERDICTS),
+        *(Column(fate.name.lower(), 8 if roomy else 7) for fate in fates(reading, direction)),
         Column("mean", 7),
     ]
     columns.append(_bar_column(columns, width))
@@ -125,10 +154,10 @@ def _class_row(
         si(per_second(offered.packets, reading)),
         percent(offered.packets, of_all),
     ]
-    for verdict in VERDICTS:
-        counts = reading.counts(direction, verdict, code)
+    for fate in fates(reading, direction):
+        counts = counts_of(reading, direction, fate, code)
         figure = si(per_second(None if counts is None else counts.packets, reading))
-        values.append(verdict_span(figure, verdict, counts))
+        values.append(fate_span(figure, fate, counts))
     values += [
         frame_size(offered.frame_bytes / offered.packets),
         bar(offered.packets, of_all, columns[-1].width, glyphs),

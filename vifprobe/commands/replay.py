@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vifprobe replay`: a recording through the same kernel program and the ideal bucket, with the file's own times."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vifprobe.analysis.reading import Limit, Reading
+from vifprobe.capture import manifest
+from vifprobe.capture.manifest import Manifest, TapEntry
+from vifprobe.capture.writer import CaptureWriter, Totals
+from vifprobe.commands.capture import BIN_MIN_NS
+from vifprobe.commands.options import CHARGES, DURATION, RATE, SIZE, ended_by_signals, exit_code, fail_on
+from vifprobe.errors import UsageError
+from vifprobe.layout import Direction
+from vifprobe.pcap.file import PacketFile, opened
+from vifprobe.replay import HOOK, Replay
+
+#: A run that is shorter shows no bar.
+_BAR_AFTER_SECONDS = 2.0
+
+
+@click.command("replay")
+@click.argument("file", metavar="FILE")
+@click.option("-o", "--output", metavar="DIR", help="Write a capture folder, as `vifprobe capture` does.")
+@click.option("--inbound", is_flag=True, help="The packets go to the guest (else: from it).")
+@click.option("--rate", type=RATE, help="Limit to hold the packets against, such as 100mbit.")
+@click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb (default: a second of the rate).")
+@click.option(
+    "--charge",
+    type=click.Choice(list(CHARGES)),
+    default="installed",
+    show_default=True,
+    help="What the ideal bucket takes for a packet; installed: as tc would at the tap.",
+)
+@click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, help="Width of a time bin.")
+@click.option("--force", is_flag=True, help="Replace an earlier capture in that folder.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, like the last one of `watch --json`.")
+@fail_on
+def command(
+    file: str,
+    output: str | None,
+    inbound: bool,
+    rate: int | None,
+    burst: int | None,
+    charge: str,
+    bin_ns: int,
+    force: bool,
+    as_json: bool,
+    fail_on: str | None,
+) -> None:
+    """Count what a recording holds: pcap or pcapng, Ethernet, - for standard input.
+
+    Every frame goes through the same kernel program as on a tap, and through an ideal bucket of --rate at the file's
+    own times. What became of a packet no file says. It needs root, and touches no device.
+
+    \b
+    Example:
+      sudo vifprobe replay flood.pcapng --rate 100mbit --burst 3125kb
+      sudo vifprobe replay flood.pcap -o evidence/
+    """
+    if burst is not None and rate is None:
+        raise UsageError("--burst says nothing without --rate.", "Give both: --rate 100mbit --burst 3125kb.")
+    if bin_ns < BIN_MIN_NS:
+        raise UsageError(f"--bin: a time bin of {bin_ns / 1e6:g} ms is too short.", "Use 1ms or more.")
+    direction = Direction.INBOUND if inbound else Direction.OUTBOUND
+    limit = Limit(declared_bps=rate, burst_bytes=burst)
+    with ExitStack() as stack:
+        packets = stack.enter_context(opened(file))
+        replay = Replay(packets, direction, limit=limit, charge=CHARGES[charge], bin_ns=bin_ns if output else 0)
+        stack.enter_context(ended_by_signals(replay.stop))
+        stack.enter_context(replay)
+        if output is None:
+            with _progress(packets) as advance:
+                replay.run(advance)
+            reading = replay.reading()
+        else:
+            options = {"replay": True, "file": file, "rate_bps": rate, "burst_bytes": burst, "charge": charge}
+            reading = _capture(replay, output, force, options)
+        _show(replay, reading, output, as_json)
+    if replay.problem is not None:
+        raise replay.problem
+    sys.exit(exit_code([reading], fail_on))
+
+
+def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any]) -> Reading:
+    """The run, leaving a capture folder."""
+    with CaptureWriter(output, _begin(replay, options), force=force) as writer, _progress(replay.file) as advance:
+        is_begun = False
+
+        def batch() -> None:
+            nonlocal is_begun
+            if not is_begun and replay.tally.packets:
+                # When it began is known only now.
+                start = replay.wall_clock(replay.tally.first_ns)
+                writer.amend(replace(writer.manifest, start=start))
+                is_begun = True
+            writer.add_bins(replay.take_bins())
+            advance()
+
+        replay.run(batch)
+        batch()
+        writer.add_bins(replay.take_bins(final=True))
+        reading = replay.reading()
+        told = {"format": replay.file.format, **vars(replay.tally)}
+        writer.manifest = replace(writer.manifest, options={**options, "packets_of_the_file": told})
+        end_ns = replay.origin_ns + reading.duration_ns
+        why = replay.problem.message if replay.problem else "stopped before the file's end" if replay.stopped else None
+        writer.finish(Totals([reading], end=reading.at, end_monotonic_ns=end_ns), why)
+    return reading
+
+
+def _begin(replay: Replay, options: dict[str, Any]) -> Manifest:
+    entry = TapEntry(replay.file.name, 0, hooks={replay.direction: HOOK}, directions=(replay.direction,))
+    begun = manifest.begin([entry], replay.bin_ns, options)
+    return replace(begun, start_monotonic_ns=replay.origin_ns)
+
+
+@contextmanager
+def _progress(file: PacketFile) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, where the run takes long enough; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("replaying"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        task = bar.add_task("replaying", total=file.size_bytes)
+
+        def advance() -> None:
+            if bar.live.is_started:
+                bar.update(task, completed=file.window.position)
+            elif time.monotonic() - begun > _BAR_AFTER_SECONDS:
+                stack.enter_context(bar)
+
+        yield advance
+
+
+def _show(replay: Replay, reading: Reading, output: str | None, as_json: bool) -> None:
+    if as_json:
+        from vifprobe.render.jsonlines import dumps
+        from vifprobe.render.replayed import replay_object
+
+        told = {"file": replay.file.shown, "format": replay.file.format, **vars(replay.tally)}
+        sys.stdout.write(dumps(replay_object(reading, told)) + "\n")
+        return
+    from vifprobe.render.replayed import recorded_words, replay_lines
+    from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
+
+    files = [os.fspath(path) for path in sorted(Path(output).iterdir())] if output else []
+    words = recorded_words(reading, replay.file.format, replay.tally.packets)
+    stream = sys.stdout
+    print_lines(stream, replay_lines(reading, words, files, stream_width(stream), stream_glyphs(stream)))

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of a file through `bpf/replay.c`, one BPF_PROG_TEST_RUN each, without allocating anything for a frame.
+
+TEST_RUN's device is the loopback of the calling thread's network namespace: a number and no more. No packet goes
+through it, and the program hangs on nothing, so that no other packet ever meets it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+
+from vifprobe.errors import KernelError
+from vifprobe.kernel.build import Programs
+from vifprobe.kernel.libbpf import TestRunOpts, library
+from vifprobe.layout import REPLAY_WINDOW_BYTES, Direction
+
+#: LOOPBACK_IFINDEX of include/net/flow.h: in every namespace the same.
+LOOPBACK = 1
+
+# struct __sk_buff, include/uapi/linux/bpf.h; of what follows TEST_RUN takes only zeros from user space.
+_SKB_BYTES, _CB_OFFSET, _TSTAMP_OFFSET = 192, 48, 152
+#: What TEST_RUN takes whatever the page holds beside it: a page less headroom and struct skb_shared_info (net/bpf/
+#: test_run.c, bpf_test_init). Of longer frames the bytes are in the table `window`.
+SKB_MAX_BYTES = 3584
+#: ... and what it wants at least: an Ethernet header and the fixed IPv4 or IPv6 header (bpf_prog_test_run_skb).
+_ETHERNET_BYTES = 14
+_IP_MIN_BYTES = {b"\x08\x00": 34, b"\x86\xdd": 54}
+SKB_MIN_BYTES = max(_IP_MIN_BYTES.values())
+
+
+class FrameRunner:
+    """Shows frames that lie in `memory` to the program.
+
+    memory: what frames are read into. At least SKB_MIN_BYTES must follow the place where a frame begins. Raises
+    KernelError as Programs does.
+    """
+
+    def __init__(self, programs: Programs, direction: Direction, memory: bytearray) -> None:
+        self._fd = programs.replay_program_fd(direction)
+        self._window = programs.table("window", writable=True)["bytes"][0]
+        self._memory = memoryview(memory)
+        self._start = _address(memory)
+        self._context = bytearray(_SKB_BYTES)
+        self._answer = bytearray(_SKB_BYTES)
+        self._options = TestRunOpts(
+            sz=ctypes.sizeof(TestRunOpts), ctx_in=_address(self._context), ctx_size_in=_SKB_BYTES
+        )
+        self._pointer = ctypes.byref(self._options)
+        self._call = library().bpf_prog_test_run_opts
+        self._put_cb = struct.Struct("=III").pack_into
+        self._put_time = struct.Struct("=Q").pack_into
+
+    def show(self, at: int, captured: int, length: int, time_ns: int) -> None:
+        """Count the frame whose first `captured` bytes of `length` lie at memory[at:], come at `time_ns` (over 0)."""
+        options = self._options
+        options.data_in = self._start + at
+        options.data_size_out = 0  # where the kernel put the last frame's length: now a limit, if it stayed
+        is_long = captured > SKB_MAX_BYTES
+        if is_long:
+            options.data_size_in = SKB_MAX_BYTES
+            captured = min(captured, REPLAY_WINDOW_BYTES)
+            self._window[:captured] = self._memory[at : at + captured]
+        else:
+            options.data_size_in = captured if captured > SKB_MIN_BYTES else SKB_MIN_BYTES
+        self._put_cb(self._context, _CB_OFFSET, captured, length, is_long)
+        self._put_time(self._context, _TSTAMP_OFFSET, time_ns)
+        result = self._call(self._fd, self._pointer)
+        if result:
+            raise KernelError(
+                f"the kernel refuses to run the program on a frame of {length} bytes: {os.strerror(-result)}.",
+                "BPF_PROG_TEST_RUN with a context is there from 5.5 on.",
+            )
+
+    def key_of(self, at: int, captured: int, length: int, time_ns: int) -> int:
+        """Count it as `show` does; the key of the cell that it was counted in (layout.CELL_KEY_FIELDS), 0: missed."""
+        self._options.ctx_out, self._options.ctx_size_out = _address(self._answer), _SKB_BYTES
+        self.show(at, captured, length, time_ns)
+        return int.from_bytes(self._answer[_CB_OFFSET + 12 : _CB_OFFSET + 20], sys.byteorder)
+
+
+def is_refused(frame: bytes | bytearray | memoryview, captured: int) -> bool:
+    """Whether TEST_RUN refuses these bytes, or could, as they are: so that it needs their number told beside it.
+
+    frame: begins with its first 14 bytes, where it has as many.
+    """
+    if captured > SKB_MAX_BYTES or captured < _ETHERNET_BYTES:
+        return True
+    shortest = _IP_MIN_BYTES.get(bytes(frame[12:14]), 0)
+    return captured < shortest
+
+
+def _address(memory: bytearray) -> int:
+    return ctypes.addressof((ctypes.c_char * len(memory)).from_buffer(memory))

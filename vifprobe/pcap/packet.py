@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the formats share: a packet's place, what was noticed on the way, and which link types are Ethernet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from vifprobe.errors import CaptureError
+
+#: A packet: its time (ns since 1970), where in the window's memory its bytes begin, how many of them are there, and how
+#: many it had.
+Packet = tuple[int, int, int, int]
+
+#: No frame is longer: BIG TCP ends at 512 KiB (GSO_MAX_SIZE, include/linux/netdevice.h). More is a damaged length.
+FRAME_MAX_BYTES = 1 << 20
+
+ETHERNET = 1
+#: Link types that recordings for this tool are likely to come in by mistake; https://www.tcpdump.org/linktypes.html.
+LINK_TYPES = {
+    0: "BSD loopback",
+    12: "raw IP",
+    14: "raw IP",
+    101: "raw IP",
+    105: "802.11",
+    113: "Linux cooked: recorded with `-i any`",
+    127: "802.11 with radiotap",
+    228: "raw IPv4",
+    229: "raw IPv6",
+    253: "netlink",
+    276: "Linux cooked v2: recorded with `-i any`",
+}
+
+
+@dataclass
+class Remarks:
+    """What a reader of the counts must know of the file.
+
+    cut_bytes: of a packet within which the file ends. lost_packets: that the recorder itself says it lost.
+    without_time: packets that have none, and were given that of the one before.
+    """
+
+    cut_bytes: int = 0
+    lost_packets: int = 0
+    without_time: int = 0
+    skipped_blocks: Counter[int] = field(default_factory=Counter)
+
+
+def check_link_type(link_type: int, where: str) -> None:
+    """Raise CaptureError for what is no Ethernet."""
+    if link_type == ETHERNET:
+        return
+    name = f" ({LINK_TYPES[link_type]})" if link_type in LINK_TYPES else ""
+    raise CaptureError(
+        f"{where} has link type {link_type}{name}; only Ethernet ({ETHERNET}) can be replayed.",
+        "Record at the tap itself, which is Ethernet: tcpdump -i TAP -w FILE.",
+    )
+
+
+def damaged(position: int, what: str) -> CaptureError:
+    """The error for a length or a number that can't be."""
+    return CaptureError(f"damaged at byte {position}: {what}.", "What came before it was read.")
