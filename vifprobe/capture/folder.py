@@ -11,7 +11,9 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from vifprobe.capture.files import digest, read_regular, write_all
@@ -38,25 +40,39 @@ def _why(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def _last_end(ends: Sequence[int], written: int) -> int:
+    """How many bytes of rows that end there are whole rows, of the first `written`."""
+    found = bisect_right(ends, written)
+    return ends[found - 1] if found else 0
+
+
 class Stream:
     """A file that grows while the capture runs. What :meth:`append` has returned from survives the process."""
 
     def __init__(self, folder: Folder, name: str, header: bytes) -> None:
         self.name = name
-        self.rows = -1  # the header line is no row
+        self.rows = 0
         self._folder = folder
         self._fd = folder.create(name, append=True)
         self._size = 0
         self.append(header)
+        self.rows = 0  # the header is none
 
-    def append(self, lines: bytes) -> None:
-        """Add whole lines; where that fails midway, those that were written whole stay. Raises CaptureError."""
+    def append_blocks(self, blocks: Sequence[bytes]) -> None:
+        """The same as `append`, of rows that are no lines."""
+        self.append(b"".join(blocks), list(accumulate(map(len, blocks))))
+
+    def append(self, lines: bytes, ends: Sequence[int] | None = None) -> None:
+        """Add whole lines; where that fails midway, those that were written whole stay. Raises CaptureError.
+
+        ends: where each row ends, if not with a line.
+        """
         written = 0
         try:
             while written < len(lines):
                 written += os.write(self._fd, memoryview(lines)[written:])
         except BaseException as error:
-            written = lines.rfind(b"\n", 0, written) + 1
+            written = lines.rfind(b"\n", 0, written) + 1 if ends is None else _last_end(ends, written)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size + written)
             if isinstance(error, OSError):
@@ -64,7 +80,7 @@ class Stream:
             raise
         finally:
             self._size += written
-            self.rows += lines.count(b"\n", 0, written)
+            self.rows += lines.count(b"\n", 0, written) if ends is None else bisect_right(ends, written)
 
     def close(self) -> None:
         """Nothing is added any more."""

@@ -32,6 +32,19 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class SampleCounts:
+    """taken: sampled packets that came from the kernel side, all weights of which add up to what was counted. written:
+    to samples.pcapng; the others are left_out, beyond the limit, and the weights there make up for them. lost:
+    overwritten before they were read.
+    """
+
+    taken: int
+    written: int
+    left_out: int
+    lost: int
+
+
+@dataclass(frozen=True)
 class Gap:
     """A span without coverage of a tap, monotonic ns from the capture's start; duration None: until the end."""
 
@@ -68,7 +81,8 @@ class TapEntry:
 class Manifest:
     """All that manifest.json holds. Times with a zone are wall clock, `_ns` is the monotonic clock (CLOCK_MONOTONIC).
 
-    bin_ns: length of a time bin. error: why it is not complete. sha256: file name -> hex digest.
+    bin_ns: length of a time bin. samples: None where none were taken. error: why it is not complete. sha256: file name
+    -> hex digest.
     """
 
     taps: tuple[TapEntry, ...]
@@ -82,6 +96,7 @@ class Manifest:
     end: datetime | None = None
     end_monotonic_ns: int | None = None
     gaps: tuple[Gap, ...] = ()
+    samples: SampleCounts | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     complete: bool = False
     error: str | None = NOT_ENDED
@@ -161,6 +176,7 @@ def to_json(manifest: Manifest) -> bytes:
         "missed": manifest.missed,
         "taps": [_tap_json(tap) for tap in manifest.taps],
         "gaps": [asdict(gap) for gap in manifest.gaps],
+        "samples": None if manifest.samples is None else asdict(manifest.samples),
         "options": dict(manifest.options),
         "sha256": dict(sorted(manifest.sha256.items())),
     }
@@ -199,6 +215,10 @@ def _gap(keys: JsonObject) -> Gap:
     return Gap(keys.get("tap", str), keys.get("start_ns", int), keys.maybe("duration_ns", int), keys.get("why", str))
 
 
+def _samples(keys: JsonObject) -> SampleCounts:
+    return SampleCounts(**{name: keys.get(name, int) for name in ("taken", "written", "left_out", "lost")})
+
+
 def from_json(data: bytes) -> Manifest:
     """The manifest in the content of manifest.json; keys that are not known are left out.
 
@@ -219,6 +239,7 @@ def from_json(data: bytes) -> Manifest:
         host=keys.get("host", str),
         kernel_version=keys.get("kernel_version", str),
         vifprobe_version=keys.get("vifprobe_version", str),
+        samples=_samples(keys.object("samples")) if keys.maybe("samples", dict) else None,
         options=keys.get("options", dict),
         end=keys.maybe_parsed("end", moment),
         end_monotonic_ns=keys.maybe("end_monotonic_ns", int),

@@ -18,8 +18,19 @@ from vifprobe.capture import csvio
 from vifprobe.capture.csvio import Row, Table
 from vifprobe.capture.findings import findings_json
 from vifprobe.capture.folder import Folder, Stream
-from vifprobe.capture.manifest import FILES, FINDINGS, MANIFEST, Gap, Manifest, TapEntry, to_json
+from vifprobe.capture.manifest import (
+    FILES,
+    FINDINGS,
+    MANIFEST,
+    SAMPLES,
+    Gap,
+    Manifest,
+    SampleCounts,
+    TapEntry,
+    to_json,
+)
 from vifprobe.capture.rows import EventRow, FloodRow, HostRow, PolicerRow, ReconcileRow, TopRow
+from vifprobe.capture.samples import SampleEncoder, Samples
 from vifprobe.capture.tables import Bins, drop_rows, histogram_rows, lost_rows, timeline_rows
 from vifprobe.errors import CaptureError
 
@@ -34,7 +45,7 @@ class Totals:
 
     readings: one a tap, with the counts since the start of the run. reasons, locate: names of the kernel's drop reasons
     and functions, see tables.drop_rows. policer, flood, top: None where nobody looked; no file is written then.
-    end, end_monotonic_ns: when counting ended; None: now.
+    lost_samples: overwritten before they were taken. end, end_monotonic_ns: when counting ended; None: now.
     """
 
     readings: Sequence[Reading]
@@ -45,6 +56,7 @@ class Totals:
     policer: Sequence[PolicerRow] | None = None
     flood: Sequence[FloodRow] | None = None
     top: Sequence[TopRow] | None = None
+    lost_samples: int = 0
     end: datetime | None = None
     end_monotonic_ns: int | None = None
 
@@ -94,6 +106,7 @@ class CaptureWriter:
         self._error: CaptureError | None = None
         self._open = True
         self._streams: dict[str, Stream] = {}
+        self._encoder: SampleEncoder | None = None
         self._folder = Folder(Path(directory), force, _RESERVE_BYTES + _RESERVE_BYTES_PER_TAP * len(manifest.taps))
         try:
             self._folder.replace(MANIFEST, to_json(manifest))
@@ -169,6 +182,30 @@ class CaptureWriter:
         """Add to host.csv, which is made with the first of them."""
         self._append(csvio.HOST, rows)
 
+    def begin_samples(self, limit: int, span_ns: int, reasons: Mapping[int, str]) -> None:
+        """Make samples.pcapng, for about `limit` packets in span_ns. reasons: see Totals. Before the first of them."""
+        names = [tap.name for tap in self.manifest.taps]
+        start = self.manifest.start, self.manifest.start_monotonic_ns
+        self._encoder = SampleEncoder(names, *start, limit, span_ns, reasons)
+        with self._telling():
+            self._streams[SAMPLES] = Stream(self._folder, SAMPLES, self._encoder.header())
+
+    def add_samples(self, rows: Samples) -> None:
+        """Add sampled packets (dtype layout.SAMPLE) to samples.pcapng, where begun: as many as the limit allows."""
+        if self._encoder is None:
+            return
+        if self._error:
+            raise self._error
+        stream = self._streams[SAMPLES]
+        with self._telling():
+            stream.append_blocks(self._encoder.blocks(rows, stream.rows, time.monotonic_ns()))
+
+    def _samples(self, lost: int) -> SampleCounts | None:
+        if self._encoder is None:
+            return None
+        taken, written = self._encoder.taken, self._streams[SAMPLES].rows
+        return SampleCounts(taken, written, taken - written, lost)
+
     def new_file(self, name: str) -> BinaryIO:
         """A new file of the folder (samples.pcapng) to write to; to be closed before :meth:`finish`."""
         if name not in FILES:
@@ -197,7 +234,7 @@ class CaptureWriter:
 
     def checkpoint(self, totals: Totals) -> None:
         """Save the totals so far: what a kill or a crash after this leaves."""
-        self.manifest = _with_totals(self.manifest, totals)
+        self.manifest = replace(_with_totals(self.manifest, totals), samples=self._samples(totals.lost_samples))
         with self._telling():
             self._write_totals(totals)
             self._folder.replace(MANIFEST, to_json(self.manifest))
@@ -208,7 +245,7 @@ class CaptureWriter:
         error: why the run did not come to its end although its totals are known (a signal, a tap that was deleted);
         the manifest then says ``complete: false``, as it does after an earlier failed write. Returns the manifest.
         """
-        self.manifest = _with_totals(self.manifest, totals)
+        self.manifest = replace(_with_totals(self.manifest, totals), samples=self._samples(totals.lost_samples))
         with self._telling():
             self._write_totals(totals)
             why = error or (self._error.message if self._error else None)

@@ -29,6 +29,7 @@ from vifprobe.commands.options import (
 from vifprobe.errors import CaptureError, TapError, UsageError
 from vifprobe.host.taps import describe
 from vifprobe.kernel.build import BIN_LOG_ENTRIES
+from vifprobe.kernel.samples import SAMPLES_PER_SECOND
 from vifprobe.kernel.symbols import function_at
 from vifprobe.probe import Probe
 from vifprobe.render.context import TapContext
@@ -44,6 +45,14 @@ CHECKPOINT_SECONDS = 5.0  # what a kill can cost of the totals; the timeline is 
 @click.option("-d", "--duration", type=DURATION, required=True, help="How long, such as 30s.")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write; made, mode 0700.")
 @click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, help="Width of a time bin.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1, 10_000_000),
+    default=100_000,
+    show_default=True,
+    help="Headers of about so many packets at most go to samples.pcapng.",
+)
+@click.option("--no-samples", is_flag=True, help="Take no packets' headers.")
 @click.option("--force", is_flag=True, help="Replace an earlier capture in that folder.")
 @fail_on
 def command(
@@ -57,6 +66,8 @@ def command(
     duration: int,
     output: str,
     bin_ns: int,
+    samples: int,
+    no_samples: bool,
     force: bool,
     fail_on: str | None,
 ) -> None:
@@ -79,14 +90,17 @@ def command(
         bracket=bracket,
         create_qdisc=create_qdisc,
         charge=CHARGES[charge],
+        samples=0 if no_samples else SAMPLES_PER_SECOND,
     )
     options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}
     # Signals first: one that comes while the hooks are hung must not leave them hanging.
     with ended_by_signals(probe.stop), probe:
         begun = _begin(probe, bin_ns, options)
         with CaptureWriter(output, begun, force=force) as writer:
+            if not no_samples:
+                writer.begin_samples(samples, duration, probe.features.reasons)
             totals, problem = _run(probe, writer, duration / 1e9, bracket)
-            _show(totals, begun, probe, output)
+            _show(totals, writer.manifest, probe, output)
     if problem is not None:
         raise problem
     sys.exit(exit_code(list(totals.readings), fail_on))
@@ -133,6 +147,7 @@ def _run(
 def _append(probe: Probe, writer: CaptureWriter) -> None:
     """What came since the last time."""
     writer.add_bins(probe.take_bins())
+    writer.add_samples(probe.take_samples())
     writer.add_events(
         EventRow(event.at_ns - probe.start_ns, tap, event.kind, event.detail, event.by_pid, event.by_comm or "")
         for tap, event in probe.take_events()
@@ -153,7 +168,10 @@ def _totals(probe: Probe, writer: CaptureWriter, bracket: Bracket) -> Totals:
         why = f"{probe.lost_bins} time bins were overwritten before they were read"
         gaps += [Gap(link.name, 0, whole, why) for link in probe.links]
     compared = bracket.rows(readings, probe.gaps)
-    return Totals(readings, probe.features.reasons, function_at, compared, gaps, probe.policer_rows())
+    rows = probe.policer_rows()
+    return Totals(
+        readings, probe.features.reasons, function_at, compared, gaps, rows, lost_samples=probe.lost_samples
+    )
 
 
 @contextmanager
@@ -171,17 +189,18 @@ def _progress(seconds: float) -> Iterator[Callable[[float], None]]:
         yield lambda done: bar.update(task, completed=min(done, seconds))
 
 
-def _show(totals: Totals, begun: Manifest, probe: Probe, output: str) -> None:
+def _show(totals: Totals, manifest: Manifest, probe: Probe, output: str) -> None:
     """The few lines that tell the story."""
     stream = sys.stdout
-    domains = {entry.name: entry.domain or "" for entry in begun.taps}
+    domains = {entry.name: entry.domain or "" for entry in manifest.taps}
     files: Sequence[str] = [str(path) for path in sorted(Path(output).iterdir())]
     for number, reading in enumerate(totals.readings):
         known = probe.audit(reading.tap).declared_known
         context = TapContext(domains[reading.tap], probe.features.reasons, known, installed_known=True)
         last = number == len(totals.readings) - 1
+        width, glyphs = stream_width(stream), stream_glyphs(stream)
         lines = summary_lines(
-            reading, context, totals.reconcile, files if last else (), stream_width(stream), stream_glyphs(stream)
+            reading, context, totals.reconcile, files if last else (), width, glyphs, manifest.samples if last else None
         )
         print_lines(stream, lines)
 

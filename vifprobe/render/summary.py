@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
 from vifprobe.analysis.reconcile import ReconcileRow
+from vifprobe.capture.manifest import SAMPLES, SampleCounts
 from vifprobe.layout import Direction, Verdict
 from vifprobe.render import tap_view
 from vifprobe.render.context import TapContext, losses
@@ -25,11 +26,12 @@ def summary_lines(
     files: Sequence[str] = (),
     width: int = 80,
     glyphs: Glyphs = BLOCKS,
+    samples: SampleCounts | None = None,
 ) -> list[Line]:
     """One tap's run: totals with averages, who lost what, the mix of packets, whether kernel counters agree.
 
     reading: the run's totals. counters: rows of reconcile.csv (those of other taps are passed over). files: what was
-    written.
+    written. samples: of all taps.
     """
     context = context or TapContext()
     direction = tap_view.main_direction(reading)
@@ -50,6 +52,7 @@ def summary_lines(
         *findings_lines(reading.findings, width, glyphs),
         *_agreement([row for row in counters if row.tap == reading.tap], width, glyphs),
         *[row for note in reading.notes for row in wrapped(Span("note     ", "name"), clean(note, glyphs), width)],
+        *_samples(samples, width),
         *_closing(reading, files, width, glyphs),
     ]
 
@@ -152,6 +155,20 @@ def _agreement(rows: Sequence[ReconcileRow], width: int, glyphs: Glyphs) -> list
             counted = low if low == high else f"{low} to {high}"
             words = f" {clean(row.counter, glyphs)}: kernel {whole(row.delta)}, vifprobe {counted}"
             lines += wrapped(Span(" DISAGREES ", "bad"), words, width, _INDENT)
+    return lines
+
+
+def _samples(counts: SampleCounts | None, width: int) -> list[Line]:
+    """How many packets' headers were kept, and how many were not although they were meant to be."""
+    if counts is None:
+        return []
+    text = f"headers of {whole(counts.written)} packets in {SAMPLES}"
+    if counts.left_out:
+        text += f", a random part of {whole(counts.taken)} taken"
+    lines = wrapped(Span("samples  ", "name"), text, width, _INDENT)
+    if counts.lost:
+        text = f" {whole(counts.lost)} samples came too fast to be read"
+        lines += wrapped(Span(" LOST ", "bad"), text, width, _INDENT)
     return lines
 
 

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""samples.pcapng: sampled packets' headers with what became of them, for Wireshark; bounded however long a run is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vifprobe.capture import pcapng
+from vifprobe.layout import VLAN_TAG_BYTES, Direction, Expected, PacketClass, SampleFlag, Verdict
+from vifprobe.records import SAMPLE_HEADER_BYTES
+from vifprobe.version import __version__
+
+Samples = npt.NDArray[Any]
+
+#: Of each tap, direction, class and verdict, the first so many samples are written whatever the limit says.
+ALWAYS_OF_A_KIND = 16
+#: This part of the limit may be used at any time, however early a run ends; the rest in even measure.
+_AT_ONCE = 0.1
+_DESCRIPTION = "headers of sampled packets; direction as the guest sees it: outbound = sent by the guest"
+_FLAGS = {Direction.OUTBOUND: pcapng.FLAG_OUTBOUND, Direction.INBOUND: pcapng.FLAG_INBOUND}
+#: A drop is a drop, whoever did it: the comment says who.
+_TC_VERDICTS = {
+    Verdict.PASSED: pcapng.TC_ACT_OK,
+    Verdict.POLICED: pcapng.TC_ACT_SHOT,
+    Verdict.DROPPED: pcapng.TC_ACT_SHOT,
+}
+_TAG_TYPES = {False: 0x8100, True: 0x88A8}
+
+
+class SampleEncoder:
+    """Turns rows of layout.SAMPLE into blocks of one file.
+
+    taps: names, by place. start, start_monotonic_ns: one instant on both clocks. limit: about how many are wanted at
+    most in `span_ns`, in even measure over that time. reasons: number -> name of the kernel's drop reasons.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[str],
+        start: datetime,
+        start_monotonic_ns: int,
+        limit: int,
+        span_ns: int,
+        reasons: Mapping[int, str],
+    ) -> None:
+        self._taps = taps
+        self._start_monotonic_ns = start_monotonic_ns
+        # Whole seconds apart, or floating point would blur the nanoseconds.
+        whole = int(start.replace(microsecond=0).timestamp())
+        self._to_wall_ns = whole * 1_000_000_000 + start.microsecond * 1_000 - start_monotonic_ns
+        self._limit = limit
+        self._span_ns = max(1, span_ns)
+        self._reasons = reasons
+        self._of_a_kind: Counter[tuple[int, ...]] = Counter()
+        self._random = np.random.default_rng()
+        self.taken = 0
+
+    def header(self) -> bytes:
+        """What the file begins with."""
+        blocks = [pcapng.section_header("Linux", f"vifprobe {__version__}")]
+        blocks += [pcapng.interface(name, _DESCRIPTION, SAMPLE_HEADER_BYTES + VLAN_TAG_BYTES) for name in self._taps]
+        return b"".join(blocks)
+
+    def blocks(self, rows: Samples, written: int, now_ns: int) -> list[bytes]:
+        """A block for each row that is to be written. written: how many are in the file. now_ns: monotonic."""
+        self.taken += len(rows)
+        elapsed = min(1.0, (now_ns - self._start_monotonic_ns) / self._span_ns)
+        room = int(self._limit * (_AT_ONCE + (1 - _AT_ONCE) * elapsed)) - written
+        return [self._block(row, weight) for row, weight in self._thinned(rows, room)]
+
+    def _thinned(self, rows: Samples, room: int) -> list[tuple[Any, int]]:
+        """Rows to write, each with its weight: all, or the first of each kind and one in k of the others."""
+        if len(rows) <= room:
+            for row in rows[["tap", "direction", "packet_class", "verdict"]]:
+                self._of_a_kind[tuple(row.tolist())] += 1
+            return [(row, int(row["weight"])) for row in rows]
+        always = np.array([self._is_early(row) for row in rows[["tap", "direction", "packet_class", "verdict"]]])
+        others = len(rows) - int(always.sum())
+        one_in = -(-others // max(1, room - int(always.sum()))) if others else 1
+        # One in k from a random start: the rows are a random choice already.
+        place = (np.cumsum(~always) + self._random.integers(one_in)) % one_in
+        chosen = always | (place == 0)
+        return [
+            (row, int(row["weight"]) * (1 if early else one_in))
+            for row, early in zip(rows[chosen], always[chosen], strict=True)
+        ]
+
+    def _is_early(self, kind: Any) -> bool:
+        key = tuple(kind.tolist())
+        self._of_a_kind[key] += 1
+        return self._of_a_kind[key] <= ALWAYS_OF_A_KIND
+
+    def _block(self, row: Any, weight: int) -> bytes:
+        kept, frame_bytes = row["headers"].tobytes()[: row["header_bytes"]], int(row["frame_bytes"])
+        if row["flags"] & SampleFlag.TAGGED:
+            # Back to where the guest, or the network, had it.
+            tag_type = _TAG_TYPES[bool(row["flags"] & SampleFlag.SERVICE_TAG)]
+            kept = kept[:12] + tag_type.to_bytes(2, "big") + int(row["vlan_tci"]).to_bytes(2, "big") + kept[12:]
+            frame_bytes += VLAN_TAG_BYTES
+        verdict = Verdict(row["verdict"])
+        at_ns = int(row["at_ns"]) + self._to_wall_ns
+        flags, tc_verdict = _FLAGS[Direction(row["direction"])], _TC_VERDICTS.get(verdict)
+        comment = self._comment(row, verdict, weight)
+        return pcapng.packet(int(row["tap"]), at_ns, kept, frame_bytes, flags, tc_verdict, comment)
+
+    def _comment(self, row: Any, verdict: Verdict, weight: int) -> str:
+        words = [f"class={PacketClass(row['packet_class']).name.lower()}", f"verdict={verdict.name.lower()}"]
+        if verdict in (Verdict.POLICED, Verdict.DROPPED):
+            number = int(row["reason"])
+            words.append(f"reason={self._reasons.get(number, number)}")
+        if row["expected"] != Expected.NONE:
+            words.append(f"expected={Expected(row['expected']).name.lower()}")
+        sizes = (f"{name}={row[name]}" for name in ("frame_bytes", "charged_bytes", "wire_bytes"))
+        return " ".join([*words, f"weight={weight}", *sizes])
