@@ -2,69 +2,209 @@
 /*
  * The ideal token bucket: what a policer with the declared rate and burst would have said of this packet, now.
  *
- * Hook:   none of its own; called by observe.c
- * Reads:  buckets' rate, burst and charge, set from user space
- * Writes: buckets' tokens
- * Needs:  bpf_spin_lock (5.1): one bucket serves all CPUs that a tap's packets come in on
+ * Hook:   none of its own; called where packets are counted
+ * Reads:  buckets' settings, written from user space
+ * Writes: buckets' filling, pledges
+ * Needs:  compare-and-exchange (5.12), else bpf_spin_lock: one bucket serves all CPUs that a tap's packets come in on
  *
- * Integers as in act_police (net/sched/act_police.c, tcf_police_act): tokens grow with time up to the burst, a packet
- * conforms when there are enough for all of it, and only then takes them. vifprobe/analysis/bucket.py is the same in
- * Python; a test holds the two against each other.
+ * The integers are those of act_police (net/sched/act_police.c, tcf_police_act; psched_l2t_ns): tokens are nanoseconds,
+ * a packet costs (bytes * mult) >> shift of them. act_police keeps tokens and the time of their count; their difference,
+ * the moment at which the bucket would be empty, says the same in one word, which one instruction can exchange.
+ * vifprobe/analysis/bucket.py is the same in Python; a test holds the two against each other.
+ *
+ * Where a policer is installed on the tap, its word counts within narrow bounds, because two limits of what is known are
+ * no fault of it: it looks at the clock some hundred nanoseconds later than this does, and how full it was when this
+ * began can't be read. See settle_bucket().
  */
-#define NSEC_PER_SEC 1000000000ULL
+#define COST_TRIES 32
 
-/* Tokens and costs are in bytes * 1e9, so that rate * nanoseconds needs no division. */
 struct bucket {
+#if !HAS_CMPXCHG
 	struct bpf_spin_lock lock;
-	u32 charge; /* CHARGE_* */
-	u64 tokens;
-	u64 updated_ns;
-	u64 bytes_per_second; /* 0: no limit to hold packets against */
-	u64 capacity;         /* burst */
-	u64 fill_ns;          /* how long an empty bucket takes to be full, rounded up */
+	u32 spare;
+#endif
+	u64 empty_ns;  /* when there would be, or was, nothing in it: now - empty_ns is what it holds */
+	u64 burst_ns;  /* what it holds at most */
+	u64 unsure_ns; /* how much less the installed policer's bucket may hold */
+	u32 mult;
+	u8 shift;
+	u8 charge; /* CHARGE_* */
+	u16 pad;
+};
+
+/* What the bucket saw of the packet that is pending on this CPU. */
+struct pledge {
+	u64 at_ns;
+	u64 cost_ns;
 };
 
 BPF_ARRAY(buckets, struct bucket, TAPS * DIRECTION_COUNT);
+BPF_F_TABLE("array", u32, struct pledge, pledges, CPUS, BPF_F_MMAPABLE);
 
-static __always_inline u64 cost_of(u32 charge, u32 charged_bytes, u32 frame_bytes, u64 wire_bytes)
+static __always_inline u64 cost_of(u8 charge, u32 charged_bytes, u32 frame_bytes, u64 wire_bytes)
 {
 	if (charge == CHARGE_L2)
 		return frame_bytes;
 	if (charge == CHARGE_L3)
 		return frame_bytes - ETH_HEADER_LEN;
+	if (charge == CHARGE_PACKET)
+		return 1;
 	return charge == CHARGE_WIRE ? wire_bytes : charged_bytes;
 }
 
+/* What is in it at `now`, were it never full. */
+static __always_inline s64 tokens_at(u64 now, u64 empty_ns)
+{
+	return now - empty_ns;
+}
+
+/* The bucket was full: the installed one has caught up by as much as this one let run over, clocks apart. */
+static __always_inline void surer(struct bucket *bucket, u64 overflow)
+{
+	u64 unsure = bucket->unsure_ns, now = unsure > overflow + BUCKET_SLACK_NS ? unsure - overflow : BUCKET_SLACK_NS;
+
+	/* Not atomic: where two CPUs take off at once, and one of them in vain, it stays unsure for longer. */
+	if (overflow && now != unsure)
+		bucket->unsure_ns = now;
+}
+
+#if HAS_CMPXCHG
+/* Take the cost of a packet that came at `now` out of the bucket, if it holds `least`. */
+static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
+{
+	u64 seen = *(volatile u64 *)&bucket->empty_ns, found;
+	s64 burst = bucket->burst_ns, over;
+
+	/* Verifier: a bounded loop. Each further round means that another CPU took from it meanwhile. */
+#pragma nounroll
+	for (u32 i = 0; i < COST_TRIES; i++) {
+		over = tokens_at(now, seen) - burst;
+		if (over < 0)
+			over = 0;
+		if (tokens_at(now, seen) - over < least)
+			return false;
+		found = __sync_val_compare_and_swap(&bucket->empty_ns, seen, seen + over + cost);
+		if (likely(found == seen)) {
+			surer(bucket, over);
+			return true;
+		}
+		seen = found;
+	}
+	return false;
+}
+
+static __always_inline void move(struct bucket *bucket, s64 by)
+{
+	__sync_fetch_and_add(&bucket->empty_ns, by);
+}
+#else
+static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
+{
+	s64 over;
+	bool taken;
+
+	bpf_spin_lock(&bucket->lock);
+	over = tokens_at(now, bucket->empty_ns) - bucket->burst_ns;
+	if (over < 0)
+		over = 0;
+	taken = tokens_at(now, bucket->empty_ns) - over >= least;
+	if (taken)
+		bucket->empty_ns += over + cost;
+	bpf_spin_unlock(&bucket->lock);
+	if (taken)
+		surer(bucket, over);
+	return taken;
+}
+
+static __always_inline void move(struct bucket *bucket, s64 by)
+{
+	bpf_spin_lock(&bucket->lock);
+	bucket->empty_ns += by;
+	bpf_spin_unlock(&bucket->lock);
+}
+#endif
+
 /* EXPECTED_CONFORM or _EXCEED, in its place in the key; 0 where there is no limit. now: 0 where nobody asked yet. */
-static __always_inline u64 expected(u64 what, u64 now, u32 charged_bytes, u32 frame_bytes, u64 wire_bytes)
+static __always_inline u64 expected(u32 cpu, struct tap *tap, u64 direction, u64 *now, u32 charged_bytes,
+				    u32 frame_bytes, u64 wire_bytes)
+{
+	u32 at = tap->number * DIRECTION_COUNT + (u32)direction;
+	struct bucket *bucket;
+	struct pledge *pledge;
+	u64 cost;
+
+	if (!(tap->traits & TRAIT_LIMIT_OUTBOUND << direction))
+		return 0;
+	bucket = buckets.lookup(&at);
+	pledge = pledges.lookup(&cpu);
+	if (!bucket || !pledge)
+		return 0;
+	if (!*now)
+		*now = bpf_ktime_get_ns();
+	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> (bucket->shift & 63);
+	/* Own CPU's. */
+	pledge->at_ns = *now;
+	pledge->cost_ns = cost;
+	return (u64)(take(bucket, *now, cost, cost) ? EXPECTED_CONFORM : EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
+}
+
+/*
+ * It was said to conform, and policed all the same: the installed bucket holds less than its cost. If that can be, make
+ * this one hold as little.
+ */
+static __always_inline bool give_back(struct bucket *bucket, struct pledge *pledge)
+{
+	/* Its cost is taken already: this is what it left. */
+	s64 left = tokens_at(pledge->at_ns, bucket->empty_ns), cost = pledge->cost_ns, unsure = bucket->unsure_ns;
+	s64 shift = left < 0 ? 0 : left + 1;
+
+	if (shift > unsure)
+		return false;
+	move(bucket, shift - cost);
+	unsure -= shift;
+	/* Neither bucket holds more than that now, nor less than nothing. Not atomic: as in surer(). */
+	bucket->unsure_ns = unsure > cost ? cost : unsure;
+	return true;
+}
+
+/* It was said to exceed, and passed all the same: its cost is taken on credit, where the bucket has no debts yet. */
+static __always_inline bool take_late(struct bucket *bucket, struct pledge *pledge)
+{
+	/* What the bucket can't hold never conforms. */
+	return pledge->cost_ns <= bucket->burst_ns && take(bucket, pledge->at_ns, pledge->cost_ns, 0);
+}
+
+/*
+ * The verdict is known and is not what the ideal bucket said. Where a policer is installed, take its word for what lies
+ * within the bounds of what can be known:
+ * - of a packet that passed, where less than its own cost was missing. The ideal bucket is in debt by that, and grants
+ *   nothing until time has paid it: what passes in excess is never hidden but for one packet in all;
+ * - of a packet that was policed, where the installed bucket may be that much emptier: at the start by all that this one
+ *   holds, since it is not known how full that one was; less with all that has run over since and with each packet that
+ *   was settled so; BUCKET_SLACK_NS each time that this one was full. What is policed without need is never hidden but
+ *   for that.
+ * An offset that comes about all the same (a hypervisor that stops the CPU between the two) costs one packet's wrong
+ * word, not one with each packet for ever: what was taken in vain leaves the bucket no emptier than credit covers.
+ */
+static __always_inline u64 settle_bucket(u32 cpu, struct lane *lane, u64 what, u64 verdict)
 {
 	u32 at = ((u32)(what >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((u32)(what >> KEY_DIRECTION_SHIFT) & 0xf);
-	struct bucket *bucket = buckets.lookup(&at);
-	u64 cost, tokens, elapsed = 0, says = EXPECTED_EXCEED;
+	u64 says = what >> KEY_EXPECTED_SHIFT & 0xf, other = (EXPECTED_CONFORM ^ EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
+	struct bucket *bucket;
+	struct pledge *pledge;
 
-	if (!bucket || !bucket->bytes_per_second)
-		return 0;
-	if (!now)
-		now = bpf_ktime_get_ns();
-	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * NSEC_PER_SEC;
-	bpf_spin_lock(&bucket->lock);
-	tokens = bucket->tokens;
-	/* Two CPUs can take the time in one order and the lock in the other. */
-	if (now > bucket->updated_ns) {
-		elapsed = now - bucket->updated_ns;
-		bucket->updated_ns = now;
-	}
-	if (elapsed >= bucket->fill_ns)
-		tokens = bucket->capacity;
-	else
-		tokens += elapsed * bucket->bytes_per_second;
-	if (tokens > bucket->capacity)
-		tokens = bucket->capacity;
-	if (cost <= tokens) {
-		tokens -= cost;
-		says = EXPECTED_CONFORM;
-	}
-	bucket->tokens = tokens;
-	bpf_spin_unlock(&bucket->lock);
-	return says << KEY_EXPECTED_SHIFT;
+	if (likely(!says || (says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED)))
+		return what;
+	if (!(lane->traits & (TRAIT_NFT_POLICER | TRAIT_TC_POLICER)))
+		return what;
+	/* The reader has counted it already, as it was. */
+	if ((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)
+		return what;
+	bucket = buckets.lookup(&at);
+	pledge = pledges.lookup(&cpu);
+	if (!bucket || !pledge)
+		return what;
+	if (verdict == VERDICT_POLICED)
+		return give_back(bucket, pledge) ? what ^ other : what;
+	return take_late(bucket, pledge) ? what ^ other : what;
 }

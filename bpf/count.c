@@ -221,14 +221,16 @@ static __always_inline void count(u32 cpu, struct lane *lane, u64 what, u64 why,
 }
 
 static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why);
+static __always_inline u64 settle_bucket(u32 cpu, struct lane *lane, u64 what, u64 verdict);
 
 /* Close the books on the pending packet. */
 static __always_inline void settle(u32 cpu, struct lane *lane, u64 verdict, u64 why)
 {
+	u64 what = settle_bucket(cpu, lane, lane->what, verdict) | verdict << KEY_VERDICT_SHIFT;
+
 	lane->skb = 0;
-	settle_sample(cpu, lane, lane->what | verdict << KEY_VERDICT_SHIFT, why);
-	count(cpu, lane, lane->what | verdict << KEY_VERDICT_SHIFT, why, lane->frame_bytes, lane->charged_bytes,
-	      lane->wire_bytes);
+	settle_sample(cpu, lane, what, why);
+	count(cpu, lane, what, why, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
 }
 
 /* A header that can't be read has no class: said to be missed, not guessed. */

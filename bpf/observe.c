@@ -55,10 +55,11 @@ static __always_inline u64 arrival_ns(u64 given)
 }
 
 /* An inbound packet: offered, its outcome not followed. */
-static __always_inline void inbound(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet, u64 what,
-				    u64 now, u32 charged_bytes, u64 wire)
+static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap, struct frame *frame,
+				    struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
+	what |= expected(cpu, tap, DIRECTION_INBOUND, &now, charged_bytes, frame->length, wire);
 	turn_bin(cpu, lane, what, now);
 	if (unlikely(sample(cpu, lane, frame, packet, what, now, charged_bytes, wire)))
 		commit_sample(cpu, lane, what, 0);
@@ -71,6 +72,8 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 {
 	if (lane->skb)
 		settle(cpu, lane, VERDICT_PASSED, 0);
+	/* After that: the bucket settles with one packet before it looks at the next one. */
+	what |= expected(cpu, tap, DIRECTION_OUTBOUND, &now, charged_bytes, frame->length, wire);
 	turn_bin(cpu, lane, what, now);
 	/* Own CPU's lane. */
 	lane->what = what;
@@ -100,10 +103,9 @@ int observe(struct __sk_buff *skb)
 	what = size_key(lane, frame.length);
 	what |= identify(&frame, direction, tap, lane, &packet);
 	wire = wire_bytes(&frame, &packet);
-	what |= expected(what, now, skb->wire_len, frame.length, wire);
 	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
 	if (direction == DIRECTION_INBOUND)
-		inbound(cpu, lane, &frame, &packet, what, now, skb->wire_len, wire);
+		inbound(cpu, lane, tap, &frame, &packet, what, now, skb->wire_len, wire);
 	else
 		/* The context pointer of a tc program is the skb's address: the tracepoint gets the same. */
 		outbound(cpu, lane, tap, (u64)(long)skb, &frame, &packet, what, now, skb->wire_len, wire);

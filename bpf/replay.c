@@ -23,6 +23,22 @@ struct window {
 
 BPF_F_TABLE("array", u32, struct window, window, 1, BPF_F_MMAPABLE);
 
+/* The latest time so far: for a packet that is older than the one before it the ideal bucket sees no time pass. */
+BPF_ARRAY(latest_ns, u64, 1);
+
+static __always_inline u64 *latest(u64 *now)
+{
+	u32 first = 0;
+	u64 *known = latest_ns.lookup(&first);
+
+	/* One thread runs the file's frames one after the other. */
+	if (known && *known < *now)
+		*known = *now;
+	else if (known)
+		*now = *known;
+	return now;
+}
+
 static __always_inline struct frame replayed_frame(struct __sk_buff *skb)
 {
 	struct frame frame = { .start = (u64)(long)skb->data, .linear_bytes = skb->cb[CB_CAPTURED],
@@ -40,7 +56,7 @@ int replay(struct __sk_buff *skb)
 	struct tap *tap = tap_of(skb->ifindex);
 	struct lane *lane = lanes.lookup(&cpu);
 	struct frame frame = replayed_frame(skb);
-	u64 direction = own_direction(), now = skb->tstamp, what, wire;
+	u64 direction = own_direction(), now = skb->tstamp, bucket_now = now, what, wire;
 	struct packet packet;
 
 	skb->cb[CB_WHAT] = 0;
@@ -59,7 +75,7 @@ int replay(struct __sk_buff *skb)
 	charged = frame.length;
 	if (direction == DIRECTION_OUTBOUND)
 		charged -= charged < ETH_HEADER_LEN ? charged : ETH_HEADER_LEN;
-	what |= expected(what, now, charged, frame.length, wire);
+	what |= expected(cpu, tap, direction, latest(&bucket_now), charged, frame.length, wire);
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
 	turn_bin(cpu, lane, what, now);
 	if (sample(cpu, lane, &frame, &packet, what, now, charged, wire))

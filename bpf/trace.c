@@ -79,13 +79,14 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct lane *lane = lanes.lookup(&cpu);
-	u64 skb = ctx->args[0], what;
+	u64 skb = ctx->args[0], now, what;
 	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
 	struct packet packet;
 	struct frame frame;
 
 	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_OUTBOUND) || in_other_netns(skb))
 		return 0;
+	now = arrival_ns(0);
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_OUTBOUND, tap, lane, &packet);
 	if (ends_within_tag(&frame, &packet) || is_missed(cpu, what, &frame))
@@ -93,7 +94,7 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 	untag(&frame, &packet);
 	what |= size_key(lane, frame.length);
 	/* tc at ingress charges what follows the L2 header; here qdisc_skb_cb is not filled yet. */
-	outbound(cpu, lane, tap, skb, &frame, &packet, what, arrival_ns(0), frame.length - ETH_HEADER_LEN,
+	outbound(cpu, lane, tap, skb, &frame, &packet, what, now, frame.length - ETH_HEADER_LEN,
 		 wire_bytes(&frame, &packet));
 	return 0;
 }
@@ -102,19 +103,20 @@ int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct lane *lane = lanes.lookup(&cpu);
-	u64 skb = ctx->args[0], what;
+	u64 skb = ctx->args[0], now, what;
 	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
 	struct packet packet;
 	struct frame frame;
 
 	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_INBOUND) || in_other_netns(skb))
 		return 0;
+	now = arrival_ns(0);
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_INBOUND, tap, lane, &packet);
 	if (is_missed(cpu, what, &frame))
 		return 0;
 	what |= size_key(lane, frame.length);
-	inbound(cpu, lane, &frame, &packet, what, arrival_ns(0), field_u32(skb, SKB_CB + QDISC_CB_PKT_LEN),
+	inbound(cpu, lane, tap, &frame, &packet, what, now, field_u32(skb, SKB_CB + QDISC_CB_PKT_LEN),
 		wire_bytes(&frame, &packet));
 	return 0;
 }

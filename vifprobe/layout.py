@@ -82,6 +82,7 @@ class Charge(IntEnum):
     L2 = 1
     L3 = 2
     WIRE = 3
+    PACKET = 4  # 1 each: a limit of packets, not bytes (act_police's pkts_rate)
 
 
 NSEC_PER_SEC = 1_000_000_000
@@ -91,7 +92,7 @@ NSEC_PER_SEC = 1_000_000_000
 class Bucket:
     """The limit that an ideal token bucket holds packets to. ValueError for one that holds nothing back, or everything.
 
-    The kernel side counts tokens in bytes * 1e9, so that rate * nanoseconds needs no division.
+    With Charge.PACKET, packets stand where it says bytes. Tokens are nanoseconds, as in act_police.
     """
 
     bytes_per_second: int
@@ -99,13 +100,31 @@ class Bucket:
     charge: Charge = Charge.INSTALLED
 
     def __post_init__(self) -> None:
-        if self.bytes_per_second <= 0 or not 0 < self.burst_bytes <= 2**63 // NSEC_PER_SEC:
+        if self.bytes_per_second <= 0 or self.burst_bytes <= 0 or self.burst_ns >= 2**62:
             raise ValueError(f"no bucket: {self.bytes_per_second} byte/s, burst of {self.burst_bytes} bytes")
 
     @property
-    def fill_ns(self) -> int:
-        """How long an empty bucket takes to be full, rounded up."""
-        return -(-self.burst_bytes * NSEC_PER_SEC // self.bytes_per_second)
+    def burst_ns(self) -> int:
+        """What it holds at most, in the time that it takes to fill."""
+        return self.burst_bytes * NSEC_PER_SEC // self.bytes_per_second
+
+    @property
+    def ratio(self) -> tuple[int, int]:
+        """(mult, shift): a packet costs bytes * mult >> shift nanoseconds.
+
+        Source: net/sched/sch_generic.c, psched_ratecfg_precompute__().
+        """
+        factor, shift = NSEC_PER_SEC, 0
+        while True:
+            mult = factor // self.bytes_per_second & 0xFFFFFFFF
+            if mult & 1 << 31 or factor & 1 << 63:
+                return mult, shift
+            factor, shift = factor << 1, shift + 1
+
+    def cost_ns(self, charged_bytes: int) -> int:
+        """What a packet takes out of it (psched_l2t_ns, include/net/sch_generic.h)."""
+        mult, shift = self.ratio
+        return charged_bytes * mult >> shift
 
 
 class TapTrait(IntFlag):
@@ -115,6 +134,12 @@ class TapTrait(IntFlag):
     TC_POLICER = 2  # something that can drop is at its tc ingress; asked only where the kernel gives no drop reason
     TRACED_OUTBOUND = 4  # counted by the tracepoints, where no tc hook can be had
     TRACED_INBOUND = 8
+    LIMIT_OUTBOUND = 16  # held against an ideal bucket
+    LIMIT_INBOUND = 32
+
+
+#: The trait of a tap of which a direction is held against an ideal bucket.
+LIMIT_TRAITS = {Direction.OUTBOUND: TapTrait.LIMIT_OUTBOUND, Direction.INBOUND: TapTrait.LIMIT_INBOUND}
 
 
 # Size buckets: log-linear, lower edges from 32 bytes, four per octave. The first bucket holds what is shorter than
@@ -176,6 +201,7 @@ VLAN_TAG_BYTES = 4
 SAMPLE_PROBE_MASK = 127  # a class whose first packets were looked at is probed for new verdicts 1 in 64.5 at random
 SAMPLE_EAGER_LOOKS = 1024  # packets of a class, each CPU, whose headers are kept in vain until then
 REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there, EXTENSION_HEADERS_MAX of up to 2 KiB
+BUCKET_SLACK_NS = 50_000  # an installed policer looks at the clock that much later than the ideal bucket, at most
 EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
 
 
@@ -246,6 +272,7 @@ def c_header() -> str:
         f"#define SAMPLE_PROBE_MASK {SAMPLE_PROBE_MASK}",
         f"#define SAMPLE_EAGER_LOOKS {SAMPLE_EAGER_LOOKS}",
         f"#define REPLAY_WINDOW {REPLAY_WINDOW_BYTES}",
+        f"#define BUCKET_SLACK_NS {BUCKET_SLACK_NS}",
         "",
         "#endif",
         "",

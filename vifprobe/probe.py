@@ -250,8 +250,8 @@ class Probe:
         for watched in self._watched:
             self._stack.callback(watched.detach)
             watched.attach(self._programs, self._directions, self._create_qdisc)
-            self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
             watched.hold_to(self._declared(watched), self._charge, self._programs)
+            self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
         self._moment("after_attach")
         self._auditor.start()
         self._stack.callback(self._auditor.close)
@@ -358,6 +358,8 @@ class Probe:
             yield replace(reading, missed=missed)
             # What libvirt and Open vSwitch declare is known some time after the start, and can change.
             watched.hold_to(self._declared(watched), self._charge, self._programs)
+            if not watched.gone:
+                self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
 
     def _declared(self, watched: WatchedTap) -> dict[Direction, Limit]:
         audit = self._auditor.taps[watched.link.ifindex]

@@ -19,7 +19,7 @@ from vifprobe.kernel.build import BIN_LOG_ENTRIES, Programs, Settings, possible_
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features, require_capabilities
 from vifprobe.kernel.testrun import LOOPBACK, SKB_MAX_BYTES, SKB_MIN_BYTES, FrameRunner, is_refused
-from vifprobe.layout import Bucket, Charge, Direction
+from vifprobe.layout import LIMIT_TRAITS, Bucket, Charge, Direction
 from vifprobe.pcap.file import PacketFile
 from vifprobe.pcap.packet import Packet
 
@@ -150,12 +150,12 @@ class Replay:
         self._stack.callback(self._programs.close)
         self._counters = Counters(self._programs)
         self._stack.callback(self._counters.close)
-        self._counters.watch(LOOPBACK, 0, 0)
         self._runner = FrameRunner(self._programs, self.direction, self.file.window.memory)
         bytes_per_second = (self.limit.declared_bps or 0) // 8
         if bytes_per_second:
             bucket = Bucket(bytes_per_second, self.limit.burst_bytes or bytes_per_second, self._charge)
             self._programs.set_bucket(0, self.direction, bucket)
+        self._counters.watch(LOOPBACK, 0, int(LIMIT_TRAITS[self.direction]) if bytes_per_second else 0)
 
     def _run_batch(self, packets: Iterator[Packet]) -> bool:
         """Show the next BATCH packets; False: there are no more."""

@@ -28,7 +28,7 @@ from vifprobe.kernel.attach import (
 )
 from vifprobe.kernel.build import Programs
 from vifprobe.kernel.leftovers import is_orphan, remove_filter
-from vifprobe.layout import Bucket, Charge, Direction, TapTrait
+from vifprobe.layout import LIMIT_TRAITS, Bucket, Charge, Direction, TapTrait
 
 #: Kinds of events after which limits are read again begin so; "over": some were lost.
 _ABOUT_LIMITS = ("qdisc", "filter", "class", "nft", "over")
@@ -64,6 +64,8 @@ class WatchedTap:
     def traits(self) -> int:
         """What the kernel side must know of this tap to call a drop its policer's."""
         traits = self._traced
+        for direction in self._buckets:
+            traits |= LIMIT_TRAITS[direction]
         if any(chain.hook == "ingress" for chain in self.installed.nft.chains):
             traits |= TapTrait.NFT_POLICER
         if any(found.hook == "ingress" and not _is_own(found) for found in self.installed.tc.filters):
@@ -173,6 +175,7 @@ class WatchedTap:
         """Hold the packets of each direction against its declared limit, from now on, with a full ideal bucket.
 
         Without a declared burst: the installed one, else what the rate passes in a second, as libvirt does it.
+        The kernel side looks at a bucket only once it is told of the traits.
         """
         for direction, limit in declared.items():
             main = self.installed.main(direction)

@@ -142,9 +142,11 @@ def _vifprobe(
     is where a flood begins; with a timeline, as `capture` does.
     """
     programs = Programs(Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus(), samples=samples), features)
-    Counters(programs).watch(on.ifindex, 0, int(TapTrait.NFT_POLICER))
+    traits = TapTrait.NFT_POLICER
     if limit is not None:
         programs.set_bucket(0, Direction.OUTBOUND, limit)
+        traits |= TapTrait.LIMIT_OUTBOUND
+    Counters(programs).watch(on.ifindex, 0, int(traits))
 
     @contextmanager
     def attached() -> Iterator[None]:

@@ -19,7 +19,8 @@ from vifprobe.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 SEVERITIES = ("info", "warning", "critical")
-CHARGES = {charge.name.lower(): charge for charge in Charge}
+#: By bytes: --rate is one of bits.
+CHARGES = {charge.name.lower(): charge for charge in Charge if charge is not Charge.PACKET}
 DIRECTIONS = {
     "both": (Direction.OUTBOUND, Direction.INBOUND),
     "outbound": (Direction.OUTBOUND,),

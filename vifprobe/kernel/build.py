@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.cache import compiled
 from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, replaced
-from vifprobe.kernel.features import Features, TraceFields, missing_capabilities
+from vifprobe.kernel.features import Features, TraceFields, missing_capabilities, takes_cmpxchg
 from vifprobe.kernel.mapped import MappedArray
-from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, NSEC_PER_SEC, TAPS_MAX, Bucket, Direction
+from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, TAPS_MAX, Bucket, Direction
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
 SOURCES = ("count.c", "sample.c", "bucket.c", "observe.c", "verdict.c", "trace.c", "replay.c")
@@ -42,6 +43,7 @@ class Settings:
     where the tracepoint way is wanted too, for taps that no tc hook can be had on. tstamp_clock:
     packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now. samples: whether headers of some packets are kept.
     replay: whether the program for a file's frames is wanted.
+    spin_lock: around the ideal bucket, as on kernels before 5.12, though this one has better.
     """
 
     taps: int = 1
@@ -51,6 +53,7 @@ class Settings:
     tstamp_clock: bool = False
     samples: bool = False
     replay: bool = False
+    spin_lock: bool = False
 
     @property
     def cells_per_cpu(self) -> int:
@@ -81,6 +84,7 @@ class Settings:
             "SAMPLE_FIRST": SAMPLE_FIRST,
             "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
             "HAS_REASON": int(features.has_drop_reason),
+            "HAS_CMPXCHG": int(not self.spin_lock and takes_cmpxchg()),
             **{f"{member}_OFFSET": offset for member, offset in features.offsets_bytes.items()},
             # -1: this kernel has no such reason, or none at all.
             "REASON_TC_INGRESS": _or_none(features.reason_number("TC_INGRESS")),
@@ -129,13 +133,17 @@ class Programs:
         return MappedArray(self._maps[place], leaf, shape.entries, writable).rows
 
     def set_bucket(self, tap_number: int, direction: Direction, bucket: Bucket) -> None:
-        """Hold a tap's packets of one direction against this limit from now on, beginning with a full bucket."""
+        """Hold a tap's packets of one direction against this limit from now on, beginning with a full bucket.
+
+        Where the tap's traits have the direction's LIMIT: see Counters.watch.
+        """
         place = next(place for place, shape in enumerate(self._compiled.maps) if shape.name == "buckets")
         value = np.zeros(1, np.lib.format.descr_to_dtype(self._compiled.maps[place].leaf))
         value["charge"] = bucket.charge
-        value["bytes_per_second"] = bucket.bytes_per_second
-        value["capacity"] = value["tokens"] = bucket.burst_bytes * NSEC_PER_SEC
-        value["fill_ns"] = bucket.fill_ns
+        value["mult"], value["shift"] = bucket.ratio
+        value["burst_ns"] = value["unsure_ns"] = bucket.burst_ns
+        full_at_ns = 0 if self.settings.tstamp_clock or self.settings.replay else time.monotonic_ns()
+        value["empty_ns"] = np.int64(full_at_ns - bucket.burst_ns).astype(np.uint64)
         key = (tap_number * len(Direction) + direction).to_bytes(4, sys.byteorder)
         try:
             libbpf.update_map(self._maps[place], key, value.tobytes())

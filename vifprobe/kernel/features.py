@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from vifprobe.errors import KernelError
+from vifprobe.kernel import libbpf
 from vifprobe.kernel.btf import Btf
 from vifprobe.kernel.symbols import function_range
 
@@ -24,6 +26,9 @@ _MEMBERS = {
     "NET_NS": ("net", "ns"),
     "NS_COMMON_INUM": ("ns_common", "inum"),
 }
+
+#: r0 = 0; *(u64 *)(r10 - 8) = r0; lock *(u64 *)(r10 - 8) ? r0 : r0; exit
+_CMPXCHG = bytes.fromhex("b700000000000000 7b0af8ff00000000 db0af8fff1000000 9500000000000000")
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,16 @@ def require_capabilities() -> None:
             f"not permitted: this process lacks {', '.join(missing)}.",
             "Loading BPF programs and attaching them to a tap needs root: run it with sudo.",
         )
+
+
+@cache
+def takes_cmpxchg() -> bool:
+    """Whether programs may compare and exchange (5.12, commit 5ffa25502b5a): asked with one that does nothing else."""
+    try:
+        os.close(libbpf.load_tc_program("vifprobe_probe", _CMPXCHG))
+    except OSError:
+        return False
+    return True
 
 
 def kernel_version() -> str:
