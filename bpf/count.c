@@ -56,7 +56,9 @@ struct lane {
 	u64 foreign_skbs;   /* a pending skb's address met again on another device's skb */
 	u64 logged_bins;
 	u64 samples;        /* written to this CPU's part of the ring, ever */
-	u64 spare[3];
+	u64 policed_sequence; /* the packet that the police action shot last, see police.c */
+	u64 unplaced_drops;   /* netfilter drops whose chain could not be told */
+	u64 spare;
 };
 
 /* Packets of one tap that found no free cell. */

@@ -6,30 +6,79 @@
  * Needs:  BTF; the drop reason where the tracepoint has one (HAS_REASON)
  */
 
+/* On 6.18, 4 of the tracepoint's, 3 of nft's, then the two that tell. */
+#define STACK_FRAMES 16
+
 static __always_inline bool within(u32 location, u32 from, u32 end)
 {
 	return location - from < end - from;
 }
 
+/* A number that the loader writes in the place of this one. */
+#define LOADED(placeholder)                                                                      \
+	({                                                                                       \
+		u64 loaded;                                                                      \
+		asm volatile("%0 = " XSTR(placeholder) " ll" : "=r"(loaded));                    \
+		(u32)loaded;                                                                     \
+	})
+
 /*
- * Whose drop it is: the tap's own policer's, or somebody's later in the call chain.
+ * Whether a netfilter drop was by a chain of the tap itself, and not of the bridge or the IP stack behind it: the stack
+ * tells. nf_hook_slow runs the chains of all but bridges' prerouting, and its caller is the device's receive function
+ * for the device's own chains alone (include/linux/netfilter_netdev.h, nf_hook_ingress).
+ */
+static __always_inline bool by_own_chain(void *ctx, struct lane *lane)
+{
+	u64 stack[STACK_FRAMES] = {};
+	long bytes = bpf_get_stack(ctx, stack, sizeof(stack), 0);
+
+	if (bytes <= 0) {
+		/* Own CPU's lane. Said, and counted as the policer's: a chain of the tap is known to be there. */
+		lane->unplaced_drops++;
+		return true;
+	}
+	/* Verifier: a bounded loop, the array indexed by constants. */
+#pragma unroll
+	for (u32 i = 0; i + 1 < STACK_FRAMES; i++) {
+		if (within(stack[i], LOADED(HOOKS_FROM_PLACEHOLDER), LOADED(HOOKS_END_PLACEHOLDER)))
+			return within(stack[i + 1], LOADED(CHAINS_FROM_PLACEHOLDER), LOADED(CHAINS_END_PLACEHOLDER));
+	}
+	return false;
+}
+
+/* Whether what tc ingress shot was shot by the police action. */
+static __always_inline bool by_policer(struct lane *lane)
+{
+	/* Others could have: the police action was watched, see police.c. */
+	if (lane->traits & TRAIT_TC_MARKED)
+		return lane->policed_sequence == lane->sequence;
+	return !(lane->traits & TRAIT_TC_FOREIGN);
+}
+
+/*
+ * Whose drop it is: the tap's own policer's, or somebody else's, there or later in the call chain.
  * location: low half of the address that freed it; a function lies within [_FROM, _END) of it.
  */
-static __always_inline u64 verdict_of(u32 reason, u32 location, u32 traits)
+static __always_inline u64 verdict_of(void *ctx, u32 reason, u32 location, struct lane *lane)
 {
 #if HAS_REASON
 	/* Every shot at tc ingress: the police action, but any other action or program there too. */
 	bool at_tc = reason == REASON_TC_INGRESS, by_netfilter = reason == REASON_NETFILTER_DROP;
 #else
 	/* Before 5.17, inferred. tc ingress is inlined there, and so is the end of what no protocol wants. */
-	bool at_tc = within(location, TC_INGRESS_FROM, TC_INGRESS_END) && traits & TRAIT_TC_POLICER;
+	bool at_tc = within(location, TC_INGRESS_FROM, TC_INGRESS_END) && lane->traits & TRAIT_TC_POLICER;
 	bool by_netfilter = within(location, NETFILTER_FROM, NETFILTER_END);
 #endif
 
+	if (at_tc)
+		return by_policer(lane) ? VERDICT_POLICED : VERDICT_DROPPED;
 	/* A netfilter drop is the tap's policer's only where an nft netdev chain hangs on the tap. */
-	if (at_tc || (by_netfilter && traits & TRAIT_NFT_POLICER))
-		return VERDICT_POLICED;
-	return VERDICT_DROPPED;
+	if (!by_netfilter || !(lane->traits & TRAIT_NFT_POLICER))
+		return VERDICT_DROPPED;
+	/* Where other chains than the tap's can have. Verifier: 0 where they can't, and the branch is taken out. */
+	if (LOADED(HOOKS_FROM_PLACEHOLDER) && !by_own_chain(ctx, lane))
+		return VERDICT_DROPPED;
+	return VERDICT_POLICED;
 }
 
 /* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
@@ -111,6 +160,6 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 	reason = ctx->args[2];
 #endif
 	location = ctx->args[1];
-	settle(cpu, lane, verdict_of(reason, location, lane->traits), (u64)reason << 32 | location);
+	settle(cpu, lane, verdict_of(ctx, reason, location, lane), (u64)reason << 32 | location);
 	return 0;
 }

@@ -109,7 +109,7 @@ class TapAudit:
         self, reading: Reading, cells: Cells, snapshot_ns: int, reasons: Mapping[int, str]
     ) -> tuple[Finding, ...]:
         """For a reading that ends at `snapshot_ns`; cells: counts since the start of the run."""
-        self.tracker.progress(passed_bytes(cells))
+        self.tracker.progress(passed_bytes(cells, reasons))
         if not reading.final:
             self._sample(reading, snapshot_ns)
             self._window.append((snapshot_ns, cells))
@@ -250,13 +250,13 @@ class Auditor:
             self._wake.wait(_LOOK_SECONDS)
 
 
-def passed_bytes(cells: Cells) -> dict[Direction, int | None]:
+def passed_bytes(cells: Cells, reasons: Mapping[int, str]) -> dict[Direction, int | None]:
     """Charged bytes that no policer took, by direction; None where any outcome is unknown."""
     found: dict[Direction, int | None] = {}
     for direction in Direction:
         rows = cells[cells["direction"] == direction]
         known = not (rows["verdict"] == Verdict.UNKNOWN).any()
-        found[direction] = count(let_through(rows)).charged_bytes if known else None
+        found[direction] = count(let_through(rows, reasons)).charged_bytes if known else None
     return found
 
 

@@ -136,6 +136,8 @@ class TapTrait(IntFlag):
     TRACED_INBOUND = 8
     LIMIT_OUTBOUND = 16  # held against an ideal bucket
     LIMIT_INBOUND = 32
+    TC_FOREIGN = 64  # no policer is at its tc ingress, and something else that can drop
+    TC_MARKED = 128  # both are, and the police action is watched (bpf/police.c)
 
 
 #: The trait of a tap of which a direction is held against an ideal bucket.
@@ -192,6 +194,10 @@ TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifind
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
 CELL_PROBES = 8  # slots tried for a cell before the packet is counted as missed
 DIRECTION_PLACEHOLDER = 0x76707064  # in the compiled tc program, where the loader writes the direction
+HOOKS_FROM_PLACEHOLDER = 0x76707061  # in the same, where the function lies that runs netfilter chains (nf_hook_slow)
+HOOKS_END_PLACEHOLDER = 0x76707062
+CHAINS_FROM_PLACEHOLDER = 0x76707063  # ... and the one that has it run a device's own (__netif_receive_skb_core)
+CHAINS_END_PLACEHOLDER = 0x76707065
 NETNS_PLACEHOLDER = 0x7670706E  # in the compiled tracepoint program, where the loader writes the taps' namespace
 VLAN_TAGS_MAX = 2
 EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other`
@@ -260,6 +266,10 @@ def c_header() -> str:
         "",
         f"#define DIRECTION_PLACEHOLDER {DIRECTION_PLACEHOLDER:#x}",
         f"#define NETNS_PLACEHOLDER {NETNS_PLACEHOLDER:#x}",
+        f"#define HOOKS_FROM_PLACEHOLDER {HOOKS_FROM_PLACEHOLDER:#x}",
+        f"#define HOOKS_END_PLACEHOLDER {HOOKS_END_PLACEHOLDER:#x}",
+        f"#define CHAINS_FROM_PLACEHOLDER {CHAINS_FROM_PLACEHOLDER:#x}",
+        f"#define CHAINS_END_PLACEHOLDER {CHAINS_END_PLACEHOLDER:#x}",
         f"#define TAP_PROBES {TAP_PROBES}",
         f"#define CELL_PROBES {CELL_PROBES}",
         f"#define VLAN_TAGS_MAX {VLAN_TAGS_MAX}",

@@ -250,6 +250,7 @@ class Probe:
         for watched in self._watched:
             self._stack.callback(watched.detach)
             watched.attach(self._programs, self._directions, self._create_qdisc)
+            watched.tell_apart(self._programs)
             watched.hold_to(self._declared(watched), self._charge, self._programs)
             self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
         self._moment("after_attach")
@@ -298,14 +299,17 @@ class Probe:
                 watched.refresh()
             changed |= bool(own)
             if (own or due) and not watched.gone:
+                watched.tell_apart(self._programs)
                 self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
                 watched.covered()
                 if own and snapshot is None:
                     snapshot = self._counters.snapshot()
                 cells = self._cells_of(snapshot, watched) if own and snapshot else watched.before
                 audit = self._auditor.taps[watched.link.ifindex]
-                self._changed |= audit.follow(own, watched.installed, passed_bytes(cells))
+                self._changed |= audit.follow(own, watched.installed, passed_bytes(cells, self._features.reasons))
             self._tell_gaps(watched)
+        if not any(watched.droppers.is_ambiguous for watched in self._watched):
+            self._programs.unwatch_police()
         if changed:
             self._auditor.poke()
 
@@ -333,6 +337,8 @@ class Probe:
         for watched in self._watched:
             self._tell_gaps(watched, final=True)
             watched.detach()
+            if not watched.gone:
+                watched.refresh()  # its policers' counters
         self._programs.detach_tracepoints()
         # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.
         self._last_bins = self._counters.take_bins(final=True)
@@ -369,6 +375,7 @@ class Probe:
         self, watched: WatchedTap, cells: Cells, snapshot: Snapshot, since_ns: int, final: bool = False
     ) -> Reading:
         audit = self._auditor.taps[watched.link.ifindex]
+        so_far = self._cells_of(snapshot, watched)
         reading = Reading(
             tap=watched.link.name,
             at=datetime.now(timezone.utc),
@@ -376,11 +383,16 @@ class Probe:
             duration_ns=snapshot.at_ns - since_ns,
             cells=cells,
             missed=int(snapshot.missed_packets[watched.number]),
-            verdicts="reason" if self._features.has_drop_reason else "inferred",
+            verdicts="reason" if self._features.has_drop_reason and not watched.blame.guessed else "inferred",
             limits=watched.limits(self._declared(watched), self._directions),
-            notes=tuple(watched.notes),
+            notes=(*watched.notes, *self._drop_notes(watched, so_far, snapshot)),
             directions=self._directions,
             final=final,
         )
-        so_far = self._cells_of(snapshot, watched)
         return replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
+
+    def _drop_notes(self, watched: WatchedTap, so_far: Cells, snapshot: Snapshot) -> list[str]:
+        outbound = so_far[so_far["direction"] == Direction.OUTBOUND]
+        found = watched.blame.notes(outbound, self._features.reason_number("TC_INGRESS"), watched.installed)
+        unplaced = snapshot.unplaced_drops
+        return [*found, f"{unplaced:,} netfilter drops count as policed, by an unknown chain"] if unplaced else found

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from vifprobe.analysis.reading import Cells, Limit, no_cells
 from vifprobe.coverage import Coverage
+from vifprobe.droppers import Blame, Droppers, droppers_of
 from vifprobe.errors import HostError, KernelError
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, installed
@@ -17,6 +18,7 @@ from vifprobe.host.links import Link
 from vifprobe.host.nft import NftState
 from vifprobe.host.nft_events import NftChange
 from vifprobe.host.tc_records import TcFilter
+from vifprobe.kernel.ahead import tcx_programs
 from vifprobe.kernel.attach import (
     Attachment,
     FilterAttachment,
@@ -51,7 +53,9 @@ class WatchedTap:
         self.notes: list[str] = []
         self.gaps: list[Coverage] = []
         self.gone = self.heard_of_end = False
-        self._traced = TapTrait(0)
+        self.droppers = self._droppers()
+        self.blame = Blame(found, self.droppers)
+        self._apart = self._traced = TapTrait(0)
         self._qdisc: OwnQdisc | None = None
         self._buckets: dict[Direction, Bucket] = {}
 
@@ -63,14 +67,35 @@ class WatchedTap:
     @property
     def traits(self) -> int:
         """What the kernel side must know of this tap to call a drop its policer's."""
-        traits = self._traced
+        traits = self._traced | self._apart
         for direction in self._buckets:
             traits |= LIMIT_TRAITS[direction]
-        if any(chain.hook == "ingress" for chain in self.installed.nft.chains):
+        if self.droppers.nft:
             traits |= TapTrait.NFT_POLICER
         if any(found.hook == "ingress" and not _is_own(found) for found in self.installed.tc.filters):
             traits |= TapTrait.TC_POLICER
+        if self.droppers.others and not self.droppers.policers:
+            traits |= TapTrait.TC_FOREIGN
         return int(traits)
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether drops at tc ingress count as policed although others there can have done them."""
+        return self.droppers.is_ambiguous and not self._apart & TapTrait.TC_MARKED
+
+    def tell_apart(self, programs: Programs) -> None:
+        """Have the kernel side look closer, where more than one can drop; say so where it can't."""
+        self._apart = TapTrait(0)
+        if self.droppers.is_ambiguous:
+            try:
+                programs.watch_police()
+                self._apart |= TapTrait.TC_MARKED
+            except KernelError as error:
+                others = ", ".join(self.droppers.others)
+                self.note(f"drops at tc ingress count as policed, but can be by {others}: {error.message}")
+        if self.droppers.nft_shared and not programs.tell_chains_apart():
+            self.note("netfilter drops count as policed, but can be by other chains: /proc/kallsyms is hidden")
+        self.blame.follow(self.droppers, self.is_guessing)
 
     def attach(self, programs: Programs, directions: tuple[Direction, ...], create_qdisc: bool = False) -> None:
         """Hang the programs on it; KernelError where one can't be.
@@ -120,6 +145,14 @@ class WatchedTap:
             self.installed = installed(self.link)
         except HostError as error:
             self.note(f"limits could not be read again: {error.message}")
+        self.droppers = self._droppers()
+
+    def _droppers(self) -> Droppers:
+        try:
+            programs = tcx_programs(self.link.ifindex, ingress=True)
+        except OSError:  # it is gone
+            programs = ()
+        return droppers_of(self.installed, programs)
 
     def note(self, text: str) -> None:
         """Something that whoever reads the counts must know; said once."""

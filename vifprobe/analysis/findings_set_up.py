@@ -138,7 +138,7 @@ def _beside(situation: Situation, direction: Direction, held: tuple[Enforced, ..
         return None, None
     if not reading.knows_verdicts(direction):
         return None, None
-    passed = let_through(reading.where(direction))
+    passed = let_through(reading.where(direction), situation.reasons)
     every = count(passed).frame_bytes
     inside = sum(count(passed[passed["ethertype"] == code]).frame_bytes for code in set(of_protocols(held)))
     return every - inside, round((every - inside) / every, 4) if every else 0.0

@@ -23,9 +23,9 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
     reading = situation.reading
     if reading is not None and reading.duration_ns > 0 and direction in reading.directions:
         limit = situation.set_up.main_enforced(direction)
-        yield from _p6(reading, direction, limit)
+        yield from _p6(situation, reading, direction, limit)
         yield from _p7(situation, reading, direction)
-        yield from _p8(reading, direction, limit)
+        yield from _p8(situation, reading, direction, limit)
         yield from _p10(situation, reading, direction)
         yield from _p14(situation, reading, direction)
     yield from _p15(situation, direction)
@@ -81,19 +81,23 @@ def _covered(situation: Situation, limit: Enforced) -> float | None:
     return count(rows[np.isin(rows["ethertype"], codes)]).charged_bytes / every if every else None
 
 
-def _within(reading: Reading, direction: Direction, limit: Enforced) -> tuple[int, float] | None:
+def _within(
+    situation: Situation, reading: Reading, direction: Direction, limit: Enforced
+) -> tuple[int, float] | None:
     """(bits that passed as charged, bits that the limit lets pass in this time); None where not known or above."""
     if not reading.knows_verdicts(direction) or limit.rate_bps is None or limit.at_once_bytes is None:
         return None
-    passed = count(let_through(reading.where(direction)))
+    passed = count(let_through(reading.where(direction), situation.reasons))
     allowed = (limit.rate_bps * reading.duration_ns / 1e9 + 8 * limit.at_once_bytes) * (1 + t.SLACK)
     charged = 8 * passed.charged_bytes
     return (charged, allowed) if charged <= allowed else None
 
 
-def _p6(reading: Reading, direction: Direction, limit: Enforced | None) -> Iterator[Finding]:
+def _p6(
+    situation: Situation, reading: Reading, direction: Direction, limit: Enforced | None
+) -> Iterator[Finding]:
     """The limit holds as it counts, and the wire carries much more."""
-    within = None if limit is None else _within(reading, direction, limit)
+    within = None if limit is None else _within(situation, reading, direction, limit)
     passed = reading.counts(direction, Verdict.PASSED)
     if limit is None or limit.rate_bps is None or within is None or passed is None or not passed.packets:
         return
@@ -157,9 +161,11 @@ def _p7(situation: Situation, reading: Reading, direction: Direction) -> Iterato
     )
 
 
-def _p8(reading: Reading, direction: Direction, limit: Enforced | None) -> Iterator[Finding]:
+def _p8(
+    situation: Situation, reading: Reading, direction: Direction, limit: Enforced | None
+) -> Iterator[Finding]:
     """The limit works; only the tap's own counters look as if it did not."""
-    within = None if limit is None else _within(reading, direction, limit)
+    within = None if limit is None else _within(situation, reading, direction, limit)
     policed, offered = reading.counts(direction, Verdict.POLICED), reading.offered(direction)
     if direction is not Direction.OUTBOUND or limit is None or limit.rate_bps is None or within is None:
         return

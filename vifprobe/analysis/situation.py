@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from vifprobe.analysis.gaps import Gap
 from vifprobe.analysis.policer import SetUp
 from vifprobe.analysis.reading import Cells, Reading
@@ -86,9 +88,13 @@ class Situation:
     directions: tuple[Direction, ...] = tuple(Direction)
 
 
-def let_through(cells: Cells) -> Cells:
-    """Of some cells those that no policer took: what was dropped later went past the limit all the same."""
-    rows: Cells = cells[cells["verdict"] != Verdict.POLICED]
+def let_through(cells: Cells, reasons: Mapping[int, str]) -> Cells:
+    """Of some cells those that no policer took: what was dropped later went past the limit all the same, but for what
+    another program took beside the policer, at tc ingress.
+    """
+    at_tc = [number for number, name in reasons.items() if name == "TC_INGRESS"]
+    beside = (cells["verdict"] == Verdict.DROPPED) & np.isin(cells["reason"], at_tc)
+    rows: Cells = cells[(cells["verdict"] != Verdict.POLICED) & ~beside]
     return rows
 
 

@@ -8,13 +8,13 @@ a question to nf_tables would make the kernel load the module, so it is asked on
 from __future__ import annotations
 
 import errno
-import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from vifprobe.host.netfilter import has_legacy_chains, is_loaded
 from vifprobe.host.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, attribute, attributes, be, text
 from vifprobe.host.nft_rules import (
+    CHAIN_HOOK,
     FAMILIES,
     GENMSG_BYTES,
     BaseChain,
@@ -91,10 +91,15 @@ class NftPolicer:
 
 @dataclass(frozen=True)
 class NftState:
-    """All that nft does on one interface: base chains hooked on it, and the rules reached from them, in order."""
+    """All that nft does on one interface: base chains hooked on it, and the rules reached from them, in order.
+
+    others_can_drop: whether there are netfilter chains behind it, too (of a bridge, of the IP stack), nft's or older
+    ones'; only looked at where a chain is hooked on the interface.
+    """
 
     chains: tuple[BaseChain, ...] = ()
     rules: tuple[NftRule, ...] = ()
+    others_can_drop: bool = False
 
     def policers(self) -> tuple[NftPolicer, ...]:
         """The rules that have a limit."""
@@ -172,7 +177,9 @@ def read_nft_of(link_names: Iterable[str]) -> dict[str, NftState]:
         with Netlink(NETLINK_NETFILTER) as netlink:
             reader = _Reader(netlink)
             chains = sorted(reader.base_chains(), key=lambda chain: (chain.hook, chain.priority))
-            return {name: reader.state([chain for chain in chains if chain.is_on(name)]) for name in wanted}
+            here = {name: [chain for chain in chains if chain.is_on(name)] for name in wanted}
+            others = any(here.values()) and (reader.has_other_chains() or has_legacy_chains())
+            return {name: reader.state(found, others) for name, found in here.items()}
     except NetlinkError as error:
         if error.errno in _NO_NF_TABLES:
             return {name: NftState() for name in wanted}
@@ -192,22 +199,6 @@ def has_ingress_chain(link_name: str) -> bool:
     return any(chain.hook == "ingress" for chain in read_nft(link_name).chains)
 
 
-def is_loaded() -> bool:
-    """Whether the running kernel has nf_tables already; it is not loaded by asking this."""
-    try:
-        modules = Path("/proc/modules").read_text()
-    except OSError:  # a kernel without modules: built in, or not there; asking can't load anything
-        return True
-    if any(line.startswith("nf_tables ") for line in modules.splitlines()) or Path("/sys/module/nf_tables").exists():
-        return True
-    try:
-        built_in = Path(f"/lib/modules/{platform.release()}/modules.builtin").read_text()
-    except OSError:  # not installed, or a container: the symbol table is slow to read, but always there
-        with Path("/proc/kallsyms").open("rb") as symbols:
-            return any(b" nft_register_expr" in line for line in symbols)
-    return "/nf_tables.ko" in built_in
-
-
 class _Reader:
     """Asks for chains and rules, each chain and table once."""
 
@@ -224,9 +215,19 @@ class _Reader:
             found += [chain for chain in chains if chain and (family, chain.table) not in asleep]
         return found
 
-    def state(self, chains: list[BaseChain]) -> NftState:
+    def has_other_chains(self) -> bool:
+        """Whether any chain sees packets elsewhere than on a device itself."""
+        for row in self._netlink.dump(_GETCHAIN, bytes(GENMSG_BYTES)):  # of all families
+            is_hooked = CHAIN_HOOK in attributes(row.body, GENMSG_BYTES)
+            if is_hooked and row.body[0] in FAMILIES and base_chain(row) is not None:
+                continue
+            if is_hooked:
+                return True
+        return False
+
+    def state(self, chains: list[BaseChain], others_can_drop: bool) -> NftState:
         rules = tuple(at for chain in chains for at in self._reached(chain, chain.name, set()))
-        return NftState(tuple(chains), rules)
+        return NftState(tuple(chains), rules, bool(chains) and others_can_drop)
 
     def _reached(self, base: BaseChain, chain: str, seen: set[str]) -> Iterator[NftRule]:
         """The rules of a chain, those of the chains it jumps to behind the first jump there.

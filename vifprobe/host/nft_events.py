@@ -13,8 +13,8 @@ import socket
 from collections import Counter
 from dataclasses import dataclass
 
+from vifprobe.host.netfilter import is_loaded
 from vifprobe.host.netlink import NETLINK_NETFILTER, Message, attribute_list, attributes, be, text
-from vifprobe.host.nft import is_loaded
 from vifprobe.host.nft_rules import FAMILIES, GENMSG_BYTES
 
 _GROUP = 7  # NFNLGRP_NFTABLES

@@ -17,7 +17,7 @@ GENMSG_BYTES = 4  # struct nfgenmsg: family, version, res_id
 FAMILIES = {1: "inet", 5: "netdev"}
 _HOOKS = {("netdev", 0): "ingress", ("netdev", 1): "egress", ("inet", 5): "ingress"}
 
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
+_CHAIN_TABLE, _CHAIN_NAME, CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
 _HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICE, _HOOK_DEVICES = 1, 2, 3, 4
 _DEVICE_NAME, _DEVICE_PREFIX = 1, 2
 _RULE_HANDLE, _RULE_EXPRESSIONS = 3, 4
@@ -125,7 +125,7 @@ def base_chain(message: Message) -> BaseChain | None:
     """An NFT_MSG_NEWCHAIN message; None for a chain that is not hooked on devices."""
     family = FAMILIES.get(message.body[0], "") if message.body else ""
     found = attributes(message.body, GENMSG_BYTES)
-    hook = attributes(found.get(_CHAIN_HOOK, b""))
+    hook = attributes(found.get(CHAIN_HOOK, b""))
     name = _HOOKS.get((family, be(hook.get(_HOOK_NUMBER)) or 0)) if hook else None
     if name is None:
         return None

@@ -41,6 +41,8 @@ _CONTROL = {-1: "continue", 0: "pass", 1: "reclassify", 2: "drop", 3: "pipe", 4:
 _CONTROL |= {7: "redirect", 8: "trap"}
 _JUMP, _GOTO_CHAIN, _EXTENDED_MASK = 0x10000000, 0x20000000, 0x0FFFFFFF
 
+_GACT_PROB = 3
+
 # Where each action's struct with tc_gen at its head is (include/uapi/linux/tc_act/): 2 for all but these.
 _GENERIC_AT_1 = ("csum", "nat", "ife", "connmark", "ct", "ctinfo")
 _GENERIC_AT_2 = (
@@ -138,7 +140,10 @@ def _generic(kind: str, options: dict[int, bytes]) -> tuple[int, str]:
     if len(value) < 12:
         return 0, ""
     index, _, action = struct.unpack_from("=IIi", value)
-    return index, control_text(action)
+    control = control_text(action)
+    if kind == "gact" and len(options.get(_GACT_PROB, b"")) >= 8:  # struct tc_gact_p: now and then it says another
+        control += " or " + control_text(struct.unpack_from("=HHi", options[_GACT_PROB])[2])
+    return index, control
 
 
 def policer(nested: bytes) -> Policer | None:

@@ -15,7 +15,7 @@ from vifprobe.kernel.libbpf import library
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 # include/uapi/linux/btf.h
-_KIND_PTR, _KIND_STRUCT, _KIND_UNION, _KIND_ENUM, _KIND_TYPEDEF, _KIND_FUNC_PROTO = 2, 4, 5, 6, 8, 13
+_KIND_PTR, _KIND_STRUCT, _KIND_UNION, _KIND_ENUM, _KIND_TYPEDEF, _KIND_FUNC, _KIND_FUNC_PROTO = 2, 4, 5, 6, 8, 12, 13
 _TYPE = struct.Struct("=III")  # name_off, info, size or type
 _MEMBER = struct.Struct("=III")  # name_off, type, offset (in bits; with kind_flag: bitfield size << 24 | offset)
 _ENUM_VALUE = struct.Struct("=Ii")
@@ -68,6 +68,21 @@ class Btf:
         head = self._type(number)
         entries = ctypes.string_at(head.address, head.entries * _ENUM_VALUE.size)
         return {self._name(at): value for at, value in _ENUM_VALUE.iter_unpack(entries)}
+
+    def function_id(self, name: str, module: Path | None = None) -> int | None:
+        """BTF id of a function that is not inlined everywhere; None where there is none of that name.
+
+        module: the file of a module's type information, which goes on where vmlinux's ends.
+        """
+        if module is None:
+            found = self._lib.btf__find_by_name_kind(self._btf, name.encode(), _KIND_FUNC)
+        else:
+            split = self._lib.btf__parse_raw_split(str(module).encode(), self._btf)
+            if not split:
+                return None
+            found = self._lib.btf__find_by_name_kind(split, name.encode(), _KIND_FUNC)
+            self._lib.btf__free(split)
+        return int(found) if found > 0 else None
 
     def tracepoint_id(self, name: str) -> int:
         """BTF id of a raw tracepoint's type, which a typed program names when it is loaded."""

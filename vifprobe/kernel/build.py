@@ -19,10 +19,22 @@ from vifprobe.kernel.cache import compiled
 from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, replaced
 from vifprobe.kernel.features import Features, TraceFields, missing_capabilities, takes_cmpxchg
 from vifprobe.kernel.mapped import MappedArray
-from vifprobe.layout import DIRECTION_PLACEHOLDER, NETNS_PLACEHOLDER, TAPS_MAX, Bucket, Direction
+from vifprobe.kernel.police import police_function
+from vifprobe.kernel.symbols import function_range
+from vifprobe.layout import (
+    CHAINS_END_PLACEHOLDER,
+    CHAINS_FROM_PLACEHOLDER,
+    DIRECTION_PLACEHOLDER,
+    HOOKS_END_PLACEHOLDER,
+    HOOKS_FROM_PLACEHOLDER,
+    NETNS_PLACEHOLDER,
+    TAPS_MAX,
+    Bucket,
+    Direction,
+)
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-SOURCES = ("count.c", "sample.c", "bucket.c", "observe.c", "verdict.c", "trace.c", "replay.c")
+SOURCES = ("count.c", "sample.c", "bucket.c", "observe.c", "verdict.c", "police.c", "trace.c", "replay.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
@@ -101,6 +113,14 @@ class Settings:
         return [f"-D{name}={value}" for name, value in values.items()]
 
 
+_FUNCTION_PLACEHOLDERS = (
+    HOOKS_FROM_PLACEHOLDER,
+    HOOKS_END_PLACEHOLDER,
+    CHAINS_FROM_PLACEHOLDER,
+    CHAINS_END_PLACEHOLDER,
+)
+
+
 class Programs:
     """The tables, and the programs that share them. A program is loaded when it is first asked for."""
 
@@ -116,6 +136,7 @@ class Programs:
             )
         self._fds: dict[str, int] = {}
         self._maps: list[int] = []
+        self._tells_chains_apart = False
         self._compiled = compiled(source_text(), source_directory(), settings.flags(features))
         try:
             for shape in self._compiled.maps:
@@ -166,13 +187,56 @@ class Programs:
 
         It goes away with the process.
         """
-        told = {NETNS_PLACEHOLDER: _own_netns()}
+        self._fds["link"] = self._attach_drop((0, 0), (0, 0))
+
+    def _attach_drop(self, hooks: tuple[int, int], chains: tuple[int, int]) -> int:
+        """hooks, chains: where the functions lie by which netfilter chains are told apart; (0, 0): they are not."""
+        told = dict(zip(_FUNCTION_PLACEHOLDERS, map(_signed, (*hooks, *chains)), strict=True))
+        told[NETNS_PLACEHOLDER] = _own_netns()
         code, btf_id = replaced(self._code("drop"), NUMBER_LOAD, told), self.features.kfree_skb_btf_id
+        self._unload("vifprobe_drop")
         fd = self._load("vifprobe_drop", lambda name: libbpf.load_typed_tracepoint(name, code, btf_id))
         try:
-            self._fds["link"] = libbpf.attach_typed_tracepoint(fd)
+            return libbpf.attach_typed_tracepoint(fd)
         except OSError as error:
             raise KernelError(f"tracepoint skb:kfree_skb: {error.strerror}.") from error
+
+    def tell_chains_apart(self) -> bool:
+        """From now on, say of each netfilter drop whether a chain of the tap itself did it; harmless when called again.
+
+        False where the kernel hides the addresses of its functions. It costs each such drop a walk of the stack.
+        """
+        if not self._tells_chains_apart:
+            hooks, chains = function_range("nf_hook_slow"), function_range("__netif_receive_skb_core")
+            if (0, 0) in (hooks, chains):
+                return False
+            # Both run for a moment: the one that comes first settles the packet, the other finds none pending.
+            link, self._fds["link"] = self._fds["link"], self._attach_drop(hooks, chains)
+            os.close(link)
+            self._tells_chains_apart = True
+        return True
+
+    def watch_police(self) -> None:
+        """From now on, mark the packets that the kernel's police action shoots; harmless when called again.
+
+        KernelError where it can't be watched. It goes away with the process.
+        """
+        if "police link" in self._fds:
+            return
+        function = police_function()
+        try:
+            code, found = self._code("police"), (function.btf_id, function.btf_fd)
+            fd = self._load("vifprobe_police", lambda name: libbpf.load_function_exit(name, code, *found))
+            self._fds["police link"] = libbpf.attach_typed_tracepoint(fd)
+        except OSError as error:
+            raise KernelError(f"the police action can't be watched: {error.strerror}.") from error
+        finally:
+            function.close()
+
+    def unwatch_police(self) -> None:
+        """The reverse; harmless when not watched. act_police can be unloaded again."""
+        for held in ("police link", "vifprobe_police"):
+            self._unload(held)
 
     def attach_tracepoints(self) -> None:
         """Attach the tracepoint way: taps with a TRACED trait, in the calling thread's network namespace, are counted
@@ -190,8 +254,7 @@ class Programs:
         """The reverse; harmless when not attached. The programs go too: they know one network namespace."""
         for name in ("trace_outbound", "trace_inbound"):
             for held in (f"{name} link", f"vifprobe_{name}"):
-                if held in self._fds:
-                    os.close(self._fds.pop(held))
+                self._unload(held)
 
     def load_tracepoints(self) -> dict[str, int]:
         """Have their programs ready, so that attaching them takes no time; fds by name."""
@@ -208,8 +271,8 @@ class Programs:
 
     def detach_verdicts(self) -> None:
         """The reverse; harmless when not attached."""
-        if "link" in self._fds:
-            os.close(self._fds.pop("link"))
+        self.unwatch_police()
+        self._unload("link")
 
     def close(self) -> None:
         """Free programs and tables; harmless when called again."""
@@ -221,6 +284,10 @@ class Programs:
     def _code(self, function: str) -> bytes:
         """A program's code with the tables' fds in it."""
         return replaced(self._compiled.code[function], FD_LOAD, dict(enumerate(self._maps)))
+
+    def _unload(self, name: str) -> None:
+        if name in self._fds:
+            os.close(self._fds.pop(name))
 
     def _load(self, name: str, load: libbpf.Load) -> int:
         if name not in self._fds:
@@ -255,9 +322,13 @@ def possible_cpus() -> int:
 def _own_netns() -> int:
     """The number in `net:[4026531840]`, as the signed immediate that an instruction holds; 0 without CONFIG_NET_NS."""
     try:
-        number = Path("/proc/thread-self/ns/net").stat().st_ino
+        return _signed(Path("/proc/thread-self/ns/net").stat().st_ino)
     except FileNotFoundError:
         return 0
+
+
+def _signed(number: int) -> int:
+    """32 bits as the immediate of an instruction."""
     return number - (1 << 32) if number >= 1 << 31 else number
 
 

@@ -49,7 +49,8 @@ class Snapshot:
 
     cells: rows of layout.CELL, every key once, all verdicts final. missed_packets, missed_bytes: seen, but no cell was
     free, or a header could not be read; one a tap number. late_verdicts: dropped after they had been settled as passed.
-    foreign_skbs: address met on another device's skb.
+    foreign_skbs: address met on another device's skb. unplaced_drops: netfilter drops counted as policed although which
+    chain did it could not be told.
     """
 
     at_ns: int
@@ -58,6 +59,7 @@ class Snapshot:
     missed_bytes: Array
     late_verdicts: int
     foreign_skbs: int
+    unplaced_drops: int = 0
 
 
 class Counters:
@@ -123,6 +125,7 @@ class Counters:
             missed_bytes=self._misses["frame_bytes"].sum(0).astype(np.int64),
             late_verdicts=int(lanes["late_verdicts"].sum()),
             foreign_skbs=int(lanes["foreign_skbs"].sum()),
+            unplaced_drops=int(lanes["unplaced_drops"].sum()),
         )
 
     def cells_now(self) -> Array:

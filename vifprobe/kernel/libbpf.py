@@ -15,6 +15,7 @@ from vifprobe.errors import KernelError
 BPF_PROG_TYPE_SCHED_CLS = 3
 BPF_PROG_TYPE_TRACING = 26
 BPF_TRACE_RAW_TP = 23
+BPF_TRACE_FEXIT = 25
 BPF_TCX_INGRESS = 46
 BPF_TCX_EGRESS = 47
 BPF_F_BEFORE = 1 << 3
@@ -143,6 +144,8 @@ def library() -> ctypes.CDLL:
     lib.btf__type_by_id.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     lib.btf__name_by_offset.restype = ctypes.c_char_p
     lib.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+    lib.btf__parse_raw_split.restype = ctypes.c_void_p
+    lib.btf__parse_raw_split.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
     lib.btf__new_empty.restype = ctypes.c_void_p
     lib.btf__fd.argtypes = [ctypes.c_void_p]
     lib.libbpf_set_print.argtypes = [ctypes.c_void_p]
@@ -208,12 +211,24 @@ def load_typed_tracepoint(name: str, code: bytes, attach_btf_id: int) -> int:
     return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_RAW_TP, attach_btf_id)
 
 
-def _load(kind: int, name: str, code: bytes, attach_type: int = 0, attach_btf_id: int = 0) -> int:
+def load_function_exit(name: str, code: bytes, attach_btf_id: int, btf_fd: int) -> int:
+    """Load compiled code to run whenever a kernel function returns (5.5 and later), with its arguments and its result.
+
+    btf_fd: of the type information of the function's module, 0 for vmlinux. Attached as a typed tracepoint is. fd of
+    the program; OSError as above.
+    """
+    return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_FEXIT, attach_btf_id, btf_fd)
+
+
+def _load(
+    kind: int, name: str, code: bytes, attach_type: int = 0, attach_btf_id: int = 0, attach_btf_fd: int = 0
+) -> int:
     log = ctypes.create_string_buffer(_LOG_BYTES)
     options = _ProgLoadOpts(
         sz=ctypes.sizeof(_ProgLoadOpts),
         expected_attach_type=attach_type,
         attach_btf_id=attach_btf_id,
+        attach_btf_obj_fd=attach_btf_fd,
         log_size=_LOG_BYTES,
         log_buf=ctypes.cast(log, ctypes.c_char_p),
     )
