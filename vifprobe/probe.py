@@ -16,6 +16,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.policer import PolicerRow
 from vifprobe.analysis.reading import Cells, Limit, Reading, subtract
 from vifprobe.auditor import Auditor, TapAudit, passed_bytes
@@ -25,6 +26,7 @@ from vifprobe.host import netns
 from vifprobe.host.events import Event, Events
 from vifprobe.host.limits import installed_of
 from vifprobe.host.links import Link, find_link
+from vifprobe.host_cost import HostCollector
 from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
@@ -54,7 +56,7 @@ class Probe:
     before_detach and after_detach, and the interfaces (see vifprobe.bracket). create_qdisc: on kernels without tcx, add
     a clsact qdisc where there is none (it keeps OVS and libvirt from adding their policer). charge: what the ideal
     bucket with the declared limit takes for a packet. samples: how many packets' headers to keep a second at most, 0
-    for none.
+    for none. host: count what the host does, too (vifprobe.host_cost).
 
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
     """
@@ -70,6 +72,7 @@ class Probe:
         create_qdisc: bool = False,
         charge: Charge = Charge.INSTALLED,
         samples: int = 0,
+        host: bool = False,
     ) -> None:
         if not taps:
             raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
@@ -82,6 +85,8 @@ class Probe:
         self._create_qdisc = create_qdisc
         self._charge = charge
         self._samples_per_second = samples
+        self._with_host = host
+        self._host: HostCollector | None = None
         self._stack = ExitStack()
         self._watched: list[WatchedTap] = []
         self._seen: list[tuple[str, Event]] = []
@@ -156,7 +161,7 @@ class Probe:
                 break
             if is_due:  # what a slow reader is late for is left out, or the end would come late, too
                 due_ns = max(due_ns + round(seconds * 1e9), time.monotonic_ns())
-            yield from self._interval(self._counters.snapshot(patience_seconds=seconds / 2))
+            yield from self._interval(self._snapshot(patience_seconds=seconds / 2))
         yield from self._interval(self._detach())
         yield from self.totals()
 
@@ -256,6 +261,10 @@ class Probe:
         self._moment("after_attach")
         self._auditor.start()
         self._stack.callback(self._auditor.close)
+        if self._with_host:
+            self._host = HostCollector(self.start_ns)
+            self._stack.callback(self._host.close)
+            self._host.start()
 
     def _moment(self, name: str) -> None:
         if self._bracket is not None:
@@ -343,11 +352,42 @@ class Probe:
         # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.
         self._last_bins = self._counters.take_bins(final=True)
         self._last_samples = self._counters.take_samples(final=True)
-        self._end = self._counters.snapshot()
+        self._end = self._snapshot(final=True)
+        if self._host is not None:
+            self._host.close()
         self._programs.detach_verdicts()
         self._moment("after_detach")
         self._auditor.look()
         return self._end
+
+    def _snapshot(self, final: bool = False, patience_seconds: float | None = None) -> Snapshot:
+        """Packets, and beside them what the host did in the same time."""
+        if self._host is None:
+            return self._counters.snapshot(patience_seconds)
+        self._host.turn(final)
+        snapshot = self._counters.snapshot(patience_seconds)
+        self._host.read({watched.link.name: self._pid(watched) for watched in self._watched})
+        return snapshot
+
+    def _pid(self, watched: WatchedTap) -> int | None:
+        return self._auditor.taps[watched.link.ifindex].pid
+
+    def _host_cost(self, watched: WatchedTap, reading: Reading) -> HostCost | None:
+        if self._host is None:
+            return None
+        name, pid = watched.link.name, self._pid(watched)
+        if reading.final:
+            return self._host.total_of_tap(name, pid)
+        packets = sum(reading.offered(direction).packets for direction in self._directions)
+        return self._host.of_tap(name, pid, packets, reading.duration_ns)
+
+    def _host_notes(self) -> tuple[str, ...]:
+        problem = self._host.problem if self._host is not None else ""
+        return (f"what the host does is not counted: {problem}",) if problem else ()
+
+    def take_host(self) -> list[HostCost]:
+        """What the host did since the last call, by interval; nothing where it is not counted."""
+        return [] if self._host is None else self._host.take()
 
     def _cells_of(self, snapshot: Snapshot, watched: WatchedTap) -> Cells:
         rows: Cells = snapshot.cells[snapshot.cells["tap"] == watched.number]
@@ -385,10 +425,11 @@ class Probe:
             missed=int(snapshot.missed_packets[watched.number]),
             verdicts="reason" if self._features.has_drop_reason and not watched.blame.guessed else "inferred",
             limits=watched.limits(self._declared(watched), self._directions),
-            notes=(*watched.notes, *self._drop_notes(watched, so_far, snapshot)),
+            notes=(*watched.notes, *self._drop_notes(watched, so_far, snapshot), *self._host_notes()),
             directions=self._directions,
             final=final,
         )
+        reading = replace(reading, host=self._host_cost(watched, reading))
         return replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
 
     def _drop_notes(self, watched: WatchedTap, so_far: Cells, snapshot: Snapshot) -> list[str]:

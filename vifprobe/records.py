@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes of what the kernel side tells: counted cells, time bins, sampled packets, SYN measures. Codes: layout.py."""
+"""Shapes of what the kernel side tells: cells, time bins, sampled packets, SYN measures, tasks. Codes: layout.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import Enum, IntFlag
 from typing import Any
 
 import numpy as np
@@ -136,3 +136,46 @@ class SynMeasures:
     handshakes: npt.NDArray[Any]
     open_age: npt.NDArray[np.int64]
     completed_age: npt.NDArray[np.int64]
+
+
+class HostScope(Enum):
+    """Whose time and context switches a row of host.csv tells of. What can't be added up is said with each.
+
+    TOTAL: all tasks and all switches, those from the idle task as well, as `ctxt` of /proc/stat counts them. CPU: the
+    same of one CPU. IDLE: switches from the idle task to another, which the kernel counts as involuntary. The QEMU_
+    scopes: threads of the process that holds a watched tap; VHOST: kernel threads `vhost-<pid>` of any guest (before
+    6.4; then they are QEMU_VHOST). OTHER: everybody else, by name. These (but for TOTAL and CPU) add up to TOTAL.
+    SOFTIRQ_NET_*: time spent in that softirq on one CPU; it ran on top of some task, or in ksoftirqd, and is in its
+    time too unless the kernel accounts interrupts apart (CONFIG_IRQ_TIME_ACCOUNTING).
+    """
+
+    TOTAL = "total"
+    CPU = "cpu"
+    IDLE = "idle"
+    QEMU_VCPU = "qemu_vcpu"
+    QEMU_VHOST = "qemu_vhost"
+    QEMU_IOTHREAD = "qemu_iothread"
+    QEMU_EMULATOR = "qemu_emulator"
+    VHOST = "vhost"
+    KSOFTIRQD = "ksoftirqd"
+    OVS = "ovs"
+    OTHER = "other"
+    SOFTIRQ_NET_RX = "softirq_net_rx"
+    SOFTIRQ_NET_TX = "softirq_net_tx"
+
+
+#: What one task did in an interval, sums over all CPUs. pid: of the thread; tgid: of its process. is_kernel: a kernel
+#: thread. cpu_ns: as the kernel accounts it (se.sum_exec_runtime, /proc/PID/schedstat). comm, process: names of the
+#: thread and of its process's first thread, as bytes.
+HOST_TASK = np.dtype(
+    [
+        ("pid", np.int64),
+        ("tgid", np.int64),
+        ("is_kernel", np.bool_),
+        ("voluntary", np.int64),
+        ("involuntary", np.int64),
+        ("cpu_ns", np.int64),
+        ("comm", "S16"),
+        ("process", "S16"),
+    ]
+)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vifprobe.analysis.host_cost import HostCost
 from vifprobe.layout import CELL, Direction, Expected, PacketClass, Verdict
 
 Cells = npt.NDArray[np.void]  # structured, dtype layout.CELL
@@ -102,7 +103,8 @@ class Reading:
     cells: rows of dtype layout.CELL, this interval's packets only, every key once; `cells["tap"]` is without meaning
     here. missed: packets seen but not counted in any cell (0 unless a table was full). verdicts: "reason" where the
     kernel itself named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
-    directions: those that were watched; of another one nothing is known, not even that it was silent.
+    directions: those that were watched; of another one nothing is known, not even that it was silent. host: what the
+    host did meanwhile, None where that is not counted (yet).
     """
 
     tap: str
@@ -117,6 +119,7 @@ class Reading:
     notes: tuple[str, ...] = ()
     final: bool = False
     directions: tuple[Direction, ...] = tuple(Direction)
+    host: HostCost | None = None
 
     def where(
         self,

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.reading import Cells, merge, subtract
-from vifprobe.capture.rows import DropRow, HistogramRow, LostRow, TimelineRow
+from vifprobe.capture.rows import DropRow, HistogramRow, HostRow, LostRow, TimelineRow
 from vifprobe.layout import (
     BIN,
     CELL,
@@ -189,3 +190,10 @@ def bins_of(rows: Iterable[TimelineRow], tap_numbers: Mapping[str, int], run_sta
         dtype=BIN,
     )
     return merge_bins(table)
+
+
+def host_rows(cost: HostCost) -> list[HostRow]:
+    """One interval of the host as rows of host.csv."""
+    return [
+        HostRow(cost.start_ns, cost.duration_ns, row.scope.value, row.name, row.pid, *row[3:]) for row in cost.rows
+    ]

@@ -15,6 +15,7 @@ from vifprobe.bracket import Bracket
 from vifprobe.capture import manifest
 from vifprobe.capture.manifest import Gap, Manifest, TapEntry
 from vifprobe.capture.rows import EventRow
+from vifprobe.capture.tables import host_rows
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.commands.options import (
     CHARGES,
@@ -63,6 +64,7 @@ def command(
     burst: int | None,
     charge: str,
     create_qdisc: bool,
+    no_host: bool,
     duration: int,
     output: str,
     bin_ns: int,
@@ -91,6 +93,7 @@ def command(
         create_qdisc=create_qdisc,
         charge=CHARGES[charge],
         samples=0 if no_samples else SAMPLES_PER_SECOND,
+        host=not no_host,
     )
     options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}
     # Signals first: one that comes while the hooks are hung must not leave them hanging.
@@ -148,6 +151,8 @@ def _append(probe: Probe, writer: CaptureWriter) -> None:
     """What came since the last time."""
     writer.add_bins(probe.take_bins())
     writer.add_samples(probe.take_samples())
+    if costs := probe.take_host():
+        writer.add_host(row for cost in costs for row in host_rows(cost))
     writer.add_events(
         EventRow(event.at_ns - probe.start_ns, tap, event.kind, event.detail, event.by_pid, event.by_comm or "")
         for tap, event in probe.take_events()

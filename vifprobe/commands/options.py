@@ -50,8 +50,9 @@ SIZE = _Parsed("size", parse_size_bytes)
 
 
 def tap_options(function: _Function) -> _Function:
-    """TAP..., --direction, --netns, --rate, --burst, --charge, --create-qdisc."""
+    """TAP..., --direction, --netns, --rate, --burst, --charge, --create-qdisc, --no-host."""
     for option in (
+        click.option("--no-host", is_flag=True, help="Don't count what the host does: CPU time, context switches."),
         click.option("--create-qdisc", is_flag=True, help="On kernels without tcx: add a clsact qdisc."),
         click.option(
             "--charge",

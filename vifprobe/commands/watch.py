@@ -43,6 +43,7 @@ def command(
     burst: int | None,
     charge: str,
     create_qdisc: bool,
+    no_host: bool,
     interval: int,
     duration: int | None,
     csv_file: str | None,
@@ -63,6 +64,7 @@ def command(
         limits=declared_limits(direction, rate, burst),
         create_qdisc=create_qdisc,
         charge=CHARGES[charge],
+        host=not no_host,
     )
     last: list[Reading] = []
     with ExitStack() as stack:

@@ -18,6 +18,7 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 _KIND_PTR, _KIND_STRUCT, _KIND_UNION, _KIND_ENUM, _KIND_TYPEDEF, _KIND_FUNC, _KIND_FUNC_PROTO = 2, 4, 5, 6, 8, 12, 13
 _TYPE = struct.Struct("=III")  # name_off, info, size or type
 _MEMBER = struct.Struct("=III")  # name_off, type, offset (in bits; with kind_flag: bitfield size << 24 | offset)
+_PARAMETER = struct.Struct("=II")  # name_off, type
 _ENUM_VALUE = struct.Struct("=Ii")
 
 
@@ -98,6 +99,24 @@ class Btf:
             return 0
         pointer = self._type(self._type(number).target)
         return self._type(pointer.target).entries - 1
+
+    def tracepoint_pointers(self, name: str, struct_name: str) -> list[int]:
+        """Which arguments of a raw tracepoint, counted from 0, are pointers to a struct; [] where there is none such.
+
+        The order of arguments changes between kernels: they have types in BTF, but no names.
+        """
+        number = self._lib.btf__find_by_name_kind(self._btf, f"btf_trace_{name}".encode(), _KIND_TYPEDEF)
+        if number <= 0:
+            return []
+        prototype = self._type(self._type(self._type(number).target).target)
+        entries = ctypes.string_at(prototype.address, prototype.entries * _PARAMETER.size)
+        types = [at for _, at in _PARAMETER.iter_unpack(entries)]
+        wanted = self._find(struct_name, _KIND_STRUCT)
+        return [place for place, one in enumerate(types[1:]) if self._points_to(one, wanted)]
+
+    def _points_to(self, number: int, wanted: int) -> bool:
+        head = self._type(number)
+        return head.kind == _KIND_PTR and head.target == wanted
 
     def _find(self, name: str, kind: int) -> int:
         # Kept: libbpf goes through all types each time, some milliseconds.

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Hook:   BTF-typed raw tracepoints sched:sched_switch, irq:softirq_entry, irq:softirq_exit, host-wide
+ * Reads:  task_struct's own counters, at their offsets from the running kernel's BTF
+ * Writes: host_cpus, task_rows, task_roster
+ * Needs:  BTF, mmapable arrays. A text of its own: compiled and loaded apart from the packet programs.
+ *
+ * Who ran on the CPUs, by task and interval. The kernel's own per-task numbers are taken as they are when a task leaves
+ * its CPU, less what they were when it came (kernel/sched/core.c, __schedule(): nvcsw or nivcsw is counted up, and
+ * se.sum_exec_runtime brought up to date, before this tracepoint).
+ *
+ * Each CPU has two tables of tasks, one for the interval that runs and one for the one before it. User space turns
+ * `now`, waits until every program from before has ended, and then has the older table to itself. A row is valid only in
+ * the interval that it names, so that nothing is ever cleared and the tables never fill up with tasks that have ended.
+ *
+ * Every word but `now` is written by its own CPU only. sched_switch runs with interrupts off (the run queue's lock), the
+ * softirq programs write to words of their own, and none of them nests in itself: plain stores are enough.
+ */
+#include <linux/types.h>
+
+#define unlikely(condition) __builtin_expect(!!(condition), 0)
+#define likely(condition) __builtin_expect(!!(condition), 1)
+
+/* What one task did on one CPU in one interval. One cache line. */
+struct task_row {
+	u32 interval; /* valid in this one; 0: never used */
+	u32 pid;
+	u32 tgid;
+	u32 flags; /* PF_* */
+	u32 voluntary;
+	u32 involuntary;
+	u64 cpu_ns;
+	u64 comm[2];
+	u64 process[2]; /* comm of its group leader */
+};
+
+/* One CPU's sums of one interval, and the slice that ran when it began: known whole once that task left the CPU. */
+struct interval {
+	u32 interval;
+	u32 rows;          /* entries of its roster */
+	u32 idle_switches; /* from the idle task to another */
+	u32 unnamed_voluntary; /* of tasks for which no row was free */
+	u32 unnamed_involuntary;
+	u32 crossed_pid;
+	u64 unnamed_cpu_ns;
+	u64 crossed_from_ns;
+	u64 crossed_to_ns;
+	u64 crossed_cpu_ns;
+	u32 unseen_switches; /* at least: another task left the CPU than the one that had come */
+	u32 spare;
+};
+
+struct softirq {
+	u64 entered_ns; /* 0: not in it */
+	u64 ns;
+	u64 runs;
+	u64 spare;
+};
+
+struct host_cpu {
+	u32 now;     /* number of the interval, from 1; written by user space */
+	u32 running; /* pid */
+	u64 begun;   /* switches; the words around are whole where begun == ended */
+	u64 ended;
+	u64 entered_ns; /* when `running` came, and what its counters were */
+	u64 entered_cpu_ns;
+	u64 entered_voluntary;
+	u64 spare[2];
+	struct interval intervals[2];
+	struct softirq softirqs[2]; /* NET_TX, NET_RX */
+};
+
+BPF_F_TABLE("array", u32, struct host_cpu, host_cpus, CPUS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct task_row, task_rows, CPUS * 2 * TASK_ROWS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u32, task_roster, CPUS * 2 * TASK_ROWS, BPF_F_MMAPABLE);
+
+/* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
+#define FIELD(size, from, offset)                                                                \
+	({                                                                                       \
+		u64 field;                                                                       \
+		asm volatile("%0 = *(" #size " *)(%1 + %2)" : "=r"(field) : "r"(from), "i"(offset)); \
+		field;                                                                           \
+	})
+
+/* First use of a row in this interval. */
+static __always_inline void fill(struct task_row *row, u64 task, u32 pid, u32 now)
+{
+	u64 leader = FIELD(u64, task, TASK_GROUP_LEADER);
+
+	row->interval = now;
+	row->pid = pid;
+	row->tgid = FIELD(u32, task, TASK_TGID);
+	row->flags = FIELD(u32, task, TASK_FLAGS);
+	row->voluntary = 0;
+	row->involuntary = 0;
+	row->cpu_ns = 0;
+	row->comm[0] = FIELD(u64, task, TASK_COMM);
+	row->comm[1] = FIELD(u64, task, TASK_COMM + 8);
+	row->process[0] = FIELD(u64, leader, TASK_COMM);
+	row->process[1] = FIELD(u64, leader, TASK_COMM + 8);
+}
+
+/* Find or make the row of a task. NULL: no row is free, it is counted without a name. */
+static __always_inline struct task_row *row_of(u32 table, struct interval *own, u64 task, u32 pid, u32 now)
+{
+	u32 home = pid * 0x9e3779b1U >> 16;
+
+	/* Verifier: a bounded loop. Rolled: almost every task is in the first place. */
+#pragma nounroll
+	for (u32 i = 0; i < TASK_PROBES; i++) {
+		u32 at = table + ((home + i) & (TASK_ROWS - 1)), entry = table + own->rows;
+		struct task_row *row = task_rows.lookup(&at);
+		u32 *listed;
+
+		if (!row)
+			return NULL;
+		if (likely(row->interval == now)) {
+			if (likely(row->pid == pid))
+				return row;
+			continue;
+		}
+		listed = task_roster.lookup(&entry);
+		if (!listed)
+			return NULL;
+		*listed = at;
+		fill(row, task, pid, now);
+		own->rows++;
+		return row;
+	}
+	return NULL;
+}
+
+static __always_inline void begin_interval(struct interval *own, u32 now)
+{
+	__builtin_memset(own, 0, sizeof(*own));
+	own->interval = now;
+}
+
+/*
+ * How long a task ran whose coming was not seen: the fair class keeps the sum as it was when the task was picked
+ * (kernel/sched/fair.c, set_next_entity()). Other classes don't: what can't be true is taken for unknown, 0.
+ */
+static __always_inline u64 unseen_ns(struct host_cpu *host, u64 task, u64 cpu_ns, u64 at_ns)
+{
+	u64 ns = cpu_ns - FIELD(u64, task, TASK_PICKED_CPU_NS);
+
+	return ns < at_ns - host->entered_ns ? ns : 0;
+}
+
+/* A task leaves the CPU. */
+static __always_inline void count(u32 cpu, struct host_cpu *host, struct interval *own, u64 task, u32 pid, u32 now,
+				  u64 at_ns, bool preempted)
+{
+	u64 cpu_ns = FIELD(u64, task, TASK_CPU_NS), voluntary = FIELD(u64, task, TASK_VOLUNTARY);
+	struct task_row *row = row_of((cpu * 2 + (now & 1)) * TASK_ROWS, own, task, pid, now);
+
+	if (unlikely(host->running != pid)) {
+		host->entered_cpu_ns = cpu_ns - unseen_ns(host, task, cpu_ns, at_ns);
+		host->entered_voluntary = voluntary - !preempted;
+	}
+	cpu_ns -= host->entered_cpu_ns;
+	/* 1 or 0: each time that a task leaves its CPU, one of its two counters goes up by one. */
+	voluntary -= host->entered_voluntary;
+	if (likely(row)) {
+		row->cpu_ns += cpu_ns;
+		row->voluntary += voluntary;
+		row->involuntary += 1 - voluntary;
+	} else {
+		own->unnamed_cpu_ns += cpu_ns;
+		own->unnamed_voluntary += voluntary;
+		own->unnamed_involuntary += 1 - voluntary;
+	}
+}
+
+int sched_switch(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 cpu = bpf_get_smp_processor_id(), now, pid;
+	struct host_cpu *host = host_cpus.lookup(&cpu);
+	u64 prev = ctx->args[PREV_ARGUMENT], next = ctx->args[NEXT_ARGUMENT], at_ns;
+	struct interval *own;
+
+	if (!host)
+		return 0;
+	now = *(volatile u32 *)&host->now;
+	own = &host->intervals[now & 1];
+	pid = FIELD(u32, prev, TASK_PID);
+	at_ns = bpf_ktime_get_ns();
+	host->begun++;
+	if (unlikely(own->interval != now)) {
+		begin_interval(own, now);
+		if (pid && host->running == pid) {
+			own->crossed_pid = pid;
+			own->crossed_from_ns = host->entered_ns;
+			own->crossed_to_ns = at_ns;
+			own->crossed_cpu_ns = FIELD(u64, prev, TASK_CPU_NS) - host->entered_cpu_ns;
+		}
+	}
+	/* The first one on this CPU is no sign of another. */
+	if (unlikely(host->running != pid && host->entered_ns))
+		own->unseen_switches++;
+	if (pid)
+		count(cpu, host, own, prev, pid, now, at_ns, ctx->args[0]);
+	else
+		own->idle_switches++;
+	host->running = FIELD(u32, next, TASK_PID);
+	host->entered_cpu_ns = FIELD(u64, next, TASK_CPU_NS);
+	host->entered_voluntary = FIELD(u64, next, TASK_VOLUNTARY);
+	host->entered_ns = at_ns;
+	host->ended++;
+	return 0;
+}
+
+/* Of the vectors of include/linux/interrupt.h, NET_TX (2) and NET_RX (3). */
+static __always_inline struct softirq *softirq_of(struct host_cpu *host, u32 vector)
+{
+	return &host->softirqs[vector & 1];
+}
+
+int softirq_entry(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 cpu = bpf_get_smp_processor_id(), vector = ctx->args[0];
+	struct host_cpu *host;
+
+	if (vector >> 1 != 1)
+		return 0;
+	host = host_cpus.lookup(&cpu);
+	if (host)
+		softirq_of(host, vector)->entered_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+int softirq_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	u32 cpu = bpf_get_smp_processor_id(), vector = ctx->args[0];
+	struct host_cpu *host;
+	struct softirq *own;
+	u64 ns;
+
+	if (vector >> 1 != 1)
+		return 0;
+	host = host_cpus.lookup(&cpu);
+	if (!host)
+		return 0;
+	own = softirq_of(host, vector);
+	/* Begun before we came. */
+	if (!own->entered_ns)
+		return 0;
+	ns = bpf_ktime_get_ns() - own->entered_ns;
+	own->entered_ns = 0;
+	own->ns += ns;
+	own->runs++;
+	return 0;
+}
