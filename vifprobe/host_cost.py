@@ -35,9 +35,9 @@ class _Offered:
 class HostCollector:
     """From `start` to `close`. `problem`: why nothing is counted, "" while it is (or while the programs are loaded)."""
 
-    def __init__(self, run_start_ns: int) -> None:
+    def __init__(self) -> None:
         self.problem = ""
-        self._run_start_ns = run_start_ns
+        self._run_start_ns = 0
         self._counters: HostCounters | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._load, name="host cost", daemon=True)
@@ -55,6 +55,10 @@ class HostCollector:
     def start(self) -> None:
         """Begin to load the programs."""
         self._thread.start()
+
+    def wait(self) -> None:
+        """Until they are loaded, or it is known that they can't be."""
+        self._thread.join()
 
     def _load(self) -> None:
         try:
@@ -78,8 +82,9 @@ class HostCollector:
         if self._thread.is_alive():
             self._thread.join()  # or its programs would be attached after this
 
-    def turn(self, final: bool = False) -> None:
+    def turn(self, run_start_ns: int, final: bool = False) -> None:
         """End the host's interval; to be called just before packets are read, and `read` just after."""
+        self._run_start_ns = run_start_ns
         now_ns = time.monotonic_ns()
         self._turned = self._counters is not None and (final or now_ns - self._last_turn_ns >= LEAST_NS)
         if self._turned and self._counters is not None:

@@ -248,6 +248,12 @@ class Probe:
         self._stack.callback(self._counters.close)
         self._watched = [WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links)]
         self._auditor = Auditor(links, self._limits, found)
+        if self._with_host:
+            self._host = HostCollector()
+            self._stack.callback(self._host.close)
+            if self._bin_ns:  # evidence is whole from its start on; a screen does not wait
+                self._host.start()
+                self._host.wait()
         self._moment("before_attach")
         self.start_ns = self._last_ns = self._refreshed_ns = time.monotonic_ns()
         self._programs.attach_verdicts()
@@ -261,9 +267,7 @@ class Probe:
         self._moment("after_attach")
         self._auditor.start()
         self._stack.callback(self._auditor.close)
-        if self._with_host:
-            self._host = HostCollector(self.start_ns)
-            self._stack.callback(self._host.close)
+        if self._host is not None and not self._bin_ns:
             self._host.start()
 
     def _moment(self, name: str) -> None:
@@ -364,7 +368,7 @@ class Probe:
         """Packets, and beside them what the host did in the same time."""
         if self._host is None:
             return self._counters.snapshot(patience_seconds)
-        self._host.turn(final)
+        self._host.turn(self.start_ns, final)
         snapshot = self._counters.snapshot(patience_seconds)
         self._host.read({watched.link.name: self._pid(watched) for watched in self._watched})
         return snapshot

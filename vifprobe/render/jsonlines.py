@@ -9,6 +9,7 @@ from typing import Any
 
 from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
 from vifprobe.layout import Direction, PacketClass, Verdict
+from vifprobe.render.host import host_object
 
 #: Raised when a key changes its meaning; keys are only ever added.
 SCHEMA = 1
@@ -32,6 +33,7 @@ def reading_object(reading: Reading) -> _Object:
         "inbound": _direction(reading, Direction.INBOUND),
         "missed": int(reading.missed),
         "verdicts": reading.verdicts or None,
+        "host": host_object(reading.host),
         "findings": [finding_object(finding) for finding in reading.findings],
     }
 

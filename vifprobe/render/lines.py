@@ -11,6 +11,7 @@ from decimal import Decimal
 
 from vifprobe.analysis.reading import Counts, Limit, Reading
 from vifprobe.layout import Direction, Verdict
+from vifprobe.render.host import host_fields
 from vifprobe.render.judgement import per_second
 from vifprobe.render.units import ASCII, UNKNOWN, Glyphs, clean, pad, percent
 
@@ -47,6 +48,7 @@ def interval_line(reading: Reading, glyphs: Glyphs = ASCII) -> str:
         f"in {_figures('offered', _offered(reading, Direction.INBOUND), reading)}",
         _figures("passed", _counts(reading, Direction.INBOUND, Verdict.PASSED), reading),
         f"missed {reading.missed}",
+        host_fields(reading.host),
         f"top {_top(reading)}",
     ]
     return " ".join(fields)

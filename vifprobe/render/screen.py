@@ -18,9 +18,10 @@ from rich.text import Text
 from vifprobe.analysis.reading import Reading
 from vifprobe.layout import Verdict
 from vifprobe.render.context import TapContext
+from vifprobe.render.host import share_line
 from vifprobe.render.judgement import judge, per_second
 from vifprobe.render.line import STYLES, Column, Line, Span, cells, head, line
-from vifprobe.render.sections import Section, fit, more_line
+from vifprobe.render.sections import Section, fit, fixed, more_line
 from vifprobe.render.tap_tables import ROOMY, bps, verdict_span
 from vifprobe.render.tap_view import main_direction, tap_sections
 from vifprobe.render.terminal import is_live_terminal
@@ -56,6 +57,8 @@ class Screen:
         sections: list[Section] = []
         if len(taps) > 1:
             sections.append(_overview([taps[tap] for tap in busiest], self.contexts, shown, laid_width, glyphs))
+            newest = [taps[tap][-1] for tap in busiest]
+            sections.append(fixed(share_line(newest, laid_width, glyphs), keep=3))
         context = self.contexts.get(shown, TapContext())
         sections += tap_sections(taps[shown], context, laid_width, glyphs, self.running)
         return [row.fitted(width, glyphs) for row in fit(sections, height)]

@@ -11,6 +11,7 @@ from vifprobe.capture.manifest import SAMPLES, SampleCounts
 from vifprobe.layout import Direction, Verdict
 from vifprobe.render import tap_view
 from vifprobe.render.context import TapContext, losses
+from vifprobe.render.host import host_lines
 from vifprobe.render.judgement import per_second
 from vifprobe.render.line import Column, Line, Span, cells, flow, head, line, wrapped
 from vifprobe.render.tap_tables import bps, counts_of, fate_span, fates, other_direction
@@ -49,6 +50,7 @@ def summary_lines(
             if other is not direction
             for row in other_direction(reading, other, width, glyphs)
         ],
+        *host_lines(reading.host, width, glyphs),
         *findings_lines(reading.findings, width, glyphs),
         *_agreement([row for row in counters if row.tap == reading.tap], width, glyphs),
         *[row for note in reading.notes for row in wrapped(Span("note     ", "name"), clean(note, glyphs), width)],

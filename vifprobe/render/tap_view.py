@@ -10,6 +10,7 @@ from vifprobe.analysis.reading import Finding, Limit, Reading
 from vifprobe.layout import Direction, Verdict
 from vifprobe.render import tap_tables
 from vifprobe.render.context import Loss, TapContext, losses
+from vifprobe.render.host import host_section
 from vifprobe.render.judgement import judge, per_second, same_rate
 from vifprobe.render.line import Line, Span, flow, line, one_line, wrapped
 from vifprobe.render.sections import Section, beside, fixed, listed
@@ -69,6 +70,7 @@ def tap_sections(
         tap_tables.totals(reading, direction, width, glyphs),
         *_where(reading, direction, context, glyphs),
         *_other(reading, direction, width, glyphs),
+        host_section(reading.host, width, glyphs),
         replace(listed(findings, "findings", glyphs, least=2, keep=3, grow=1), gap=True),
         *tables,
         tap_tables.history(readings, direction, width, glyphs),
