@@ -10,8 +10,9 @@
  * se.sum_exec_runtime brought up to date, before this tracepoint).
  *
  * Each CPU has two tables of tasks, one for the interval that runs and one for the one before it. User space turns
- * `now`, waits until every program from before has ended, and then has the older table to itself. A row is valid only in
- * the interval that it names, so that nothing is ever cleared and the tables never fill up with tasks that have ended.
+ * `now` and a moment later, once it has seen the CPU between two switches (begun == ended), has the older table to
+ * itself. A row is valid only in the interval that it names, so that nothing is ever cleared and the tables never fill
+ * up with tasks that have ended.
  *
  * Every word but `now` is written by its own CPU only. sched_switch runs with interrupts off (the run queue's lock), the
  * softirq programs write to words of their own, and none of them nests in itself: plain stores are enough.
@@ -19,6 +20,7 @@
 #include <linux/types.h>
 
 #define unlikely(condition) __builtin_expect(!!(condition), 0)
+#define barrier() asm volatile("" ::: "memory")
 #define likely(condition) __builtin_expect(!!(condition), 1)
 
 /* What one task did on one CPU in one interval. One cache line. */
@@ -181,11 +183,13 @@ int sched_switch(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!host)
 		return 0;
+	host->begun++;
+	/* Before `now` is looked at: whoever reads sees that somebody may be at work in the older table. */
+	barrier();
 	now = *(volatile u32 *)&host->now;
 	own = &host->intervals[now & 1];
 	pid = FIELD(u32, prev, TASK_PID);
 	at_ns = bpf_ktime_get_ns();
-	host->begun++;
 	if (unlikely(own->interval != now)) {
 		begin_interval(own, now);
 		if (pid && host->running == pid) {
@@ -206,6 +210,7 @@ int sched_switch(struct bpf_raw_tracepoint_args *ctx)
 	host->entered_cpu_ns = FIELD(u64, next, TASK_CPU_NS);
 	host->entered_voluntary = FIELD(u64, next, TASK_VOLUNTARY);
 	host->entered_ns = at_ns;
+	barrier();
 	host->ended++;
 	return 0;
 }

@@ -92,7 +92,7 @@ class HostCollector:
             self._counters.turn()
 
     def read(self, pids: Mapping[str, int | None]) -> None:
-        """Take the interval that was turned. Since then an RCU grace period has passed. pids: tap -> its process."""
+        """Take the interval that was turned, 1 ms ago at least. pids: tap -> its process."""
         if not self._turned or self._counters is None:
             return
         self._threads.pids = frozenset(pid for pid in pids.values() if pid is not None)
