@@ -25,6 +25,12 @@ from vifprobe.kernel.attach import is_own_filter
 from vifprobe.layout import Direction
 
 _L2_BYTES = 14
+#: Qdiscs that order, mark or drop, but hold no rate; HTB's is in its classes, which are read.
+_UNLIMITED = (
+    *("noqueue", "noop", "pfifo_fast", "pfifo", "bfifo", "pfifo_head_drop", "mq", "mqprio", "multiq", "prio", "htb"),
+    *("fq_codel", "codel", "fq", "sfq", "sfb", "fq_pie", "pie", "hhf", "red", "gred", "choke", "drr", "qfq", "ets"),
+    *("ingress", "clsact", "skbprio", "plug"),
+)
 #: An action that ends here lets the next filter see the packet, all others decide.
 _UNDECIDED = ("continue", "pipe", "")
 
@@ -139,6 +145,16 @@ def set_up(
         ingress_qdisc=installed.tc.ingress.kind if installed and installed.tc.ingress else "",
         declared_unknown=declared.problems if declared else missing,
         enforced_unknown=installed.problems if installed else (seen.problems if seen else ()) or missing,
+        undecoded=_undecoded(installed) if installed else (),
+    )
+
+
+def _undecoded(installed: Installed) -> tuple[tuple[Direction, str], ...]:
+    """Qdiscs that may shape, but whose settings are not read here: HFSC, netem, CAKE, and whatever is new."""
+    return tuple(
+        (Direction.INBOUND, f"what the qdisc root {found.kind} {found.handle} lets pass is not read")
+        for found in installed.tc.qdiscs
+        if found.hook == "root" and found.shaper is None and found.kind not in _UNLIMITED
     )
 
 
@@ -149,7 +165,7 @@ def enforced(installed: Installed, device: str) -> tuple[Enforced, ...]:
 
 
 def meters(declared: told.Declared) -> tuple[Meter, ...]:
-    """The OpenFlow meters of a tap that is a port of Open vSwitch."""
+    """The OpenFlow meters of a tap that is a port of Open vSwitch. Raises HostError where they can't be read."""
     if declared.ovs is None:
         return ()
     from vifprobe.host.meters import meters_of

@@ -233,8 +233,13 @@ class Auditor:
         found = declared_of(self._links)
         holders = processes.holders(self._links)
         for ifindex, tap in self.taps.items():
-            tap.declared = found[ifindex]
-            tap.meters = audit.meters(found[ifindex])
+            declared = found[ifindex]
+            try:
+                tap.meters = audit.meters(declared)
+            except HostError as error:
+                tap.meters = ()
+                declared = replace(declared, problems=(*declared.problems, f"Open vSwitch's meters: {error.message}"))
+            tap.declared = declared
             tap.pid = holders[ifindex].pid if ifindex in holders else None
 
     def _run(self) -> None:

@@ -2,7 +2,7 @@
 """Who dropped it, where several can: the tap's own limit, a program at its tc ingress, chains of the bridge behind it.
 
 Each of them counts for itself, and what vifprobe says of each is what that one counted. act_police among them is for
-tests/vm/test_who_dropped.py.
+tests/vm/test_dropped_by_police.py.
 """
 
 from __future__ import annotations

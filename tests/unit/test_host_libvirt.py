@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -112,11 +114,14 @@ def test_no_libvirt_is_not_a_problem_but_told_apart(tmp_path: Path) -> None:
     [
         (b"<domstatus", "unclosed token"),
         (b"", "no element found"),
-        (b"\xff\xfe\x00garbage", "syntax error"),
+        (b"\xff\xfegarbage", "syntax error"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><domain>&b;</domain>".encode("utf-16"), "no UTF-8"),
         (b"<pool><name>x</name></pool>", "no <domain> in it"),
         (b"<?xml version='1.0' encoding='utf-999'?><a/>", "unknown encoding"),
         (b"<!DOCTYPE a [<!ENTITY b 'c'>]><domain>&b;</domain>", "DOCTYPE"),
-        (b"<domain>" + b" " * (8 * 1024 * 1024) + b"</domain>", "longer than 8388608 bytes"),
+        (b"<domain>" + b" " * (2 * 1024 * 1024) + b"</domain>", "longer than 2097152 bytes"),
+        (b"<a>" * 50_001, "more than 50000 tags"),
+        (b"<a>" * 49_999, "no element found"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told_and_the_others_are_read(directory: Path, content: bytes, says: str) -> None:
@@ -125,6 +130,28 @@ def test_a_file_that_cannot_be_read_is_told_and_the_others_are_read(directory: P
     (problem,) = live.problems
     assert str(directory / "broken.xml") in problem
     assert says in problem
+    assert "tap834d76e9-5f" in live.interfaces
+
+
+def test_a_file_of_100_megabytes_is_not_read(directory: Path) -> None:
+    with (directory / "huge.xml").open("wb") as file:
+        file.truncate(100 * 1024 * 1024)
+    began = time.monotonic()
+    (problem,) = live_domains(directory).problems
+    assert "longer than 2097152 bytes" in problem
+    assert time.monotonic() - began < 1
+
+
+def test_what_is_no_file_is_not_waited_for(directory: Path) -> None:
+    os.mkfifo(directory / "pipe.xml")
+    (directory / "folder.xml").mkdir()
+    (directory / "zero.xml").symlink_to("/dev/zero")
+    live = live_domains(directory)
+    assert [problem.partition(": ")[2] for problem in live.problems] == [
+        "Is a directory",
+        "is no file: not read",
+        "is no file: not read",
+    ]
     assert "tap834d76e9-5f" in live.interfaces
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from vifprobe.host import ovsdb
+from vifprobe.host import meters, ovsdb
 from vifprobe.host.declared import declared_of
 from vifprobe.host.links import Link
 from vifprobe.host.meters import Meter, parse_meters
-from vifprobe.host.ovs import Qos, Queue, read_ovs
+from vifprobe.host.ovs import OvsInterface, Qos, Queue, read_ovs
 from vifprobe.layout import Direction
 
 Require = Callable[[str, object, str], None]
@@ -287,3 +287,34 @@ def test_a_port_of_a_switch_whose_database_is_away_is_unknown(tmp_path: Path) ->
     port = Link("tap0", 7, "tap", "", 1500, True, 3, "ovs-system", 1)
     found = declared_of([port], libvirt_directory=tmp_path / "none", ovs_sockets=(tmp_path / "none",))[7]
     assert any("Open vSwitch" in problem for problem in found.problems)
+
+
+TOOLS = {
+    "hangs": ("exec sleep 60", "does not end within"),
+    "writes without end": ("exec yes 'meter=1 kbps'", "writes more than"),
+    "is refused": ("echo 'ovs-ofctl: br-int is not a bridge or a socket' >&2; exit 1", "is not a bridge"),
+    "dies": ("kill -ALRM $$", "ovs-ofctl dump-flows: "),
+}
+
+
+@pytest.mark.parametrize("kind", TOOLS)
+def test_meters_that_can_not_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """An ovs-ofctl that behaves like that, in the PATH."""
+    script, says = TOOLS[kind]
+    tool = tmp_path / "ovs-ofctl"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(meters, "_SECONDS", 0.2)
+    began = time.monotonic()
+    with pytest.raises(meters.MeterError, match=says):
+        meters.meters_of(OvsInterface("tap0", bridge="br-int", ofport=7))
+    assert time.monotonic() - began < 10
+
+
+def test_a_bridge_without_openflow_1_3_has_no_meters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "ovs-ofctl"
+    tool.write_text("#!/bin/sh\necho 'br0: version negotiation failed (we support 0x04, peer 0x01)' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert meters.meters_of(OvsInterface("tap0", bridge="br-int", ofport=7)) == ()

@@ -58,7 +58,7 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
 def _p1(situation: Situation, direction: Direction) -> Iterator[Finding]:
     """Declared, and the dump holds no limit. Not where the dump could not be read."""
     set_up = situation.set_up
-    if set_up.enforced_unknown:
+    if set_up.unknown_in(direction):
         return
     by_device: dict[str, list[Declared]] = {}
     for one in set_up.declared:
@@ -224,7 +224,7 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
         for held in set_up.enforced_in(other)
         if one.rate_bps is not None and held.rate_bps is not None and same_rate(one.rate_bps, held.rate_bps)
     ]
-    if swapped and not set_up.declared_in(other) and not set_up.enforced_unknown:
+    if swapped and not set_up.declared_in(other) and not set_up.unknown_in(direction):
         one, held = swapped[0]
         yield Finding(
             finding_id("P12", direction, "swapped"),
@@ -242,7 +242,7 @@ def _p13(situation: Situation, direction: Direction) -> Iterator[Finding]:
     set_up = situation.set_up
     asked = [one for one in set_up.declared_in(direction) if one.source == "ovs"]
     police = [one for one in set_up.enforced_in(direction) if one.kind == "police"]
-    is_blocked = set_up.ingress_qdisc == "clsact" and not police and not set_up.enforced_unknown
+    is_blocked = set_up.ingress_qdisc == "clsact" and not police and not set_up.unknown_in(direction)
     if direction is Direction.OUTBOUND and asked and is_blocked:
         rate = rate_words(asked[0].rate_bps, asked[0].rate_pps)
         yield Finding(

@@ -87,6 +87,7 @@ class SetUp:
     enforced: on the tap itself, in the order in which packets meet it. elsewhere: limits of the tap's packets that are
     enforced past it. earlier: words for what runs before the first policer at ingress and can decide a packet's fate.
     ingress_qdisc: `ingress`, `clsact` or "". declared_unknown, enforced_unknown: why a limit may be there unseen.
+    undecoded: what may limit packets of a direction, but can't be read here.
     """
 
     tap: str
@@ -97,6 +98,16 @@ class SetUp:
     ingress_qdisc: str = ""
     declared_unknown: tuple[str, ...] = ()
     enforced_unknown: tuple[str, ...] = ()
+    undecoded: tuple[tuple[Direction, str], ...] = ()
+
+    @property
+    def not_read(self) -> tuple[str, ...]:
+        """All that may be there unseen, in words."""
+        return (*self.enforced_unknown, *(words for _, words in self.undecoded), *self.declared_unknown)
+
+    def unknown_in(self, direction: Direction) -> tuple[str, ...]:
+        """Why a limit of this direction may be enforced unseen."""
+        return (*self.enforced_unknown, *(words for where, words in self.undecoded if where is direction))
 
     def declared_in(self, direction: Direction) -> tuple[Declared, ...]:
         """What was asked for on the tap itself."""
@@ -185,9 +196,9 @@ def _by_set_up(set_up: SetUp, direction: Direction) -> InForce:
     if not held and enforced_past(set_up, direction):
         return InForce.ELSEWHERE
     if asked and not held:
-        return InForce.UNKNOWN if set_up.enforced_unknown else InForce.ABSENT
+        return InForce.UNKNOWN if set_up.unknown_in(direction) else InForce.ABSENT
     if not held:
-        return InForce.UNKNOWN if set_up.enforced_unknown or set_up.declared_unknown else InForce.NONE
+        return InForce.UNKNOWN if set_up.unknown_in(direction) or set_up.declared_unknown else InForce.NONE
     main = set_up.main_declared(direction)
     if main is None:
         return InForce.UNDECLARED
@@ -235,7 +246,7 @@ def _declared_row(set_up: SetUp, one: Declared) -> PolicerRow:
         burst_bytes=one.burst_bytes,
         rate_pps=one.rate_pps,
         protocol="",
-        matches_declared=True if found else None if set_up.enforced_unknown else False,
+        matches_declared=True if found else None if set_up.unknown_in(one.direction) else False,
         packets=None,
         bytes=None,
         drops=None,

@@ -101,7 +101,7 @@ def _json(report: PolicerReport) -> None:
         "rows": [{**row._asdict(), "direction": row.direction.name.lower()} for row in report.rows],
         "findings": [asdict(finding) for finding in report.findings],
         "earlier": list(set_up.earlier),
-        "not_read": [*set_up.enforced_unknown, *set_up.declared_unknown],
+        "not_read": list(set_up.not_read),
         "notes": list(report.notes),
     }
     sys.stdout.write(dumps(found) + "\n")

@@ -9,12 +9,16 @@ Source: ovs-ofctl(8), dump-flows, dump-meters and meter-stats.
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vifprobe.errors import HostError
 from vifprobe.host.ovs import OvsInterface
 
 _TOOL = "ovs-ofctl"
@@ -46,9 +50,14 @@ class Meter:
     drops: int | None = None
 
 
+class MeterError(HostError):
+    """Meters could not be read: some may be there."""
+
+
 def meters_of(interface: OvsInterface) -> tuple[Meter, ...]:
-    """The meters in the flows of what comes in through this interface; none where ovs-ofctl is not installed, or does
-    not answer within some seconds.
+    """The meters in the flows of what comes in through this interface; none where ovs-ofctl is not installed.
+
+    Raises MeterError where it does not answer within some seconds, or says nothing of use.
     """
     if interface.ofport is None or not interface.bridge or shutil.which(_TOOL) is None:
         return ()
@@ -85,7 +94,35 @@ def parse_meters(bridge: str, listed: str, counted: str = "") -> Iterable[Meter]
 def _ask(*arguments: str) -> str:
     command = [_TOOL, "-O", "OpenFlow13", f"--timeout={_SECONDS}", *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS + 1)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout[:_OUTPUT_MAX].decode(errors="replace") if done.returncode == 0 else ""
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as asked:
+            try:
+                told = _read(asked, time.monotonic() + _SECONDS + 1)
+            finally:
+                asked.kill()
+    except OSError as error:
+        raise MeterError(f"{_TOOL} can't be run: {error.strerror}.") from error
+    words = told.decode(errors="replace")
+    if asked.returncode and "version negotiation failed" in words:
+        return ""  # a bridge that speaks only OpenFlow before 1.3, which has no meters
+    if asked.returncode:
+        raise MeterError(f"{_TOOL} {arguments[0]}: {words.strip()[:200]!a}.")
+    return words
+
+
+def _read(asked: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """All that it writes, bounded in time and length; then it has ended."""
+    assert asked.stdout is not None  # noqa: S101 - it is a pipe
+    told = bytearray()
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([asked.stdout], [], [], left)[0]:
+            raise MeterError(f"{_TOOL} does not end within {_SECONDS + 1} s.")
+        data = os.read(asked.stdout.fileno(), 1 << 16)
+        if not data:
+            asked.wait()
+            return bytes(told)
+        told += data
+        if len(told) > _OUTPUT_MAX:
+            raise MeterError(f"{_TOOL} writes more than {_OUTPUT_MAX} bytes.")

@@ -55,7 +55,7 @@ def policer_lines(
         lines.append(line(Span("findings ", "name"), "none"))
     for words in set_up.earlier:
         lines += wrapped(Span("ahead    ", "name"), clean(f"{words} runs before the policer", glyphs), width)
-    for words in (*set_up.enforced_unknown, *set_up.declared_unknown):
+    for words in set_up.not_read:
         lines += wrapped(Span("not read ", "warn"), clean(words, glyphs), width)
     for words in notes:
         lines += wrapped(Span("note     ", "name"), clean(words, glyphs), width)
