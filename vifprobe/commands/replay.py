@@ -95,20 +95,12 @@ def command(
 def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any]) -> Reading:
     """The run, leaving a capture folder."""
     with CaptureWriter(output, _begin(replay, options), force=force) as writer, _progress(replay.file) as advance:
-        is_begun = False
 
         def batch() -> None:
-            nonlocal is_begun
-            if not is_begun and replay.tally.packets:
-                # When it began is known only now.
-                start = replay.wall_clock(replay.tally.first_ns)
-                writer.amend(replace(writer.manifest, start=start))
-                is_begun = True
             writer.add_bins(replay.take_bins())
             advance()
 
         replay.run(batch)
-        batch()
         writer.add_bins(replay.take_bins(final=True))
         reading = replay.reading()
         told = {"format": replay.file.format, **vars(replay.tally)}
@@ -122,7 +114,9 @@ def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any]) 
 def _begin(replay: Replay, options: dict[str, Any]) -> Manifest:
     entry = TapEntry(replay.file.name, 0, hooks={replay.direction: HOOK}, directions=(replay.direction,))
     begun = manifest.begin([entry], replay.bin_ns, options)
-    return replace(begun, start_monotonic_ns=replay.origin_ns)
+    first = replay.file.first
+    start = begun.start if first is None else replay.wall_clock(first[0])
+    return replace(begun, start=start, start_monotonic_ns=replay.origin_ns)
 
 
 @contextmanager

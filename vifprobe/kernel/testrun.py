@@ -45,6 +45,7 @@ class FrameRunner:
         self._start = _address(memory)
         self._context = bytearray(_SKB_BYTES)
         self._answer = bytearray(_SKB_BYTES)
+        self._answer_start = _address(self._answer)
         self._options = TestRunOpts(
             sz=ctypes.sizeof(TestRunOpts), ctx_in=_address(self._context), ctx_size_in=_SKB_BYTES
         )
@@ -76,7 +77,7 @@ class FrameRunner:
 
     def key_of(self, at: int, captured: int, length: int, time_ns: int) -> int:
         """Count it as `show` does; the key of the cell that it was counted in (layout.CELL_KEY_FIELDS), 0: missed."""
-        self._options.ctx_out, self._options.ctx_size_out = _address(self._answer), _SKB_BYTES
+        self._options.ctx_out, self._options.ctx_size_out = self._answer_start, _SKB_BYTES
         self.show(at, captured, length, time_ns)
         return int.from_bytes(self._answer[_CB_OFFSET + 12 : _CB_OFFSET + 20], sys.byteorder)
 

@@ -31,7 +31,11 @@ _OTHERS = {
 
 
 class PacketFile:
-    """An open recording. name: of the tap that it stands for. size_bytes: None for a pipe. remarks: grow on the way."""
+    """An open recording. Raises CaptureError for what is none, or of no Ethernet, before there is anything to count.
+
+    name: of the tap that it stands for. size_bytes: None for a pipe. remarks: grow on the way. first: the first packet,
+    None where there is none; its bytes lie in the window until the second is asked for.
+    """
 
     def __init__(self, source: FileIO, shown: str) -> None:
         self.shown = shown
@@ -49,6 +53,8 @@ class PacketFile:
             self.format, self._packets = "pcapng", ng.packets
         else:
             raise _other(shown, start)
+        self._stream = self._told()
+        self.first = next(self._stream, None)
 
     def stop(self) -> None:
         """End a read that waits for a pipe to be written to, as if it ended there. Safe in a signal handler."""
@@ -62,6 +68,12 @@ class PacketFile:
 
     def packets(self) -> Iterator[Packet]:
         """Each packet in the order of the file, once. CaptureError where it is damaged or not Ethernet."""
+        if self.first is not None:
+            yield self.first
+            yield from self._stream
+
+    def _told(self) -> Iterator[Packet]:
+        """The packets; errors with the file's name."""
         try:
             yield from self._packets(self.window, self.remarks)
         except CaptureError as error:

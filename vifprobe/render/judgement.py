@@ -79,7 +79,7 @@ def judge(readings: Sequence[Reading], direction: Direction, context: TapContext
     limit = reading.limits.get(direction, Limit())
     passed = reading.counts(direction, Verdict.PASSED)
     policed = reading.counts(direction, Verdict.POLICED)
-    if passed is None or policed is None or direction not in reading.directions:
+    if not reading.verdicts or passed is None or policed is None or direction not in reading.directions:
         return Judgement(State.NO_VERDICT, (_ideal_words(reading, direction, limit),))
     state = _state(readings, direction, limit, context, passed, policed)
     return Judgement(state, _words(state, reading, direction, limit, passed, policed))

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
+from typing import Any
 
 ETHERNET = 1
 _NS = 1_000_000_000
@@ -23,7 +24,12 @@ class Block(IntEnum):
     SECTION = 0x0A0D0D0A
 
 
-def pcap_bytes(
+def pcap_bytes(packets: Iterable[tuple[int, bytes]], **options: Any) -> bytes:
+    """The whole of `pcap_parts`."""
+    return b"".join(pcap_parts(packets, **options))
+
+
+def pcap_parts(
     packets: Iterable[tuple[int, bytes]],
     *,
     order: str = "<",
@@ -31,16 +37,14 @@ def pcap_bytes(
     link_type: int = ETHERNET,
     snaplen: int = 262_144,
     lengths: Sequence[int] | None = None,
-) -> bytes:
+) -> Iterator[bytes]:
     """A pcap file of (ns since 1970, bytes recorded); lengths: those that the frames had, else as recorded."""
     magic = 0xA1B23C4D if nanoseconds else 0xA1B2C3D4
-    parts = [struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, snaplen, link_type)]
+    yield struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, snaplen, link_type)
     for number, (at_ns, frame) in enumerate(packets):
         seconds, ns = divmod(at_ns, _NS)
         length = len(frame) if lengths is None else lengths[number]
-        parts.append(struct.pack(order + "IIII", seconds, ns if nanoseconds else ns // 1000, len(frame), length))
-        parts.append(frame)
-    return b"".join(parts)
+        yield struct.pack(order + "IIII", seconds, ns if nanoseconds else ns // 1000, len(frame), length) + frame
 
 
 class PcapngWriter:
