@@ -16,12 +16,14 @@ from dataclasses import replace
 
 from vifprobe import audit
 from vifprobe.analysis.findings import findings
+from vifprobe.analysis.flood.bursts import Bucket
 from vifprobe.analysis.gaps import GapTracker
 from vifprobe.analysis.policer import Enforced, PolicerRow, SetUp, policer_rows
 from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, count, no_cells, subtract
 from vifprobe.analysis.situation import Sample, Situation, let_through
 from vifprobe.audit import Look
 from vifprobe.errors import HostError
+from vifprobe.forensics import TapForensics, host_neighbours, own_addresses
 from vifprobe.happenings import happenings
 from vifprobe.host import processes
 from vifprobe.host.declared import Declared, DeclaredLimit, declared_of
@@ -44,7 +46,7 @@ _FINDINGS_NS = 100_000_000
 _GROWTH_NS = 800_000_000
 _SAMPLES = 128
 #: What traffic has proved in any part of a run is told of the run.
-_REMEMBERED = ("P4", "P5", "P6", "P7", "P8", "P10", "P14", "P15")
+_REMEMBERED = ("P4", "P5", "P6", "P7", "P8", "P10", "P14", "P15", "S1", "S2", "S3", "S4", "S5", "S6")
 
 
 class TapAudit:
@@ -64,6 +66,7 @@ class TapAudit:
         self._last: tuple[Finding, ...] = ()
         self._last_ns = self._changed_ns = 0
         self._remembered: dict[str, Finding] = {}
+        self.forensics: TapForensics | None = None
 
     def _set_up(self) -> SetUp:
         seen = self.looks[-1] if self.looks else None
@@ -132,7 +135,23 @@ class TapAudit:
             since_ns, before = self._window[0] if self._window else (now_ns, cells)
             seen = replace(reading, cells=subtract(cells, before), duration_ns=now_ns - since_ns)
         known = self.situation_without_packets(reading.directions, reading.final and not changed)
-        return replace(known, reading=seen, reasons=reasons, samples=tuple(self._samples))
+        known = replace(known, reading=seen, reasons=reasons, samples=tuple(self._samples))
+        if self.forensics is None:
+            return known
+        return replace(
+            known,
+            floods=reading.flood if reading.final else self.forensics.tracker.judged,
+            bursts=self.forensics.bursts,
+            own_addresses=self.forensics.own_addresses,
+            flood_thresholds=self.forensics.thresholds,
+        )
+
+    def bucket(self, direction: Direction) -> Bucket | None:
+        """The installed limit, as a bucket of bytes."""
+        limit = self._set_up().main_enforced(direction)
+        if limit is None or not limit.rate_bps or not limit.at_once_bytes:
+            return None
+        return Bucket(limit.rate_bps / 8, limit.at_once_bytes)
 
     def situation_without_packets(self, directions: tuple[Direction, ...], whole: bool = True) -> Situation:
         """What is known without having looked at packets. whole: of the whole run, else of its last second."""
@@ -232,6 +251,7 @@ class Auditor:
         self._declared_ns, self._poked = now_ns, False
         found = declared_of(self._links)
         holders = processes.holders(self._links)
+        neighbours = host_neighbours()
         for ifindex, tap in self.taps.items():
             declared = found[ifindex]
             try:
@@ -240,6 +260,8 @@ class Auditor:
                 tap.meters = ()
                 declared = replace(declared, problems=(*declared.problems, f"Open vSwitch's meters: {error.message}"))
             tap.declared = declared
+            if tap.forensics is not None:
+                tap.forensics.tracker.know(own_addresses(declared, neighbours))
             tap.pid = holders[ifindex].pid if ifindex in holders else None
 
     def _run(self) -> None:

@@ -19,9 +19,11 @@ import numpy.typing as npt
 from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.policer import PolicerRow
 from vifprobe.analysis.reading import Cells, Limit, Reading, subtract
+from vifprobe.analysis.thresholds import FloodThresholds
 from vifprobe.auditor import Auditor, TapAudit, passed_bytes
 from vifprobe.coverage import Coverage, GapTeller
 from vifprobe.errors import UsageError
+from vifprobe.forensics import Forensics
 from vifprobe.host import netns
 from vifprobe.host.events import Event, Events
 from vifprobe.host.limits import installed_of
@@ -31,7 +33,7 @@ from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
-from vifprobe.layout import Charge, Direction
+from vifprobe.layout import SAMPLE, Charge, Direction
 from vifprobe.records import SynMeasures
 from vifprobe.watched import WatchedTap
 
@@ -45,6 +47,8 @@ _REFRESH_NS = 1_000_000_000
 #: change (qdisc, then filter) has arrived by then.
 _CHANGE_SHOWN_NS = 30_000_000
 _END_HEARD_NS = 1_000_000_000
+#: Samples are taken so often, whatever the interval: a CPU's ring holds half a second of them at least.
+_LOOK_NS = 200_000_000
 
 
 class Probe:
@@ -56,7 +60,8 @@ class Probe:
     before_detach and after_detach, and the interfaces (see vifprobe.bracket). create_qdisc: on kernels without tcx, add
     a clsact qdisc where there is none (it keeps OVS and libvirt from adding their policer). charge: what the ideal
     bucket with the declared limit takes for a packet. samples: how many packets' headers to keep a second at most, 0
-    for none. host: count what the host does, too (vifprobe.host_cost).
+    for none: readings have no flood measures then. host: count what the host does, too (vifprobe.host_cost).
+    thresholds: from which numbers on flood measures raise findings.
 
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
     """
@@ -73,6 +78,7 @@ class Probe:
         charge: Charge = Charge.INSTALLED,
         samples: int = 0,
         host: bool = False,
+        thresholds: FloodThresholds | None = None,
     ) -> None:
         if not taps:
             raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
@@ -87,6 +93,8 @@ class Probe:
         self._samples_per_second = samples
         self._with_host = host
         self._host: HostCollector | None = None
+        self._thresholds = thresholds
+        self._forensics: Forensics | None = None
         self._stack = ExitStack()
         self._watched: list[WatchedTap] = []
         self._seen: list[tuple[str, Event]] = []
@@ -94,7 +102,6 @@ class Probe:
         self._end: Snapshot | None = None
         self._stopped = False
         self._last_bins: npt.NDArray[np.void]
-        self._last_samples: npt.NDArray[np.void]
         self._changed = False
         self.start_ns = self._last_ns = self._refreshed_ns = 0
 
@@ -178,7 +185,14 @@ class Probe:
         if self._end is not None:
             bins, self._last_bins = self._last_bins, self._last_bins[:0]
             return bins
-        return self._counters.take_bins()
+        bins = self._counters.take_bins()
+        self._see_bins(bins)
+        return bins
+
+    def _see_bins(self, bins: npt.NDArray[np.void], final: bool = False) -> None:
+        for audit in self._auditor.taps.values():
+            if audit.forensics is not None:
+                audit.forensics.add_bins(bins, {one: audit.bucket(one) for one in self._directions}, final)
 
     @property
     def lost_bins(self) -> int:
@@ -187,10 +201,7 @@ class Probe:
 
     def take_samples(self) -> npt.NDArray[np.void]:
         """Sampled packets (dtype layout.SAMPLE, tap = place in `links`) since the last call; all after the end."""
-        if self._end is not None:
-            samples, self._last_samples = self._last_samples, self._last_samples[:0]
-            return samples
-        return self._counters.take_samples()
+        return np.zeros(0, SAMPLE) if self._forensics is None else self._forensics.take_samples()
 
     @property
     def lost_samples(self) -> int:
@@ -254,6 +265,12 @@ class Probe:
             if self._bin_ns:  # evidence is whole from its start on; a screen does not wait
                 self._host.start()
                 self._host.wait()
+        if self._samples_per_second:
+            self._forensics = Forensics(
+                self._counters, self._directions, len(links), self._bin_ns, self._thresholds
+            )
+            for link, tap in zip(links, self._forensics.taps, strict=True):
+                self._auditor.taps[link.ifindex].forensics = tap
         self._moment("before_attach")
         self.start_ns = self._last_ns = self._refreshed_ns = time.monotonic_ns()
         self._programs.attach_verdicts()
@@ -281,9 +298,12 @@ class Probe:
         """
         left_ns = until_ns - time.monotonic_ns()
         while True:  # once at least: `stop` is heard even where each reading takes longer than the interval
-            ready, _, _ = select.select([self._stop_read, self._events.fileno()], [], [], max(0, left_ns) / 1e9)
+            wait_ns = max(0, min(left_ns, _LOOK_NS) if self._forensics is not None else left_ns)
+            ready, _, _ = select.select([self._stop_read, self._events.fileno()], [], [], wait_ns / 1e9)
             if self._stop_read in ready:
                 return True
+            if self._forensics is not None:
+                self._forensics.look()
             self._follow_events()
             if all(watched.gone for watched in self._watched):
                 return True
@@ -355,7 +375,9 @@ class Probe:
         self._programs.detach_tracepoints()
         # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.
         self._last_bins = self._counters.take_bins(final=True)
-        self._last_samples = self._counters.take_samples(final=True)
+        self._see_bins(self._last_bins, final=True)
+        if self._forensics is not None:
+            self._forensics.look(final=True)
         self._end = self._snapshot(final=True)
         if self._host is not None:
             self._host.close()
@@ -399,6 +421,8 @@ class Probe:
 
     def _interval(self, snapshot: Snapshot) -> Iterator[Reading]:
         since_ns, self._last_ns = self._last_ns, snapshot.at_ns
+        if self._forensics is not None:
+            self._forensics.end_interval()
         for watched in self._watched:
             cells = self._cells_of(snapshot, watched)
             reading = self._reading(watched, subtract(cells, watched.before), snapshot, since_ns)
@@ -434,6 +458,9 @@ class Probe:
             final=final,
         )
         reading = replace(reading, host=self._host_cost(watched, reading))
+        if self._forensics is not None:
+            flood = self._forensics.floods(watched.number, cells, reading.duration_ns, final)
+            reading = replace(reading, flood=flood)
         return replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
 
     def _drop_notes(self, watched: WatchedTap, so_far: Cells, snapshot: Snapshot) -> list[str]:

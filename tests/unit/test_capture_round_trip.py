@@ -33,6 +33,7 @@ from capture_kit import (
 )
 from hypothesis import given, settings
 
+from vifprobe.analysis.flood.model import Flood, Measure, Top
 from vifprobe.analysis.reading import Cells, Finding, Limit, Reading
 from vifprobe.analysis.reconcile import CounterSamples, probe_count, reconcile
 from vifprobe.capture.manifest import NOT_ENDED, Gap
@@ -58,13 +59,14 @@ def same(one: Reading, other: Reading) -> bool:
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
-    one, two = reading(TAPS[0]), reading(TAPS[1], FLOOD[:2], missed=0, findings=(), directions=(Direction.INBOUND,))
+    seen = {"syn_share": Measure(0.9973, "of 1"), "sources": Measure(65_521, "different", 2_131)}
+    top = (Top("port", "80", 100_003, 5_400_162, 3),)
+    one = reading(TAPS[0], flood={OUT: Flood({**seen, "half_open": Measure(None, "handshakes")}, top)})
+    two = reading(TAPS[1], FLOOD[:2], missed=0, findings=(), directions=(Direction.INBOUND,))
     drops = [row for each in (one, two) for row in drop_rows(each.cells, each.tap, REASONS, SYMBOLS.get)]
     agreed = reconcile(CounterSamples(TAPS[0], OUT, "device rx_packets", 7, 7, 100_010, 100_010), probe_count(100_003))
     host = HostRow(-7, 10**9, "thread", "vhost-4711", 4711, 13, 17, 999_983)
     policer = PolicerRow(TAPS[0], OUT, "tc", "matchall", 10**8, 3_200_000, None, "all", True, 5, 7, 11)
-    flood = FloodRow(TAPS[0], OUT, "syn_share", 0.9973, "ratio")
-    top = TopRow(TAPS[0], OUT, "destination", "192.0.2.1", 100_003, 5_400_162, 3)
     gap = Gap(TAPS[1], 13, None, "the qdisc was deleted")
     with CaptureWriter(tmp_path / "c", manifest()) as writer:
         bins = bins_like(FLOOD, 0, writer.manifest.start_monotonic_ns)
@@ -73,7 +75,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         writer.add_bins(bins[11:])
         writer.add_events(EVENTS[1:])
         writer.add_host([host])
-        totals = Totals([two, one], REASONS, SYMBOLS.get, [agreed], [gap], [policer], [flood], [top])
+        totals = Totals([two, one], REASONS, SYMBOLS.get, [agreed], [gap], [policer])
         written = writer.finish(totals)
     capture = load(tmp_path / "c")
     assert capture.warnings == ()
@@ -86,7 +88,14 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert capture.events == EVENTS
     assert capture.reasons == REASONS
     assert (capture.drops, capture.reconcile, capture.host) == (tuple(drops), (agreed,), (host,))
-    assert (capture.policer, capture.flood, capture.top) == ((policer,), (flood,), (top,))
+    assert capture.policer == (policer,)
+    assert capture.flood == (
+        FloodRow(TAPS[0], OUT, "syn_share", 0.9973, "of 1"),
+        FloodRow(TAPS[0], OUT, "sources", 65_521, "different"),
+        FloodRow(TAPS[0], OUT, "sources_error", 2_131, "different"),
+        FloodRow(TAPS[0], OUT, "half_open", None, "handshakes"),
+    )
+    assert capture.top == (TopRow(TAPS[0], OUT, "port", "80", 100_003, 5_400_162, 3),)
     assert capture.manifest.gaps == (gap,)
     assert capture.findings == ((TAPS[0], one.findings[0]),)
     assert int(capture.bins["packets"].sum()) == FLOOD_PACKETS

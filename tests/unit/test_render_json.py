@@ -32,7 +32,7 @@ def test_every_key_of_the_contract_in_its_order() -> None:
     found = parsed(kit.BASE)
     assert list(found) == [
         *("schema", "tap", "at", "start_ns", "duration_ns", "final"),
-        *("outbound", "inbound", "missed", "verdicts", "host", "findings"),
+        *("outbound", "inbound", "missed", "verdicts", "host", "findings", "flood"),
     ]
     both = ["offered", *OUTCOMES, "bypass", "overpoliced", "classes", "limit"]
     assert list(found["outbound"]) == both

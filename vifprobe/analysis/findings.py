@@ -6,13 +6,15 @@
 | P1, P4, P11, P12, P13: how limits are set | findings_set_up |
 | P2, P3, P9: what changed, and what came of it | findings_events |
 | P5, P6, P7, P8, P10, P14, P15: what the traffic shows | findings_traffic |
+| S1 to S5: what its SYNs are | findings_flood |
+| S6: what its bursts are | findings_bursts |
 
 Pure: what is known comes in a :class:`Situation`. The numbers from which on something counts are in `thresholds`.
 """
 
 from __future__ import annotations
 
-from vifprobe.analysis import findings_events, findings_set_up, findings_traffic
+from vifprobe.analysis import findings_bursts, findings_events, findings_flood, findings_set_up, findings_traffic
 from vifprobe.analysis.reading import Finding
 from vifprobe.analysis.situation import Situation
 
@@ -23,8 +25,12 @@ def findings(situation: Situation) -> tuple[Finding, ...]:
     """All findings, the worst first; the same one keeps its id as long as it holds."""
     found = [
         finding
-        for part in (findings_set_up, findings_events, findings_traffic)
+        for part in (findings_set_up, findings_events, findings_traffic, findings_flood, findings_bursts)
         for direction in situation.directions
         for finding in part.of(situation, direction)
     ]
-    return tuple(sorted(found, key=lambda one: (_ORDER.get(one.severity, 0), int(one.pattern[1:]), one.id)))
+    return tuple(sorted(found, key=_place))
+
+
+def _place(one: Finding) -> tuple[int, str, int, str]:
+    return _ORDER.get(one.severity, 0), one.pattern[0], int(one.pattern[1:]), one.id

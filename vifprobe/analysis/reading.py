@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vifprobe.analysis.flood.model import Flood
 from vifprobe.analysis.host_cost import HostCost
 from vifprobe.layout import CELL, Direction, Expected, PacketClass, Verdict
 
@@ -104,7 +105,8 @@ class Reading:
     here. missed: packets seen but not counted in any cell (0 unless a table was full). verdicts: "reason" where the
     kernel itself named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
     directions: those that were watched; of another one nothing is known, not even that it was silent. host: what the
-    host did meanwhile, None where that is not counted (yet).
+    host did meanwhile, None where that is not counted (yet). flood: what its SYNs are like, by direction; {} where
+    nobody looked.
     """
 
     tap: str
@@ -120,6 +122,7 @@ class Reading:
     final: bool = False
     directions: tuple[Direction, ...] = tuple(Direction)
     host: HostCost | None = None
+    flood: Mapping[Direction, Flood] = field(default_factory=dict)
 
     def where(
         self,

@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vifprobe.analysis.flood.addresses import OwnAddresses
+from vifprobe.analysis.flood.bursts import Bursts
+from vifprobe.analysis.flood.model import Flood
 from vifprobe.analysis.gaps import Gap
 from vifprobe.analysis.policer import SetUp
 from vifprobe.analysis.reading import Cells, Reading
+from vifprobe.analysis.thresholds import FloodThresholds
 from vifprobe.layout import Direction, Verdict
 
 
@@ -72,7 +76,8 @@ class Situation:
     """All that is known of one tap when findings are asked for. now_ns: monotonic.
 
     reading: packets of the interval (or of the whole run). reasons: names of the kernel's drop reasons. installs: when
-    a limit came where there had been none.
+    a limit came where there had been none. floods: what the SYNs of about a second (or of the run) are like, by
+    direction. bursts: what its timeline shows so far. own_addresses: of the port, as far as known.
     """
 
     set_up: SetUp
@@ -86,6 +91,10 @@ class Situation:
     load: Load | None = None
     uplink: Uplink | None = None
     directions: tuple[Direction, ...] = tuple(Direction)
+    floods: Mapping[Direction, Flood] = field(default_factory=dict)
+    bursts: Mapping[Direction, Bursts] = field(default_factory=dict)
+    own_addresses: OwnAddresses = field(default_factory=OwnAddresses)
+    flood_thresholds: FloodThresholds = field(default_factory=FloodThresholds)
 
 
 def let_through(cells: Cells, reasons: Mapping[int, str]) -> Cells:

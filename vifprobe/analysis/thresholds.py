@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+
+from vifprobe.errors import UsageError
+
 #: A policer keeps whole bytes per second and a burst as a time in ticks of 64 ns: equal means within these shares.
 #: A rate that is off by kilo against kibi (2.4 %) is another rate. A burst may be off by as much: whether its unit
 #: holds 1000 or 1024 differs between releases of the programs that set it, and changes nothing that a guest could use.
@@ -58,3 +64,57 @@ RING_SHARE = 0.001
 #: P15: share of the uplink's speed, and packets dropped there.
 UPLINK_SHARE = 0.95
 UPLINK_DROPS = 100
+
+
+@dataclass(frozen=True)
+class FloodThresholds:
+    """From which numbers on S1 to S6 are raised; `--threshold NAME=VALUE` sets one. Shares are of 1.
+
+    An estimate counts with the end of its bound that speaks against the finding.
+    """
+
+    #: S1, S4: packets that prove something. Fewer are chance.
+    syn_packets: float = 100
+    #: S1: SYNs a second that nobody completes. Real clients whose server does not answer send one again after 1, 3 and
+    #: 7 s: so many of them at once are behind no tap.
+    flood_syn_pps: float = 500
+    #: S1, S4: share of the SYNs (that were not policed) of which no handshake came. Of real clients most are answered;
+    #: crawlers and peer-to-peer programs try many dead addresses.
+    unfinished_share: float = 0.8
+    #: S4: SYNs a second, and for each destination and port: a scanner tries each once, or a few times.
+    scan_syn_pps: float = 50
+    scan_repeats: float = 3
+    #: S4: more to one destination is a flood, even if no port gets a second one.
+    scan_pps_at_one: float = 10_000
+    #: S2: share of the SYNs whose source is not the port's own, at so many SYNs a second.
+    spoofed_share: float = 0.5
+    spoofed_pps: float = 20
+    #: S2, where no address of the port is known: so many sources at one MAC, share of sources that no host can have.
+    spoofed_sources: float = 1_000
+    impossible_share: float = 0.05
+    #: S3: share of the SYNs that keep to something that no TCP stack does, at so many SYNs a second.
+    tool_share: float = 0.8
+    tool_pps: float = 20
+    #: S5: share of a flood's SYNs that one service (address and port) gets.
+    target_share: float = 0.8
+    #: S6: how often a full bucket was emptied at once, how many times the rate that was, and in how long at most.
+    bursts: float = 3
+    burst_over_rate: float = 2
+    burst_ms: float = 100
+
+
+def flood_thresholds(settings: Iterable[str], base: FloodThresholds | None = None) -> FloodThresholds:
+    """From texts like ``flood_syn_pps=2000``. Raises UsageError, with the closest name for one that there is not."""
+    known, values = [field.name for field in fields(FloodThresholds)], {}
+    for text in settings:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if name not in known:
+            closest = get_close_matches(name, known, 1, 0)[0]
+            raise UsageError(f"{ascii(name)[:60]} is no threshold.", f"The closest is {closest}.", f"All: {known}.")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            values[name] = -1.0
+        if not 0 <= values[name] < float("inf"):
+            raise UsageError(f"{ascii(text)[:60]} sets no threshold.", f"Write {name}=NUMBER, 0 or more.")
+    return replace(base or FloodThresholds(), **values)

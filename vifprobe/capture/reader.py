@@ -22,6 +22,7 @@ from vifprobe.capture import rows as r
 from vifprobe.capture.csvio import Row, Table, printable, show
 from vifprobe.capture.files import digest, read_regular
 from vifprobe.capture.findings import findings_from_json
+from vifprobe.capture.flood import floods_of
 from vifprobe.capture.manifest import FILES, FINDINGS, MANIFEST, SAMPLES, Manifest, TapEntry, from_json
 from vifprobe.capture.tables import Bins, bins_of, cells_of, has_known_bucket
 from vifprobe.errors import CaptureError
@@ -104,6 +105,7 @@ class Capture:
             notes=tap.notes,
             final=True,
             directions=tap.directions,
+            flood=floods_of(tap.name, self.flood, self.top),
         )
 
 

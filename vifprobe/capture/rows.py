@@ -100,7 +100,7 @@ class LostRow(NamedTuple):
 
 
 class FloodRow(NamedTuple):
-    """One SYN-flood measure in the unit it names."""
+    """One SYN-flood measure in the unit it names; an estimate's bound is a row of its own (see capture.flood)."""
 
     tap: str
     direction: Direction
@@ -112,7 +112,7 @@ class FloodRow(NamedTuple):
 class TopRow(NamedTuple):
     """One of the most frequent keys of a kind (destination, port, source, fingerprint).
 
-    `error_max`: how many of `packets` may belong to other keys.
+    `error_max`: by how much `packets` can be off; so many of them may belong to other keys. 0: exact.
     """
 
     tap: str

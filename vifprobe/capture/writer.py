@@ -17,6 +17,7 @@ from vifprobe.analysis.reading import Reading
 from vifprobe.capture import csvio
 from vifprobe.capture.csvio import Row, Table
 from vifprobe.capture.findings import findings_json
+from vifprobe.capture.flood import flood_rows, top_rows
 from vifprobe.capture.folder import Folder, Stream
 from vifprobe.capture.manifest import (
     FILES,
@@ -44,8 +45,9 @@ class Totals:
     """What is known of the whole run so far, or at its end.
 
     readings: one a tap, with the counts since the start of the run. reasons, locate: names of the kernel's drop reasons
-    and functions, see tables.drop_rows. policer, flood, top: None where nobody looked; no file is written then.
-    lost_samples: overwritten before they were taken. end, end_monotonic_ns: when counting ended; None: now.
+    and functions, see tables.drop_rows. policer, flood, top: None where nobody looked; no file is written then. flood
+    and top come from the readings where they are not given. lost_samples: overwritten before they were taken. end,
+    end_monotonic_ns: when counting ended; None: now.
     """
 
     readings: Sequence[Reading]
@@ -229,8 +231,12 @@ class CaptureWriter:
         found = [(reading.tap, finding) for reading in by_name for finding in reading.findings]
         self._folder.replace(FINDINGS, findings_json(found))
         self._replace(csvio.POLICER, totals.policer)
-        self._replace(csvio.FLOOD, totals.flood)
-        self._replace(csvio.TOP, totals.top)
+        flood, top = totals.flood, totals.top
+        if any(reading.flood for reading in by_name):
+            flood = [row for one in by_name for row in flood_rows(one.tap, one.flood)] if flood is None else flood
+            top = [row for one in by_name for row in top_rows(one.tap, one.flood)] if top is None else top
+        self._replace(csvio.FLOOD, flood)
+        self._replace(csvio.TOP, top)
 
     def checkpoint(self, totals: Totals) -> None:
         """Save the totals so far: what a kill or a crash after this leaves."""

@@ -17,6 +17,7 @@ from vifprobe.capture.manifest import Gap, Manifest, TapEntry
 from vifprobe.capture.rows import EventRow
 from vifprobe.capture.tables import host_rows
 from vifprobe.capture.writer import CaptureWriter, Totals
+from vifprobe.commands.flood_options import flood_options, samples_wanted, thresholds_wanted
 from vifprobe.commands.options import (
     CHARGES,
     DIRECTIONS,
@@ -30,7 +31,6 @@ from vifprobe.commands.options import (
 from vifprobe.errors import CaptureError, TapError, UsageError
 from vifprobe.host.taps import describe
 from vifprobe.kernel.build import BIN_LOG_ENTRIES
-from vifprobe.kernel.samples import SAMPLES_PER_SECOND
 from vifprobe.kernel.symbols import function_at
 from vifprobe.probe import Probe
 from vifprobe.render.context import TapContext
@@ -43,6 +43,7 @@ CHECKPOINT_SECONDS = 5.0  # what a kill can cost of the totals; the timeline is 
 
 @click.command("capture")
 @tap_options
+@flood_options
 @click.option("-d", "--duration", type=DURATION, required=True, help="How long, such as 30s.")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write; made, mode 0700.")
 @click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, help="Width of a time bin.")
@@ -53,7 +54,6 @@ CHECKPOINT_SECONDS = 5.0  # what a kill can cost of the totals; the timeline is 
     show_default=True,
     help="Headers of about so many packets at most go to samples.pcapng.",
 )
-@click.option("--no-samples", is_flag=True, help="Take no packets' headers.")
 @click.option("--force", is_flag=True, help="Replace an earlier capture in that folder.")
 @fail_on
 def command(
@@ -69,9 +69,11 @@ def command(
     output: str,
     bin_ns: int,
     samples: int,
-    no_samples: bool,
     force: bool,
     fail_on: str | None,
+    no_samples: bool,
+    threshold: tuple[str, ...],
+    thresholds: str | None,
 ) -> None:
     """Count for a while and leave a folder of evidence: CSV, manifest, findings.
 
@@ -92,7 +94,8 @@ def command(
         bracket=bracket,
         create_qdisc=create_qdisc,
         charge=CHARGES[charge],
-        samples=0 if no_samples else SAMPLES_PER_SECOND,
+        samples=samples_wanted(no_samples),
+        thresholds=thresholds_wanted(threshold, thresholds),
         host=not no_host,
     )
     options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}

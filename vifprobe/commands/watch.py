@@ -12,6 +12,7 @@ from typing import TextIO
 import click
 
 from vifprobe.analysis.reading import Reading
+from vifprobe.commands.flood_options import flood_options, samples_wanted, thresholds_wanted
 from vifprobe.commands.options import (
     CHARGES,
     DIRECTIONS,
@@ -30,6 +31,7 @@ Show = Callable[[list[Reading]], None]
 
 @click.command("watch")
 @tap_options
+@flood_options
 @click.option("--interval", type=DURATION, default="1s", show_default=True, help="Time between two readings.")
 @click.option("--duration", type=DURATION, help="End after this long; else Ctrl-C ends it.")
 @click.option("--csv", "csv_file", metavar="FILE", help="Also write each interval's rows to this file.")
@@ -49,6 +51,9 @@ def command(
     csv_file: str | None,
     as_json: bool,
     fail_on: str | None,
+    no_samples: bool,
+    threshold: tuple[str, ...],
+    thresholds: str | None,
 ) -> None:
     """Show what the guest sends, what passes, what is policed and dropped, and why.
 
@@ -65,6 +70,8 @@ def command(
         create_qdisc=create_qdisc,
         charge=CHARGES[charge],
         host=not no_host,
+        samples=samples_wanted(no_samples),
+        thresholds=thresholds_wanted(threshold, thresholds),
     )
     last: list[Reading] = []
     with ExitStack() as stack:
@@ -76,6 +83,7 @@ def command(
         shows.append(_json if as_json else stack.enter_context(_view(sys.stdout, probe)))
         seconds = None if duration is None else duration / 1e9
         for last in _by_interval(probe.readings(interval / 1e9, seconds), len(set(taps))):
+            probe.take_samples()  # worked out; nobody needs them any more
             for show in shows:
                 show(last)
     if probe.gone:

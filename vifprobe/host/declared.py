@@ -46,7 +46,8 @@ class Declared:
     """What is declared for one tap, and what could not be read.
 
     problems: a limit may be declared there, too. ovs: the tap's own interface in Open vSwitch, None where it has none.
-    domain: libvirt's name of the guest, "" where it knows none. sources: what was there to be read.
+    domain: libvirt's name of the guest, "" where it knows none. sources: what was there to be read. macs, ips: that the
+    guest was given, each with who says so.
     """
 
     limits: tuple[DeclaredLimit, ...] = ()
@@ -54,6 +55,8 @@ class Declared:
     ovs: ovs.OvsInterface | None = None
     domain: str = ""
     sources: tuple[str, ...] = ()
+    macs: tuple[tuple[str, str], ...] = ()
+    ips: tuple[tuple[str, str], ...] = ()
 
 
 def declared(link: Link, given: Iterable[DeclaredLimit] = ()) -> Declared:
@@ -93,7 +96,10 @@ def _declared(
         problems.append(f"Open vSwitch: {switch.problem}")
     sources = (["libvirt"] if live.present else []) + (["ovs"] if switch.present else [])
     domain = interface.domain if interface else ""
-    return Declared(tuple(limits), tuple(problems), own, domain, tuple(sources))
+    macs = [(interface.guest_mac, "libvirt")] if interface and interface.guest_mac else []
+    macs += [(port.attached_mac, "Open vSwitch") for port in _ovs_ports(link, interface, switch) if port.attached_mac]
+    ips = tuple((ip, "libvirt's nwfilter") for ip in interface.guest_ips) if interface else ()
+    return Declared(tuple(limits), tuple(problems), own, domain, tuple(sources), tuple(macs), ips)
 
 
 def _of_libvirt(interface: libvirt.Interface) -> Iterable[DeclaredLimit]:

@@ -57,6 +57,7 @@ class Interface:
 
     target: the tap's name. kind: `bridge`, `ethernet`, `network`, `direct`, ... port_id: Neutron's port, from the
     Open vSwitch interface id. inbound, outbound: as the guest sees it. instance_*: OpenStack's, from Nova's metadata.
+    guest_ips: those that an nwfilter lets the guest use (docs/formatnwfilter.rst, variables IP and IPV6).
     """
 
     target: str
@@ -73,6 +74,7 @@ class Interface:
     instance_name: str | None = None
     instance_uuid: str | None = None
     project: str | None = None
+    guest_ips: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,11 @@ def _interfaces(root: ET.Element) -> Iterator[Interface]:
             instance_name=_nova(instance, "name"),
             instance_uuid=uuid if instance is not None else None,
             project=_nova(instance, "project"),
+            guest_ips=tuple(
+                node.get("value", "")
+                for node in where.iterfind("filterref/parameter")
+                if node.get("name") in ("IP", "IPV6") and node.get("value")
+            ),
         )
 
 

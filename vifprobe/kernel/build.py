@@ -41,8 +41,8 @@ CELLS_PER_TAP = 256
 CELLS_MIN = 2048
 BIN_LOG_ENTRIES = 4096
 #: Samples of all CPUs that wait for the reader, 192 bytes each, and how many of them are one CPU's.
-SAMPLES_WAITING = 32768
-SAMPLES_PER_CPU = (1024, 16384)
+SAMPLES_WAITING = 16384
+SAMPLES_PER_CPU = (1024, 8192)
 #: Samples of each class and verdict that are taken first, per tap, direction and CPU; a byte counts them.
 SAMPLE_FIRST = 16
 

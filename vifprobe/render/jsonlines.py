@@ -7,6 +7,7 @@ import json
 from datetime import timezone
 from typing import Any
 
+from vifprobe.analysis.flood.model import Flood
 from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
 from vifprobe.layout import Direction, PacketClass, Verdict
 from vifprobe.render.host import host_object
@@ -35,6 +36,15 @@ def reading_object(reading: Reading) -> _Object:
         "verdicts": reading.verdicts or None,
         "host": host_object(reading.host),
         "findings": [finding_object(finding) for finding in reading.findings],
+        "flood": {direction.name.lower(): _flood(flood) for direction, flood in reading.flood.items()} or None,
+    }
+
+
+def _flood(flood: Flood) -> _Object:
+    """Each measure with its unit and by how much it can be off: 0 is exact."""
+    return {
+        "measures": {name: one._asdict() for name, one in flood.measures.items()},
+        "top": [one._asdict() for one in flood.top],
     }
 
 

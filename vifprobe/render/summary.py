@@ -11,6 +11,7 @@ from vifprobe.capture.manifest import SAMPLES, SampleCounts
 from vifprobe.layout import Direction, Verdict
 from vifprobe.render import tap_view
 from vifprobe.render.context import TapContext, losses
+from vifprobe.render.flood import flood_lines
 from vifprobe.render.host import host_lines
 from vifprobe.render.judgement import per_second
 from vifprobe.render.line import Column, Line, Span, cells, flow, head, line, wrapped
@@ -51,6 +52,7 @@ def summary_lines(
             for row in other_direction(reading, other, width, glyphs)
         ],
         *host_lines(reading.host, width, glyphs),
+        *flood_lines(reading, width, glyphs),
         *findings_lines(reading.findings, width, glyphs),
         *_agreement([row for row in counters if row.tap == reading.tap], width, glyphs),
         *[row for note in reading.notes for row in wrapped(Span("note     ", "name"), clean(note, glyphs), width)],

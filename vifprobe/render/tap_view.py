@@ -10,6 +10,7 @@ from vifprobe.analysis.reading import Finding, Limit, Reading
 from vifprobe.layout import Direction, Verdict
 from vifprobe.render import tap_tables
 from vifprobe.render.context import Loss, TapContext, losses
+from vifprobe.render.flood import flood_lines
 from vifprobe.render.host import host_section
 from vifprobe.render.judgement import judge, per_second, same_rate
 from vifprobe.render.line import Line, Span, flow, line, one_line, wrapped
@@ -71,6 +72,7 @@ def tap_sections(
         *_where(reading, direction, context, glyphs),
         *_other(reading, direction, width, glyphs),
         host_section(reading.host, width, glyphs),
+        listed(flood_lines(reading, width, glyphs), "lines about SYNs", glyphs, least=2, keep=5, grow=2),
         replace(listed(findings, "findings", glyphs, least=2, keep=3, grow=1), gap=True),
         *tables,
         tap_tables.history(readings, direction, width, glyphs),

@@ -20,7 +20,8 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 class Glyphs:
     """What a stream can show: characters for pictures, and the encoding that names from outside are fitted to.
 
-    bars: ascending parts of one character cell, the last one full. sparks: ascending levels, the first is for 0.
+    bars: ascending parts of one character cell, the last one full. sparks: ascending levels, the first is for 0. about,
+    bound: before an estimate, and before by how much it can be off.
     """
 
     encoding: str
@@ -28,16 +29,18 @@ class Glyphs:
     sparks: str
     dot: str
     ellipsis: str
+    about: str = "≈"
+    bound: str = "±"
 
 
 BLOCKS = Glyphs("utf-8", "▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇█", "·", "…")
-ASCII = Glyphs("ascii", "#", "_.:-=+*#", "|", "...")
+ASCII = Glyphs("ascii", "#", "_.:-=+*#", "|", "...", "~", "+-")
 
 
 def glyphs_for(encoding: str | None) -> Glyphs:
     """Block characters where `encoding` can write them, else plain ASCII."""
     encoding = encoding or "ascii"
-    wanted = BLOCKS.bars + BLOCKS.sparks + BLOCKS.dot + BLOCKS.ellipsis
+    wanted = BLOCKS.bars + BLOCKS.sparks + BLOCKS.dot + BLOCKS.ellipsis + BLOCKS.about + BLOCKS.bound
     try:
         wanted.encode(encoding)
     except (UnicodeEncodeError, LookupError):

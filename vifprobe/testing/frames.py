@@ -176,22 +176,26 @@ def ipv4(
     dont_fragment: bool = False,
     take: slice = slice(None),
     header_checksum: int | None = None,
+    source: bytes = SOURCE_IPV4,
+    destination: bytes = DESTINATION_IPV4,
+    ttl: int = 64,
+    identification: int = 4099,
 ) -> bytes:
     """An IPv4 packet (RFC 791). `offset` in units of 8 bytes; `take` is what of the part this fragment carries."""
-    carried = part.summed(SOURCE_IPV4, DESTINATION_IPV4)[take]
+    carried = part.summed(source, destination)[take]
     words = 5 + len(options) // 4
     header = struct.pack(
         "!BBHHHBBH",
         version << 4 | (words if ihl is None else ihl),
         0,
         words * 4 + len(carried) if total_length is None else total_length,
-        4099,
+        identification,
         dont_fragment << 14 | more_fragments << 13 | offset,
-        64,
+        ttl,
         part.protocol if protocol is None else protocol,
         header_checksum or 0,
     )
-    header += SOURCE_IPV4 + DESTINATION_IPV4 + options
+    header += source + destination + options
     if header_checksum is None:
         header = header[:10] + checksum(header).to_bytes(2, "big") + header[12:]
     return header + carried
@@ -204,9 +208,11 @@ def ipv6(
     payload_length: int | None = None,
     next_header: int | None = None,
     take: slice = slice(None),
+    source: bytes = SOURCE_IPV6,
+    destination: bytes = DESTINATION_IPV6,
 ) -> bytes:
     """An IPv6 packet (RFC 8200); extension headers are built into the part, see `extensions`."""
-    carried = part.summed(SOURCE_IPV6, DESTINATION_IPV6)[take]
+    carried = part.summed(source, destination)[take]
     header = struct.pack(
         "!IHBB",
         version << 28,
@@ -214,7 +220,7 @@ def ipv6(
         part.protocol if next_header is None else next_header,
         64,
     )
-    return header + SOURCE_IPV6 + DESTINATION_IPV6 + carried
+    return header + source + destination + carried
 
 
 def tcp(
@@ -226,13 +232,15 @@ def tcp(
     reserved: int = 0,
     source_port: int = SOURCE_PORT,
     destination_port: int = DESTINATION_PORT,
+    sequence: int = 7001,
+    window: int = 64_240,
 ) -> Part:
     """A TCP segment (RFC 9293). `data_offset` in words of 4 bytes; `reserved` is the low half of byte 12, AE is 1."""
     words = 5 + len(options) // 4 if data_offset is None else data_offset
     acknowledgement = 5003 if flags & TcpFlag.ACK else 0
     urgent = 1 if flags & TcpFlag.URG else 0
-    header = struct.pack("!HHII", source_port, destination_port, 7001, acknowledgement)
-    header += struct.pack("!BBHHH", words << 4 | reserved, flags & 0xFF, 64_240, 0, urgent)
+    header = struct.pack("!HHII", source_port, destination_port, sequence, acknowledgement)
+    header += struct.pack("!BBHHH", words << 4 | reserved, flags & 0xFF, window, 0, urgent)
     return Part(Protocol.TCP, header + options + payload, 16, 0, Protocol.TCP)
 
 

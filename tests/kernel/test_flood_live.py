@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Floods and scans through a real tap: each raises its own findings and no other, and estimates hold their bounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+
+from vifprobe.analysis.reading import Reading
+from vifprobe.layout import Direction, PacketClass
+from vifprobe.probe import Probe
+from vifprobe.testing import frames as f
+from vifprobe.testing import syns
+from vifprobe.testing.flood import writer
+from vifprobe.testing.frames import EtherType, TcpFlag
+from vifprobe.testing.taps import Tap
+
+OUT = Direction.OUTBOUND
+ARP = f.pad(f.eth(f.arp(), EtherType.ARP))
+
+
+def watched(tap: Tap, frames: list[bytes], *, count: int, pps: float, samples: int = 20_000) -> Reading:
+    """The run's totals after writing so many frames, over more than a second."""
+    with Probe(tap.name, directions=(OUT,), samples=samples) as probe:
+        tap.write(ARP)
+        with writer(tap.fds, frames, count=count, seconds=30.0, packets_per_second=pps) as started:
+            started.start()
+            for reading in probe.readings(1.0, 30.0):
+                if reading.offered(OUT, PacketClass.TCP_SYN).packets == 0 and reading.start_ns > 0:
+                    probe.stop()  # all were written some time before
+                last = reading
+            assert started.wait().frames == count
+    assert last.final
+    return last
+
+
+def patterns(reading: Reading) -> set[str]:
+    return {finding.pattern for finding in reading.findings if finding.pattern.startswith("S")}
+
+
+@pytest.mark.parametrize(
+    ("make", "raised"),
+    [
+        (syns.hping, {"S1", "S3", "S5"}),
+        (syns.spoofed, {"S1", "S2", "S3", "S5"}),
+        (syns.mirai_scan, {"S3", "S4"}),
+        (syns.port_scan, {"S4"}),
+    ],
+    ids=["hping", "spoofed", "mirai", "nmap"],
+)
+def test_each_is_told_apart(tap: Tap, make: Callable[[int], list[bytes]], raised: set[str]) -> None:
+    frames = make(9_001)
+    found = watched(tap, frames, count=9_001, pps=6_000.0)
+    assert patterns(found) == raised, [one.title for one in found.findings]
+    assert found.flood[OUT].value("syn_packets") == 9_001
+
+
+def test_estimates_lie_within_their_bounds(tap: Tap) -> None:
+    """Four destination ports in shares that are known, some of the SYNs from elsewhere; one in many is sampled."""
+    ports = [80] * 601 + [443] * 307 + [22] * 83 + [25] * 10
+    frames = [
+        syns.syn(
+            destination_port=port,
+            source=syns.GUEST if number % 3 else syns.TARGET,
+            sequence=number * 2_654_435_761 % 2**32,
+            options=syns.LINUX_OPTIONS if number % 7 else b"",
+        )
+        for number, port in enumerate(ports)
+    ]
+    found = watched(tap, frames, count=30_030, pps=20_000.0, samples=2_000)
+    flood, syn_packets = found.flood[OUT], 30_030
+    assert flood.value("syn_packets") == syn_packets
+    assert 500 < (flood.value("sampled_syn_packets") or 0) < syn_packets
+    truth = Counter({str(port): count * 30 for port, count in Counter(ports).items()})
+    for top in islice((one for one in flood.top if one.kind == "port"), 4):
+        assert abs(top.packets - truth[top.key]) <= top.error_max, top
+    for name, share in (("unknown_source_share", 334 / 1_001), ("no_options_share", 143 / 1_001)):
+        known = flood.known(name)
+        assert known is not None
+        assert 0 < known.error < 0.2
+        assert known.low <= share <= known.high, name
+
+
+def test_without_samples_only_counts_are_told(tap: Tap) -> None:
+    """Features that are off cost nothing, and say nothing."""
+    with Probe(tap.name, directions=(OUT,)) as probe:
+        for _ in range(211):
+            tap.write(f.eth(f.ipv4(f.tcp(TcpFlag.SYN)), EtherType.IPV4))
+        *_, last = probe.readings(0.1, 0.2)
+    assert last.offered(OUT).packets == 211
+    assert last.flood == {}
+    assert patterns(last) == set()

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel side keeps of SYNs, as measures: HyperLogLog registers, ports seen, followed handshakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vifprobe.analysis.flood.estimates import LOG_TERM, Estimate
+from vifprobe.analysis.flood.model import Measure
+from vifprobe.layout import Direction
+from vifprobe.records import Distinct, SynMeasures
+
+Array = npt.NDArray[Any]
+Named = Iterator[tuple[str, Measure]]
+
+_DEVIATIONS = 1.96  # of a normal distribution, for estimates.CONFIDENCE
+
+
+def distinct(registers: Array) -> Estimate:
+    """Different keys that HyperLogLog registers have seen; the bound is 1.96 standard errors of 1.04 / sqrt(m).
+
+    The estimator without bias correction tables of O. Ertl, "New cardinality estimation algorithms for HyperLogLog
+    sketches" (2017), algorithm 6, for registers that never reach their end.
+    """
+    size = len(registers)
+    ranks = np.bincount(registers)
+    empty = int(ranks[0])
+    if empty == size:
+        return Estimate(0.0)
+    sums = float((ranks[1:] * 0.5 ** np.arange(1, len(ranks))).sum()) + size * _sigma(empty / size)
+    value = size * size / (2 * math.log(2) * sums)
+    return Estimate(value, _DEVIATIONS * 1.04 / math.sqrt(size) * value)
+
+
+def _sigma(x: float) -> float:
+    """x + sum over k of x^(2^k) * 2^(k-1): what the empty registers stand for."""
+    power, total, weight = x, x, 1.0
+    while True:
+        power *= power
+        before, total = total, total + power * weight
+        weight *= 2
+        if total == before:
+            return total
+
+
+def distinct_measures(found: Distinct, tap: int, direction: Direction) -> Named:
+    """Sources and destinations estimated, ports exact."""
+    for name, registers in (("sources", found.sources), ("destinations", found.destinations)):
+        value = distinct(registers[tap, direction])
+        yield name, Measure(round(value.value), "different", math.ceil(value.error))
+    for name, seen in (("source_ports", found.source_ports), ("destination_ports", found.destination_ports)):
+        yield name, Measure(int(seen[tap, direction].sum()), "different")
+
+
+def handshake_measures(now: Array, before: Array | None, ages: Array) -> Named:
+    """now, before: rows of records.HANDSHAKES at the end and beginning of a span. ages: buckets of those open."""
+    every = max(1, int(now["every"]))
+    for name in ("started", "answered", "completed", "reset", "expired", "evicted"):
+        counted = int(now[name]) - (int(before[name]) if before is not None else 0)
+        yield f"handshakes_{name}", _scaled(counted, every, "handshakes")
+    yield "half_open", _scaled(int(now["open"]), every, "handshakes")
+    total = int(ages.sum())
+    for name, part in (("half_open_age_median", 0.5), ("half_open_age_p99", 0.99)):
+        if not total:
+            yield name, Measure(None, "ns")
+            continue
+        bucket = int(np.searchsorted(np.cumsum(ages), part * total))
+        lower, upper = (0 if bucket == 0 else 1000 << bucket - 1), 1000 << bucket
+        yield name, Measure((lower + upper) / 2, "ns", (upper - lower) / 2)
+
+
+def _scaled(counted: int, every: int, unit: str) -> Measure:
+    """One in `every` was followed: Bernstein's inequality for a sum of that many draws."""
+    if every == 1:
+        return Measure(counted, unit)
+    return Measure(counted * every, unit, math.ceil(every * (math.sqrt(2 * counted * LOG_TERM) + LOG_TERM)))
+
+
+class KernelSide:
+    """Of one tap: takes the kernel's measures as they come, and says what they are for an interval and for the run."""
+
+    def __init__(self, tap: int) -> None:
+        self._tap = tap
+        self._before: Array | None = None
+
+    def interval(self, found: SynMeasures) -> dict[Direction, dict[str, Measure]]:
+        """Since the call before."""
+        before, self._before = self._before, found.handshakes[self._tap].copy()
+        return {one: self._of(found.interval, found, one, before) for one in Direction}
+
+    def total(self, found: SynMeasures) -> dict[Direction, dict[str, Measure]]:
+        """Since the start."""
+        return {one: self._of(found.total, found, one, None) for one in Direction}
+
+    def _of(
+        self, distinct_of: Distinct, found: SynMeasures, direction: Direction, before: Array | None
+    ) -> dict[str, Measure]:
+        now, ages = found.handshakes[self._tap, direction], found.open_age[self._tap, direction]
+        return {
+            **dict(distinct_measures(distinct_of, self._tap, direction)),
+            **dict(handshake_measures(now, None if before is None else before[direction], ages)),
+        }

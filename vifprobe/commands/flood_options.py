@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options about samples and what is concluded from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vifprobe.analysis.thresholds import FloodThresholds, flood_thresholds
+from vifprobe.errors import UsageError
+from vifprobe.kernel.samples import SAMPLES_PER_SECOND
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_FILE_BYTES_MAX = 64 * 1024
+
+
+def flood_options(function: _Function) -> _Function:
+    """--no-samples, --threshold, --thresholds."""
+    for option in (
+        click.option("--thresholds", metavar="FILE", help="Thresholds, one NAME=VALUE a line; # begins a comment."),
+        click.option("--threshold", multiple=True, metavar="NAME=VALUE", help="From which number on S1 to S6 come."),
+        click.option("--no-samples", is_flag=True, help="Keep no packet's headers: no SYN measures, no S findings."),
+    ):
+        function = option(function)
+    return function
+
+
+def samples_wanted(no_samples: bool) -> int:
+    """How many samples a second; 0 for none."""
+    return 0 if no_samples else SAMPLES_PER_SECOND
+
+
+def thresholds_wanted(settings: tuple[str, ...], file: str | None) -> FloodThresholds:
+    """From the file, then from the options. Raises UsageError."""
+    lines: list[str] = []
+    if file is not None:
+        try:
+            with Path(file).open(encoding="utf-8", errors="replace") as stream:
+                lines = stream.read(_FILE_BYTES_MAX).splitlines()
+        except OSError as error:
+            raise UsageError(f"{file}: {error.strerror}.", "Expected a text file for --thresholds.") from error
+    told = [text for line in lines if (text := line.partition("#")[0].strip())]
+    return flood_thresholds([*told, *settings])

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joins samples, the kernel's SYN measures and time bins of the watched taps with what is worked out from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vifprobe.analysis.flood.addresses import OwnAddresses, mac_number
+from vifprobe.analysis.flood.bursts import Bucket, Bursts
+from vifprobe.analysis.flood.kernel import KernelSide
+from vifprobe.analysis.flood.model import Flood
+from vifprobe.analysis.flood.tracker import FloodTracker, KernelMeasures
+from vifprobe.analysis.reading import Cells
+from vifprobe.analysis.thresholds import FloodThresholds
+from vifprobe.errors import HostError
+from vifprobe.host.declared import Declared
+from vifprobe.host.neighbours import Neighbour, neighbours
+from vifprobe.kernel.counters import Counters
+from vifprobe.layout import SAMPLE, Direction
+from vifprobe.records import SynMeasures
+
+Array = npt.NDArray[Any]
+
+
+class TapForensics:
+    """One tap's. number: its place in the kernel's tables. bin_ns: width of time bins, 0 for none."""
+
+    def __init__(
+        self, number: int, directions: tuple[Direction, ...], bin_ns: int = 0, thresholds: FloodThresholds | None = None
+    ) -> None:
+        self.thresholds = thresholds or FloodThresholds()
+        self.bursts = {direction: Bursts(direction, bin_ns) for direction in directions} if bin_ns else {}
+        self.tracker = FloodTracker()
+        self._directions = directions
+        self._number = number
+        self._kernel = KernelSide(number)
+        self._lost = 0
+        self._total_of_kernel: KernelMeasures = {}
+
+    def add(self, samples: Array, lost: int) -> None:
+        """Samples of all taps. lost: samples that found no place so far, of all taps."""
+        self.tracker.add(samples[samples["tap"] == self._number], lost - self._lost)
+        self._lost = lost
+
+    def interval(self, cells: Cells, duration_ns: int, found: SynMeasures | None) -> dict[Direction, Flood]:
+        """The interval that ends now, whose packets `cells` are."""
+        now = self._kernel.interval(found) if found is not None else {}
+        self._total_of_kernel = self._kernel.total(found) if found is not None else {}
+        return self.tracker.interval(cells, duration_ns, self._directions, now)
+
+    def total(self, cells: Cells, duration_ns: int) -> dict[Direction, Flood]:
+        """The run up to the last interval."""
+        floods = self.tracker.total(cells, duration_ns, self._directions, self._total_of_kernel)
+        for direction, bursts in self.bursts.items():
+            flood = floods[direction]
+            floods[direction] = Flood({**flood.measures, **dict(bursts.measures())}, flood.top)
+        return floods
+
+    def add_bins(self, bins: Array, buckets: Mapping[Direction, Bucket | None], final: bool = False) -> None:
+        """Time bins of all taps. buckets: the installed limits."""
+        own = bins[bins["tap"] == self._number]
+        for direction, bursts in self.bursts.items():
+            bursts.add(own[own["direction"] == direction], buckets.get(direction), final)
+
+    @property
+    def own_addresses(self) -> OwnAddresses:
+        """All that is known of the port's own addresses: from the host, and from its packets."""
+        known = self.tracker.knowledge
+        return OwnAddresses(known.host.macs, known.ips, known.sources)
+
+
+class Forensics:
+    """All watched taps'. What was sampled is worked out here, and kept for who takes it, the newest KEPT of it."""
+
+    KEPT = 65_536
+
+    def __init__(
+        self,
+        counters: Counters,
+        directions: tuple[Direction, ...],
+        taps: int,
+        bin_ns: int,
+        thresholds: FloodThresholds | None,
+    ) -> None:
+        self.taps = [TapForensics(number, directions, bin_ns, thresholds) for number in range(taps)]
+        self._counters = counters
+        self._kept: list[Array] = []
+        self._found: SynMeasures | None = None
+        self._ended = False
+
+    def look(self, final: bool = False) -> None:
+        """Take what came since the last time. final: once, when nothing is attached any more."""
+        if self._ended:
+            return
+        self._ended = final
+        fresh = self._counters.take_samples(final)
+        for tap in self.taps:
+            tap.add(fresh, self._counters.lost_samples)
+        self._kept.append(fresh)
+        while len(self._kept) > 1 and sum(map(len, self._kept)) > self.KEPT:
+            self._kept.pop(0)
+
+    def take_samples(self) -> Array:
+        """Samples (rows of layout.SAMPLE) since the last call."""
+        self.look()
+        kept, self._kept = self._kept, []
+        return np.concatenate([np.zeros(0, SAMPLE), *kept])
+
+    def end_interval(self) -> None:
+        """The interval that ends now is the one that the next calls of `floods` are for."""
+        self.look()
+        self._found = self._counters.syn_measures()
+
+    def floods(self, number: int, cells: Cells, duration_ns: int, final: bool) -> dict[Direction, Flood]:
+        """Of one tap, whose packets `cells` are: the interval (once each), or the run."""
+        tap = self.taps[number]
+        return tap.total(cells, duration_ns) if final else tap.interval(cells, duration_ns, self._found)
+
+
+def host_neighbours() -> list[Neighbour]:
+    """The host's neighbour table; nothing where it can't be read: a help, and no more."""
+    try:
+        return neighbours()
+    except HostError:
+        return []
+
+
+def own_addresses(declared: Declared, seen: Sequence[Neighbour]) -> OwnAddresses:
+    """What the host knows of a port: the MAC it was given, addresses it may use, and those its MAC has answered for."""
+    given = {mac.lower() for mac, _ in declared.macs}
+    sources = list(dict.fromkeys([who for _, who in (*declared.macs, *declared.ips)]))
+    ips = {found for text, _ in declared.ips if (found := _ip(text)) is not None}
+    answered = {one.ip for one in seen if one.mac in given}
+    if answered:
+        sources.append("the host's neighbour table")
+    macs = {number for mac in given if (number := mac_number(mac)) is not None}
+    return OwnAddresses(frozenset(macs), frozenset(ips | answered), tuple(sources))
+
+
+def _ip(text: str) -> Any:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
