@@ -3,8 +3,8 @@
 
 pyroute2 is not used here, for two reasons: importing it costs 0.2 s and 20 MB in each run of a tool that has to be
 on the screen in under a second, and what a policer audit needs (act_police's 64-bit rates, packet rates and times,
-bpf ids, shared blocks, the legacy police form) it does not decode. Everything here only asks: there is no request
-that changes anything.
+bpf ids, shared blocks, the legacy police form) it does not decode. It is a second reader of the same objects in
+tests/kernel/test_second_reader.py. Everything here only asks: there is no request that changes anything.
 
 Source: include/uapi/linux/netlink.h, net/netlink/af_netlink.c.
 """
