@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real TCP connections by the running kernel, for traffic that looks busy and is harmless.
+
+`serving` and `working` run this file as a script in a network namespace; each tells at its end what it did.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+_GRACE_SECONDS = 15.0
+_CHUNK = bytes(65_536)
+_AT_ONCE = 512  # connections that are being opened at the same time
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a client did: connections that were answered, others, bytes sent, how long it took."""
+
+    connected: int
+    failed: int
+    sent_bytes: int
+    seconds: float
+
+
+class Work:
+    """A client in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], seconds: float) -> None:
+        self._process = process
+        self._seconds = seconds
+
+    def wait(self) -> Done:
+        """What it did, once it has ended."""
+        out, err = self._process.communicate(timeout=self._seconds + _GRACE_SECONDS)
+        if self._process.returncode:
+            raise OSError(f"client: {err.strip()[-300:]}")
+        return Done(**json.loads(out))
+
+
+@contextmanager
+def serving(netns: str, *ports: int) -> Iterator[None]:
+    """A server in a namespace (its path) that takes connections to these ports, and all that they send."""
+    with _script(netns, {"serve": ports}) as process:
+        if process.stdout is None or process.stdout.readline() != "ready\n":
+            raise OSError(f"server: {process.communicate(timeout=_GRACE_SECONDS)[1][-300:]}")
+        yield
+
+
+@contextmanager
+def working(
+    netns: str,
+    targets: list[tuple[str, int]],
+    *,
+    seconds: float,
+    per_second: float = 0.0,
+    flows: int = 0,
+) -> Iterator[Work]:
+    """A client in a namespace, ready to go for so long: new connections to the targets in turn, `per_second` of them
+    (each sends a request and is closed), or `flows` that send all they can.
+    """
+    order = {"targets": targets, "seconds": seconds, "per_second": per_second, "flows": flows}
+    with _script(netns, order) as process:
+        yield Work(process, seconds)
+
+
+@contextmanager
+def _script(netns: str, order: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    command = ["nsenter", f"--net={netns}", sys.executable, "-I", "-S", __file__, json.dumps(order)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def _serve(ports: list[int]) -> None:
+    chosen = selectors.DefaultSelector()
+    for port in ports:
+        listener = socket.create_server(("", port), backlog=4_096)
+        listener.setblocking(False)
+        chosen.register(listener, selectors.EVENT_READ, True)
+    print("ready", flush=True)
+    while True:
+        for key, _ in chosen.select():
+            ready: Any = key.fileobj
+            with suppress(OSError):
+                if key.data:
+                    for _ in range(_AT_ONCE):
+                        made, _ = ready.accept()
+                        made.setblocking(False)
+                        chosen.register(made, selectors.EVENT_READ, False)
+                elif not ready.recv(len(_CHUNK)):
+                    chosen.unregister(ready)
+                    ready.close()
+
+
+def _connect(targets: list[list[Any]], seconds: float, per_second: float) -> Done:
+    """Open at the asked rate or as fast as it goes, never more than some at once: a slow server slows this down."""
+    chosen, begun, opened = selectors.DefaultSelector(), time.monotonic(), 0
+    waiting: dict[Any, float] = {}
+    connected = failed = sent = 0
+    while (now := time.monotonic()) < begun + seconds:
+        while len(waiting) < _AT_ONCE and opened < (now - begun) * per_second:
+            host, port = targets[opened % len(targets)]
+            opened += 1
+            made = socket.socket()
+            made.setblocking(False)
+            made.connect_ex((host, port))
+            chosen.register(made, selectors.EVENT_WRITE)
+            waiting[made] = now
+        for key, _ in chosen.select(0.001):
+            ready: Any = key.fileobj
+            chosen.unregister(ready)
+            del waiting[ready]
+            if ready.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                failed += 1
+            else:
+                connected += 1
+                sent += ready.send(b"GET / HTTP/1.0\r\n\r\n")
+            ready.close()
+        for made in [made for made, since in waiting.items() if now - since > 0.5]:
+            chosen.unregister(made)
+            del waiting[made]
+            made.close()
+            failed += 1
+    return Done(connected, failed, sent, time.monotonic() - begun)
+
+
+def _pour(target: list[Any], seconds: float, flows: int) -> Done:
+    chosen, begun, sent = selectors.DefaultSelector(), time.monotonic(), 0
+    for _ in range(flows):
+        made = socket.create_connection((target[0], target[1]), timeout=5.0)
+        made.setblocking(False)
+        # Closed with a reset: what still waits to be sent is not sent after the end.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        chosen.register(made, selectors.EVENT_WRITE)
+    while time.monotonic() < begun + seconds:
+        for key, _ in chosen.select(0.01):
+            ready: Any = key.fileobj
+            with suppress(BlockingIOError):
+                sent += ready.send(_CHUNK)
+    return Done(flows, 0, sent, time.monotonic() - begun)
+
+
+def _main(order: dict[str, Any]) -> None:
+    if "serve" in order:
+        _serve(order["serve"])
+    elif order["flows"]:
+        print(json.dumps(vars(_pour(order["targets"][0], order["seconds"], order["flows"]))))
+    else:
+        print(json.dumps(vars(_connect(order["targets"], order["seconds"], order["per_second"]))))
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))
