@@ -73,8 +73,8 @@ def join(one: int, other: int) -> None:
         os.set_blocking(fd, False)
     to = {one: other, other: one}
     while True:
-        ready, _, _ = select.select([one, other, sys.stdin], [], [])
-        if sys.stdin in ready:
+        ready, _, _ = select.select([one, other, sys.stdin.fileno()], [], [])
+        if sys.stdin.fileno() in ready:
             return
         for fd in ready:
             for _ in range(_BATCH):
