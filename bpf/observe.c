@@ -60,6 +60,7 @@ static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap,
 {
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
 	what |= expected(cpu, tap, DIRECTION_INBOUND, &now, charged_bytes, frame->length, wire);
+	what_if(cpu, tap, DIRECTION_INBOUND, what, &now, charged_bytes, frame->length, wire);
 	turn_bin(cpu, lane, what, now);
 	if (unlikely(sample(cpu, lane, frame, packet, what, now, charged_bytes, wire)))
 		commit_sample(cpu, lane, what, 0);
@@ -74,6 +75,7 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 		settle(cpu, lane, VERDICT_PASSED, 0);
 	/* After that: the bucket settles with one packet before it looks at the next one. */
 	what |= expected(cpu, tap, DIRECTION_OUTBOUND, &now, charged_bytes, frame->length, wire);
+	what_if(cpu, tap, DIRECTION_OUTBOUND, what, &now, charged_bytes, frame->length, wire);
 	turn_bin(cpu, lane, what, now);
 	/* Own CPU's lane. */
 	lane->what = what;

@@ -207,6 +207,7 @@ VLAN_TAG_BYTES = 4
 SAMPLE_PROBE_MASK = 127  # a class whose first packets were looked at is probed for new verdicts 1 in 64.5 at random
 SAMPLE_EAGER_LOOKS = 1024  # packets of a class, each CPU, whose headers are kept in vain until then
 REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there, EXTENSION_HEADERS_MAX of up to 2 KiB
+WHAT_IFS_MAX = 8  # limits tried out at once: each costs every packet some 10 ns
 BUCKET_SLACK_NS = 50_000  # an installed policer looks at the clock that much later than the ideal bucket, at most
 EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -20,6 +20,7 @@ from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.policer import PolicerRow
 from vifprobe.analysis.reading import Cells, Limit, Reading, subtract
 from vifprobe.analysis.thresholds import FloodThresholds
+from vifprobe.analysis.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
 from vifprobe.auditor import Auditor, TapAudit, passed_bytes
 from vifprobe.coverage import Coverage, GapTeller
 from vifprobe.errors import UsageError
@@ -33,7 +34,7 @@ from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
-from vifprobe.layout import SAMPLE, Charge, Direction
+from vifprobe.layout import SAMPLE, WHAT_IFS_MAX, Charge, Direction
 from vifprobe.records import SynMeasures
 from vifprobe.watched import WatchedTap
 
@@ -61,7 +62,8 @@ class Probe:
     a clsact qdisc where there is none (it keeps OVS and libvirt from adding their policer). charge: what the ideal
     bucket with the declared limit takes for a packet. samples: how many packets' headers to keep a second at most, 0
     for none: readings have no flood measures then. host: count what the host does, too (vifprobe.host_cost).
-    thresholds: from which numbers on flood measures raise findings.
+    thresholds: from which numbers on flood measures raise findings. what_ifs: limits to try out, WHAT_IFS_MAX at
+    most.
 
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
     """
@@ -79,9 +81,12 @@ class Probe:
         samples: int = 0,
         host: bool = False,
         thresholds: FloodThresholds | None = None,
+        what_ifs: Sequence[WhatIf] = (),
     ) -> None:
         if not taps:
             raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
+        if len(what_ifs) > WHAT_IFS_MAX:
+            raise UsageError(f"{len(what_ifs)} limits to try out.", f"At most {WHAT_IFS_MAX}: each costs every packet.")
         self._names = tuple(dict.fromkeys(taps))
         self._directions = directions
         self._netns = netns
@@ -95,6 +100,7 @@ class Probe:
         self._host: HostCollector | None = None
         self._thresholds = thresholds
         self._forensics: Forensics | None = None
+        self._what_ifs = tuple(what_ifs)
         self._stack = ExitStack()
         self._watched: list[WatchedTap] = []
         self._seen: list[tuple[str, Event]] = []
@@ -246,6 +252,7 @@ class Probe:
         self._features = read_features()
         trace = None if has_tcx(links[0].ifindex) else read_trace_fields()
         settings = Settings(len(links), self._bin_ns, possible_cpus(), trace, samples=self._samples_per_second > 0)
+        settings = replace(settings, what_ifs=len(self._what_ifs))
         with ThreadPoolExecutor(1) as pool:
             # The compiler runs outside Python's lock: the host side is read meanwhile.
             compiling = pool.submit(Programs, settings, self._features)
@@ -280,6 +287,7 @@ class Probe:
             watched.attach(self._programs, self._directions, self._create_qdisc)
             watched.tell_apart(self._programs)
             watched.hold_to(self._declared(watched), self._charge, self._programs)
+            watched.try_out(self._what_ifs, self._programs)
             self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
         self._moment("after_attach")
         self._auditor.start()
@@ -429,11 +437,16 @@ class Probe:
             ever = int(snapshot.missed_packets[watched.number])
             missed, watched.missed_before = ever - watched.missed_before, ever
             watched.before = cells
+            watched.what_ifs_before = None if snapshot.what_ifs is None else snapshot.what_ifs[watched.number]
             yield replace(reading, missed=missed)
             # What libvirt and Open vSwitch declare is known some time after the start, and can change.
             watched.hold_to(self._declared(watched), self._charge, self._programs)
             if not watched.gone:
                 self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
+
+    def _tried_out(self, counts: WhatIfCounts, watched: WatchedTap, final: bool) -> tuple[WhatIfRow, ...]:
+        before = None if final else watched.what_ifs_before
+        return tuple(rows_of(counts[watched.number], before, watched.link.name, self._what_ifs))
 
     def _declared(self, watched: WatchedTap) -> dict[Direction, Limit]:
         audit = self._auditor.taps[watched.link.ifindex]
@@ -456,6 +469,7 @@ class Probe:
             notes=(*watched.notes, *self._drop_notes(watched, so_far, snapshot), *self._host_notes()),
             directions=self._directions,
             final=final,
+            what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
         )
         reading = replace(reading, host=self._host_cost(watched, reading))
         if self._forensics is not None:

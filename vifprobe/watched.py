@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vifprobe.analysis.reading import Cells, Limit, no_cells
+from vifprobe.analysis.whatif import WhatIf, WhatIfCounts
 from vifprobe.coverage import Coverage
 from vifprobe.droppers import Blame, Droppers, droppers_of
 from vifprobe.errors import HostError, KernelError
@@ -40,7 +41,8 @@ _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapT
 class WatchedTap:
     """A tap, its number in the kernel's tables, and what hangs on it.
 
-    `before`, `missed_before`: what was counted up to the last reading. `gone`: it was deleted meanwhile.
+    `before`, `missed_before`, `what_ifs_before`: what was counted up to the last reading. `gone`: it was deleted
+    meanwhile.
     """
 
     def __init__(self, link: Link, number: int, found: Installed) -> None:
@@ -50,6 +52,7 @@ class WatchedTap:
         self.attachments: dict[Direction, Attachment] = {}
         self.before: Cells = no_cells()
         self.missed_before = 0
+        self.what_ifs_before: WhatIfCounts | None = None
         self.notes: list[str] = []
         self.gaps: list[Coverage] = []
         self.gone = self.heard_of_end = False
@@ -203,6 +206,12 @@ class WatchedTap:
         """The kernel side has been told of the traits: what was attached anew counts from now on."""
         now_ns = time.monotonic_ns()
         self.gaps = [replace(gap, end_ns=now_ns) if gap.hook and gap.end_ns is None else gap for gap in self.gaps]
+
+    def try_out(self, limits: Sequence[WhatIf], programs: Programs) -> None:
+        """Have other limits' buckets beside the packets of both directions."""
+        for direction in Direction:
+            for place, limit in enumerate(limits):
+                programs.set_what_if(self.number, direction, place, limit.bucket)
 
     def hold_to(self, declared: Mapping[Direction, Limit], charge: Charge, programs: Programs) -> None:
         """Hold the packets of each direction against its declared limit, from now on, with a full ideal bucket.

@@ -46,6 +46,8 @@ COLUMNS = {
     "top.csv": "tap,direction,kind,key,packets,frame_bytes,error_max",
     "host.csv": "start_ns,duration_ns,scope,name,pid,context_switches_voluntary,context_switches_involuntary,cpu_ns",
     "events.csv": "at_ns,tap,kind,detail,by_pid,by_comm",
+    "whatif.csv": "tap,direction,limit,packet_class,passed_packets,passed_frame_bytes,stopped_packets,"
+    "stopped_frame_bytes",
 }
 HOSTILE = (
     "=1+1",

@@ -34,7 +34,7 @@ def test_every_key_of_the_contract_in_its_order() -> None:
         *("schema", "tap", "at", "start_ns", "duration_ns", "final"),
         *("outbound", "inbound", "missed", "verdicts", "host", "findings", "flood"),
     ]
-    both = ["offered", *OUTCOMES, "bypass", "overpoliced", "classes", "limit"]
+    both = ["offered", *OUTCOMES, "bypass", "overpoliced", "classes", "limit", "what_if"]
     assert list(found["outbound"]) == both
     assert sorted(found["inbound"]) == sorted([*both, "queued"])
     assert list(found["outbound"]["offered"]) == COUNTS

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from vifprobe.analysis.flood.model import Flood
 from vifprobe.analysis.host_cost import HostCost
+from vifprobe.analysis.whatif import WhatIfRow
 from vifprobe.layout import CELL, Direction, Expected, PacketClass, Verdict
 
 Cells = npt.NDArray[np.void]  # structured, dtype layout.CELL
@@ -106,7 +107,7 @@ class Reading:
     kernel itself named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
     directions: those that were watched; of another one nothing is known, not even that it was silent. host: what the
     host did meanwhile, None where that is not counted (yet). flood: what its SYNs are like, by direction; {} where
-    nobody looked.
+    nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival.
     """
 
     tap: str
@@ -123,6 +124,7 @@ class Reading:
     directions: tuple[Direction, ...] = tuple(Direction)
     host: HostCost | None = None
     flood: Mapping[Direction, Flood] = field(default_factory=dict)
+    what_ifs: tuple[WhatIfRow, ...] = ()
 
     def where(
         self,

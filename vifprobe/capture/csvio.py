@@ -195,7 +195,11 @@ FLOOD = Table("flood.csv", r.FloodRow)
 TOP = Table("top.csv", r.TopRow)
 HOST = Table("host.csv", r.HostRow)
 EVENTS = Table("events.csv", r.EventRow)
-TABLES: tuple[Table[Any], ...] = (HISTOGRAM, TIMELINE, DROPS, LOST, POLICER, RECONCILE, FLOOD, TOP, HOST, EVENTS)
+WHAT_IF = Table("whatif.csv", r.WhatIfRow)
+TABLES: tuple[Table[Any], ...] = (
+    *(HISTOGRAM, TIMELINE, DROPS, LOST, POLICER, RECONCILE, FLOOD, TOP, HOST, EVENTS),
+    WHAT_IF,
+)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Capture:
     host: tuple[r.HostRow, ...] = ()
     events: tuple[r.EventRow, ...] = ()
     findings: tuple[tuple[str, Finding], ...] = ()
+    what_ifs: tuple[r.WhatIfRow, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def readings(self) -> tuple[Reading, ...]:
@@ -106,6 +107,7 @@ class Capture:
             final=True,
             directions=tap.directions,
             flood=floods_of(tap.name, self.flood, self.top),
+            what_ifs=tuple(row for row in self.what_ifs if row.tap == tap.name),
         )
 
 
@@ -277,6 +279,7 @@ def _load(directory: Path, source: _Source) -> Capture:
         host=rows(csvio.HOST) or (),
         events=rows(csvio.EVENTS) or (),
         findings=() if findings is None else tuple(findings_from_json(findings)),
+        what_ifs=rows(csvio.WHAT_IF) or (),
         warnings=tuple(source.warnings),
     )
 

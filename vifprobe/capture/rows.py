@@ -11,6 +11,7 @@ from typing import Annotated, NamedTuple
 
 from vifprobe.analysis.policer import PolicerRow
 from vifprobe.analysis.reconcile import ReconcileRow
+from vifprobe.analysis.whatif import WhatIfRow
 from vifprobe.layout import Direction, Ethertype, Expected, PacketClass, Verdict
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ReconcileRow",
     "TimelineRow",
     "TopRow",
+    "WhatIfRow",
 ]
 
 #: Nanoseconds on the monotonic clock from the capture's start; negative for what began just before it. All other

@@ -237,6 +237,8 @@ class CaptureWriter:
             top = [row for one in by_name for row in top_rows(one.tap, one.flood)] if top is None else top
         self._replace(csvio.FLOOD, flood)
         self._replace(csvio.TOP, top)
+        tried_out = [row for reading in by_name for row in reading.what_ifs]
+        self._replace(csvio.WHAT_IF, tried_out or None)
 
     def checkpoint(self, totals: Totals) -> None:
         """Save the totals so far: what a kill or a crash after this leaves."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from vifprobe.analysis.whatif import WhatIf
 from vifprobe.bracket import Bracket
 from vifprobe.capture import manifest
 from vifprobe.capture.manifest import Gap, Manifest, TapEntry
@@ -63,6 +64,7 @@ def command(
     rate: int | None,
     burst: int | None,
     charge: str,
+    what_if: tuple[WhatIf, ...],
     create_qdisc: bool,
     no_host: bool,
     duration: int,
@@ -96,9 +98,11 @@ def command(
         charge=CHARGES[charge],
         samples=samples_wanted(no_samples),
         thresholds=thresholds_wanted(threshold, thresholds),
+        what_ifs=what_if,
         host=not no_host,
     )
     options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}
+    options["what_if"] = [limit.text for limit in what_if]
     # Signals first: one that comes while the hooks are hung must not leave them hanging.
     with ended_by_signals(probe.stop), probe:
         begun = _begin(probe, bin_ns, options)

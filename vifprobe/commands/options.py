@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import click
 
 from vifprobe.analysis.reading import Finding, Limit, Reading
+from vifprobe.analysis.whatif import WhatIf
 from vifprobe.errors import EXIT_DONE, EXIT_FINDING, UsageError
-from vifprobe.layout import Charge, Direction
+from vifprobe.layout import Bucket, Charge, Direction
 from vifprobe.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -45,12 +46,61 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click
 
 
 DURATION = _Parsed("duration", parse_duration_ns)
+class _WhatIfType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """A limit to try out."""
+
+    name = "limit"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> WhatIf:
+        if isinstance(value, WhatIf):
+            return value
+        try:
+            return parse_what_if(str(value))
+        except UsageError as error:
+            self.fail(" ".join((error.message, *error.hints)), param, ctx)
+
+
+def parse_what_if(text: str) -> WhatIf:
+    """``pps=50000[,burst=5000]`` or ``rate=100mbit[,burst=3125kb][,charge=wire]``. Raises UsageError.
+
+    Without a burst: what the rate passes in a second, as libvirt does it.
+    """
+    parts = [part.partition("=")[::2] for part in text.split(",")]
+    given = {name.strip(): value.strip() for name, value in parts}
+    by_packets = "pps" in given
+    known = {"pps", "burst"} if by_packets else {"rate", "burst", "charge"}
+    if len(given) < len(parts) or set(given) - known or not given.keys() & {"pps", "rate"}:
+        raise UsageError(f"{text!r} is no limit to try out.", _WHAT_IF_EXAMPLE)
+    if by_packets:
+        numbers = [_whole(given[name], name) for name in ("pps", "burst") if name in given]
+        return WhatIf(text, Bucket(numbers[0], numbers[-1], Charge.PACKET))
+    charge = given.get("charge", "installed")
+    if charge not in CHARGES:
+        raise UsageError(f"charge={charge}: not known.", f"One of {', '.join(CHARGES)}.")
+    bytes_per_second = parse_rate_bps(given["rate"]) // 8
+    if not bytes_per_second:
+        raise UsageError(f"rate={given['rate']}: less than a byte a second.", _WHAT_IF_EXAMPLE)
+    burst_bytes = parse_size_bytes(given["burst"]) if "burst" in given else bytes_per_second
+    return WhatIf(text, Bucket(bytes_per_second, burst_bytes, CHARGES[charge]))
+
+
+_WHAT_IF_EXAMPLE = "Write pps=50000, or rate=100mbit,burst=3125kb,charge=wire."
+_PPS_MAX = 10**9  # one a nanosecond: the bucket's finest step
+
+
+def _whole(text: str, name: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text[:20]) <= _PPS_MAX:
+        raise UsageError(f"{name}={text}: a whole number of packets is needed, at most {_PPS_MAX}.", _WHAT_IF_EXAMPLE)
+    return int(text)
+
+
+WHAT_IF = _WhatIfType()
 RATE = _Parsed("rate", parse_rate_bps)
 SIZE = _Parsed("size", parse_size_bytes)
 
 
 def tap_options(function: _Function) -> _Function:
-    """TAP..., --direction, --netns, --rate, --burst, --charge, --create-qdisc, --no-host."""
+    """TAP..., --direction, --netns, --rate, --burst, --charge, --what-if, --create-qdisc, --no-host."""
     for option in (
         click.option("--no-host", is_flag=True, help="Don't count what the host does: CPU time, context switches."),
         click.option("--create-qdisc", is_flag=True, help="On kernels without tcx: add a clsact qdisc."),
@@ -60,6 +110,14 @@ def tap_options(function: _Function) -> _Function:
             default="installed",
             show_default=True,
             help="What the ideal bucket with that limit takes for a packet.",
+        ),
+        click.option(
+            "--what-if",
+            "what_if",
+            type=WHAT_IF,
+            multiple=True,
+            metavar="LIMIT",
+            help="Try a limit out: pps=50000 or rate=100mbit,burst=3125kb,charge=wire. Can be repeated.",
         ),
         click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb."),
         click.option("--rate", type=RATE, help="Declared limit to hold the packets against, such as 100mbit."),

@@ -12,6 +12,7 @@ from typing import TextIO
 import click
 
 from vifprobe.analysis.reading import Reading
+from vifprobe.analysis.whatif import WhatIf
 from vifprobe.commands.flood_options import flood_options, samples_wanted, thresholds_wanted
 from vifprobe.commands.options import (
     CHARGES,
@@ -44,6 +45,7 @@ def command(
     rate: int | None,
     burst: int | None,
     charge: str,
+    what_if: tuple[WhatIf, ...],
     create_qdisc: bool,
     no_host: bool,
     interval: int,
@@ -72,6 +74,7 @@ def command(
         host=not no_host,
         samples=samples_wanted(no_samples),
         thresholds=thresholds_wanted(threshold, thresholds),
+        what_ifs=what_if,
     )
     last: list[Reading] = []
     with ExitStack() as stack:

@@ -34,7 +34,7 @@ from vifprobe.layout import (
 )
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-SOURCES = ("count.c", "sample.c", "bucket.c", "observe.c", "verdict.c", "police.c", "trace.c", "replay.c")
+SOURCES = ("count.c", "sample.c", "bucket.c", "whatif.c", "observe.c", "verdict.c", "police.c", "trace.c", "replay.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
@@ -55,7 +55,8 @@ class Settings:
     where the tracepoint way is wanted too, for taps that no tc hook can be had on. tstamp_clock:
     packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now. samples: whether headers of some packets are kept.
     replay: whether the program for a file's frames is wanted.
-    spin_lock: around the ideal bucket, as on kernels before 5.12, though this one has better.
+    spin_lock: around the ideal bucket, as on kernels before 5.12, though this one has better. what_ifs: how many limits
+    are tried out.
     """
 
     taps: int = 1
@@ -66,6 +67,7 @@ class Settings:
     samples: bool = False
     replay: bool = False
     spin_lock: bool = False
+    what_ifs: int = 0
 
     @property
     def cells_per_cpu(self) -> int:
@@ -96,6 +98,7 @@ class Settings:
             "SAMPLE_FIRST": SAMPLE_FIRST,
             "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
             "HAS_REASON": int(features.has_drop_reason),
+            "WHAT_IFS": self.what_ifs,
             "HAS_CMPXCHG": int(not self.spin_lock and takes_cmpxchg()),
             **{f"{member}_OFFSET": offset for member, offset in features.offsets_bytes.items()},
             # -1: this kernel has no such reason, or none at all.
@@ -158,14 +161,22 @@ class Programs:
 
         Where the tap's traits have the direction's LIMIT: see Counters.watch.
         """
-        place = next(place for place, shape in enumerate(self._compiled.maps) if shape.name == "buckets")
+        self._write_bucket("buckets", tap_number * len(Direction) + direction, bucket)
+
+    def set_what_if(self, tap_number: int, direction: Direction, number: int, bucket: Bucket) -> None:
+        """Try this limit out on a tap's packets of one direction; before they are counted."""
+        place = (tap_number * len(Direction) + direction) * self.settings.what_ifs + number
+        self._write_bucket("what_if_buckets", place, bucket)
+
+    def _write_bucket(self, table: str, number: int, bucket: Bucket) -> None:
+        place = next(place for place, shape in enumerate(self._compiled.maps) if shape.name == table)
         value = np.zeros(1, np.lib.format.descr_to_dtype(self._compiled.maps[place].leaf))
         value["charge"] = bucket.charge
         value["mult"], value["shift"] = bucket.ratio
         value["burst_ns"] = value["unsure_ns"] = bucket.burst_ns
         full_at_ns = 0 if self.settings.tstamp_clock or self.settings.replay else time.monotonic_ns()
         value["empty_ns"] = np.int64(full_at_ns - bucket.burst_ns).astype(np.uint64)
-        key = (tap_number * len(Direction) + direction).to_bytes(4, sys.byteorder)
+        key = number.to_bytes(4, sys.byteorder)
         try:
             libbpf.update_map(self._maps[place], key, value.tobytes())
         except OSError as error:

@@ -50,7 +50,8 @@ class Snapshot:
     cells: rows of layout.CELL, every key once, all verdicts final. missed_packets, missed_bytes: seen, but no cell was
     free, or a header could not be read; one a tap number. late_verdicts: dropped after they had been settled as passed.
     foreign_skbs: address met on another device's skb. unplaced_drops: netfilter drops counted as policed although which
-    chain did it could not be told.
+    chain did it could not be told. what_ifs: None where no limit is tried out, else packets and frame bytes (passed,
+    stopped) by tap, direction, limit and class.
     """
 
     at_ns: int
@@ -60,6 +61,7 @@ class Snapshot:
     late_verdicts: int
     foreign_skbs: int
     unplaced_drops: int = 0
+    what_ifs: Array | None = None
 
 
 class Counters:
@@ -79,6 +81,7 @@ class Counters:
             self._bins = programs.table("bins")
             self._bin_log = programs.table("bin_log").reshape(self._cpus, -1)
             self._logged = np.zeros(self._cpus, dtype=np.int64)
+        self._what_ifs = _by_what_if(programs) if settings.what_ifs else None
         self._samples = Samples(programs) if settings.samples else None
         self.lost_bins = 0
         self._grace = Grace()
@@ -87,7 +90,7 @@ class Counters:
         """Give the tables' memory back, which keeps them in the kernel; only what is lost can be asked for after it."""
         if self._samples is not None:
             self._samples.close()
-        for table in ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log"):
+        for table in ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log", "_what_ifs"):
             self.__dict__.pop(table, None)
         self._grace.close()
 
@@ -126,7 +129,18 @@ class Counters:
             late_verdicts=int(lanes["late_verdicts"].sum()),
             foreign_skbs=int(lanes["foreign_skbs"].sum()),
             unplaced_drops=int(lanes["unplaced_drops"].sum()),
+            what_ifs=self._what_ifs_now(),
         )
+
+    def _what_ifs_now(self) -> Array | None:
+        """Counts by tap, direction, limit and class."""
+        if self._what_ifs is None:
+            return None
+        counts = self._what_ifs
+        summed = np.zeros(counts.shape[1:], [(name, np.int64, (2,)) for name in ("packets", "frame_bytes")])
+        for name in summed.dtype.names or ():
+            summed[name] = counts[name].sum(axis=0)
+        return summed
 
     def cells_now(self) -> Array:
         """The cells as they are, without waiting, as rows of layout.CELL; without packets whose verdict is open."""
@@ -223,6 +237,13 @@ class Counters:
         rows["frame_bytes"] = settled["frame_bytes"]
         rows["syn_packets"] = key["packet_class"] == PacketClass.TCP_SYN
         return rows
+
+
+def _by_what_if(programs: Programs) -> Array:
+    """The kernel's table, by CPU, tap, direction, limit and class."""
+    settings = programs.settings
+    shape = (settings.cpus, settings.taps, len(Direction), settings.what_ifs, len(PacketClass))
+    return programs.table("what_if_counts").reshape(shape)
 
 
 def _as_cells(settled: Array, dtype: Any) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vifprobe.analysis.flood.model import Flood
 from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
+from vifprobe.analysis.whatif import Share, WhatIfRow, by_limit, total
 from vifprobe.layout import Direction, PacketClass, Verdict
 from vifprobe.render.host import host_object
 
@@ -69,7 +70,21 @@ def _direction(reading: Reading, direction: Direction) -> _Object:
         for code in PacketClass
     }
     found["limit"] = _limit(reading.limits.get(direction, Limit()))
+    found["what_if"] = [_what_if(limit, rows) for limit, rows in by_limit(reading.what_ifs, direction).items()]
     return found
+
+
+def _what_if(limit: str, rows: list[WhatIfRow]) -> _Object:
+    """What a limit that was tried out would have passed and stopped; by class, those that came."""
+    classes = {row.packet_class.name.lower(): _passed_and_stopped(total([row])) for row in rows}
+    return {"limit": limit, **_passed_and_stopped(total(rows)), "classes": classes}
+
+
+def _passed_and_stopped(share: Share) -> _Object:
+    return {
+        "passed": {"packets": share.passed_packets, "frame_bytes": share.passed_frame_bytes},
+        "stopped": {"packets": share.stopped_packets, "frame_bytes": share.stopped_frame_bytes},
+    }
 
 
 def _class(reading: Reading, direction: Direction, code: PacketClass) -> _Object:

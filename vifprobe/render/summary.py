@@ -45,6 +45,7 @@ def summary_lines(
         *totals_table(reading, direction, width, glyphs),
         *_lost(reading, direction, context, width, glyphs),
         *mix(reading, direction, width, glyphs),
+        *tap_view.what_if(reading, width, glyphs),
         *[
             row
             for other in reading.directions

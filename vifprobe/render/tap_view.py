@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vifprobe.analysis.reading import Finding, Limit, Reading
-from vifprobe.layout import Direction, Verdict
+from vifprobe.analysis.whatif import Share, WhatIfRow, by_limit, total
+from vifprobe.layout import Direction, PacketClass, Verdict
 from vifprobe.render import tap_tables
 from vifprobe.render.context import Loss, TapContext, losses
 from vifprobe.render.flood import flood_lines
@@ -22,6 +23,7 @@ from vifprobe.render.units import (
     clean,
     duration,
     packet_rate,
+    percent,
     tc_size,
     whole,
 )
@@ -70,6 +72,7 @@ def tap_sections(
         fixed(policer(reading.limits.get(direction, Limit()), context, width, glyphs)),
         tap_tables.totals(reading, direction, width, glyphs),
         *_where(reading, direction, context, glyphs),
+        fixed(what_if(reading, width, glyphs), keep=4),
         *_other(reading, direction, width, glyphs),
         host_section(reading.host, width, glyphs),
         listed(flood_lines(reading, width, glyphs), "lines about SYNs", glyphs, least=2, keep=5, grow=2),
@@ -127,6 +130,31 @@ def policer(limit: Limit, context: TapContext, width: int, glyphs: Glyphs) -> li
         parts = [line("declared ", Span("=", "ok"), f" installed {installed}{burst}")]
     rows = flow(parts, width, len(label.text), glyphs, first=len(label.text))
     return [line(label) + rows[0], *rows[1:]]
+
+
+def what_if(reading: Reading, width: int, glyphs: Glyphs) -> list[Line]:
+    """What each limit that is tried out would stop: of all packets and bytes, and of each class, SYNs first."""
+    main, lines = main_direction(reading), []
+    for direction in sorted(reading.directions, key=lambda direction: direction is not main):
+        for limit, rows in by_limit(reading.what_ifs, direction).items():
+            whose = "" if direction is main else f" {direction.name.lower()}"
+            parts = [line(Span(clean(limit, glyphs), "strong"), f"{whose} stops {_stopped(total(rows))}")]
+            for row in sorted(rows, key=_syns_first):
+                share = percent(row.stopped_packets, row.passed_packets + row.stopped_packets)
+                parts.append(line(f"{row.packet_class.name.lower()} {share}"))
+            label = Span("what if  ", "name")
+            flowing = flow(parts, width, len(label.text), glyphs, first=len(label.text))
+            lines += [line(label) + flowing[0], *flowing[1:]]
+    return lines
+
+
+def _syns_first(row: WhatIfRow) -> tuple[bool, int]:
+    return row.packet_class is not PacketClass.TCP_SYN, -row.stopped_packets
+
+
+def _stopped(share: Share) -> str:
+    packets, size = percent(share.stopped_packets, share.packets), percent(share.stopped_frame_bytes, share.frame_bytes)
+    return f"{packets} of packets, {size} of bytes"
 
 
 def _agree(limit: Limit, context: TapContext) -> bool | None:
