@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
@@ -193,3 +194,43 @@ def test_two_cpus_share_one_bucket(require: Require) -> None:
         *_, final = probe.readings(0.05, 0.05)
     assert final.offered(OUT).packets == 2 * count
     assert int(final.where(OUT, expected=Expected.CONFORM)["packets"].sum()) == holds
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["no policer", "behind a policer"])
+def test_what_a_real_tap_saw_replayed_through_the_model(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    """Every packet of a flood is sampled: time of arrival, charged bytes, verdict, and what the bucket said of it."""
+    rate, burst, count = 400_009, 40_009, 7_001
+    limit = Bucket(rate, rate + burst if installed else burst)
+    full_at_ns = time.monotonic_ns()
+    with private_netns(), make_tap("tap0") as tap, ExitStack() as stack:
+        stack.enter_context(forwarding(tap))
+        if installed:
+            stack.enter_context(nft_ingress_limit("tap0", rate_bytes_per_second=rate, burst_bytes=burst))
+            flood([tap.fd], [frame_of(590)], count=2 * (rate + burst) // 590, seconds=20)
+        programs = Programs(Settings(cpus=possible_cpus(), samples=True), read_features())
+        stack.callback(programs.close)
+        counters = Counters(programs)
+        assert counters.samples is not None
+        counters.samples.take_one_in(1)
+        # The one clock reading of the loader: when the bucket was full.
+        monkeypatch.setattr("vifprobe.kernel.build.time.monotonic_ns", lambda: full_at_ns)
+        programs.set_bucket(0, OUT, limit)
+        monkeypatch.undo()
+        counters.watch(tap.ifindex, 0, int(TapTrait.LIMIT_OUTBOUND | TapTrait.NFT_POLICER * installed))
+        programs.attach_verdicts()
+        hook = attach(programs.tc_program_fd(OUT), tap.name, tap.ifindex, OUT, None)
+        os.sched_setaffinity(0, {FIRST_CPU})  # one ring holds them
+        flood([tap.fd], [frame_of(size) for size in (60, 60, 590, 1514)], count=count, seconds=20)
+        os.sched_setaffinity(0, {FIRST_CPU, LAST_CPU})
+        hook.detach()
+        seen = counters.take_samples(final=True)
+    assert len(seen) == count
+    model, said = TokenBucket(limit, full_at_ns), []
+    for row in seen:
+        at_ns, charged = int(row["at_ns"]), int(row["charged_bytes"])
+        verdict = Verdict(int(row["verdict"]))
+        conforms = model.conforms(at_ns, charged)
+        said.append(model.settle(at_ns, charged, conforms, verdict) if installed else conforms)
+    assert [Expected.CONFORM if conforms else Expected.EXCEED for conforms in said] == seen["expected"].tolist()
+    assert 0 < sum(said) < count
+    assert (Verdict.POLICED in seen["verdict"]) == installed

@@ -74,7 +74,7 @@ class Samples:
         is known to have passed; only once, at the end.
         """
         parts = [self._new(cpu, lanes) for cpu in range(self._cpus)]
-        parts += [self._passed(cpu) for cpu in settled if lanes["sampled"][cpu]]
+        parts += [self._passed(cpu, lanes["what"][cpu]) for cpu in settled if lanes["sampled"][cpu]]
         rows = _decode(np.concatenate(parts))
         if not self._fixed:
             self._adapt()
@@ -91,9 +91,10 @@ class Samples:
         self._taken[cpu] = head
         return rows[max(0, whole - oldest) :]
 
-    def _passed(self, cpu: int) -> Array:
-        """The staged packet, as bpf/sample.c would have taken it: weight_of()."""
+    def _passed(self, cpu: int, what: np.uint64) -> Array:
+        """The staged packet, as bpf/sample.c would have taken it: commit_sample() and weight_of(). what: its lane's."""
         row = self._staged[cpu, Direction.OUTBOUND : Direction.OUTBOUND + 1].copy()
+        row["what"] = what  # the kernel side writes it with the verdict
         key = take_apart(row["what"])
         own = self._samplers[cpu, key["tap"][0], Direction.OUTBOUND]
         if row["tentative"][0] and own["first"][key["packet_class"][0] * 4 + Verdict.PASSED] < SAMPLE_FIRST:
