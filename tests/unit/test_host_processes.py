@@ -7,11 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from vifprobe.host import processes
-from vifprobe.host.askers import Askers, glimpse
+from vifprobe.host.askers import Askers, Catcher, glimpse
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,26 @@ def test_the_holder_of_a_socket_is_found_and_proved_whatever_its_port() -> None:
             assert (found.pid, found.proved) == (os.getpid(), True)
             assert found.comm == processes.comm(os.getpid())
             assert found.parent_comm == processes.comm(os.getppid())
+
+
+def test_a_socket_that_is_gone_when_its_owner_is_asked_for_was_caught() -> None:
+    """A daemon's further sockets have no process id for a port, and go with the daemon: its first one leads there."""
+    port = 0xF2000000 + os.getpid()
+    catcher = Catcher()
+    with ExitStack() as stack:
+        own, other = (stack.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)) for _ in range(2))
+        # Another one's first socket may have it: then there is no need for this one.
+        with suppress(OSError):
+            own.bind((os.getpid(), 0))
+        other.bind((port, 0))
+        caught = catcher.find(port, 10**9)
+        assert caught is not None
+        assert (caught.pid, caught.comm, caught.proved) == (os.getpid(), processes.comm(os.getpid()), True)
+    assert Askers().find(port, None) is None
+    assert Askers().find(port, caught) == caught
+    assert catcher.find(port, 2 * 10**9) == caught
+    assert catcher.find(port, 2 * 10**9 + 1) is None
+    assert catcher.find(0, 1) is None
 
 
 def test_a_port_whose_process_has_gone_is_told_by_the_glimpse_alone_and_not_proved() -> None:

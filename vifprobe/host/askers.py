@@ -22,6 +22,8 @@ _TABLE = Path("/proc/thread-self/net/netlink")
 _ROUTE_PROTOCOL = "0"
 _PIDS = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _SEARCH_SECONDS = 0.2
+_CAUGHT_NS = 1_000_000_000  # who a port belongs to is not asked again for so long
+_CAUGHT_MAX = 1000
 
 
 class Asker(NamedTuple):
@@ -42,20 +44,49 @@ class Glimpse(NamedTuple):
     parent: int
 
 
+class Catcher:
+    """Looks up sockets that are no process id as soon as their request was seen: a daemon that is stopped takes them
+    with it. Quick, for a thread that has more to receive: only among processes that have such a socket of their own.
+    """
+
+    def __init__(self) -> None:
+        self._caught: dict[int, tuple[int, Asker | None]] = {}  # port -> (when, who)
+
+    def find(self, port: int, at_ns: int) -> Asker | None:
+        """Who has the port now; None for the kernel, and where that takes longer to find out."""
+        if not port:
+            return None
+        caught = self._caught.get(port)
+        if caught is None or at_ns - caught[0] > _CAUGHT_NS:
+            if len(self._caught) >= _CAUGHT_MAX:
+                self._caught.clear()
+            caught = self._caught[port] = at_ns, self._look_up(port)
+        return caught[1]
+
+    @staticmethod
+    def _look_up(port: int) -> Asker | None:
+        ports = dict(_ports())
+        inode = ports.get(port)
+        pid = processes.socket_holder((one for one in ports if 0 < one < _PIDS), inode) if inode is not None else None
+        return _holding(pid) if pid is not None else None
+
+
 class Askers:
     """Looks up ports, quickest way first, and remembers the sockets that stay. For one thread at a time."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, Asker | None]] = {}  # port -> (inode of its socket, who)
 
-    def find(self, port: int, seen: Glimpse | None) -> Asker | None:
+    def find(self, port: int, seen: Glimpse | Asker | None) -> Asker | None:
         """Who has this port, in the calling thread's network namespace; None for the kernel, or who is gone.
 
-        seen: what :func:`glimpse` of the port gave at once.
+        seen: what :func:`glimpse` of the port, or a Catcher, gave at once.
         """
         if not port:
             return None
-        by_number = Asker(port, seen.comm, processes.comm(seen.parent), proved=False) if seen else None
+        by_number = seen
+        if isinstance(seen, Glimpse):
+            by_number = Asker(port, seen.comm, processes.comm(seen.parent), proved=False)
         ports = dict(_ports())
         inode = ports.get(port)
         if inode is None:
@@ -67,10 +98,14 @@ class Askers:
         if pid is None:
             asker = by_number
         else:
-            holder = glimpse(pid) or Glimpse("", 0)
-            asker = Asker(pid, holder.comm, processes.comm(holder.parent), proved=True)
+            asker = _holding(pid)
         self._known[port] = inode, asker
         return asker
+
+
+def _holding(pid: int) -> Asker:
+    holder = glimpse(pid) or Glimpse("", 0)
+    return Asker(pid, holder.comm, processes.comm(holder.parent), proved=True)
 
 
 def _holder(port: int, inode: int, ports: dict[int, int]) -> int | None:

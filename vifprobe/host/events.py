@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vifprobe.host import processes
-from vifprobe.host.askers import Asker, Askers, Glimpse, glimpse
+from vifprobe.host.askers import Asker, Askers, Catcher, Glimpse, glimpse
 from vifprobe.host.changes import Change, EventKind, Watched
 from vifprobe.host.links import Link, list_links
 from vifprobe.host.netlink import NETLINK_ROUTE, RECEIVE_BYTES, Message, Netlink, NetlinkError, messages, port_of
@@ -46,6 +46,7 @@ class _Received(NamedTuple):
     data: bytes | None
     seen: Glimpse | None = None
     is_nft: bool = False
+    caught: Asker | None = None
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,10 @@ class Events:
         assert source is not None  # noqa: S101 - it is registered
         try:
             data, sender = source.recvfrom(RECEIVE_BYTES)
-            seen = glimpse(port_of(data))  # before all else
-            received = _Received(time.monotonic_ns(), data, seen, is_nft)
+            seen = glimpse(port := port_of(data))  # before all else
+            at_ns = time.monotonic_ns()
+            caught = self._catcher.find(port, at_ns) if seen is None and not is_nft else None
+            received = _Received(at_ns, data, seen, is_nft, caught)
         except BlockingIOError:
             return True
         except OSError as error:
@@ -189,7 +192,7 @@ class Events:
 
     def _of_route(self, received: _Received, message: Message) -> list[Event]:
         changes = self._watched.changes(message)
-        asker = self._askers.find(message.port, received.seen) if changes else None
+        asker = self._askers.find(message.port, received.seen or received.caught) if changes else None
         return [_event(received.at_ns, change, asker) for change in changes]
 
     def _of_nft(self, received: _Received, message: Message) -> list[Event]:
