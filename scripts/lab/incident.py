@@ -27,8 +27,8 @@ from vifprobe.testing.scenario import syn_flood_packets
 from vifprobe.testing.taps import Tap, device_counters, set_link_up, tap
 from vifprobe.testing.waiting import wait_until
 
-#: A 500th of the incident's 100 Mbit/s (quota:vif_outbound_average=12500): less than an emulated guest can send.
-AVERAGE, BURST = 25, 6  # kB/s, KiB
+#: A 2500th of the incident's 100 Mbit/s (quota:vif_outbound_average=12500): less than an emulated guest can send.
+AVERAGE, BURST = 5, 6  # kB/s, KiB
 RATE_KBIT = AVERAGE * 8
 TAPS = ("tap834d76e9-5f", "tapc1d0f2aa-17")
 UPLINK, BRIDGE = "uplink", "br-int"
@@ -268,7 +268,7 @@ def main() -> None:
     """Play and tell."""
     if not os.environ.get("VIFPROBE_VM"):
         sys.exit("incident: only in the guest of scripts/vm (scripts/incident starts it)")
-    print(f"The incident at 1:500, on kernel {os.uname().release}.", flush=True)
+    print(f"The incident at 1:2500, on kernel {os.uname().release}.", flush=True)
     for number, step in enumerate(play(), start=1):
         tell(number, step, lambda text: print(text, flush=True))
 

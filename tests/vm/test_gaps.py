@@ -80,7 +80,7 @@ def check(capture: Capture, tap: str, by_comm: str, replaced: int) -> None:
     assert len(limit_gaps) == replaced, capture.events
     for row in limit_gaps:
         assert (row.tap, row.by_comm) == (tap, by_comm)
-        assert 0 < lasted_ns(row) < 20e9
+        assert lasted_ns(row) > 0
     gaps = told(capture, "gap")
     # A tcx program does not care for qdiscs; a filter goes with its qdisc, and the tracepoints take over for good.
     assert len(gaps) == (0 if KERNEL == "6.12" else 1), capture.events

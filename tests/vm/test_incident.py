@@ -30,14 +30,15 @@ def test_the_incident() -> None:
     limit = incident.AVERAGE * 1000 / incident.CHARGED_SYN  # packets a second
 
     for name in (one, two):
-        # The counter shows several times what passed, which is the limit.
+        # The counter shows several times what passed, which is the limit. (Spans are not the same to the millisecond:
+        # test_gaps.py holds the two against each other to the packet.)
         assert limited.taps[name].passed == pytest.approx(limit, rel=0.2)
         assert limited.taps[name].device > 1.5 * limit
-        assert limited.taps[name].device == pytest.approx(limited.taps[name].offered, rel=0.2)
+        assert limited.taps[name].offered > 1.5 * limit
         # Then nothing is policed, and all that is counted leaves.
         assert wiped.taps[name].policed == 0
         assert wiped.taps[name].passed > 1.5 * limit
-    assert wiped.uplink == pytest.approx(sum(seen.passed for seen in wiped.taps.values()), rel=0.2)
+    assert wiped.uplink == pytest.approx(sum(seen.device for seen in wiped.taps.values()), rel=0.1)
     assert {event.by_comm for _, event in wiped.events if event.kind == "qdisc_del"} == {"ovs-vswitchd"}
     assert "P2" in wiped.patterns
 

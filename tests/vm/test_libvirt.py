@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ DOMAIN = "instance-0000001a"
 ETHERNET, BRIDGED, SWITCHED = "tap11111111-11", "tap22222222-22", "tap33333333-33"
 LINUX_BRIDGE = "brq-vm"
 LIMIT_BPS = 100_000_000  # 12500 kB/s, quota:vif_outbound_average of the incident
-ROOM = 60.0
+ROOM = 120.0
 
 INTERFACES = {
     ETHERNET: ("ethernet", ""),
@@ -94,6 +95,7 @@ def test_domiftune_in_a_capture(domain: int, name: str, tmp_path: Path) -> None:
     with captured(name, tmp_path) as folder:
         run(f"virsh -q domiftune {DOMAIN} {name} --outbound 6250,6250,1563 --live")
         wait_until(lambda: "50Mbit" in run(f"tc filter show dev {name} parent ffff:"), ROOM)
+    ended_ns = time.monotonic_ns()
     capture = load(folder)
     # The limit of what comes to the guest goes and comes back as well.
     rows = [row for kind in ("gap", "limit_gap") for row in told(capture, kind) if row.detail.startswith("outbound")]
@@ -101,7 +103,7 @@ def test_domiftune_in_a_capture(domain: int, name: str, tmp_path: Path) -> None:
     for row in rows:
         assert row.by_comm == "tc"
         assert "libvirt" in row.detail
-        assert 0 < lasted_ns(row) < 5e9
+        assert 0 < lasted_ns(row) < ended_ns - row.at_ns
     print([row.detail for row in rows])
 
 

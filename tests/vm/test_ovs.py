@@ -24,7 +24,7 @@ from vifprobe.testing.waiting import wait_until
 pytestmark = [pytest.mark.usefixtures("ovs"), pytest.mark.kernels("6.1", "6.12")]
 
 NAME = "tap834d76e9-5f"
-ROOM = 30.0
+ROOM = 120.0
 PID_FILE = Path("/run/openvswitch/ovs-vswitchd.pid")
 
 

@@ -18,9 +18,9 @@ from vifprobe.testing.taps import tap as make_tap
 
 pytestmark = pytest.mark.usefixtures("stock_kernel")
 
-COUNT = 10_007
-#: kB/s and KiB: most is dropped, a good part, a little.
-LIMITS = [(53, 7), (997, 61), (1250, 313)]
+COUNT = 3_001  # 1.2 MB
+#: kB/s and KiB: too slow for any sender; a big bucket first; one that some frames never fit into, whatever the rate.
+LIMITS = [(53, 7), (41, 313), (1250, 3)]
 # Which hook counts, by kernel and by what is there already.
 HOOKS = {"6.12": "tcx", "6.1": "ingress", "5.10": "ingress"}
 
@@ -34,7 +34,7 @@ def guest_tap(netns: Netns) -> Iterator[Tap]:
 
 @pytest.mark.parametrize(
     ("form", "limit"),
-    [("libvirt", LIMITS[0]), ("libvirt", LIMITS[2]), ("ovs matchall", LIMITS[1]), ("ovs basic", LIMITS[1])],
+    [("libvirt", LIMITS[0]), ("libvirt", LIMITS[2]), ("ovs matchall", LIMITS[1]), ("ovs basic", LIMITS[2])],
 )
 def test_policed_is_what_the_policer_dropped(guest_tap: Tap, form: str, limit: tuple[int, int]) -> None:
     packets = [*ordinary_packets(guest_tap), *syn_flood_packets(guest_tap, ports=31)]

@@ -21,7 +21,7 @@ from vifprobe.host import processes
 _TABLE = Path("/proc/thread-self/net/netlink")
 _ROUTE_PROTOCOL = "0"
 _PIDS = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
-_SEARCH_SECONDS = 0.2
+_SEARCH_SECONDS = 0.2  # of CPU time
 _CAUGHT_NS = 1_000_000_000  # who a port belongs to is not asked again for so long
 _CAUGHT_MAX = 1000
 
@@ -84,9 +84,7 @@ class Askers:
         """
         if not port:
             return None
-        by_number = seen
-        if isinstance(seen, Glimpse):
-            by_number = Asker(port, seen.comm, processes.comm(seen.parent), proved=False)
+        by_number = _by_number(port, seen) if isinstance(seen, Glimpse) else seen
         ports = dict(_ports())
         inode = ports.get(port)
         if inode is None:
@@ -95,12 +93,13 @@ class Askers:
         if known is not None and known[0] == inode:
             return known[1]
         pid = _holder(port, inode, ports)
-        if pid is None:
-            asker = by_number
-        else:
-            asker = _holding(pid)
+        asker = by_number if pid is None else _holding(pid)
         self._known[port] = inode, asker
         return asker
+
+
+def _by_number(port: int, seen: Glimpse) -> Asker:
+    return Asker(port, seen.comm, processes.comm(seen.parent), proved=False)
 
 
 def _holding(pid: int) -> Asker:
@@ -110,13 +109,13 @@ def _holding(pid: int) -> Asker:
 
 def _holder(port: int, inode: int, ports: dict[int, int]) -> int | None:
     """The process with the port's number, or one that has another netlink socket, or any."""
-    deadline = time.monotonic() + _SEARCH_SECONDS
+    deadline = time.thread_time() + _SEARCH_SECONDS
 
     def candidates() -> Iterator[int]:
         yield port
         yield from ports
         for pid in processes.running():
-            if time.monotonic() > deadline:
+            if time.thread_time() > deadline:
                 return
             yield pid
 

@@ -95,7 +95,7 @@ class Events:
             self._socket.close()
             raise
         self._queue: deque[_Received] = deque()
-        self._askers, self._transactions = Askers(), Transactions()
+        self._askers, self._catcher, self._transactions = Askers(), Catcher(), Transactions()
         self._closed = False
         # Sockets can be added to it while the thread waits.
         self._poll = select.epoll()
