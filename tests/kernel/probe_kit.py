@@ -33,6 +33,8 @@ from vifprobe.testing.waiting import wait_until
 #: The `require` fixture of conftest.py.
 Require = Callable[[str, object, str], None]
 
+#: The stock kernel that the tests run on in a virtual machine (scripts/vm), "" elsewhere.
+KERNEL = os.environ.get("VIFPROBE_VM", "")
 OUT = Direction.OUTBOUND
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)
 FLOOD = 1_000_003
