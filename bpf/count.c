@@ -31,6 +31,9 @@ struct tap {
 	u16 number;
 	u8 traits; /* TRAIT_*: whose drops count as policed */
 	u8 spare;
+	u16 mpu;      /* its outbound policer charges no packet less than that ... */
+	s16 overhead; /* ... after adding this */
+	u32 spare2;
 };
 
 /*
@@ -106,6 +109,13 @@ static __always_inline struct tap *tap_of(u32 ifindex)
 			return tap;
 	}
 	return NULL;
+}
+
+/* What the tap's outbound policer charges for this length (net/sched/act_police.c: psched_l2t_ns, sch_generic.h). */
+static __always_inline u32 policer_charge(struct tap *tap, u32 length)
+{
+	length += tap->overhead;
+	return length < tap->mpu ? tap->mpu : length;
 }
 
 /* Find or make this CPU's cell of a key. NULL: the table is full, the packet is counted as missed by the caller. */

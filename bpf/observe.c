@@ -71,6 +71,7 @@ static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap,
 static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, struct frame *frame,
 				     struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
+	charged_bytes = policer_charge(tap, charged_bytes);
 	if (lane->skb)
 		settle(cpu, lane, VERDICT_PASSED, 0);
 	/* After that: the bucket settles with one packet before it looks at the next one. */

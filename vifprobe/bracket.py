@@ -13,7 +13,7 @@ from vifprobe.coverage import Coverage
 from vifprobe.errors import HostError
 from vifprobe.host.counters import CounterSample, Counts, Unit, read_counters_of
 from vifprobe.host.links import Link
-from vifprobe.layout import VLAN_TAG_BYTES, Direction, Ethertype, Verdict
+from vifprobe.layout import ETH_HEADER_BYTES, VLAN_TAG_BYTES, Direction, Ethertype, Verdict
 
 #: The four readings, in order; see vifprobe.analysis.reconcile.
 MOMENTS = ("before_attach", "after_attach", "before_detach", "after_detach")
@@ -81,7 +81,10 @@ def _counted(reading: Reading, sample: CounterSample) -> int | None:
     if verdict is not None and direction is Direction.INBOUND:
         return None  # its packets are counted as offered only
     rows = reading.where(direction, verdict)
-    value = int(getattr(count(rows), sample.unit.value))
+    counts = count(rows)
+    if sample.unit is Unit.LENGTH_BYTES:
+        return counts.frame_bytes - ETH_HEADER_BYTES * counts.packets
+    value = int(getattr(counts, sample.unit.value))
     if sample.unit is Unit.FRAME_BYTES:
         # The device counted the outer VLAN tag, which the kernel takes out of the frame before tc.
         value += VLAN_TAG_BYTES * int(rows["packets"][rows["ethertype"] == Ethertype.VLAN].sum(dtype=np.int64))

@@ -204,6 +204,7 @@ EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a pac
 ETHERNET_PAD_BYTES = 60  # IEEE 802.3: shortest frame without FCS
 ETHERNET_OVERHEAD_BYTES = 24  # FCS 4, preamble and start delimiter 8, inter-packet gap 12
 VLAN_TAG_BYTES = 4
+ETH_HEADER_BYTES = 14
 SAMPLE_PROBE_MASK = 127  # a class whose first packets were looked at is probed for new verdicts 1 in 64.5 at random
 SAMPLE_EAGER_LOOKS = 1024  # packets of a class, each CPU, whose headers are kept in vain until then
 REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there, EXTENSION_HEADERS_MAX of up to 2 KiB

@@ -288,7 +288,7 @@ class Probe:
             watched.tell_apart(self._programs)
             watched.hold_to(self._declared(watched), self._charge, self._programs)
             watched.try_out(self._what_ifs, self._programs)
-            self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
+            self._counters.watch(watched.link.ifindex, watched.number, watched.traits, *watched.charge)
         self._moment("after_attach")
         self._auditor.start()
         self._stack.callback(self._auditor.close)
@@ -341,7 +341,7 @@ class Probe:
             changed |= bool(own)
             if (own or due) and not watched.gone:
                 watched.tell_apart(self._programs)
-                self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
+                self._counters.watch(watched.link.ifindex, watched.number, watched.traits, *watched.charge)
                 watched.covered()
                 if own and snapshot is None:
                     snapshot = self._counters.snapshot()
@@ -442,7 +442,7 @@ class Probe:
             # What libvirt and Open vSwitch declare is known some time after the start, and can change.
             watched.hold_to(self._declared(watched), self._charge, self._programs)
             if not watched.gone:
-                self._counters.watch(watched.link.ifindex, watched.number, watched.traits)
+                self._counters.watch(watched.link.ifindex, watched.number, watched.traits, *watched.charge)
 
     def _tried_out(self, counts: WhatIfCounts, watched: WatchedTap, final: bool) -> tuple[WhatIfRow, ...]:
         before = None if final else watched.what_ifs_before

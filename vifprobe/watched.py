@@ -100,6 +100,12 @@ class WatchedTap:
             self.note("netfilter drops count as policed, but can be by other chains: /proc/kallsyms is hidden")
         self.blame.follow(self.droppers, self.is_guessing)
 
+    @property
+    def charge(self) -> tuple[int, int]:
+        """What the outbound policer adds to a packet's charge, and the least that it charges; bytes."""
+        main = self.installed.main(Direction.OUTBOUND)
+        return (main.overhead_bytes, main.mpu_bytes) if main else (0, 0)
+
     def attach(self, programs: Programs, directions: tuple[Direction, ...], create_qdisc: bool = False) -> None:
         """Hang the programs on it; KernelError where one can't be.
 

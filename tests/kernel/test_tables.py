@@ -100,6 +100,23 @@ def test_each_tap_has_its_own_missed_packets(tap: Tap, monkeypatch: pytest.Monke
     assert loud.missed + loud.offered(OUT).packets == 10_007
 
 
+def test_charged_bytes_are_those_of_the_policer(tap: Tap) -> None:
+    """Its overhead is added, and no packet is charged less than its mpu; bytes of 32 and 58 without the L2 header."""
+    short, longer = SYN[:46], SYN + bytes(18)
+    with forwarding(tap), kernel_side(tap) as kernel:
+        for overhead, mpu, charged in (
+            (0, 0, 32 + 58),
+            (0, 60, 60 + 60),
+            (4, 0, 36 + 62),
+            (4, 60, 60 + 62),
+            (-8, 25, 25 + 50),
+        ):
+            kernel.counters.watch(tap.ifindex, 0, 0, overhead, mpu)
+            before = int(kernel.counters.snapshot().cells["charged_bytes"].sum())
+            flood([tap.fd], [short, longer], count=2 * 7, seconds=5)
+            assert int(kernel.counters.snapshot().cells["charged_bytes"].sum()) - before == 7 * charged, (overhead, mpu)
+
+
 def test_a_probe_that_misses_nothing_says_so(tap: Tap) -> None:
     """The same packets with tables of the usual size."""
     frames = [case.frame for case in cases_for(Run.TAP, gso=False)]

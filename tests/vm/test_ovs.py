@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 from test_gaps import BURST, RATE, captured, check_counts, grows, steady_flood, told
-from vm_kit import KERNEL, OUT, add_policer, has_policer, policed, run
+from vm_kit import KERNEL, OUT, SECONDS, add_policer, has_policer, policed, run, watch
 
-from vifprobe import load
+from vifprobe import Probe, load
 from vifprobe.analysis.reading import count
+from vifprobe.bracket import Bracket
 from vifprobe.capture.reader import Capture
 from vifprobe.layout import Verdict
+from vifprobe.testing.flood import writer
+from vifprobe.testing.scenario import syn_flood_packets
 from vifprobe.testing.taps import Tap
 from vifprobe.testing.taps import tap as make_tap
 from vifprobe.testing.waiting import wait_until
@@ -25,6 +28,7 @@ pytestmark = [pytest.mark.usefixtures("ovs"), pytest.mark.kernels("6.1", "6.12")
 
 NAME = "tap834d76e9-5f"
 ROOM = 120.0
+SYNS = 2_503
 PID_FILE = Path("/run/openvswitch/ovs-vswitchd.pid")
 
 
@@ -93,6 +97,27 @@ def test_link_events_and_a_restart_of_the_switch(guest_tap: Tap, ovs: str, tmp_p
     changed = [row for row in capture.events if row.kind == "link_change" and "qlen" in row.detail]
     assert [row.by_comm for row in changed] == ["ip"], capture.events
     assert told(capture, "limit_gap")[-1].detail.startswith("outbound packets not limited until the end")
+
+
+def test_it_charges_no_packet_less_than_a_shortest_frame(guest_tap: Tap, ovs: str) -> None:
+    """lib/netdev-linux.c, tc_fill_rate: mpu ETH_TOTAL_MIN. The policer's statistics go on counting the length."""
+    run(f"ovs-vsctl add-port {ovs} {NAME} -- set interface {NAME} ingress_policing_rate=8 ingress_policing_burst=776")
+    wait_until(lambda: has_policer(NAME), ROOM)
+    bracket = Bracket()
+    with (
+        writer(guest_tap.fds, syn_flood_packets(guest_tap), count=SYNS, seconds=SECONDS) as flood,
+        Probe(NAME, directions=(OUT,), bracket=bracket) as probe,
+    ):
+        seen = watch(probe, [flood])
+        found = policed(NAME)
+    assert (seen.packets(tap=NAME), seen.charged(tap=NAME)) == (SYNS, SYNS * 60)
+    assert (found.bytes, found.dropped) == (SYNS * 40, seen.packets(Verdict.POLICED, NAME))
+    # 97 KiB at once, then 1,000 byte/s, at 60 bytes a packet: at 40 it would let pass 2,483 at once.
+    passed = seen.packets(Verdict.PASSED, NAME)
+    assert 97 * 1024 // 60 <= passed <= (97 * 1024 + 1000 * seen.written[0].seconds) / 60 + 1
+    rows = bracket.rows([seen.readings[NAME]])
+    assert [row.agrees for row in rows if row.counter.startswith("tc police bytes")] == [True]
+    assert not [row for row in rows if row.agrees is False]
 
 
 def restart_switch() -> None:

@@ -36,12 +36,13 @@ class Counts(Enum):
 
 class Unit(Enum):
     """FRAME_BYTES of a device hold the outer VLAN tag, which a frame at tc ingress has lost. CHARGED_BYTES are without
-    the L2 header at ingress.
+    the L2 header at ingress. LENGTH_BYTES, too, where a policer charges more than that: its statistics say the length.
     """
 
     PACKETS = "packets"
     FRAME_BYTES = "frame_bytes"
     CHARGED_BYTES = "charged_bytes"
+    LENGTH_BYTES = "length_bytes"
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,16 @@ def _police(found: Installed, limit: InstalledLimit, drops: Counts) -> Iterator[
     for name, counted, unit, value, bits in (
         ("drops", counts, Unit.PACKETS, limit.drops, 32),
         ("packets", Counts.PART, Unit.PACKETS, limit.packets, 64),  # a guest's GSO frame is 0 packets here
-        ("bytes", Counts.PART if limit.shared else offered, Unit.CHARGED_BYTES, limit.bytes, 64),
+        ("bytes", Counts.PART if limit.shared else offered, _bytes_unit(found), limit.bytes, 64),
     ):
         counter = f"tc police {name}: {limit.where}"
         yield from _sample(counter, limit.direction, counted, unit, value, bits, limit.shared)
+
+
+def _bytes_unit(found: Installed) -> Unit:
+    """Of statistics: act_police and nft count the length, whatever overhead and least charge the bucket goes by."""
+    main = found.main(Direction.OUTBOUND)
+    return Unit.LENGTH_BYTES if main is not None and (main.overhead_bytes or main.mpu_bytes) else Unit.CHARGED_BYTES
 
 
 def _nft(found: Installed, hook: str, direction: Direction, counts: Counts) -> Iterator[CounterSample]:
@@ -170,7 +177,7 @@ def _nft(found: Installed, hook: str, direction: Direction, counts: Counts) -> I
     if drops is None:
         return
     counts = Counts.PART if drops.shared else counts
-    for name, unit, value in (("packets", Unit.PACKETS, drops.packets), ("bytes", Unit.CHARGED_BYTES, drops.bytes)):
+    for name, unit, value in (("packets", Unit.PACKETS, drops.packets), ("bytes", _bytes_unit(found), drops.bytes)):
         yield from _sample(f"nft drops {name}: {hook}", direction, counts, unit, value, shared=drops.shared)
 
 

@@ -27,6 +27,7 @@ class InstalledLimit:
     and `all` stands for a rule without conditions there, "" for one with some. matches_all: whether all packets of that
     protocol come to it. burst_bytes: what passes at once after silence (nft: a unit of the rate and its burst).
     rate_pps: rounded up. packets, bytes: offered to it; drops: packets, 32 bit from tc.
+    overhead_bytes: added to a packet's charge. mpu_bytes: and no packet is charged less than that.
     shared: other interfaces use the same bucket or counter. default: of several classes the one for unsorted packets.
     """
 
@@ -44,6 +45,8 @@ class InstalledLimit:
     packets: int | None = None
     bytes: int | None = None
     drops: int | None = None
+    overhead_bytes: int = 0
+    mpu_bytes: int = 0
     shared: bool = False
     default: bool = True
 
@@ -129,6 +132,8 @@ def _police(at: TcFilter, action: TcAction) -> InstalledLimit:
         packets=stats.packets,
         bytes=stats.bytes,
         drops=stats.drops,
+        overhead_bytes=policer.overhead_bytes if policer else 0,
+        mpu_bytes=policer.mpu_bytes if policer else 0,
         shared=at.block is not None or (policer is not None and policer.bindings > 1),
     )
 

@@ -94,13 +94,17 @@ class Counters:
             self.__dict__.pop(table, None)
         self._grace.close()
 
-    def watch(self, ifindex: int, number: int, traits: int) -> None:
-        """Count the device from now on, under this tap number. May be called again to change the traits."""
+    def watch(self, ifindex: int, number: int, traits: int, overhead_bytes: int = 0, mpu_bytes: int = 0) -> None:
+        """Count the device from now on, under this tap number. May be called again to change the rest.
+
+        overhead_bytes, mpu_bytes: what its outbound policer adds to a packet's charge, and the least that it charges.
+        """
         slots = (ifindex + np.arange(TAP_PROBES)) & (len(self._taps) - 1)
         for slot in slots:
             if self._taps["ifindex"][slot] in (0, ifindex):
                 self._taps["number"][slot] = number
                 self._taps["traits"][slot] = traits
+                self._taps["overhead"][slot], self._taps["mpu"][slot] = overhead_bytes, mpu_bytes
                 self._taps["ifindex"][slot] = ifindex  # last: the kernel side looks at it first
                 return
         raise KernelError(f"no free place for ifindex {ifindex} in the table of watched taps.")
