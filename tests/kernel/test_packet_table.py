@@ -30,7 +30,7 @@ from vifprobe.layout import Direction, Ethertype, PacketClass, TapTrait
 from vifprobe.testing.frames import ETH_HEADER_BYTES, pad
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.table import CASES, Case, Run, cases_for
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.taps import GsoType, Tap
 from vifprobe.testing.taps import tap as make_tap
 
 GO_ON = -1  # TC_ACT_UNSPEC and TCX_NEXT of include/uapi/linux/pkt_cls.h and bpf.h
@@ -42,11 +42,12 @@ GSO_SIZE_OFFSET = 176
 CONTEXT_BYTES = 192
 NON_LINEAR_BYTES = 4099  # more than a page
 # net/core/skbuff.c, alloc_skb_with_frags: before 6.6 a frame's bytes are in single pages, MAX_SKB_FRAGS of them
-SINGLE_PAGES_BYTES = 17 * 4096
+SINGLE_PAGES_BYTES = 17 * 4096  # and before 6.2 it knows no UDP segmentation (include/linux/virtio_net.h)
 TC, TRACEPOINT = "tc", "tracepoint"
 #: In the names of cases that are told apart by where the frame's bytes end, so that padding changes them.
 ENDED_BY_THE_BYTES = ("cut", "beyond", "65535", "left")
 
+Takes = Callable[[Case], bool]
 Seen = dict[tuple[int, ...], tuple[int, ...]]
 
 
@@ -110,17 +111,29 @@ def vnet_tap(netns: Netns) -> Iterator[Tap]:
 
 
 @pytest.fixture
-def longest_bytes(netns: Netns) -> int:
-    """Of a frame, as far as a tap of this kernel takes it with headers in the linear part only."""
-    longest = max(len(case.frame) for case in CASES)
+def taken(netns: Netns) -> Takes:
+    """Whether a tap of this kernel takes a case's frame, however little of it is in the linear part."""
+    longest = max(CASES, key=lambda case: len(case.frame))
+    segmented = next(case for case in CASES if case.gso and case.gso.kind is GsoType.UDP_L4)
     with make_tap("tap1", vnet_hdr=True) as other:
-        try:
-            os.write(other.fd, other.packet(bytes(longest), linear_bytes=ETH_HEADER_BYTES))
-        except OSError as error:
-            if error.errno != errno.EMSGSIZE:
-                raise
-            return SINGLE_PAGES_BYTES
-    return longest
+        has_large_pages = can_write(other, other.packet(longest.frame, linear_bytes=ETH_HEADER_BYTES), errno.EMSGSIZE)
+        has_uso = can_write(other, segmented.packet(other), errno.EINVAL)
+
+    def takes(case: Case) -> bool:
+        is_uso = case.gso is not None and case.gso.kind is GsoType.UDP_L4
+        return (has_large_pages or len(case.frame) <= SINGLE_PAGES_BYTES) and (has_uso or not is_uso)
+
+    return takes
+
+
+def can_write(tap: Tap, packet: bytes, refusal: int) -> bool:
+    try:
+        os.write(tap.fd, packet)
+    except OSError as error:
+        if error.errno != refusal:
+            raise
+        return False
+    return True
 
 
 @pytest.fixture(params=[TC, TRACEPOINT])
@@ -211,13 +224,13 @@ def test_table_through_test_run(observer: Observer, direction: Direction) -> Non
     check(cases_for(Run.TEST_RUN), lambda case: expected(case, Run.TEST_RUN, direction), show, observer)
 
 
-def test_table_on_a_real_tap(attached: Observer, vnet_tap: Tap, longest_bytes: int, way: str) -> None:
+def test_table_on_a_real_tap(attached: Observer, vnet_tap: Tap, taken: Takes, way: str) -> None:
     def show(case: Case) -> None:
         os.write(vnet_tap.fd, case.packet(vnet_tap))
 
     # Headers that go on behind the first page are not in the linear part.
     cases = [case for case in cases_for(Run.TAP) if way == TC or "longest headers" not in case.name]
-    cases = [case for case in cases if len(case.frame) <= longest_bytes]
+    cases = [case for case in cases if taken(case)]
     check(cases, lambda case: expected(case, Run.TAP), show, attached)
 
 
@@ -233,22 +246,22 @@ def test_the_kernel_passes_on_what_the_table_says(attached: Observer, vnet_tap: 
 @pytest.mark.parametrize("way", [TC], indirect=True)
 @pytest.mark.parametrize("linear_bytes", [14, 15, 18, 33, 34, 47, 54, 61, 94])
 def test_class_does_not_depend_on_the_linear_part(
-    attached: Observer, vnet_tap: Tap, longest_bytes: int, linear_bytes: int
+    attached: Observer, vnet_tap: Tap, taken: Takes, linear_bytes: int
 ) -> None:
     """Padded beyond a page, the frames of the table keep their class, with most headers outside the linear part."""
 
     def show(case: Case) -> None:
         write(vnet_tap, case, linear_bytes)
 
-    check(long_cases(longest_bytes), lambda case: expected(case, Run.TAP), show, attached)
+    check(long_cases(taken), lambda case: expected(case, Run.TAP), show, attached)
 
 
 @pytest.mark.parametrize("way", [TRACEPOINT], indirect=True)
-def test_a_tracepoint_tells_what_it_can_not_read(attached: Observer, vnet_tap: Tap, longest_bytes: int) -> None:
+def test_a_tracepoint_tells_what_it_can_not_read(attached: Observer, vnet_tap: Tap, taken: Takes) -> None:
     """Headers outside the linear part are out of its reach: such a packet is missed, never given a wrong class."""
     missed_cases = 0
     before = attached.missed()
-    cases = long_cases(longest_bytes)[::47]
+    cases = long_cases(taken)[::47]
     for case in cases:
         write(vnet_tap, case, linear_bytes=54)
         seen = attached.take()
@@ -260,11 +273,11 @@ def test_a_tracepoint_tells_what_it_can_not_read(attached: Observer, vnet_tap: T
     assert 0 < missed_cases < len(cases)
 
 
-def long_cases(longest_bytes: int) -> list[Case]:
+def long_cases(taken: Takes) -> list[Case]:
     return [
         replace(case, frame=pad(case.frame, max(len(case.frame), NON_LINEAR_BYTES), b"\x11"))
         for case in cases_for(Run.TAP, gso=False)
-        if len(case.frame) <= longest_bytes
+        if taken(case)
         and case.packet_class is not PacketClass.MALFORMED
         and not any(word in case.name for word in ENDED_BY_THE_BYTES)
     ]

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("stock_kernel")
 
 RATE, BURST = 7, 3
 PPS = 1_009
-ROOM = 120.0  # for a command to start under emulation, compiled anew
+ROOM = 400.0  # for a command to start under emulation, compiled anew
 
 
 @contextmanager

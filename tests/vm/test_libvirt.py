@@ -25,7 +25,7 @@ DOMAIN = "instance-0000001a"
 ETHERNET, BRIDGED, SWITCHED = "tap11111111-11", "tap22222222-22", "tap33333333-33"
 LINUX_BRIDGE = "brq-vm"
 LIMIT_BPS = 100_000_000  # 12500 kB/s, quota:vif_outbound_average of the incident
-ROOM = 120.0
+ROOM = 400.0
 
 INTERFACES = {
     ETHERNET: ("ethernet", ""),

@@ -27,7 +27,7 @@ from vifprobe.testing.waiting import wait_until
 pytestmark = [pytest.mark.usefixtures("ovs"), pytest.mark.kernels("6.1", "6.12")]
 
 NAME = "tap834d76e9-5f"
-ROOM = 120.0
+ROOM = 400.0
 SYNS = 2_503
 PID_FILE = Path("/run/openvswitch/ovs-vswitchd.pid")
 
