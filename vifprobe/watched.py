@@ -18,7 +18,7 @@ from vifprobe.host.limits import Installed, installed
 from vifprobe.host.links import Link
 from vifprobe.host.nft import NftState
 from vifprobe.host.nft_events import NftChange
-from vifprobe.host.tc_records import TcFilter
+from vifprobe.host.tc_records import TcFilter, TcQdisc
 from vifprobe.kernel.ahead import tcx_programs
 from vifprobe.kernel.attach import (
     Attachment,
@@ -262,7 +262,8 @@ def _removal(events: list[Event]) -> Event:
     """The event that took a filter away: its qdisc's end, else its own, else the first thing that happened."""
     for kind in ("qdisc_del", "filter_del"):
         for event in events:
-            if event.kind == kind:
+            is_other = isinstance(event.record, TcQdisc) and event.record.kind not in ("ingress", "clsact")
+            if event.kind == kind and not is_other:
                 return event
     return events[0]
 
