@@ -236,9 +236,13 @@ static __always_inline bool sample(u32 cpu, struct lane *lane, struct frame *fra
 /* How many packets a staged one stands for; 0: not taken. what: with its verdict. */
 static __always_inline u32 weight_of(struct sampler *own, struct sample *staged, u64 what)
 {
-	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf, verdict = (what >> KEY_VERDICT_SHIFT) & 3, weight = 0;
-	u32 kind = class * 4 + verdict;
+	u64 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf, verdict = (what >> KEY_VERDICT_SHIFT) & 3;
+	u64 kind = class * 4 + verdict;
+	u32 weight = 0;
 
+	/* Verifier: indices; assembly, because kernels before 6.2 lose sight of what the compiler makes of the above. */
+	asm volatile("%0 &= 63" : "+r"(kind));
+	asm volatile("%0 &= 15" : "+r"(class));
 	if (staged->tentative) {
 		if (own->first[kind] < SAMPLE_FIRST) {
 			own->first[kind]++;
@@ -250,7 +254,7 @@ static __always_inline u32 weight_of(struct sampler *own, struct sample *staged,
 		if (own->in_vain[class] < SAMPLE_EAGER_LOOKS)
 			own->in_vain[class]++;
 		else
-			own->calm |= 1U << class;
+			own->calm |= 1U << (u32)class;
 	}
 	if (staged->position >= own->next_at) {
 		weight = own->drawn_mean;
