@@ -77,6 +77,28 @@ def test_deleted_and_added_in_one_batch() -> None:
     assert one(tracker).duration_ns(0) == 3 * MS
 
 
+def test_what_is_there_again_before_it_is_told_of_is_a_gap_all_the_same() -> None:
+    """A slow reader hears of the removal, looks, and sees what was added meanwhile."""
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [qdisc_del(5, "neutron")], THERE, 1_205, 1009)
+    assert one(tracker).end_ns is None
+    assert follow(tracker, [limit_new(1_105, "neutron")], THERE, 1_210, 9_109)
+    assert (one(tracker).duration_ns(0), one(tracker).restored_by) == (1_100 * MS, "neutron")
+    assert tracker.installs == []
+    assert not follow(tracker, [], THERE, 1_310, 9_109)
+    # Nobody tells of it: then it ends when it is seen again.
+    assert follow(tracker, [qdisc_del(2_000)], THERE, 2_100, 9_109)
+    follow(tracker, [], THERE, 2_200, 9_109)
+    assert tracker.gaps[1].duration_ns(0) == 200 * MS
+
+
+def test_an_nft_limit_is_left_when_a_qdisc_goes() -> None:
+    nft = Enforced(OUT, "nft", "limit", "nft netdev t c handle 3", "tap0", 200_000_000)
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [qdisc_del(5)], {OUT: nft, IN: None}, 6, 1009)
+    assert tracker.gaps == []
+
+
 def test_one_filter_of_several_is_no_gap() -> None:
     tracker = GapTracker(THERE)
     assert not follow(tracker, [limit_del(5)], THERE, 6, 0)

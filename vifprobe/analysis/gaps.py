@@ -105,9 +105,10 @@ class GapTracker:
         opened = len(self.gaps)
         for event in events:
             self._take(event, tentative, limits, passed)
-        for direction in Direction:
-            self._settle(direction, opened, tentative.get(direction), limits.get(direction), now_ns, passed)
         self._limits = dict(limits)
+        for direction in Direction:
+            if not self._settle(direction, opened, tentative.get(direction), limits.get(direction), now_ns, passed):
+                self._limits[direction] = None
         self.progress(passed)
         changed = any(_setting(before.get(one)) != _setting(limits.get(one)) for one in Direction)
         return changed or opened != len(self.gaps)
@@ -170,17 +171,23 @@ class GapTracker:
         found: Enforced | None,
         now_ns: int,
         passed: Mapping[Direction, int | None],
-    ) -> None:
-        """Hold what the events told against what is there: not each change is told, and one of several may be left."""
+    ) -> bool:
+        """Hold what the events told against what is there: not each change is told, and one of several may be left.
+
+        False: what is there came after these events, and is still to be told of.
+        """
         last = next((gap for gap in reversed(self.gaps) if gap.direction is direction and gap.end_ns is None), None)
         if told is None and found is not None:
             is_new = last is not None and self.gaps.index(last) >= opened
+            if is_new and last is not None and _went_with_qdisc(last, found):
+                return False
             if is_new and last is not None:
                 self.gaps.remove(last)  # one of several limits went, and the rest is still there
             else:
                 self._restored(direction, now_ns, "", passed)
         elif told is not None and found is None:
             self._lost(direction, now_ns, told, None, passed)
+        return True
 
     def _lost(
         self,
@@ -208,6 +215,12 @@ class GapTracker:
     def _passed_in(self, gap: Gap, passed: Mapping[Direction, int | None]) -> int | None:
         now, then = passed.get(gap.direction), self._passed_at.get((gap.direction, gap.number))
         return None if now is None or then is None else max(0, now - then)
+
+
+def _went_with_qdisc(gap: Gap, found: Enforced) -> bool:
+    """Whether a limit like the one that is there must have gone, too, when the gap began."""
+    is_qdisc = gap.removal is not None and gap.removal.meaning == "qdisc_del"
+    return is_qdisc and gap.limit is not None and gap.limit.where.split(" ")[0] == found.where.split(" ")[0]
 
 
 def _setting(limit: Enforced | None) -> tuple[object, ...]:
