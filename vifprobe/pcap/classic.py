@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 
 from vifprobe.errors import CaptureError
-from vifprobe.pcap.packet import FRAME_MAX_BYTES, Packet, Remarks, check_link_type, damaged
+from vifprobe.pcap.packet import FRAME_MAX_BYTES, Packet, Remarks, check_link_type, damaged, without_fcs
 from vifprobe.pcap.window import Window
 
 #: First four bytes -> byte order, nanoseconds in a unit of a packet's fraction of a second.
@@ -29,16 +29,19 @@ def packets(window: Window, remarks: Remarks) -> Iterator[Packet]:
     fcs_bytes = _checked_fcs_bytes(struct.unpack_from(order + "I", window.memory, window.at + 20)[0])
     window.at += _HEADER_BYTES
     unpack, memory = struct.Struct(order + "IIII").unpack_from, window.memory
-    while window.need(_RECORD_BYTES):
+    # What is in the window already is not asked for: a call less a packet.
+    while window.end - window.at >= _RECORD_BYTES or window.need(_RECORD_BYTES):
         seconds, fraction, captured, length = unpack(memory, window.at)
         if captured > FRAME_MAX_BYTES:
             raise damaged(window.position, f"a packet of {captured} bytes")
-        if not window.need(_RECORD_BYTES + captured):
+        whole = _RECORD_BYTES + captured
+        if window.end - window.at < whole and not window.need(whole):
             break
         start = window.at + _RECORD_BYTES
-        window.at = start + captured
-        length = max(length, captured) - fcs_bytes
-        yield seconds * _NS + fraction * unit_ns, start, min(captured, max(length, 0)), max(length, 0)
+        window.at += whole
+        if fcs_bytes or length < captured:
+            captured, length = without_fcs(captured, length, fcs_bytes)
+        yield seconds * _NS + fraction * unit_ns, start, captured, length
     remarks.cut_bytes = window.left
 
 

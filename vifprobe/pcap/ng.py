@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vifprobe.pcap.packet import FRAME_MAX_BYTES, Packet, Remarks, check_link_type, damaged
+from vifprobe.pcap.packet import FRAME_MAX_BYTES, Packet, Remarks, check_link_type, damaged, without_fcs
 from vifprobe.pcap.window import WINDOW_BYTES, Window
 
 MAGIC = b"\x0a\x0d\x0d\x0a"
@@ -135,8 +135,9 @@ class _Reader:
         fcs_bytes = interface.fcs_bytes
         if at + padded < end:
             fcs_bytes = self._fcs_bytes(at + padded, end, fcs_bytes)
-        length = max(length, captured) - fcs_bytes
-        return self._last_ns, at, min(captured, max(length, 0)), max(length, 0)
+        if fcs_bytes or length < captured:
+            captured, length = without_fcs(captured, length, fcs_bytes)
+        return self._last_ns, at, captured, length
 
     def _fcs_bytes(self, start: int, end: int, otherwise: int) -> int:
         """What a packet's own flags say of its frame check sequence (bits 5 to 8)."""

@@ -57,6 +57,12 @@ def check_link_type(link_type: int, where: str) -> None:
     )
 
 
+def without_fcs(captured: int, length: int, fcs_bytes: int) -> tuple[int, int]:
+    """Both sizes of a frame without the frame check sequence behind it; none is recorded with more than it had."""
+    length = max(0, max(length, captured) - fcs_bytes)
+    return min(captured, length), length
+
+
 def damaged(position: int, what: str) -> CaptureError:
     """The error for a length or a number that can't be."""
     return CaptureError(f"damaged at byte {position}: {what}.", "What came before it was read.")
