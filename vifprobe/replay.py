@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from itertools import islice
 from types import TracebackType
@@ -13,19 +13,24 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from vifprobe.analysis.findings import findings
+from vifprobe.analysis.policer import SetUp
 from vifprobe.analysis.reading import Limit, Reading
+from vifprobe.analysis.situation import Situation
+from vifprobe.analysis.thresholds import FloodThresholds
 from vifprobe.errors import CaptureError
+from vifprobe.forensics import Forensics
 from vifprobe.kernel.build import BIN_LOG_ENTRIES, Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features, require_capabilities
 from vifprobe.kernel.testrun import LOOPBACK, SKB_MAX_BYTES, SKB_MIN_BYTES, FrameRunner, is_refused
-from vifprobe.layout import LIMIT_TRAITS, Bucket, Charge, Direction
+from vifprobe.layout import LIMIT_TRAITS, SAMPLE, Bucket, Charge, Direction
 from vifprobe.pcap.file import PacketFile
 from vifprobe.pcap.packet import Packet
 
 HOOK = "test_run"
-#: Packets between two looks at the time bins: each could end one, and the kernel's log of them must not run over.
-BATCH = BIN_LOG_ENTRIES // 2
+#: Packets at most between two looks at the time bins: each could end one, and the kernel's log must not run over.
+_BATCH = BIN_LOG_ENTRIES // 2
 #: What the first packet's time becomes in the kernel, about (a multiple of the bin): far from 0, which would be "no
 #: time", and far enough below 2^63 for whatever a file can hold after it.
 _ORIGIN_NS = 10**18
@@ -59,7 +64,8 @@ class Replay:
     """One run through one file, in a `with` block. Counts in tables of its own; nothing of the host is touched.
 
     direction: which way the packets are taken to have gone. limit: the declared one, as given by the user. charge: what
-    the ideal bucket takes for a packet. Entering raises KernelError.
+    the ideal bucket takes for a packet. bin_ns: width of time bins, 0 for none. samples: work the SYN measures out, and
+    keep headers for take_samples(). thresholds: from which numbers on they raise findings. Entering raises KernelError.
     """
 
     def __init__(
@@ -70,6 +76,8 @@ class Replay:
         limit: Limit | None = None,
         charge: Charge = Charge.INSTALLED,
         bin_ns: int = 0,
+        samples: bool = False,
+        thresholds: FloodThresholds | None = None,
     ) -> None:
         self.file = file
         self.direction = direction
@@ -79,9 +87,13 @@ class Replay:
         self.problem: CaptureError | None = None
         self._charge = charge
         self.bin_ns = bin_ns
+        self._with_samples = samples
+        self._thresholds = thresholds
+        self._forensics: Forensics | None = None
         self._stack = ExitStack()
         self._origin_ns = _ORIGIN_NS if not bin_ns else _ORIGIN_NS - _ORIGIN_NS % bin_ns
         self._before_ns = self._shift_ns = 0
+        self._batch = _BATCH
 
     def __enter__(self) -> Replay:
         try:
@@ -96,7 +108,7 @@ class Replay:
 
     @property
     def origin_ns(self) -> int:
-        """The first packet's time on the clock of `take_bins`."""
+        """The first packet's time, cut off to microseconds as wall_clock() has it, on the clock of `take_bins`."""
         return self._origin_ns
 
     def stop(self) -> None:
@@ -105,13 +117,17 @@ class Replay:
         self.file.stop()
 
     def run(self, batch: Callable[[], None] = lambda: None) -> None:
-        """Count all packets. batch: called after every BATCH packets, and take_bins is to be called in it.
+        """Count all packets. batch: called after each batch of them; take_bins and take_samples are to be called in it.
 
         A damaged file ends the run: what came before it is counted, and `problem` says it.
         """
         packets = self.file.packets()
         try:
-            while not self.stopped and self._run_batch(packets):
+            more = True
+            while more and not self.stopped:
+                more = self._run_batch(packets)
+                if self._forensics is not None:
+                    self._forensics.look()
                 batch()
         except CaptureError as error:
             self.problem = error
@@ -120,11 +136,20 @@ class Replay:
         """Time bins that ended since the last call, as Probe.take_bins gives them; with `final` the last ones too."""
         return self._counters.take_bins(final)
 
+    def take_samples(self) -> npt.NDArray[np.void]:
+        """Headers of the packets since the last call (rows of layout.SAMPLE); none without `samples`."""
+        return np.zeros(0, SAMPLE) if self._forensics is None else self._forensics.take_samples()
+
+    @property
+    def lost_samples(self) -> int:
+        """Packets whose headers found no place."""
+        return self._counters.lost_samples
+
     def reading(self) -> Reading:
-        """Counts so far, from the first packet's time to the latest."""
+        """Counts so far, from the first packet's time to the latest, and what they show."""
         snapshot = self._counters.snapshot()
         missed = int(snapshot.missed_packets[0])
-        return Reading(
+        reading = Reading(
             tap=self.file.name,
             at=self.wall_clock(self.tally.last_ns),
             start_ns=0,
@@ -137,6 +162,19 @@ class Replay:
             final=True,
             directions=(self.direction,),
         )
+        if self._forensics is None:
+            return reading
+        self._forensics.end_interval()
+        flood = self._forensics.floods(0, reading.cells, reading.duration_ns, final=True)
+        situation = Situation(
+            SetUp(self.file.name),
+            reading=reading,
+            directions=reading.directions,
+            floods=flood,
+            own_addresses=self._forensics.taps[0].own_addresses,
+            flood_thresholds=self._forensics.taps[0].thresholds,
+        )
+        return replace(reading, flood=flood, findings=findings(situation))
 
     @staticmethod
     def wall_clock(at_ns: int) -> datetime:
@@ -145,11 +183,16 @@ class Replay:
 
     def _open(self) -> None:
         require_capabilities()
-        settings = Settings(cpus=possible_cpus(), bin_ns=self.bin_ns, replay=True)
+        settings = Settings(cpus=possible_cpus(), bin_ns=self.bin_ns, replay=True, samples=self._with_samples)
         self._programs = Programs(settings, read_features())
         self._stack.callback(self._programs.close)
         self._counters = Counters(self._programs)
         self._stack.callback(self._counters.close)
+        if self._counters.samples is not None:
+            # A recording has time: all of them, so that what is worked out from them is exact, and the same each time.
+            self._counters.samples.take_one_in(1)
+            self._batch = min(self._batch, settings.samples_per_cpu // 2)
+            self._forensics = Forensics(self._counters, (self.direction,), 1, 0, self._thresholds)
         self._runner = FrameRunner(self._programs, self.direction, self.file.window.memory)
         bytes_per_second = (self.limit.declared_bps or 0) // 8
         if bytes_per_second:
@@ -158,12 +201,12 @@ class Replay:
         self._counters.watch(LOOPBACK, 0, int(LIMIT_TRAITS[self.direction]) if bytes_per_second else 0)
 
     def _run_batch(self, packets: Iterator[Packet]) -> bool:
-        """Show the next BATCH packets; False: there are no more."""
+        """Show the next packets; False: there are no more."""
         tally, show, memory, before = self.tally, self._runner.show, self.file.window.memory, self.tally.packets
-        for at_ns, at, captured, length in islice(packets, BATCH):
+        for at_ns, at, captured, length in islice(packets, self._batch):
             if not tally.packets:
                 tally.first_ns = tally.last_ns = self._before_ns = at_ns
-                self._shift_ns = self._origin_ns - at_ns
+                self._shift_ns = self._origin_ns - at_ns + at_ns % 1000
             if not self._before_ns <= at_ns <= tally.first_ns + _SPAN_NS:
                 at_ns = self._odd_time(at_ns)
             self._before_ns = at_ns
@@ -176,7 +219,7 @@ class Replay:
             show(at, captured, length, at_ns + self._shift_ns)
             tally.packets += 1
         tally.last_ns = max(tally.last_ns, self._before_ns if tally.packets else 0)
-        return tally.packets - before == BATCH
+        return tally.packets - before == self._batch
 
     def _odd_time(self, at_ns: int) -> int:
         """What to take a time for that is not after the last one."""

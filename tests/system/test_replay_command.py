@@ -144,7 +144,22 @@ def test_the_folder_is_a_captures(mixed: Path, tmp_path: Path) -> None:
     assert int(bins["packets"].sum()) == 1009
     assert int(bins["syn_packets"].sum()) == reading.offered(OUT, PacketClass.TCP_SYN).packets
     assert int(bins["start_ns"].min()) == capture.manifest.start_monotonic_ns
-    assert json.loads((folder / "findings.json").read_text()) == []
+    assert "S1" in {finding["pattern"] for finding in json.loads((folder / "findings.json").read_text())}
+    with opened(str(folder / "samples.pcapng")) as samples:
+        memory = samples.window.memory
+        heads = [(at_ns, bytes(memory[at : at + size]), size) for at_ns, at, size, _ in samples.packets()]
+    # Each packet stands for itself, with its own time: no payload, and no estimate.
+    packets = spread([DATA if place % 7 == 3 else SYN for place in range(1009)])
+    assert heads == [(at_ns, frame[:54], 54) for at_ns, frame in packets]
+    assert {row.value for row in capture.flood if row.measure == "syn_packets"} == {
+        reading.offered(OUT, PacketClass.TCP_SYN).packets
+    }
+
+
+def test_a_finding_can_fail_the_run(mixed: Path) -> None:
+    assert run("replay", str(mixed), "--fail-on", "critical", "--json").code == 3
+    ended = run("replay", str(mixed), "--fail-on", "info", "--no-samples", "--json")
+    assert (ended.code, ended.objects[0]["flood"]) == (0, None)
 
 
 def test_what_is_seen_on_screen(mixed: Path) -> None:

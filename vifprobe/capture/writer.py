@@ -192,15 +192,19 @@ class CaptureWriter:
         with self._telling():
             self._streams[SAMPLES] = Stream(self._folder, SAMPLES, self._encoder.header())
 
-    def add_samples(self, rows: Samples) -> None:
-        """Add sampled packets (dtype layout.SAMPLE) to samples.pcapng, where begun: as many as the limit allows."""
+    def add_samples(self, rows: Samples, now_ns: int | None = None) -> None:
+        """Add sampled packets (dtype layout.SAMPLE) to samples.pcapng, where begun: as many as the limit allows.
+
+        now_ns: how far the span of begin_samples() has come; None: by the clock.
+        """
         if self._encoder is None:
             return
         if self._error:
             raise self._error
         stream = self._streams[SAMPLES]
+        now_ns = time.monotonic_ns() if now_ns is None else now_ns
         with self._telling():
-            stream.append_blocks(self._encoder.blocks(rows, stream.rows, time.monotonic_ns()))
+            stream.append_blocks(self._encoder.blocks(rows, stream.rows, now_ns))
 
     def _samples(self, lost: int) -> SampleCounts | None:
         if self._encoder is None:

@@ -19,6 +19,7 @@ from vifprobe.capture import manifest
 from vifprobe.capture.manifest import Manifest, TapEntry
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.commands.capture import BIN_MIN_NS
+from vifprobe.commands.flood_options import flood_options, thresholds_wanted
 from vifprobe.commands.options import CHARGES, DURATION, RATE, SIZE, ended_by_signals, exit_code, fail_on
 from vifprobe.errors import UsageError
 from vifprobe.layout import Direction
@@ -27,6 +28,8 @@ from vifprobe.replay import HOOK, Replay
 
 #: A run that is shorter shows no bar.
 _BAR_AFTER_SECONDS = 2.0
+#: For the share of samples that may be written so far: the whole file.
+_WHOLE = 1_000_000
 
 
 @click.command("replay")
@@ -43,8 +46,16 @@ _BAR_AFTER_SECONDS = 2.0
     help="What the ideal bucket takes for a packet; installed: as tc would at the tap.",
 )
 @click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, help="Width of a time bin.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1, 10_000_000),
+    default=100_000,
+    show_default=True,
+    help="Headers of about so many packets at most go to samples.pcapng.",
+)
 @click.option("--force", is_flag=True, help="Replace an earlier capture in that folder.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, like the last one of `watch --json`.")
+@flood_options
 @fail_on
 def command(
     file: str,
@@ -54,9 +65,13 @@ def command(
     burst: int | None,
     charge: str,
     bin_ns: int,
+    samples: int,
     force: bool,
     as_json: bool,
     fail_on: str | None,
+    no_samples: bool,
+    threshold: tuple[str, ...],
+    thresholds: str | None,
 ) -> None:
     """Count what a recording holds: pcap or pcapng, Ethernet, - for standard input.
 
@@ -72,11 +87,20 @@ def command(
         raise UsageError("--burst says nothing without --rate.", "Give both: --rate 100mbit --burst 3125kb.")
     if bin_ns < BIN_MIN_NS:
         raise UsageError(f"--bin: a time bin of {bin_ns / 1e6:g} ms is too short.", "Use 1ms or more.")
+    wanted = thresholds_wanted(threshold, thresholds)
     direction = Direction.INBOUND if inbound else Direction.OUTBOUND
     limit = Limit(declared_bps=rate, burst_bytes=burst)
     with ExitStack() as stack:
         packets = stack.enter_context(opened(file))
-        replay = Replay(packets, direction, limit=limit, charge=CHARGES[charge], bin_ns=bin_ns if output else 0)
+        replay = Replay(
+            packets,
+            direction,
+            limit=limit,
+            charge=CHARGES[charge],
+            bin_ns=bin_ns if output else 0,
+            samples=not no_samples,
+            thresholds=wanted,
+        )
         stack.enter_context(ended_by_signals(replay.stop))
         stack.enter_context(replay)
         if output is None:
@@ -85,19 +109,22 @@ def command(
             reading = replay.reading()
         else:
             options = {"replay": True, "file": file, "rate_bps": rate, "burst_bytes": burst, "charge": charge}
-            reading = _capture(replay, output, force, options)
+            reading = _capture(replay, output, force, options, 0 if no_samples else samples)
         _show(replay, reading, output, as_json)
     if replay.problem is not None:
         raise replay.problem
     sys.exit(exit_code([reading], fail_on))
 
 
-def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any]) -> Reading:
-    """The run, leaving a capture folder."""
+def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any], samples: int) -> Reading:
+    """The run, leaving a capture folder. samples: how many packets' headers are to be in it at most."""
     with CaptureWriter(output, _begin(replay, options), force=force) as writer, _progress(replay.file) as advance:
+        if samples:
+            writer.begin_samples(samples, _WHOLE, {})
 
         def batch() -> None:
             writer.add_bins(replay.take_bins())
+            writer.add_samples(replay.take_samples(), replay.origin_ns + round(_WHOLE * _done(replay.file)))
             advance()
 
         replay.run(batch)
@@ -107,8 +134,14 @@ def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any]) 
         writer.manifest = replace(writer.manifest, options={**options, "packets_of_the_file": told})
         end_ns = replay.origin_ns + reading.duration_ns
         why = replay.problem.message if replay.problem else "stopped before the file's end" if replay.stopped else None
-        writer.finish(Totals([reading], end=reading.at, end_monotonic_ns=end_ns), why)
+        totals = Totals([reading], end=reading.at, end_monotonic_ns=end_ns, lost_samples=replay.lost_samples)
+        writer.finish(totals, why)
     return reading
+
+
+def _done(file: PacketFile) -> float:
+    """How much of the file was read, 0 to 1; of a pipe all, as far as is known."""
+    return file.window.position / file.size_bytes if file.size_bytes else 1.0
 
 
 def _begin(replay: Replay, options: dict[str, Any]) -> Manifest:

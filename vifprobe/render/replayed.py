@@ -10,6 +10,7 @@ from vifprobe.analysis.reading import Limit, Reading, count
 from vifprobe.layout import Expected, PacketClass
 from vifprobe.render import tap_view
 from vifprobe.render.context import TapContext
+from vifprobe.render.flood import flood_lines
 from vifprobe.render.jsonlines import reading_object
 from vifprobe.render.line import Line, Span, line, wrapped
 from vifprobe.render.sections import Section, fit, fixed
@@ -36,6 +37,7 @@ def replay_lines(
         fixed(_limit(reading.limits.get(direction, Limit()))),
         fixed(totals_table(reading, direction, width, glyphs)),
         fixed(mix(reading, direction, width, glyphs)),
+        fixed(flood_lines(reading, width, glyphs)),
         fixed(findings_lines(reading.findings, width, glyphs)),
         classes(reading, direction, width, glyphs),
         sizes(reading, direction, width, glyphs),
