@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -11,10 +12,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
+
+import bench_program
+from bench_program import LIMIT
+from bench_stats import median_interval, own_ns
 
 from vifprobe.errors import VifprobeError
 from vifprobe.kernel.attach import attach, load_empty
@@ -28,8 +33,11 @@ from vifprobe.testing.flood import flood
 from vifprobe.testing.links import nft_ingress_limit
 from vifprobe.testing.taps import Tap, private_netns, tap
 
-FRAMES = 8_000  # a run of some 10 ms: short against the minutes in which a shared machine changes its speed
-RUNS_INSIDE = 5  # of each variant while it is attached: starting tcpdump takes longer than a run
+FRAMES = 2_000  # a run of some 4 ms: short against the minutes in which a shared machine changes its speed
+RUNS_INSIDE = 7  # of each variant while it is attached: starting tcpdump takes longer than a run
+RUNS_BARE = 3  # before it and after it
+TOOL_EVERY = 4  # rounds: a tool takes a second to start and to end
+BIN_NS = 10_000_000
 EXIT = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
 
 
@@ -59,7 +67,10 @@ class Variant:
 
     name: str
     attached: Callable[[], AbstractContextManager[object]]
+    own_programs: Callable[[], Iterable[int]] = tuple
+    every: int = 1  # rounds
     added_ns: list[float] = field(default_factory=list)
+    own_ns: float = math.nan
 
 
 def main() -> None:
@@ -67,10 +78,14 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--rounds", type=int, default=40)
     options.add_argument("--only", default="", help="names, with commas between")
+    options.add_argument("--program", action="store_true", help="the tc program alone, by BPF_PROG_TEST_RUN")
     chosen = options.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
     frame = frames.pad(frames.eth(frames.ipv4(frames.tcp(frames.TcpFlag.SYN)), frames.EtherType.IPV4))
+    if chosen.program:
+        bench_program.measure(frame, chosen.rounds)
+        return
     with (
         private_netns(),
         tap("tap0") as on,
@@ -84,18 +99,29 @@ def main() -> None:
 
 
 def _run(on: Tap, frame: bytes) -> float:
-    """Nanoseconds a packet of one short flood."""
-    return flood([on.fd], [frame], count=FRAMES, seconds=5).seconds / FRAMES * 1e9
+    """Nanoseconds a packet of one short flood: CPU time of this thread, which is not charged with others' turns."""
+    begun = time.thread_time_ns()
+    flood([on.fd], [frame], count=FRAMES, seconds=5)
+    return (time.thread_time_ns() - begun) / FRAMES
+
+
+def _runs(on: Tap, frame: bytes, count: int) -> float:
+    return statistics.median(_run(on, frame) for _ in range(count))
 
 
 def _measure(variants: list[Variant], on: Tap, frame: bytes, rounds: int) -> list[float]:
     base_ns = []
     for number in range(rounds):
         for variant in variants:
-            before = _run(on, frame)
+            if number % variant.every:
+                continue
+            before = _runs(on, frame, RUNS_BARE)
             with variant.attached():
-                inside = statistics.median(_run(on, frame) for _ in range(RUNS_INSIDE))
-            after = _run(on, frame)
+                inside = _runs(on, frame, RUNS_INSIDE)
+                if not number:
+                    send = partial(flood, [on.fd], [frame], count=4 * FRAMES, seconds=5)
+                    variant.own_ns = own_ns(variant.own_programs(), send, 4 * FRAMES)
+            after = _runs(on, frame, RUNS_BARE)
             base_ns += [before, after]
             variant.added_ns.append(inside - (before + after) / 2)
         if sys.stderr.isatty():
@@ -107,39 +133,44 @@ def _measure(variants: list[Variant], on: Tap, frame: bytes, rounds: int) -> lis
 
 def _variants(on: Tap, features: Features, other_cpu: int) -> Iterator[Variant]:
     yield Variant("nothing", nullcontext)
-    yield Variant("floor", lambda: _floor(on, features))
-    yield Variant("watch", _vifprobe(on, features, 0))
-    yield Variant("limit", _vifprobe(on, features, 0, Bucket(12_500_000, 3_200_000)))
-    yield Variant("samples", _vifprobe(on, features, 0, samples=True))
-    yield Variant("capture", _vifprobe(on, features, 10_000_000))
+    floor = _Floor(on, features)
+    yield Variant("floor", floor.attached, lambda: floor.fds)
+    yield _vifprobe("watch", on, features)
+    yield _vifprobe("limit", on, features, limit=LIMIT)
+    yield _vifprobe("timeline", on, features, bin_ns=BIN_NS)
+    yield _vifprobe("samples", on, features, samples=True)
+    yield _vifprobe("all", on, features, limit=LIMIT, bin_ns=BIN_NS, samples=True)
     for tool in TOOLS:
         why = _refuses(tool, other_cpu)
         if why is None:
-            yield Variant(tool.name, partial(_attached, tool, other_cpu))
+            yield Variant(tool.name, partial(_attached, tool, other_cpu), every=TOOL_EVERY)
         else:
             print(f"{tool.name}: not measured: {why}", file=sys.stderr)
 
 
-@contextmanager
-def _floor(on: Tap, features: Features) -> Iterator[None]:
+class _Floor:
     """An empty tcx program and an empty program on kfree_skb: what any tool of this kind pays."""
-    tracepoint = load_typed_tracepoint("vifprobe_empty", EXIT, features.kfree_skb_btf_id)
-    program = load_empty()
-    link = attach_typed_tracepoint(tracepoint)
-    hook = attach(program, on.name, on.ifindex, Direction.OUTBOUND, None)
-    try:
-        yield
-    finally:
-        hook.detach()
-        for fd in (link, tracepoint, program):
-            os.close(fd)
+
+    def __init__(self, on: Tap, features: Features) -> None:
+        self._on = on
+        self.fds = (load_typed_tracepoint("vifprobe_empty", EXIT, features.kfree_skb_btf_id), load_empty())
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        link = attach_typed_tracepoint(self.fds[0])
+        hook = attach(self.fds[1], self._on.name, self._on.ifindex, Direction.OUTBOUND, None)
+        try:
+            yield
+        finally:
+            hook.detach()
+            os.close(link)
 
 
 def _vifprobe(
-    on: Tap, features: Features, bin_ns: int, limit: Bucket | None = None, samples: bool = False
-) -> Callable[[], AbstractContextManager[None]]:
-    """What `watch` attaches outbound; with the ideal bucket of a declared limit; with one packet in 64 sampled, which
-    is where a flood begins; with a timeline, as `capture` does.
+    name: str, on: Tap, features: Features, limit: Bucket | None = None, bin_ns: int = 0, samples: bool = False
+) -> Variant:
+    """What `watch` attaches outbound; with the ideal bucket of a declared limit; with a timeline, as `capture` does;
+    with one packet in 64 sampled, which is where a flood begins.
     """
     programs = Programs(Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus(), samples=samples), features)
     traits = TapTrait.NFT_POLICER
@@ -158,7 +189,7 @@ def _vifprobe(
             hook.detach()
             programs.detach_verdicts()
 
-    return attached
+    return Variant(name, attached, lambda: programs.loaded)
 
 
 @contextmanager
@@ -196,13 +227,17 @@ def _refuses(tool: Tool, cpu: int) -> str | None:
 
 
 def _print(variants: list[Variant], base_ns: list[float], frame_bytes: int, rounds: int) -> None:
-    floor = next((statistics.median(variant.added_ns) for variant in variants if variant.name == "floor"), 0.0)
+    floor = next((variant for variant in variants if variant.name == "floor"), None)
+    floor_ns = statistics.median(floor.added_ns) if floor else 0.0
     print(f"flood of {frame_bytes}-byte SYNs behind an nft limit: {statistics.median(base_ns):.0f} ns a packet bare")
-    print(f"{'attached':10s} {'adds ns':>8s} {'quartiles':>15s} {'of floor':>9s}   ({rounds} rounds)")
+    print(f"{'attached':10s} {'adds ns':>8s} {'95 %':>11s} {'of floor':>9s} {'programs ns':>12s}   ({rounds} rounds)")
     for variant in variants:
-        low, middle, high = statistics.quantiles(variant.added_ns, n=4)
-        ratio = f"{middle / floor:8.2f}x" if floor > 0 and variant.name != "nothing" else " " * 9
-        print(f"{variant.name:10s} {middle:8.0f} {low:7.0f} {high:7.0f} {ratio}")
+        low, middle, high = median_interval(variant.added_ns)
+        ratio = f"{middle / floor_ns:8.2f}x" if floor_ns > 0 and variant.name != "nothing" else " " * 9
+        own = "" if math.isnan(variant.own_ns) or not variant.own_ns else f"{variant.own_ns:12.0f}"
+        print(f"{variant.name:10s} {middle:8.0f} {low:5.0f} {high:5.0f} {ratio} {own}")
+    print("adds: medians of differences to bare runs before and after, with their 95 % interval; programs: their own")
+    print("time by bpf_stats, in which an empty program has the price of reading the clock twice")
 
 
 if __name__ == "__main__":

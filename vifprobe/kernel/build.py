@@ -285,6 +285,11 @@ class Programs:
         self.unwatch_police()
         self._unload("link")
 
+    @property
+    def loaded(self) -> tuple[int, ...]:
+        """Fds of the programs that are loaded."""
+        return tuple(fd for name, fd in self._fds.items() if name.startswith("vifprobe_"))
+
     def close(self) -> None:
         """Free programs and tables; harmless when called again."""
         for fd in (*self._fds.values(), *self._maps):
