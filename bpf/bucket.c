@@ -5,7 +5,9 @@
  * Hook:   none of its own; called where packets are counted
  * Reads:  buckets' settings, written from user space
  * Writes: buckets' filling, pledges
- * Needs:  compare-and-exchange (5.12), else bpf_spin_lock: one bucket serves all CPUs that a tap's packets come in on
+ * Needs:  compare-and-exchange (5.12), as one bucket serves all CPUs that a tap's packets come in on. Without, plain and
+ *         atomic additions: where two CPUs look at once, one packet too many may be said to conform. (bpf_spin_lock is
+ *         not for the tracepoint's program there.)
  *
  * The integers are those of act_police (net/sched/act_police.c, tcf_police_act; psched_l2t_ns): tokens are nanoseconds,
  * a packet costs (bytes * mult) >> shift of them. act_police keeps tokens and the time of their count; their difference,
@@ -19,10 +21,6 @@
 #define COST_TRIES 32
 
 struct bucket {
-#if !HAS_CMPXCHG
-	struct bpf_spin_lock lock;
-	u32 spare;
-#endif
 	u64 empty_ns;  /* when there would be, or was, nothing in it: now - empty_ns is what it holds */
 	u64 burst_ns;  /* what it holds at most */
 	u64 unsure_ns; /* how much less the installed policer's bucket may hold */
@@ -98,29 +96,26 @@ static __always_inline void move(struct bucket *bucket, s64 by)
 	__sync_fetch_and_add(&bucket->empty_ns, by);
 }
 #else
-static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
-{
-	s64 over;
-	bool taken;
-
-	bpf_spin_lock(&bucket->lock);
-	over = tokens_at(now, bucket->empty_ns) - bucket->burst_ns;
-	if (over < 0)
-		over = 0;
-	taken = tokens_at(now, bucket->empty_ns) - over >= least;
-	if (taken)
-		bucket->empty_ns += over + cost;
-	bpf_spin_unlock(&bucket->lock);
-	if (taken)
-		surer(bucket, over);
-	return taken;
-}
-
 static __always_inline void move(struct bucket *bucket, s64 by)
 {
-	bpf_spin_lock(&bucket->lock);
-	bucket->empty_ns += by;
-	bpf_spin_unlock(&bucket->lock);
+	__sync_fetch_and_add(&bucket->empty_ns, by);
+}
+
+static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
+{
+	u64 seen = *(volatile u64 *)&bucket->empty_ns;
+	s64 over = tokens_at(now, seen) - (s64)bucket->burst_ns;
+
+	if (tokens_at(now, seen) - (over > 0 ? over : 0) < least)
+		return false;
+	if (over > 0) {
+		/* What has run over is taken once, even where two CPUs see it: a store, and one of their costs is lost. */
+		*(volatile u64 *)&bucket->empty_ns = seen + over + cost;
+		surer(bucket, over);
+	} else {
+		move(bucket, cost);
+	}
+	return true;
 }
 #endif
 

@@ -122,8 +122,8 @@ static __always_inline u64 bounded(u64 bytes, const u32 most)
 	if (bytes > most)
 		bytes = most;
 	asm volatile("%0 &= 0xff" : "+r"(bytes));
-	if (!bytes)
-		return 1;
+	/* Not "!= 0": kernels before 6.8 learn no bound from that. */
+	asm volatile("if %0 > 0 goto +1\n\t%0 = 1" : "+r"(bytes));
 	asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(bytes) : "i"(most));
 	return bytes;
 }

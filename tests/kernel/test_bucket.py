@@ -39,10 +39,10 @@ PACKETS = st.lists(
 LIMITS = st.builds(Bucket, st.integers(1_000, 12_500_000_000), st.integers(61, 4_000_000))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["cmpxchg", "spin_lock"])
+@pytest.fixture(scope="module", params=[False, True], ids=["cmpxchg", "no_cmpxchg"])
 def kernel_side(request: pytest.FixtureRequest) -> Iterator[tuple[Programs, Counters]]:
     """Programs whose clock is the packet's own time stamp, watching loopback: TEST_RUN's device."""
-    programs = Programs(Settings(cpus=possible_cpus(), tstamp_clock=True, spin_lock=request.param), read_features())
+    programs = Programs(Settings(cpus=possible_cpus(), tstamp_clock=True, no_cmpxchg=request.param), read_features())
     counters = Counters(programs)
     counters.watch(socket.if_nametoindex("lo"), 0, int(TapTrait.LIMIT_INBOUND))
     yield programs, counters

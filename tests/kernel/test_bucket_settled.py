@@ -55,7 +55,7 @@ PACKETS = st.lists(
 LIMITS = st.builds(Bucket, st.integers(1_000, 12_500_000_000), st.integers(61, 4_000_000))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["cmpxchg", "spin_lock"])
+@pytest.fixture(scope="module", params=[False, True], ids=["cmpxchg", "no_cmpxchg"])
 def scripted(request: pytest.FixtureRequest, require: Require) -> Iterator[tuple[Programs, Counters, Tap]]:
     """A tap whose frames say when they come and whether a policer behind the programs drops them."""
     require("kernel", os.geteuid() == 0, "programs at tc need root")
@@ -63,7 +63,7 @@ def scripted(request: pytest.FixtureRequest, require: Require) -> Iterator[tuple
         stack.enter_context(private_netns())
         tap = stack.enter_context(make_tap("tap0"))
         require("kernel", has_tcx(tap.ifindex), "tcx (6.6), for programs ahead of and behind the probe's")
-        own = Settings(cpus=possible_cpus(), tstamp_clock=True, spin_lock=request.param)
+        own = Settings(cpus=possible_cpus(), tstamp_clock=True, no_cmpxchg=request.param)
         programs = Programs(own, read_features())
         stack.callback(programs.close)
         counters = Counters(programs)

@@ -55,7 +55,7 @@ class Settings:
     where the tracepoint way is wanted too, for taps that no tc hook can be had on. tstamp_clock:
     packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now. samples: whether headers of some packets are kept.
     replay: whether the program for a file's frames is wanted.
-    spin_lock: around the ideal bucket, as on kernels before 5.12, though this one has better. what_ifs: how many limits
+    no_cmpxchg: the ideal bucket as on kernels before 5.12, though this one has better. what_ifs: how many limits
     are tried out.
     """
 
@@ -66,7 +66,7 @@ class Settings:
     tstamp_clock: bool = False
     samples: bool = False
     replay: bool = False
-    spin_lock: bool = False
+    no_cmpxchg: bool = False
     what_ifs: int = 0
 
     @property
@@ -99,7 +99,7 @@ class Settings:
             "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
             "HAS_REASON": int(features.has_drop_reason),
             "WHAT_IFS": self.what_ifs,
-            "HAS_CMPXCHG": int(not self.spin_lock and takes_cmpxchg()),
+            "HAS_CMPXCHG": int(not self.no_cmpxchg and takes_cmpxchg()),
             **{f"{member}_OFFSET": offset for member, offset in features.offsets_bytes.items()},
             # -1: this kernel has no such reason, or none at all.
             "REASON_TC_INGRESS": _or_none(features.reason_number("TC_INGRESS")),
