@@ -198,3 +198,30 @@ def test_other_rules_of_nft_mean_nothing() -> None:
     tracker = GapTracker({OUT: NFT, IN: None})
     assert not follow(tracker, [rules(3, "netdev t c rule 9"), rules(4, adds=True)], {OUT: NFT, IN: None}, 5, 0)
     assert (tracker.gaps, tracker.installs) == ([], [])
+
+
+def test_a_limit_that_is_back_before_anybody_looked_was_away_all_the_same() -> None:
+    """The events that tell of its return come after the look that found it."""
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [qdisc_del(3, "tc")], THERE, 4, 1009)
+    assert one(tracker).end_ns is None
+    follow(tracker, [limit_new(3.5)], THERE, 5, 2027)
+    gap = one(tracker)
+    assert (gap.start_ns, gap.end_ns, gap.restored_by) == (3 * MS, 3_500_000, "libvirtd")
+
+
+def test_a_limit_that_is_back_unheard_of_ends_the_gap_at_the_next_look() -> None:
+    tracker = GapTracker(THERE)
+    follow(tracker, [qdisc_del(3, "tc")], THERE, 4, 0)
+    follow(tracker, [], THERE, 5, 0)
+    assert one(tracker).end_ns == 5 * MS
+
+
+def test_the_end_of_another_qdisc_leaves_no_gap() -> None:
+    """An ingress qdisc beside a limit of nft's; a leaf under HTB."""
+    shaper = Enforced(IN, "tc", "htb", "root htb 1:1", "tap0", 100_000_000, 3_200_000)
+    both: dict[Direction, Enforced | None] = {OUT: NFT, IN: shaper}
+    tracker = GapTracker(both)
+    leaf = Happening(4 * MS, "qdisc_del", IN, "tc", 4711, "sfq qdisc 2: at 1:1", "sfq")
+    follow(tracker, [qdisc_del(3, "tc"), leaf], both, 5, 0)
+    assert tracker.gaps == []

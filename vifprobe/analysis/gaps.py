@@ -179,7 +179,7 @@ class GapTracker:
         last = next((gap for gap in reversed(self.gaps) if gap.direction is direction and gap.end_ns is None), None)
         if told is None and found is not None:
             is_new = last is not None and self.gaps.index(last) >= opened
-            if is_new and last is not None and _went_with_qdisc(last, found):
+            if is_new and last is not None and _took_it(last):
                 return False
             if is_new and last is not None:
                 self.gaps.remove(last)  # one of several limits went, and the rest is still there
@@ -217,10 +217,15 @@ class GapTracker:
         return None if now is None or then is None else max(0, now - then)
 
 
-def _went_with_qdisc(gap: Gap, found: Enforced) -> bool:
-    """Whether a limit like the one that is there must have gone, too, when the gap began."""
-    is_qdisc = gap.removal is not None and gap.removal.meaning == "qdisc_del"
-    return is_qdisc and gap.limit is not None and gap.limit.where.split(" ")[0] == found.where.split(" ")[0]
+def _took_it(gap: Gap) -> bool:
+    """Whether the removal cannot have left the limit where it was."""
+    removal, limit = gap.removal, gap.limit
+    if removal is None or limit is None:
+        return False
+    if removal.meaning == "rules":
+        return limit.where.partition(" ")[2] in removal.deleted
+    held = ("ingress", "clsact") if limit.kind == "police" else (limit.kind,)
+    return removal.meaning == "qdisc_del" and limit.source == "tc" and removal.qdisc in held
 
 
 def _setting(limit: Enforced | None) -> tuple[object, ...]:
