@@ -6,13 +6,23 @@
  * Needs:  BTF; the drop reason where the tracepoint has one (HAS_REASON)
  */
 
-/* On 6.18, 4 of the tracepoint's, 3 of nft's, then the two that tell. */
-#define STACK_FRAMES 16
+/* On 6.18, 4 of the tracepoint's, 2 of nft's, then the two that tell. */
+#define STACK_FRAMES 10
+/* Upper halves of kernel addresses. */
+#define POINTERS_FROM 0xff000000U
 
 static __always_inline bool within(u32 location, u32 from, u32 end)
 {
 	return location - from < end - from;
 }
+
+/* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
+#define FIELD(size, from, offset)                                                                \
+	({                                                                                       \
+		u64 field;                                                                       \
+		asm volatile("%0 = *(" #size " *)(%1 + %2)" : "=r"(field) : "r"(from), "i"(offset)); \
+		field;                                                                           \
+	})
 
 /* A number that the loader writes in the place of this one. */
 #define LOADED(placeholder)                                                                      \
@@ -23,11 +33,11 @@ static __always_inline bool within(u32 location, u32 from, u32 end)
 	})
 
 /*
- * Whether a netfilter drop was by a chain of the tap itself, and not of the bridge or the IP stack behind it: the stack
- * tells. nf_hook_slow runs the chains of all but bridges' prerouting, and its caller is the device's receive function
- * for the device's own chains alone (include/linux/netfilter_netdev.h, nf_hook_ingress).
+ * Whether a chain of the tap itself dropped a packet, by the stack (more than a microsecond): nf_hook_slow runs all
+ * chains but bridges' prerouting, and its caller is the device's receive function for the device's own chains alone
+ * (include/linux/netfilter_netdev.h, nf_hook_ingress).
  */
-static __always_inline bool by_own_chain(void *ctx, struct lane *lane)
+static __always_inline bool called_by_receive(void *ctx, struct lane *lane)
 {
 	u64 stack[STACK_FRAMES] = {};
 	long bytes = bpf_get_stack(ctx, stack, sizeof(stack), 0);
@@ -46,6 +56,27 @@ static __always_inline bool by_own_chain(void *ctx, struct lane *lane)
 	return false;
 }
 
+/*
+ * The same by what is in skb->cb, which every layer uses anew. tc ingress, the layer before the device's own chains, has
+ * put the length there that it charges, and the lane knows it. Behind them, a bridge or Open vSwitch put a pointer in
+ * the first 8 bytes, the IP stack the device's number, ARP and br_netfilter 0: what could be either is for the stack.
+ */
+static __always_inline bool by_own_chain(void *ctx, u64 skb, struct lane *lane)
+{
+	u64 dev = FIELD(u64, skb, SKB_DEV_OFFSET);
+
+	if ((u32)FIELD(u32, dev, DEV_IFINDEX_OFFSET) != lane->ifindex)
+		return false;
+	/* Without a tc hook of ours it is not known whether tc ingress has run. */
+	if (lane->traits & TRAIT_TRACED_OUTBOUND)
+		return called_by_receive(ctx, lane);
+	if ((u32)FIELD(u32, skb, SKB_CB_OFFSET + CB_PKT_LEN_OFFSET) != lane->charged_bytes)
+		return false;
+	if (lane->charged_bytes == lane->ifindex || (u32)FIELD(u32, skb, SKB_CB_OFFSET + 4) >= POINTERS_FROM)
+		return called_by_receive(ctx, lane);
+	return true;
+}
+
 /* Whether what tc ingress shot was shot by the police action. */
 static __always_inline bool by_policer(struct lane *lane)
 {
@@ -59,7 +90,7 @@ static __always_inline bool by_policer(struct lane *lane)
  * Whose drop it is: the tap's own policer's, or somebody else's, there or later in the call chain.
  * location: low half of the address that freed it; a function lies within [_FROM, _END) of it.
  */
-static __always_inline u64 verdict_of(void *ctx, u32 reason, u32 location, struct lane *lane)
+static __always_inline u64 verdict_of(void *ctx, u64 skb, u32 reason, u32 location, struct lane *lane)
 {
 #if HAS_REASON
 	/* Every shot at tc ingress: the police action, but any other action or program there too. */
@@ -76,18 +107,10 @@ static __always_inline u64 verdict_of(void *ctx, u32 reason, u32 location, struc
 	if (!by_netfilter || !(lane->traits & TRAIT_NFT_POLICER))
 		return VERDICT_DROPPED;
 	/* Where other chains than the tap's can have. Verifier: 0 where they can't, and the branch is taken out. */
-	if (LOADED(HOOKS_FROM_PLACEHOLDER) && !by_own_chain(ctx, lane))
+	if (LOADED(HOOKS_FROM_PLACEHOLDER) && !by_own_chain(ctx, skb, lane))
 		return VERDICT_DROPPED;
 	return VERDICT_POLICED;
 }
-
-/* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
-#define FIELD(size, from, offset)                                                                \
-	({                                                                                       \
-		u64 field;                                                                       \
-		asm volatile("%0 = *(" #size " *)(%1 + %2)" : "=r"(field) : "r"(from), "i"(offset)); \
-		field;                                                                           \
-	})
 
 /* The taps' network namespace, written in its place by the loader. */
 static __always_inline u32 own_netns(void)
@@ -160,6 +183,6 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 	reason = ctx->args[2];
 #endif
 	location = ctx->args[1];
-	settle(cpu, lane, verdict_of(ctx, reason, location, lane), (u64)reason << 32 | location);
+	settle(cpu, lane, verdict_of(ctx, skb, reason, location, lane), (u64)reason << 32 | location);
 	return 0;
 }

@@ -28,8 +28,10 @@ from vifprobe.testing import frames as f
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType
 from vifprobe.testing.links import nft_ingress_limit
+from vifprobe.testing.netns import Netns
 from vifprobe.testing.scenario import forwarded
 from vifprobe.testing.taps import Tap
+from vifprobe.testing.taps import tap as make_tap
 
 Require = Callable[[str, object, str], None]
 COUNT = 10_007
@@ -115,9 +117,8 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("which", CHAINS)
-def test_drops_of_chains_behind_the_tap_are_told_from_those_of_its_own(tap: Tap, which: str, require: Require) -> None:
-    """All of them have one reason, and are freed by one function."""
+def check_chains_apart(tap: Tap, which: str, require: Require) -> None:
+    """A limit of the tap's own, and a chain behind it that drops all IPv4 (the IP stack's: all)."""
     family, hook = CHAINS[which]
     chain = f"chain c {{\ntype filter {hook}\n{'ether type ip ' if family == 'bridge' else ''}counter drop\n}}"
     with ExitStack() as stack:
@@ -142,6 +143,23 @@ def test_drops_of_chains_behind_the_tap_are_told_from_those_of_its_own(tap: Tap,
     assert found.reasons(DROPPED).get("NETFILTER_DROP", 0) == theirs > 0
     assert found.packets() == COUNT
     assert found.notes == []
+
+
+@pytest.mark.parametrize("which", CHAINS)
+def test_drops_of_chains_behind_the_tap_are_told_from_those_of_its_own(tap: Tap, which: str, require: Require) -> None:
+    """All of them have one reason, and are freed by one function."""
+    check_chains_apart(tap, which, require)
+
+
+@pytest.mark.parametrize("frame", [UDP4, UDP6])
+def test_a_tap_whose_number_is_the_length_that_is_charged(netns: Netns, frame: bytes, require: Require) -> None:
+    """The IP stack writes the number where tc wrote the length: what looks the same is told by the stack."""
+    number = len(frame) - 14
+    batch = "link add x type bridge\nlink delete x\n" * (number - 2)
+    subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
+    with make_tap("tap0") as tap:
+        assert tap.ifindex == number
+        check_chains_apart(tap, "inet", require)
 
 
 def test_a_chain_behind_the_tap_that_comes_while_it_is_watched(tap: Tap) -> None:

@@ -22,10 +22,15 @@ _MEMBERS = {
     "SKB_LEN": ("sk_buff", "len"),
     "SKB_PROTOCOL": ("sk_buff", "protocol"),
     "SKB_IIF": ("sk_buff", "skb_iif"),
+    "SKB_CB": ("sk_buff", "cb"),
+    # struct qdisc_skb_cb, include/net/sch_generic.h: in an anonymous struct since 5.12.
+    "CB_PKT_LEN": ("qdisc_skb_cb", "pkt_len"),
+    "DEV_IFINDEX": ("net_device", "ifindex"),
     "DEV_NET": ("net_device", "nd_net"),
     "NET_NS": ("net", "ns"),
     "NS_COMMON_INUM": ("ns_common", "inum"),
 }
+_NETNS_MEMBERS = ("DEV_NET", "NET_NS", "NS_COMMON_INUM")
 
 #: r0 = 0; *(u64 *)(r10 - 8) = r0; lock *(u64 *)(r10 - 8) ? r0 : r0; exit
 _CMPXCHG = bytes.fromhex("b700000000000000 7b0af8ff00000000 db0af8fff1000000 9500000000000000")
@@ -73,7 +78,7 @@ def _offsets_bytes(btf: Btf) -> dict[str, int]:
     # CONFIG_NET_NS=n: there is one namespace, and no device says which.
     has_netns = Path("/proc/self/ns/net").exists()
     return {
-        name: btf.offset_bytes(struct, member) if has_netns or struct == "sk_buff" else -1
+        name: btf.offset_bytes(struct, member) if has_netns or name not in _NETNS_MEMBERS else -1
         for name, (struct, member) in _MEMBERS.items()
     }
 
