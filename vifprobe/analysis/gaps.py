@@ -179,7 +179,7 @@ class GapTracker:
         last = next((gap for gap in reversed(self.gaps) if gap.direction is direction and gap.end_ns is None), None)
         if told is None and found is not None:
             is_new = last is not None and self.gaps.index(last) >= opened
-            if is_new and last is not None and _took_it(last):
+            if is_new and last is not None and _took_it(last, found):
                 return False
             if is_new and last is not None:
                 self.gaps.remove(last)  # one of several limits went, and the rest is still there
@@ -217,10 +217,10 @@ class GapTracker:
         return None if now is None or then is None else max(0, now - then)
 
 
-def _took_it(gap: Gap) -> bool:
-    """Whether the removal cannot have left the limit where it was."""
+def _took_it(gap: Gap, found: Enforced) -> bool:
+    """Whether a limit like the one that is there must have gone, too, when the gap began."""
     removal, limit = gap.removal, gap.limit
-    if removal is None or limit is None:
+    if removal is None or limit is None or (found.source, found.kind) != (limit.source, limit.kind):
         return False
     if removal.meaning == "rules":
         return limit.where.partition(" ")[2] in removal.deleted
