@@ -76,6 +76,7 @@ int replay(struct __sk_buff *skb)
 	if (direction == DIRECTION_OUTBOUND)
 		charged -= charged < ETH_HEADER_LEN ? charged : ETH_HEADER_LEN;
 	what |= expected(cpu, tap, direction, latest(&bucket_now), charged, frame.length, wire);
+	what_if(cpu, tap, direction, what, &bucket_now, charged, frame.length, wire);
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
 	turn_bin(cpu, lane, what, now);
 	if (sample(cpu, lane, &frame, &packet, what, now, charged, wire))

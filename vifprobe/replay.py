@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -18,13 +18,14 @@ from vifprobe.analysis.policer import SetUp
 from vifprobe.analysis.reading import Limit, Reading
 from vifprobe.analysis.situation import Situation
 from vifprobe.analysis.thresholds import FloodThresholds
-from vifprobe.errors import CaptureError
+from vifprobe.analysis.whatif import WhatIf, rows_of
+from vifprobe.errors import CaptureError, UsageError
 from vifprobe.forensics import Forensics
 from vifprobe.kernel.build import BIN_LOG_ENTRIES, Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features, require_capabilities
 from vifprobe.kernel.testrun import LOOPBACK, SKB_MAX_BYTES, SKB_MIN_BYTES, FrameRunner, is_refused
-from vifprobe.layout import LIMIT_TRAITS, SAMPLE, Bucket, Charge, Direction
+from vifprobe.layout import LIMIT_TRAITS, SAMPLE, WHAT_IFS_MAX, Bucket, Charge, Direction
 from vifprobe.pcap.file import PacketFile
 from vifprobe.pcap.packet import Packet
 
@@ -65,7 +66,8 @@ class Replay:
 
     direction: which way the packets are taken to have gone. limit: the declared one, as given by the user. charge: what
     the ideal bucket takes for a packet. bin_ns: width of time bins, 0 for none. samples: work the SYN measures out, and
-    keep headers for take_samples(). thresholds: from which numbers on they raise findings. Entering raises KernelError.
+    keep headers for take_samples(). thresholds: from which numbers on they raise findings. what_ifs: limits to try out,
+    WHAT_IFS_MAX at most. Entering raises KernelError.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Replay:
         bin_ns: int = 0,
         samples: bool = False,
         thresholds: FloodThresholds | None = None,
+        what_ifs: Sequence[WhatIf] = (),
     ) -> None:
         self.file = file
         self.direction = direction
@@ -89,6 +92,9 @@ class Replay:
         self.bin_ns = bin_ns
         self._with_samples = samples
         self._thresholds = thresholds
+        if len(what_ifs) > WHAT_IFS_MAX:
+            raise UsageError(f"{len(what_ifs)} limits to try out.", f"At most {WHAT_IFS_MAX}: each costs every packet.")
+        self._what_ifs = tuple(what_ifs)
         self._forensics: Forensics | None = None
         self._stack = ExitStack()
         self._origin_ns = _ORIGIN_NS if not bin_ns else _ORIGIN_NS - _ORIGIN_NS % bin_ns
@@ -162,6 +168,9 @@ class Replay:
             final=True,
             directions=(self.direction,),
         )
+        if snapshot.what_ifs is not None:
+            rows = rows_of(snapshot.what_ifs[0], None, reading.tap, self._what_ifs)
+            reading = replace(reading, what_ifs=tuple(rows))
         if self._forensics is None:
             return reading
         self._forensics.end_interval()
@@ -184,6 +193,7 @@ class Replay:
     def _open(self) -> None:
         require_capabilities()
         settings = Settings(cpus=possible_cpus(), bin_ns=self.bin_ns, replay=True, samples=self._with_samples)
+        settings = replace(settings, what_ifs=len(self._what_ifs))
         self._programs = Programs(settings, read_features())
         self._stack.callback(self._programs.close)
         self._counters = Counters(self._programs)
@@ -194,6 +204,8 @@ class Replay:
             self._batch = min(self._batch, settings.samples_per_cpu // 2)
             self._forensics = Forensics(self._counters, (self.direction,), 1, 0, self._thresholds)
         self._runner = FrameRunner(self._programs, self.direction, self.file.window.memory)
+        for place, limit in enumerate(self._what_ifs):
+            self._programs.set_what_if(0, self.direction, place, limit.bucket)
         bytes_per_second = (self.limit.declared_bps or 0) // 8
         if bytes_per_second:
             bucket = Bucket(bytes_per_second, self.limit.burst_bytes or bytes_per_second, self._charge)

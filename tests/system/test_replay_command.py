@@ -162,6 +162,18 @@ def test_a_finding_can_fail_the_run(mixed: Path) -> None:
     assert (ended.code, ended.objects[0]["flood"]) == (0, None)
 
 
+def test_limits_are_tried_out_on_a_recording(mixed: Path) -> None:
+    """As the model says, packets a second as well as bytes."""
+    ended = run("replay", str(mixed), "--what-if", "pps=500,burst=7", "--what-if", "rate=1mbit,burst=3kb", "--json")
+    assert ended.code == 0, ended
+    packets = spread([DATA if place % 7 == 3 else SYN for place in range(1009)])
+    times = [at for at, _ in packets]
+    by_packets = judge(Bucket(500, 7), times, [1] * len(packets))
+    by_bytes = judge(Bucket(125_000, 3072), times, [len(frame) - f.ETH_HEADER_BYTES for _, frame in packets])
+    tried = ended.objects[0]["outbound"]["what_if"]
+    assert [limit["stopped"]["packets"] for limit in tried] == [int((~by_packets).sum()), int((~by_bytes).sum())]
+
+
 def test_what_is_seen_on_screen(mixed: Path) -> None:
     ended = run("replay", str(mixed), "--rate", "800kbit", "--burst", "5003")
     assert (ended.code, ended.err) == (0, "")

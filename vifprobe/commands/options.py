@@ -99,6 +99,16 @@ RATE = _Parsed("rate", parse_rate_bps)
 SIZE = _Parsed("size", parse_size_bytes)
 
 
+what_if_option = click.option(
+    "--what-if",
+    "what_if",
+    type=WHAT_IF,
+    multiple=True,
+    metavar="LIMIT",
+    help="Try a limit out: pps=50000 or rate=100mbit,burst=3125kb,charge=wire. Can be repeated.",
+)
+
+
 def tap_options(function: _Function) -> _Function:
     """TAP..., --direction, --netns, --rate, --burst, --charge, --what-if, --create-qdisc, --no-host."""
     for option in (
@@ -111,14 +121,7 @@ def tap_options(function: _Function) -> _Function:
             show_default=True,
             help="What the ideal bucket with that limit takes for a packet.",
         ),
-        click.option(
-            "--what-if",
-            "what_if",
-            type=WHAT_IF,
-            multiple=True,
-            metavar="LIMIT",
-            help="Try a limit out: pps=50000 or rate=100mbit,burst=3125kb,charge=wire. Can be repeated.",
-        ),
+        what_if_option,
         click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb."),
         click.option("--rate", type=RATE, help="Declared limit to hold the packets against, such as 100mbit."),
         click.option("--netns", metavar="NAME", help="Network namespace of the taps: name, path or pid."),

@@ -15,12 +15,22 @@ from typing import Any
 import click
 
 from vifprobe.analysis.reading import Limit, Reading
+from vifprobe.analysis.whatif import WhatIf
 from vifprobe.capture import manifest
 from vifprobe.capture.manifest import Manifest, TapEntry
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.commands.capture import BIN_MIN_NS
 from vifprobe.commands.flood_options import flood_options, thresholds_wanted
-from vifprobe.commands.options import CHARGES, DURATION, RATE, SIZE, ended_by_signals, exit_code, fail_on
+from vifprobe.commands.options import (
+    CHARGES,
+    DURATION,
+    RATE,
+    SIZE,
+    ended_by_signals,
+    exit_code,
+    fail_on,
+    what_if_option,
+)
 from vifprobe.errors import UsageError
 from vifprobe.layout import Direction
 from vifprobe.pcap.file import PacketFile, opened
@@ -45,6 +55,7 @@ _WHOLE = 1_000_000
     show_default=True,
     help="What the ideal bucket takes for a packet; installed: as tc would at the tap.",
 )
+@what_if_option
 @click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, help="Width of a time bin.")
 @click.option(
     "--samples",
@@ -64,6 +75,7 @@ def command(
     rate: int | None,
     burst: int | None,
     charge: str,
+    what_if: tuple[WhatIf, ...],
     bin_ns: int,
     samples: int,
     force: bool,
@@ -100,6 +112,7 @@ def command(
             bin_ns=bin_ns if output else 0,
             samples=not no_samples,
             thresholds=wanted,
+            what_ifs=what_if,
         )
         stack.enter_context(ended_by_signals(replay.stop))
         stack.enter_context(replay)
@@ -108,7 +121,8 @@ def command(
                 replay.run(advance)
             reading = replay.reading()
         else:
-            options = {"replay": True, "file": file, "rate_bps": rate, "burst_bytes": burst, "charge": charge}
+            options: dict[str, Any] = {"replay": True, "file": file, "what_if": [one.text for one in what_if]}
+            options |= {"rate_bps": rate, "burst_bytes": burst, "charge": charge}
             reading = _capture(replay, output, force, options, 0 if no_samples else samples)
         _show(replay, reading, output, as_json)
     if replay.problem is not None:

@@ -35,6 +35,7 @@ def replay_lines(
         fixed([tap_view.headline([reading], context, direction, width, glyphs)]),
         fixed(tap_view.missed(reading)),
         fixed(_limit(reading.limits.get(direction, Limit()))),
+        fixed(tap_view.what_if(reading, width, glyphs)),
         fixed(totals_table(reading, direction, width, glyphs)),
         fixed(mix(reading, direction, width, glyphs)),
         fixed(flood_lines(reading, width, glyphs)),
