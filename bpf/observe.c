@@ -32,6 +32,7 @@ static __always_inline u64 identify(struct frame *frame, u64 direction, struct t
 
 	parse(frame, packet, &lane->scratch);
 	packet->header_bytes = forget(&lane->scratch, packet->header_bytes);
+	forget_tcp(lane, packet);
 	what = forget(&lane->scratch, (u64)packet->ethertype << KEY_ETHERTYPE_SHIFT |
 					      (u64)packet->packet_class << KEY_PACKET_CLASS_SHIFT);
 	return what | (tap->number + 1ULL) << KEY_TAP_SHIFT | direction << KEY_DIRECTION_SHIFT;
@@ -106,6 +107,7 @@ int observe(struct __sk_buff *skb)
 	what = size_key(lane, frame.length);
 	what |= identify(&frame, direction, tap, lane, &packet);
 	wire = wire_bytes(&frame, &packet);
+	measure_syn(cpu, lane, &frame, &packet, what, now);
 	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
 	if (direction == DIRECTION_INBOUND)
 		inbound(cpu, lane, tap, &frame, &packet, what, now, skb->wire_len, wire);

@@ -55,6 +55,10 @@ struct packet {
 	u8 packet_class;
 	u32 frame_bytes;  /* skb->len */
 	u32 header_bytes; /* all headers that GSO repeats in each segment: L2 up to and including TCP or UDP */
+	/* Of TCP, where they lie in the bytes: */
+	u32 network_offset;
+	u32 transport_offset;
+	bool is_ipv6;
 };
 
 /*
@@ -79,6 +83,7 @@ struct cursor {
 	struct frame *frame;
 	u32 offset; /* of the next header, from the frame's start */
 	u32 end;    /* first byte that no header may reach: end of the frame, then of the IP payload */
+	u32 transport; /* where the TCP header begins */
 	u8 proto;   /* IP protocol of the next header */
 	volatile u64 *scratch; /* see forget() */
 };
@@ -170,6 +175,7 @@ static __always_inline u8 parse_tcp(struct cursor *at)
 	header = (raw >> 12) * 4;
 	if (header < TCP_MIN_LEN || !room_for(at, header))
 		return CLASS_MALFORMED;
+	at->transport = at->offset;
 	at->offset += header;
 	return tcp_flags_class(raw & 0xff, at->offset < at->end);
 }
@@ -346,6 +352,9 @@ static __always_inline void parse(struct frame *frame, struct packet *packet, vo
 
 	packet->frame_bytes = frame->length;
 	packet->header_bytes = ETH_HEADER_LEN;
+	packet->network_offset = 0;
+	packet->transport_offset = 0;
+	packet->is_ipv6 = false;
 	packet->ethertype = ETHERTYPE_OTHER;
 	packet->packet_class = CLASS_MALFORMED;
 	if (!load_usual(frame, ETH_TYPE_OFFSET, ETH_TYPE_OFFSET, &type, sizeof(type)))
@@ -362,6 +371,8 @@ static __always_inline void parse(struct frame *frame, struct packet *packet, vo
 		at.offset += VLAN_TAG_LEN;
 		tags++;
 	}
+	packet->network_offset = at.offset;
+	packet->is_ipv6 = type == TYPE_IPV6;
 	if (likely(type == TYPE_IPV4 || type == TYPE_IPV6))
 		packet->packet_class = parse_ip(&at, type == TYPE_IPV6);
 	else if (type == TYPE_ARP)
@@ -369,6 +380,7 @@ static __always_inline void parse(struct frame *frame, struct packet *packet, vo
 	else
 		packet->packet_class = CLASS_OTHER;
 	packet->header_bytes = at.offset;
+	packet->transport_offset = at.transport;
 }
 
 /*

@@ -79,6 +79,7 @@ int replay(struct __sk_buff *skb)
 	what_if(cpu, tap, direction, what, &bucket_now, charged, frame.length, wire);
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
 	turn_bin(cpu, lane, what, now);
+	measure_syn(cpu, lane, &frame, &packet, what, now);
 	if (sample(cpu, lane, &frame, &packet, what, now, charged, wire))
 		commit_sample(cpu, lane, what, 0);
 	count(cpu, lane, what, 0, frame.length, charged, wire);

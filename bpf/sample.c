@@ -101,7 +101,7 @@ static __always_inline void draw_anew(struct sampler *own, u32 mean)
 }
 
 /* How many bytes to keep: all headers; of what has no transport header that is known, L2 or IP alone. */
-static __always_inline u32 bytes_to_keep(struct frame *frame, struct packet *packet, u32 class)
+static __always_inline u32 bytes_to_keep(struct lane *lane, struct frame *frame, struct packet *packet, u32 class)
 {
 	u32 bytes = packet->header_bytes;
 	u16 lengths;
@@ -113,7 +113,7 @@ static __always_inline u32 bytes_to_keep(struct frame *frame, struct packet *pac
 		bytes += ICMP_LEN;
 	if (bytes > frame->length)
 		bytes = frame->length;
-	return bytes;
+	return forget(&lane->scratch, bytes);
 }
 
 /* Verifier: 1 to `most` (under 256) bytes; assembly, or the compiler would know better and leave a check out. */
@@ -214,7 +214,7 @@ static __always_inline bool look(u32 cpu, struct lane *lane, struct sampler *own
 	to->frame_bytes = frame->length;
 	to->charged_bytes = charged_bytes;
 	to->wire_bytes = wire;
-	copy_headers(frame, &lane->scratch, to, bytes_to_keep(frame, packet, class));
+	copy_headers(frame, &lane->scratch, to, bytes_to_keep(lane, frame, packet, class));
 	return true;
 }
 

@@ -13,10 +13,10 @@ from enum import IntEnum, IntFlag
 import numpy as np
 import numpy.typing as npt
 
+from vifprobe.records import AGE_BUCKETS, FLOW_EXPIRES_NS, HLL_REGISTERS, PORTS, SAMPLE_HEADER_BYTES
 from vifprobe.records import BIN as BIN
 from vifprobe.records import CELL as CELL
 from vifprobe.records import SAMPLE as SAMPLE
-from vifprobe.records import SAMPLE_HEADER_BYTES
 from vifprobe.records import SampleFlag as SampleFlag
 
 
@@ -280,6 +280,11 @@ def c_header() -> str:
         f"#define ETHERNET_OVERHEAD {ETHERNET_OVERHEAD_BYTES}",
         f"#define VLAN_TAG_LEN {VLAN_TAG_BYTES}",
         f"#define EPOCHS_IN_FLIGHT {EPOCHS_IN_FLIGHT}",
+        f"#define HLL_REGISTERS {HLL_REGISTERS}",
+        f"#define HLL_BITS {HLL_REGISTERS.bit_length() - 1}",
+        f"#define PORTS {PORTS}",
+        f"#define AGE_BUCKETS {AGE_BUCKETS}",
+        f"#define FLOW_EXPIRES_NS {FLOW_EXPIRES_NS}ULL",
         f"#define SAMPLE_HEADER_BYTES {SAMPLE_HEADER_BYTES}",
         f"#define SAMPLE_PROBE_MASK {SAMPLE_PROBE_MASK}",
         f"#define SAMPLE_EAGER_LOOKS {SAMPLE_EAGER_LOOKS}",

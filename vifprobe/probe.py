@@ -251,7 +251,8 @@ class Probe:
         require_capabilities()
         self._features = read_features()
         trace = None if has_tcx(links[0].ifindex) else read_trace_fields()
-        settings = Settings(len(links), self._bin_ns, possible_cpus(), trace, samples=self._samples_per_second > 0)
+        deep = self._samples_per_second > 0
+        settings = Settings(len(links), self._bin_ns, possible_cpus(), trace, samples=deep, syn=deep)
         settings = replace(settings, what_ifs=len(self._what_ifs))
         with ThreadPoolExecutor(1) as pool:
             # The compiler runs outside Python's lock: the host side is read meanwhile.

@@ -85,15 +85,20 @@ SAMPLE = np.dtype(
 #: Registers of a HyperLogLog: a standard error of 1.04 / sqrt(4096) = 1.6 % (Flajolet et al. 2007, section 1).
 HLL_REGISTERS = 4096
 PORTS = 65536
+#: A handshake without an end: Linux gives up after some 63 s by default (tcp(7), tcp_synack_retries).
+FLOW_EXPIRES_NS = 60_000_000_000
 #: Ages of handshakes: bucket 0 is under 1 us, bucket i holds 2**(i-1) <= us < 2**i, the last one is open-ended.
 AGE_BUCKETS = 40
 
-#: Handshakes that were followed, one in `every` by a hash of the addresses and ports; counts since the start.
-#: started = completed + reset + expired + evicted + open. `answered`: a SYN-ACK came back. `expired`: no end for
-#: a minute. `evicted`: another one took its place in the table, so that its end was not seen.
+#: Handshakes since the start. All of them are followed, or one flow in 2, 4, …, by a hash of its addresses and ports,
+#: while a flood fills the table: `every` is the most that one has stood for so far, `followed` how many there were. The
+#: others are weighted sums: estimates of all flows, exact where `every` is 1. A SYN that is sent again starts none.
+#: started = completed + reset + expired + evicted + open. `answered`: a SYN-ACK came back. `reset`: a RST came from
+#: either side. `expired`: no end for a minute. `evicted`: another one took its place, so that its end was not seen.
 HANDSHAKES = np.dtype(
     [
         ("every", np.int64),
+        ("followed", np.int64),
         ("started", np.int64),
         ("answered", np.int64),
         ("completed", np.int64),
@@ -124,6 +129,7 @@ class SynMeasures:
     """What the kernel side knows of SYNs beyond their number (that is in the cells), of all taps.
 
     since_ns, at_ns: monotonic clock; the interval that `interval` is of, since the call before. total: since the start.
+    The packet that a CPU is at when an interval ends can be in neither interval; it is in the total.
     handshakes: dtype HANDSHAKES, shape (taps, directions), the direction of the SYN; inbound: the guest as a server.
     open_age: int64, (taps, directions, AGE_BUCKETS): how old those are that are open now, i.e. how long ago the SYN
     came. completed_age: the same of those that completed, since the start: SYN to ACK.

@@ -139,7 +139,8 @@ def _variants(on: Tap, features: Features, other_cpu: int) -> Iterator[Variant]:
     yield _vifprobe("limit", on, features, limit=LIMIT)
     yield _vifprobe("timeline", on, features, bin_ns=BIN_NS)
     yield _vifprobe("samples", on, features, samples=True)
-    yield _vifprobe("all", on, features, limit=LIMIT, bin_ns=BIN_NS, samples=True)
+    yield _vifprobe("syn", on, features, syn=True)
+    yield _vifprobe("all", on, features, limit=LIMIT, bin_ns=BIN_NS, samples=True, syn=True)
     for tool in TOOLS:
         why = _refuses(tool, other_cpu)
         if why is None:
@@ -167,12 +168,18 @@ class _Floor:
 
 
 def _vifprobe(
-    name: str, on: Tap, features: Features, limit: Bucket | None = None, bin_ns: int = 0, samples: bool = False
+    name: str,
+    on: Tap,
+    features: Features,
+    limit: Bucket | None = None,
+    bin_ns: int = 0,
+    samples: bool = False,
+    syn: bool = False,
 ) -> Variant:
     """What `watch` attaches outbound; with the ideal bucket of a declared limit; with a timeline, as `capture` does;
-    with one packet in 64 sampled, which is where a flood begins.
+    with one packet in 64 sampled, which is where a flood begins; with SYNs' addresses, ports and handshakes measured.
     """
-    programs = Programs(Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus(), samples=samples), features)
+    programs = Programs(Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus(), samples=samples, syn=syn), features)
     traits = TapTrait.NFT_POLICER
     if limit is not None:
         programs.set_bucket(0, Direction.OUTBOUND, limit)

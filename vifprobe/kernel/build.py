@@ -34,7 +34,8 @@ from vifprobe.layout import (
 )
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-SOURCES = ("count.c", "sample.c", "bucket.c", "whatif.c", "observe.c", "verdict.c", "police.c", "trace.c", "replay.c")
+_LIBRARY = ("count.c", "sample.c", "syn.c", "bucket.c", "whatif.c")
+SOURCES = (*_LIBRARY, "observe.c", "verdict.c", "police.c", "trace.c", "replay.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
@@ -45,6 +46,11 @@ SAMPLES_WAITING = 16384
 SAMPLES_PER_CPU = (1024, 8192)
 #: Samples of each class and verdict that are taken first, per tap, direction and CPU; a byte counts them.
 SAMPLE_FIRST = 16
+#: Handshakes that can be followed at once, 32 bytes each.
+FLOWS_PER_TAP = 16384
+FLOWS = (16384, 262144)
+#: When so many flows have taken the place of living ones, half as many new ones are followed; a power of two.
+FLOW_CROWD = 1024
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Settings:
     taps: how many are watched. bin_ns: width of the timeline's bins, 0 for no timeline. cpus: of this machine. trace:
     where the tracepoint way is wanted too, for taps that no tc hook can be had on. tstamp_clock:
     packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now. samples: whether headers of some packets are kept.
+    syn: whether addresses, ports and handshakes of TCP are measured.
     replay: whether the program for a file's frames is wanted.
     no_cmpxchg: the ideal bucket as on kernels before 5.12, though this one has better. what_ifs: how many limits
     are tried out.
@@ -65,6 +72,7 @@ class Settings:
     trace: TraceFields | None = None
     tstamp_clock: bool = False
     samples: bool = False
+    syn: bool = False
     replay: bool = False
     no_cmpxchg: bool = False
     what_ifs: int = 0
@@ -85,6 +93,12 @@ class Settings:
         least, most = SAMPLES_PER_CPU
         return min(most, max(least, _power_of_two(SAMPLES_WAITING // max(self.cpus, 1)))) if self.samples else 0
 
+    @property
+    def flows(self) -> int:
+        """Handshakes of all taps that can be followed at once, a power of two."""
+        least, most = FLOWS
+        return min(most, max(least, _power_of_two(self.taps * FLOWS_PER_TAP)))
+
     def flags(self, features: Features) -> list[str]:
         """The compiler's -D flags."""
         values: dict[str, int | str] = {
@@ -95,6 +109,9 @@ class Settings:
             "BIN_NS": self.bin_ns,
             "BIN_LOG": BIN_LOG_ENTRIES,
             "SAMPLES": self.samples_per_cpu,
+            "SYN_MEASURES": int(self.syn),
+            "FLOWS": self.flows,
+            "FLOW_CROWD": FLOW_CROWD,
             "SAMPLE_FIRST": SAMPLE_FIRST,
             "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
             "HAS_REASON": int(features.has_drop_reason),

@@ -20,6 +20,7 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel.build import Programs
 from vifprobe.kernel.grace import Grace
 from vifprobe.kernel.samples import Samples
+from vifprobe.kernel.syn import SynReader
 from vifprobe.layout import (
     BIN,
     CELL,
@@ -83,6 +84,7 @@ class Counters:
             self._logged = np.zeros(self._cpus, dtype=np.int64)
         self._what_ifs = _by_what_if(programs) if settings.what_ifs else None
         self._samples = Samples(programs) if settings.samples else None
+        self._syn = SynReader(programs) if settings.syn else None
         self.lost_bins = 0
         self._grace = Grace()
 
@@ -90,6 +92,8 @@ class Counters:
         """Give the tables' memory back, which keeps them in the kernel; only what is lost can be asked for after it."""
         if self._samples is not None:
             self._samples.close()
+        if self._syn is not None:
+            self._syn.close()
         for table in ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log", "_what_ifs"):
             self.__dict__.pop(table, None)
         self._grace.close()
@@ -181,7 +185,7 @@ class Counters:
 
     def syn_measures(self) -> SynMeasures | None:
         """What is known of SYNs beyond their number, None without `syn` in the settings; ends an interval."""
-        return None
+        return None if self._syn is None else self._syn.take()
 
     @property
     def samples(self) -> Samples | None:

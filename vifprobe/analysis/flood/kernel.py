@@ -62,8 +62,8 @@ def handshake_measures(now: Array, before: Array | None, ages: Array) -> Named:
     every = max(1, int(now["every"]))
     for name in ("started", "answered", "completed", "reset", "expired", "evicted"):
         counted = int(now[name]) - (int(before[name]) if before is not None else 0)
-        yield f"handshakes_{name}", _scaled(counted, every, "handshakes")
-    yield "half_open", _scaled(int(now["open"]), every, "handshakes")
+        yield f"handshakes_{name}", _weighted(counted, every, "handshakes")
+    yield "half_open", _weighted(int(now["open"]), every, "handshakes")
     total = int(ages.sum())
     for name, part in (("half_open_age_median", 0.5), ("half_open_age_p99", 0.99)):
         if not total:
@@ -74,11 +74,11 @@ def handshake_measures(now: Array, before: Array | None, ages: Array) -> Named:
         yield name, Measure((lower + upper) / 2, "ns", (upper - lower) / 2)
 
 
-def _scaled(counted: int, every: int, unit: str) -> Measure:
-    """One in `every` was followed: Bernstein's inequality for a sum of that many draws."""
+def _weighted(summed: int, every: int, unit: str) -> Measure:
+    """A sum over flows that stand for `every` at most: Bernstein's inequality for that many draws."""
     if every == 1:
-        return Measure(counted, unit)
-    return Measure(counted * every, unit, math.ceil(every * (math.sqrt(2 * counted * LOG_TERM) + LOG_TERM)))
+        return Measure(summed, unit)
+    return Measure(summed, unit, math.ceil(math.sqrt(2 * max(summed, 0) * every * LOG_TERM) + every * LOG_TERM))
 
 
 class KernelSide:
