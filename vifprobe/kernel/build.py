@@ -8,7 +8,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -161,7 +160,7 @@ class Programs:
         try:
             for shape in self._compiled.maps:
                 sizes = (shape.key_bytes, shape.value_bytes, shape.entries)
-                self._maps.append(libbpf.create_map(shape.name, shape.kind, *sizes, shape.flags, _has_lock(shape.leaf)))
+                self._maps.append(libbpf.create_map(shape.name, shape.kind, *sizes, shape.flags))
         except OSError as error:
             self.close()
             raise KernelError(f"the kernel refuses the table {shape.name}: {error.strerror}.") from error
@@ -363,11 +362,6 @@ def _own_netns() -> int:
 def _signed(number: int) -> int:
     """32 bits as the immediate of an instruction."""
     return number - (1 << 32) if number >= 1 << 31 else number
-
-
-def _has_lock(leaf: Any) -> bool:
-    """Whether a map's values begin with a spin lock."""
-    return isinstance(leaf, list) and leaf[0][0] == "lock"
 
 
 def _or_none(number: int | None) -> int:

@@ -146,7 +146,6 @@ def library() -> ctypes.CDLL:
     lib.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     lib.btf__parse_raw_split.restype = ctypes.c_void_p
     lib.btf__parse_raw_split.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-    lib.btf__new_empty.restype = ctypes.c_void_p
     lib.btf__fd.argtypes = [ctypes.c_void_p]
     lib.libbpf_set_print.argtypes = [ctypes.c_void_p]
     lib.libbpf_set_print(None)
@@ -164,38 +163,15 @@ def _check(result: int) -> int:
 Load = Callable[[str], int]
 
 
-def create_map(
-    name: str, kind: int, key_bytes: int, value_bytes: int, entries: int, flags: int, has_lock: bool = False
-) -> int:
-    """BPF_MAP_CREATE; fd of the map. has_lock: values begin with a struct bpf_spin_lock. OSError."""
+def create_map(name: str, kind: int, key_bytes: int, value_bytes: int, entries: int, flags: int) -> int:
+    """BPF_MAP_CREATE; fd of the map. OSError."""
     options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
-    btf = _lock_btf(value_bytes) if has_lock else None
-    if btf is not None:
-        # The ids that _lock_btf gave out, in the order of its calls.
-        options.btf_fd, options.btf_key_type_id, options.btf_value_type_id = library().btf__fd(btf), 1, 3
-    try:
-        sizes = (key_bytes, value_bytes, entries)
-        return _check(library().bpf_map_create(kind, name.encode(), *sizes, ctypes.byref(options)))
-    finally:
-        if btf is not None:
-            library().btf__free(btf)
-
-
-def _lock_btf(value_bytes: int) -> ctypes.c_void_p:
-    """Type information that tells the kernel where the lock is (it knows it by its type's name), and no more."""
-    lib = library()
-    btf = ctypes.c_void_p(lib.btf__new_empty())
-    number = _check(lib.btf__add_int(btf, b"unsigned int", ctypes.c_size_t(4), 0))
-    lock = _check(lib.btf__add_struct(btf, b"bpf_spin_lock", 4))
-    _check(lib.btf__add_field(btf, b"val", number, 0, 0))
-    _check(lib.btf__add_struct(btf, b"locked", value_bytes))
-    _check(lib.btf__add_field(btf, b"lock", lock, 0, 0))
-    _check(lib.btf__load_into_kernel(btf))
-    return btf
+    sizes = (key_bytes, value_bytes, entries)
+    return _check(library().bpf_map_create(kind, name.encode(), *sizes, ctypes.byref(options)))
 
 
 def update_map(map_fd: int, key: bytes, value: bytes) -> None:
-    """BPF_MAP_UPDATE_ELEM: a whole value, but for a spin lock in it. OSError."""
+    """BPF_MAP_UPDATE_ELEM: a whole value. OSError."""
     _check(library().bpf_map_update_elem(map_fd, key, value, ctypes.c_uint64(0)))
 
 
