@@ -14,7 +14,7 @@ from vifprobe.analysis.flood.addresses import OwnAddresses, mac_number
 from vifprobe.analysis.flood.bursts import Bucket, Bursts
 from vifprobe.analysis.flood.kernel import KernelSide
 from vifprobe.analysis.flood.model import Flood
-from vifprobe.analysis.flood.tracker import FloodTracker, KernelMeasures
+from vifprobe.analysis.flood.tracker import FloodTracker
 from vifprobe.analysis.reading import Cells
 from vifprobe.analysis.thresholds import FloodThresholds
 from vifprobe.errors import HostError
@@ -40,7 +40,6 @@ class TapForensics:
         self._number = number
         self._kernel = KernelSide(number)
         self._lost = 0
-        self._total_of_kernel: KernelMeasures = {}
 
     def add(self, samples: Array, lost: int) -> None:
         """Samples of all taps. lost: samples that found no place so far, of all taps."""
@@ -50,12 +49,12 @@ class TapForensics:
     def interval(self, cells: Cells, duration_ns: int, found: SynMeasures | None) -> dict[Direction, Flood]:
         """The interval that ends now, whose packets `cells` are."""
         now = self._kernel.interval(found) if found is not None else {}
-        self._total_of_kernel = self._kernel.total(found) if found is not None else {}
         return self.tracker.interval(cells, duration_ns, self._directions, now)
 
-    def total(self, cells: Cells, duration_ns: int) -> dict[Direction, Flood]:
-        """The run up to the last interval."""
-        floods = self.tracker.total(cells, duration_ns, self._directions, self._total_of_kernel)
+    def total(self, cells: Cells, duration_ns: int, found: SynMeasures | None) -> dict[Direction, Flood]:
+        """The run up to the end of the last interval."""
+        known = self._kernel.total(found) if found is not None else {}
+        floods = self.tracker.total(cells, duration_ns, self._directions, known)
         for direction, bursts in self.bursts.items():
             flood = floods[direction]
             floods[direction] = Flood({**flood.measures, **dict(bursts.measures())}, flood.top)
@@ -119,7 +118,7 @@ class Forensics:
     def floods(self, number: int, cells: Cells, duration_ns: int, final: bool) -> dict[Direction, Flood]:
         """Of one tap, whose packets `cells` are: the interval (once each), or the run."""
         tap = self.taps[number]
-        return tap.total(cells, duration_ns) if final else tap.interval(cells, duration_ns, self._found)
+        return (tap.total if final else tap.interval)(cells, duration_ns, self._found)
 
 
 def host_neighbours() -> list[Neighbour]:

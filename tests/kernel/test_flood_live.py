@@ -16,6 +16,7 @@ from vifprobe.testing import frames as f
 from vifprobe.testing import syns
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType, TcpFlag
+from vifprobe.testing.links import nft_ingress_limit
 from vifprobe.testing.taps import Tap
 
 OUT = Direction.OUTBOUND
@@ -93,3 +94,25 @@ def test_without_samples_only_counts_are_told(tap: Tap) -> None:
     assert last.offered(OUT).packets == 211
     assert last.flood == {}
     assert patterns(last) == set()
+
+
+def test_a_guest_that_empties_its_bucket_again_and_again(tap: Tap) -> None:
+    """S6: silence until the bucket is full, then all of it at once. The pace is that of the readings."""
+    frames = f.eth(f.ipv4(f.udp(bytes(972))), EtherType.IPV4)
+    limit = nft_ingress_limit(tap.name, rate_bytes_per_second=100_003, burst_bytes=1_009)
+    with limit, Probe(tap.name, directions=(OUT,), samples=20_000, bin_ns=10_000_000) as probe:
+        for number, last in enumerate(probe.readings(1.2, 30.0)):
+            reading = last
+            probe.take_bins()
+            if number == 4:
+                probe.stop()
+            if number < 4:
+                for _ in range(211):  # twice what the bucket holds
+                    tap.write(frames)
+        assert reading.final
+    (found,) = [one for one in reading.findings if one.pattern == "S6"]
+    assert found.severity == "info"
+    assert found.evidence["bursts"] in (3, 4)
+    assert reading.flood[OUT].value("bucket_emptied") == found.evidence["bursts"]
+    assert (reading.flood[OUT].value("passed_peak_100ms_bps") or 0) > 5 * 8 * 100_003
+    assert patterns(reading) == {"S6"}

@@ -53,7 +53,8 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
 
 def completed_most(flood: Flood) -> float:
     """Handshakes completed, at most: as the flow table tells, else as the acknowledging packets allow."""
-    return min(flood.high("handshakes_completed"), flood.high("handshakes_completed_max"))
+    unseen = flood.high("handshakes_evicted", 0)  # what became of these nobody saw
+    return min(flood.high("handshakes_completed") + unseen, flood.high("handshakes_completed_max"))
 
 
 def _base(flood: Flood) -> float:

@@ -59,11 +59,11 @@ def distinct_measures(found: Distinct, tap: int, direction: Direction) -> Named:
 
 def handshake_measures(now: Array, before: Array | None, ages: Array) -> Named:
     """now, before: rows of records.HANDSHAKES at the end and beginning of a span. ages: buckets of those open."""
-    every = max(1, int(now["every"]))
+    weight = 1 if now["followed"] == now["started"] else max(2, int(now["every"]))
     for name in ("started", "answered", "completed", "reset", "expired", "evicted"):
         counted = int(now[name]) - (int(before[name]) if before is not None else 0)
-        yield f"handshakes_{name}", _weighted(counted, every, "handshakes")
-    yield "half_open", _weighted(int(now["open"]), every, "handshakes")
+        yield f"handshakes_{name}", _estimated(max(0, counted), weight)
+    yield "half_open", _estimated(int(now["open"]), weight)
     total = int(ages.sum())
     for name, part in (("half_open_age_median", 0.5), ("half_open_age_p99", 0.99)):
         if not total:
@@ -74,11 +74,11 @@ def handshake_measures(now: Array, before: Array | None, ages: Array) -> Named:
         yield name, Measure((lower + upper) / 2, "ns", (upper - lower) / 2)
 
 
-def _weighted(summed: int, every: int, unit: str) -> Measure:
-    """A sum over flows that stand for `every` at most: Bernstein's inequality for that many draws."""
-    if every == 1:
-        return Measure(summed, unit)
-    return Measure(summed, unit, math.ceil(math.sqrt(2 * max(summed, 0) * every * LOG_TERM) + every * LOG_TERM))
+def _estimated(counted: int, weight: int) -> Measure:
+    """A sum in which each followed flow stands for up to `weight`: Bernstein's inequality, its variance estimated."""
+    if weight == 1:
+        return Measure(counted, "handshakes")
+    return Measure(counted, "handshakes", math.ceil(math.sqrt(2 * weight * counted * LOG_TERM) + weight * LOG_TERM))
 
 
 class KernelSide:
