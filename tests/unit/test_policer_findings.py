@@ -160,6 +160,7 @@ def test_p4_a_filter_for_one_protocol() -> None:
     found = only(Situation(set_up, reading=seen), "P4")
     assert found.severity == "critical"
     assert found.evidence["passed_beside_frame_bytes"] == 19_937 * 1514
+    assert found.evidence["passed_beside_packets_by_class"] == {"udp": 19_937}
     assert "all but ip" in found.title
     assert in_force(set_up, OUT) is InForce.HOLES
     quiet = only(Situation(set_up, reading=reading((Verdict.PASSED, 1009, 1514))), "P4")

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
+import numpy as np
+
 from vifprobe.analysis import thresholds
 from vifprobe.analysis.policer import (
     Declared,
@@ -18,9 +20,9 @@ from vifprobe.analysis.policer import (
     same_rate,
     uncovered,
 )
-from vifprobe.analysis.reading import Finding, count
+from vifprobe.analysis.reading import Cells, Finding, count
 from vifprobe.analysis.situation import Situation, bits, finding_id, let_through, rate_words, size
-from vifprobe.layout import Direction, Ethertype
+from vifprobe.layout import Direction, Ethertype, PacketClass
 
 # Ethertypes by the protocols that tc writes.
 _ETHERTYPES = {
@@ -108,9 +110,13 @@ def _p4(situation: Situation, direction: Direction) -> Iterator[Finding]:
         return
     held = set_up.enforced_in(direction)
     evidence: dict[str, object] = {"limits": [_installed(one) for one in held]}
-    beside, share = _beside(situation, direction, held)
-    if beside is not None:
+    past, share = _beside(situation, direction, held)
+    beside = None if past is None else count(past).frame_bytes
+    if past is not None:
+        classes = {PacketClass(code): count(past[past["packet_class"] == code]) for code in set(past["packet_class"])}
+        by_class = {code.name.lower(): classes[code].packets for code in sorted(classes)}
         evidence |= {"passed_beside_frame_bytes": beside, "share_of_passed": share}
+        evidence |= {"passed_beside_packets_by_class": by_class}
     seen = beside is not None and beside > 0
     grave = seen and (share or 0) >= thresholds.HOLE_SHARE
     words = "" if beside is None else ": none passed meanwhile"
@@ -131,8 +137,10 @@ def of_protocols(held: Iterable[Enforced]) -> list[Ethertype]:
     return [code for one in held for code in _ETHERTYPES.get(one.protocol, ())]
 
 
-def _beside(situation: Situation, direction: Direction, held: tuple[Enforced, ...]) -> tuple[int | None, float | None]:
-    """Frame bytes that passed under other protocols than the limits', and their share; None where not known."""
+def _beside(
+    situation: Situation, direction: Direction, held: tuple[Enforced, ...]
+) -> tuple[Cells | None, float | None]:
+    """What passed under other protocols than the limits', and its share of the frame bytes; None where not known."""
     reading = situation.reading
     if reading is None or direction not in reading.directions or any(one.matches_all is False for one in held):
         return None, None
@@ -140,8 +148,8 @@ def _beside(situation: Situation, direction: Direction, held: tuple[Enforced, ..
         return None, None
     passed = let_through(reading.where(direction), situation.reasons)
     every = count(passed).frame_bytes
-    inside = sum(count(passed[passed["ethertype"] == code]).frame_bytes for code in set(of_protocols(held)))
-    return every - inside, round((every - inside) / every, 4) if every else 0.0
+    past = passed[~np.isin(passed["ethertype"], of_protocols(held))]
+    return past, round(count(past).frame_bytes / every, 4) if every else 0.0
 
 
 def _p11(situation: Situation, direction: Direction) -> Iterator[Finding]:
