@@ -105,13 +105,12 @@ def _bounded(flood: Flood, *names: str) -> dict[str, object]:
 
 def _s1(flood: Flood, direction: Direction) -> Iterator[Finding]:
     target, whom = flood.leading("endpoint"), "from" if direction is Direction.OUTBOUND else "at"
-    share = unfinished_share(flood) or 0.0
     yield Finding(
         finding_id("S1", direction),
         "S1",
         "critical",
-        f"SYN flood {whom} the guest: {flood.value('syn_pps'):,.0f} SYNs/s, {_percent(flood.value('syn_share'))} of "
-        f"the packets, at most {_percent(1 - share)} completed",
+        f"SYN flood {whom} the guest: {flood.value('syn_pps'):,.0f}/s, {_percent(flood.value('syn_share'))} of "
+        f"packets, {_completed(flood)}",
         {
             **_common(flood),
             **_bounded(flood, "sources", "destinations", "destination_ports", "syn_per_endpoint", "source_entropy"),
@@ -133,7 +132,7 @@ def _s2(situation: Situation, flood: Flood, t: FloodThresholds, direction: Direc
     if flood.low("foreign_mac_share") >= t.spoofed_share:
         proofs.append(f"{_about(flood, 'foreign_mac_share')} have a MAC that is not the port's")
     if flood.low("unknown_source_share") >= t.spoofed_share:
-        proofs.append(f"{_about(flood, 'unknown_source_share')} come from addresses that are not the port's")
+        proofs.append(f"{_about(flood, 'unknown_source_share')} are not from the port's addresses")
     if flood.low("impossible_source_share") >= t.impossible_share:
         proofs.append(f"{_about(flood, 'impossible_source_share')} from addresses that no host has")
     many = flood.low("sources") >= t.spoofed_sources and not flood.high("synack_back_packets", 1)
@@ -196,8 +195,8 @@ def _s4(flood: Flood, direction: Direction) -> Iterator[Finding]:
         finding_id("S4", direction),
         "S4",
         "warning",
-        f"{what}: {flood.value('syn_pps'):,.0f} SYNs/s, each at another {'port' if at_one else 'address or port'}, at "
-        f"most {_percent(1 - (unfinished_share(flood) or 0))} completed",
+        f"{what}: {flood.value('syn_pps'):,.0f} SYNs/s, each to another {'port' if at_one else 'address or port'}, "
+        f"{_completed(flood)}",
         {
             **_common(flood),
             **_bounded(flood, "syn_per_endpoint", "destinations", "destination_ports"),
@@ -224,6 +223,11 @@ def _s5(flood: Flood, t: FloodThresholds, direction: Direction) -> Iterator[Find
     )
 
 
+def _completed(flood: Flood) -> str:
+    most = 1 - (unfinished_share(flood) or 0.0)
+    return f"at most {_percent(most)} completed" if most else "none completed"
+
+
 def _percent(share: float | None) -> str:
     if share is None:
         return "? %"
@@ -236,7 +240,8 @@ def _about(flood: Flood, name: str) -> str:
     found = flood.known(name)
     if found is None:
         return "?"
-    mark = "about " if found.error else ""
     if flood.measures[name].unit != "of 1":
-        return f"{mark}{found.value:,.0f}"
-    return f"{mark}{_percent(found.value)} of the SYNs"
+        return f"{'about ' if found.error else ''}{found.value:,.0f}"
+    if found.error and found.value > 0.99:  # it may be all of them, or not quite
+        return ">99 % of the SYNs" if found.low > 0.99 else f"at least {_percent(found.low)} of the SYNs"
+    return f"{'about ' if found.error else ''}{_percent(found.value)} of the SYNs"

@@ -57,7 +57,7 @@ def _counts(flood: Flood, glyphs: Glyphs) -> list[str]:
         if completed is not None and completed.value <= most and completed.error <= _SURE * base:
             found.append(f"completed {_mark(completed.error, glyphs)}{_share(completed.value / base)}")
         else:
-            found.append(f"completed at most {_share(min(1.0, most / base))}")
+            found.append(f"completed at most {_share(min(1.0, most / base))}" if most else "none completed")
     half_open = flood.known("half_open")
     if half_open is not None and half_open.value:
         found.append(f"{_mark(half_open.error, glyphs)}{si(half_open.value)} half-open")

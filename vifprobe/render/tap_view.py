@@ -75,7 +75,7 @@ def tap_sections(
         fixed(what_if(reading, width, glyphs), keep=4),
         *_other(reading, direction, width, glyphs),
         host_section(reading.host, width, glyphs),
-        listed(flood_lines(reading, width, glyphs), "lines about SYNs", glyphs, least=2, keep=5, grow=2),
+        listed(flood_lines(reading, width, glyphs), "lines about SYNs", glyphs, least=3, keep=5, grow=2),
         replace(listed(findings, "findings", glyphs, least=2, keep=3, grow=1), gap=True),
         *tables,
         tap_tables.history(readings, direction, width, glyphs),
