@@ -52,7 +52,7 @@ def distinct_measures(found: Distinct, tap: int, direction: Direction) -> Named:
     """Sources and destinations estimated, ports exact."""
     for name, registers in (("sources", found.sources), ("destinations", found.destinations)):
         value = distinct(registers[tap, direction])
-        yield name, Measure(round(value.value), "different", math.ceil(value.error))
+        yield name, Measure(round(value.value), "different", round(value.error, 3))
     for name, seen in (("source_ports", found.source_ports), ("destination_ports", found.destination_ports)):
         yield name, Measure(int(seen[tap, direction].sum()), "different")
 
