@@ -73,8 +73,9 @@ def test_thousands_of_real_connections_a_second(wired: Wired, netns: Netns, role
     assert syns(reading, direction) >= done.connected
     assert syns(reading, direction) >= STRICT.flood_syn_pps * reading.duration_ns / 1e9
     flood = reading.flood[direction]
-    assert flood.low("synack_per_syn") > 0.9  # more than one where a busy machine sends it again
-    assert flood.high("handshakes_completed_max") >= 0.9 * done.connected
+    assert (flood.value("synack_back_packets") or 0) >= done.connected
+    assert flood.high("handshakes_completed") >= done.connected
+    assert flood.high("handshakes_completed_max") >= done.connected
     if is_proxy:
         assert flood.value("no_options_share") == 0
         assert flood.high("unknown_source_share") < 0.1

@@ -20,7 +20,7 @@ from typing import Any
 
 _GRACE_SECONDS = 15.0
 _CHUNK = bytes(65_536)
-_AT_ONCE = 512  # connections that are being opened at the same time
+_AT_ONCE = 128  # connections that are being opened at the same time: a tap's ring holds 500 frames
 
 
 @dataclass(frozen=True)
