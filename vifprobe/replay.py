@@ -24,7 +24,7 @@ from vifprobe.forensics import Forensics
 from vifprobe.kernel.build import BIN_LOG_ENTRIES, Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features, require_capabilities
-from vifprobe.kernel.testrun import LOOPBACK, SKB_MAX_BYTES, SKB_MIN_BYTES, FrameRunner, is_refused
+from vifprobe.kernel.testrun import LOOPBACK, SKB_MAX_BYTES, SKB_MIN_BYTES, FrameRunner, is_refused, on_one_cpu
 from vifprobe.layout import LIMIT_TRAITS, SAMPLE, WHAT_IFS_MAX, Bucket, Charge, Direction
 from vifprobe.pcap.file import PacketFile
 from vifprobe.pcap.packet import Packet
@@ -129,12 +129,13 @@ class Replay:
         """
         packets = self.file.packets()
         try:
-            more = True
-            while more and not self.stopped:
-                more = self._run_batch(packets)
-                if self._forensics is not None:
-                    self._forensics.look()
-                batch()
+            with on_one_cpu():
+                more = True
+                while more and not self.stopped:
+                    more = self._run_batch(packets)
+                    if self._forensics is not None:
+                        self._forensics.look()
+                    batch()
         except CaptureError as error:
             self.problem = error
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -154,6 +154,18 @@ def test_the_folder_is_a_captures(mixed: Path, tmp_path: Path) -> None:
     assert {row.value for row in capture.flood if row.measure == "syn_packets"} == {
         reading.offered(OUT, PacketClass.TCP_SYN).packets
     }
+
+
+def test_gaps_between_packets_are_the_files(mixed: Path) -> None:
+    """Wherever the run is scheduled: its books are on one CPU, and the thread may go anywhere again afterwards."""
+    allowed = os.sched_getaffinity(0)
+    with opened(str(mixed)) as file, Replay(file, samples=True) as run_of_it:
+        run_of_it.run()
+        rows = run_of_it.take_samples()
+    times = [at_ns for at_ns, _ in spread([SYN] * 1009)]
+    assert rows["gap_ns"].tolist() == [-1, *(later - earlier for earlier, later in pairwise(times))]
+    assert set(rows["weight"]) == {1}
+    assert os.sched_getaffinity(0) == allowed
 
 
 def test_a_finding_can_fail_the_run(mixed: Path) -> None:

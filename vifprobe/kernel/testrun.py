@@ -11,6 +11,8 @@ import ctypes
 import os
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel.build import Programs
@@ -80,6 +82,20 @@ class FrameRunner:
         self._options.ctx_out, self._options.ctx_size_out = self._answer_start, _SKB_BYTES
         self.show(at, captured, length, time_ns)
         return int.from_bytes(self._answer[_CB_OFFSET + 12 : _CB_OFFSET + 20], sys.byteorder)
+
+
+@contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """Keep the calling thread on the CPU that it is on: the kernel side's books are kept by CPU, and a packet's time
+    since the one before it is known where both are in the same ones.
+    """
+    before = os.sched_getaffinity(0)
+    cpu = ctypes.CDLL(None).sched_getcpu()
+    os.sched_setaffinity(0, {cpu} if cpu in before else {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def is_refused(frame: bytes | bytearray | memoryview, captured: int) -> bool:
