@@ -133,9 +133,14 @@ static __always_inline u32 bits_in(u64 value)
  */
 static __always_inline void note_address(u8 *registers, u64 hash)
 {
-	u8 *own = &registers[hash & (HLL_REGISTERS - 1)];
-	u64 rest = hash >> HLL_BITS;
-	u32 run = *own;
+	u64 rest = hash >> HLL_BITS, at = hash;
+	u8 *own;
+	u32 run;
+
+	/* Verifier: an index; assembly, because kernels before 6.2 lose sight of what the compiler makes of it. */
+	asm volatile("%0 &= %1" : "+r"(at) : "i"(HLL_REGISTERS - 1));
+	own = &registers[at];
+	run = *own;
 
 	if (likely(rest & ((1ULL << (run & 63)) - 1)))
 		return;
@@ -145,8 +150,12 @@ static __always_inline void note_address(u8 *registers, u64 hash)
 
 static __always_inline void note_port(u8 *bits, u16 port)
 {
-	u8 *own = &bits[port >> 3], bit = 1 << (port & 7);
+	u8 *own, bit = 1 << (port & 7);
+	u64 at = port >> 3;
 
+	/* Verifier: as above. */
+	asm volatile("%0 &= %1" : "+r"(at) : "i"(PORTS / 8 - 1));
+	own = &bits[at];
 	if (unlikely(!(*own & bit)))
 		*own |= bit;
 }
