@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import bench_program
+import bench_switch
 from bench_program import LIMIT
 from bench_stats import median_interval, own_ns
 
@@ -79,12 +80,16 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=40)
     options.add_argument("--only", default="", help="names, with commas between")
     options.add_argument("--program", action="store_true", help="the tc program alone, by BPF_PROG_TEST_RUN")
+    options.add_argument("--switch", action="store_true", help="a context switch, where the host's work is counted")
     chosen = options.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
     frame = frames.pad(frames.eth(frames.ipv4(frames.tcp(frames.TcpFlag.SYN)), frames.EtherType.IPV4))
     if chosen.program:
         bench_program.measure(frame, chosen.rounds)
+        return
+    if chosen.switch:
+        bench_switch.measure(cpus[-1], chosen.rounds)
         return
     with (
         private_netns(),

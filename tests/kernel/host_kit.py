@@ -109,6 +109,11 @@ class Guest:
         states = Path(f"/proc/{self.pid}/task")
         wait_until(lambda: all(b") S " in (task / "stat").read_bytes() for task in states.iterdir()), _ANSWER_SECONDS)
 
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+
     def told(self) -> dict[int, Told]:
         """Each thread's own counters, exact while they all sleep."""
         found = {}
@@ -124,9 +129,10 @@ class Guest:
 
 
 @contextmanager
-def guest(fds: Sequence[int] = (), frame: bytes = b"", cpu: int | None = None) -> Iterator[Guest]:
+def guest(fds: Sequence[int] = (), frame: bytes = b"", cpu: int | None = None, nice: int = 0) -> Iterator[Guest]:
     """A process like a guest's, asleep; ended with the block."""
-    prefix = ["taskset", "-c", str(cpu)] if cpu is not None else []
+    prefix = ["nice", "-n", str(nice)] if nice else []
+    prefix += ["taskset", "-c", str(cpu)] if cpu is not None else []
     process = subprocess.Popen(
         [*prefix, sys.executable, "-I", "-S", "-c", _GUEST, frame.hex()],
         stdin=subprocess.PIPE,

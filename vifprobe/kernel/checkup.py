@@ -14,6 +14,7 @@ from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.compile import import_bcc
 from vifprobe.kernel.features import Features, kernel_version, missing_capabilities, read_features
 from vifprobe.kernel.libbpf import library
+from vifprobe.kernel.sched import HostCounters
 from vifprobe.layout import Direction
 
 _JIT = Path("/proc/sys/net/core/bpf_jit_enable")
@@ -52,6 +53,7 @@ def checkup() -> Iterator[Found]:
     if features and not missing:
         yield _reasons(features[0])
         yield from _programs(features[0])
+        yield _host_counters()
 
 
 def _tried(name: str, look: Callable[[], str]) -> Found:
@@ -96,6 +98,21 @@ def _programs(features: Features) -> Iterator[Found]:
     finally:
         if programs is not None:
             programs.close()
+
+
+def _host_counters() -> Found:
+    cost = "no CPU time and context switches by thread: no host line in watch, no host.csv"
+    try:
+        counters = HostCounters()
+    except VifprobeError as error:
+        return Found("host cost", "degraded", error.message, cost, " ".join(error.hints))
+    try:
+        misses = counters.recursion_misses
+    finally:
+        counters.close()
+    if misses:
+        return Found("host cost", "degraded", f"the kernel kept {misses} events from the programs", "they are missed")
+    return Found("host cost", "ok", "context switches, CPU time and softirqs can be counted")
 
 
 def _tcx() -> Found:

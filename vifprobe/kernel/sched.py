@@ -159,6 +159,11 @@ class HostCounters:
         while self._fds:  # the links first
             os.close(self._fds.pop())
 
+    @property
+    def recursion_misses(self) -> int:
+        """Events that the kernel kept from the programs, since they were loaded (since 5.12; before, 0)."""
+        return sum(_recursion_misses(fd) for fd in self._programs)
+
     def snapshot(self) -> HostCounts:
         """The interval since the last turn, or since the making."""
         self.turn()
@@ -205,7 +210,7 @@ class HostCounters:
             bound_ns=int(before.bound_ns.sum() + self._slices.bound_ns.sum()),
             unseen_switches=int(ended["unseen_switches"].sum()),
             unseen_cpus=tuple(cpu for cpu in sorted(listed_cpus("online")) if not host["ended"][cpu]),
-            recursion_misses=sum(_recursion_misses(fd) for fd in self._programs),
+            recursion_misses=self.recursion_misses,
         )
 
     def _whole(self) -> Array:

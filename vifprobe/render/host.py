@@ -9,7 +9,7 @@ from typing import Any
 from vifprobe.analysis.host_cost import HostCost, Load, ScopeCost
 from vifprobe.analysis.reading import Reading
 from vifprobe.records import HostScope
-from vifprobe.render.line import Line, Span, flow, line
+from vifprobe.render.line import Line, Span, line, one_line
 from vifprobe.render.sections import Section
 from vifprobe.render.units import BLOCKS, UNKNOWN, Glyphs, clean, si, whole
 
@@ -23,6 +23,8 @@ KINDS = {
 _SOFTIRQS = {"NET_RX": HostScope.SOFTIRQ_NET_RX, "NET_TX": HostScope.SOFTIRQ_NET_TX}
 #: Shares of one CPU below this are not worth their place.
 _LEAST_SHARE = 0.0005
+#: Whoever has done nothing for so long is worth a word.
+_LONG_NS = 900_000_000
 _LABEL = Span("host     ", "name")
 _BLANK = " " * len(_LABEL.text)
 
@@ -36,8 +38,7 @@ def host_lines(cost: HostCost | None, width: int = 80, glyphs: Glyphs = BLOCKS) 
     if switches:
         rows.append(_label(Span(_BLANK), switches, width, glyphs))
     rows.append(_label(Span(_BLANK), _host(cost), width, glyphs))
-    rows += [[line(_BLANK, text)] for text in _doubts(cost)]
-    return [row for part in rows for row in part]
+    return rows + [line(_BLANK, text) for text in _doubts(cost)]
 
 
 def host_section(cost: HostCost | None, width: int, glyphs: Glyphs) -> Section:
@@ -56,8 +57,7 @@ def share_line(readings: Sequence[Reading], width: int, glyphs: Glyphs = BLOCKS)
     found.sort(key=lambda one: (-one[0], one[1]))
     parts = [line(f"{clean(tap, glyphs)} {_cpus(used)}") for used, tap in found]
     label = Span("CPUs     ", "name")
-    rows = flow(parts, width, len(label.text), glyphs, first=len(label.text))
-    return [line(label) + rows[0]]
+    return [_label(label, parts, width, glyphs)]
 
 
 def host_object(cost: HostCost | None) -> dict[str, Any] | None:
@@ -114,7 +114,7 @@ def _guest(cost: HostCost) -> list[Line]:
     parts.append(line(f"guest {_cpus(cost.share(guest))} CPUs"))
     for name, scope in KINDS.items():
         load = _kind(cost, scope)
-        if cost.share(load) >= _LEAST_SHARE:
+        if load.cpu_ns * 100 >= guest.cpu_ns > 0:
             each = cost.per_packet_ns(load)
             parts.append(line(f"{name} {_cpus(cost.share(load)) if each is None else _time(each)}"))
     return parts
@@ -125,14 +125,14 @@ def _switches(cost: HostCost) -> list[Line]:
         return []
     loads = {name: _kind(cost, scope) for name, scope in KINDS.items()}
     parts = [line(f"{name} {_both(load, cost)}") for name, load in loads.items() if load.switches]
-    return [line("switches/s waiting + preempted"), *parts] if parts else []
+    return [line("switches/s by itself+forced"), *parts] if parts else []
 
 
 def _host(cost: HostCost) -> list[Line]:
     total = cost.of(HostScope.TOTAL)
-    parts = [line(f"all {_cpus(cost.share(total))} CPUs, {_both(total, cost)}")]
+    parts = [line(f"all {_cpus(cost.share(total))} CPUs {_both(total, cost)}/s")]
     received, sent = (_percent(cost.share(cost.of(scope))) for scope in _SOFTIRQS.values())
-    parts.append(line(f"softirq rx {received} tx {sent}"))
+    parts.append(line(f"NET_RX {received} TX {sent}"))
     for name, scope in (("ksoftirqd", HostScope.KSOFTIRQD), ("OVS", HostScope.OVS)):
         load = cost.of(scope)
         if scope is HostScope.KSOFTIRQD or cost.share(load) >= _LEAST_SHARE:
@@ -148,6 +148,8 @@ def _doubts(cost: HostCost) -> list[str]:
         found.append(f"{whole(cost.missed_switches)} context switches or more were not seen")
     if cost.unnamed_switches:
         found.append(f"{whole(cost.unnamed_switches)} context switches of more tasks than could be told apart")
+    if cost.unseen_cpus and cost.duration_ns > _LONG_NS:
+        found.append(f"{len(cost.unseen_cpus)} CPUs have not switched yet: what runs there, if anything, is not known")
     if cost.bound_ns * 100 > total.cpu_ns:
         found.append(f"CPU times to within {_time(cost.bound_ns)} all together")
     return found
@@ -166,9 +168,8 @@ def _other_object(row: ScopeCost) -> dict[str, Any]:
     return {"name": row.name, "pid": row.pid, **counts}
 
 
-def _label(label: Span, parts: Sequence[Line], width: int, glyphs: Glyphs) -> list[Line]:
-    rows = flow(parts, width, len(label.text), glyphs, first=len(label.text))
-    return [line(label) + rows[0], *rows[1:]]
+def _label(label: Span, parts: Sequence[Line], width: int, glyphs: Glyphs) -> Line:
+    return line(label) + one_line(parts, width - len(label.text), glyphs)
 
 
 def _per_second(count: int, cost: HostCost) -> float:
@@ -176,7 +177,7 @@ def _per_second(count: int, cost: HostCost) -> float:
 
 
 def _both(load: Load, cost: HostCost) -> str:
-    return " + ".join(si(_per_second(count, cost)) for count in (load.voluntary, load.involuntary)).replace(" k", "k")
+    return "+".join(si(_per_second(count, cost)).replace(" ", "") for count in (load.voluntary, load.involuntary))
 
 
 def _cpus(share: float) -> str:
