@@ -129,10 +129,9 @@ class Guest:
 
 
 @contextmanager
-def guest(fds: Sequence[int] = (), frame: bytes = b"", cpu: int | None = None, nice: int = 0) -> Iterator[Guest]:
+def guest(fds: Sequence[int] = (), frame: bytes = b"", cpu: int | None = None) -> Iterator[Guest]:
     """A process like a guest's, asleep; ended with the block."""
-    prefix = ["nice", "-n", str(nice)] if nice else []
-    prefix += ["taskset", "-c", str(cpu)] if cpu is not None else []
+    prefix = ["taskset", "-c", str(cpu)] if cpu is not None else []
     process = subprocess.Popen(
         [*prefix, sys.executable, "-I", "-S", "-c", _GUEST, frame.hex()],
         stdin=subprocess.PIPE,

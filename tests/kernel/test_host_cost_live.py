@@ -52,7 +52,7 @@ def first_costs(probe: Probe, taps: int) -> dict[str, HostCost]:
 
 def test_a_guests_flood_is_its_vhosts_time(tap: Tap) -> None:
     """The thread that writes to the tap is found, by kind, and its time is spread over the packets."""
-    with guest([tap.fd], SYN, LAST_CPU, nice=-15) as made, Probe(tap.name, host=True) as probe:
+    with guest([tap.fd], SYN, LAST_CPU) as made, Probe(tap.name, host=True) as probe:
         made.begin("vhost", f"flood {tap.fd} {ENDLESS}")
         for _ in range(3):
             first_costs(probe, 1)
@@ -74,8 +74,7 @@ def test_two_guests_share_a_cpu_and_one_takes_it_all_when_the_other_stops(netns:
     """Half each; then the one that is left has risen, in time and in packets."""
     with ExitStack() as stack:
         taps = [stack.enter_context(make_tap(f"tap{number}")) for number in range(2)]
-        # Ahead of whatever else runs on this machine.
-        guests = [stack.enter_context(guest([tap.fd], SYN, LAST_CPU, nice=-15)) for tap in taps]
+        guests = [stack.enter_context(guest([tap.fd], SYN, LAST_CPU)) for tap in taps]
         probe = stack.enter_context(Probe(*(tap.name for tap in taps), host=True))
         for tap, made in zip(taps, guests, strict=True):
             made.begin("vhost", f"flood {tap.fd} {ENDLESS}")
