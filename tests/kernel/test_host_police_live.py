@@ -87,6 +87,16 @@ CASES = {
         {"exceed_action": "continue"},
         {"kind": "basic", "matches_all": False},
     ),
+    "a program decides what comes to it": Case(
+        "protocol all prio 4 bpf bytecode '1,6 0 0 4294967295' action police rate 1mbit burst 10k conform-exceed drop",
+        {"rate_bps": 1_000_000, "burst_bytes": 10_240},
+        {"kind": "bpf", "matches_all": None},
+    ),
+    "in a chain of its own": Case(
+        "protocol all chain 3 prio 2 matchall action police rate 1mbit burst 10k conform-exceed drop",
+        {"rate_bps": 1_000_000},
+        {"kind": "matchall", "chain": 3},
+    ),
     "size alone": Case(
         "protocol all prio 3 matchall action police mtu 977 conform-exceed drop/reclassify",
         {"rate_bps": None, "rate_pps": None, "mtu_bytes": 977, "conform_action": "reclassify"},

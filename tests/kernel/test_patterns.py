@@ -40,8 +40,9 @@ from vifprobe.testing.taps import tap as make_tap
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 TESTS = Path(__file__).parents[1]
 
-#: Pattern -> test file, test. The first one runs on any kernel; those in vm/ on stock kernels with act_police, Open
-#: vSwitch, libvirt. Negatives are beside them: the same with what makes the difference taken away.
+#: Pattern -> test file, test. Those in vm/, and those with `police` in their file's name, run on stock kernels with
+#: act_police, Open vSwitch, libvirt; the others on any. Negatives are beside them: the same with what makes the
+#: difference taken away. P14 is proved from a reading alone: it needs the verdicts of inbound packets.
 PROOFS = {
     "P1": (
         ("kernel/test_policer_live.py", "test_no_limit_at_all"),

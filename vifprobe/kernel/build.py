@@ -19,7 +19,7 @@ from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, replaced
 from vifprobe.kernel.features import Features, TraceFields, missing_capabilities, takes_cmpxchg
 from vifprobe.kernel.mapped import MappedArray
 from vifprobe.kernel.police import police_function
-from vifprobe.kernel.symbols import function_range
+from vifprobe.kernel.symbols import function_ranges
 from vifprobe.layout import (
     CHAINS_END_PLACEHOLDER,
     CHAINS_FROM_PLACEHOLDER,
@@ -234,7 +234,7 @@ class Programs:
         False where the kernel hides the addresses of its functions. It costs each such drop a walk of the stack.
         """
         if not self._tells_chains_apart:
-            hooks, chains = function_range("nf_hook_slow"), function_range("__netif_receive_skb_core")
+            hooks, chains = function_ranges("nf_hook_slow", "__netif_receive_skb_core")
             if (0, 0) in (hooks, chains):
                 return False
             # Both run for a moment: the one that comes first settles the packet, the other finds none pending.

@@ -11,7 +11,7 @@ from pathlib import Path
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.btf import Btf
-from vifprobe.kernel.symbols import function_range
+from vifprobe.kernel.symbols import function_ranges
 
 # include/uapi/linux/capability.h
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -64,13 +64,15 @@ def read_features() -> Features:
         # (skb, location, reason[, rx_sk]); before commit c504e5c2f964 of 5.17 (skb, location).
         has_reason = btf.tracepoint_arguments("kfree_skb") >= 3
         reasons = btf.enum("skb_drop_reason") if has_reason else {}
+        nowhere = ((0, 0), (0, 0))
+        places = nowhere if has_reason else function_ranges("__netif_receive_skb_core", "nf_hook_slow")
         return Features(
             kfree_skb_btf_id=btf.tracepoint_id("kfree_skb"),
             offsets_bytes=_offsets_bytes(btf),
             has_drop_reason=has_reason,
             reasons={value: _plain(name) for name, value in reasons.items()},
-            tc_ingress=(0, 0) if has_reason else function_range("__netif_receive_skb_core"),
-            netfilter=(0, 0) if has_reason else function_range("nf_hook_slow"),
+            tc_ingress=places[0],
+            netfilter=places[1],
         )
 
 
