@@ -21,7 +21,8 @@ from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import Tap
 from vifprobe.testing.taps import tap as make_tap
 
-pytestmark = [pytest.mark.usefixtures("stock_kernel"), pytest.mark.kernels("6.12")]
+# Not seen to pass on a stock kernel yet, and so on none by default: name those on which it was, once it was.
+pytestmark = [pytest.mark.usefixtures("stock_kernel"), pytest.mark.kernels()]
 
 FRAME = f.eth(f.ipv4(f.udp(bytes(958))), EtherType.IPV4)  # 1,000 bytes: 8 Mbit/s are 1,000 a second
 _SIOCETHTOOL, _GSET, _SSET = 0x8946, 1, 2
