@@ -42,7 +42,7 @@ TESTS = Path(__file__).parents[1]
 
 #: Pattern -> test file, test. Those in vm/, and those with `police` in their file's name, run on stock kernels with
 #: act_police, Open vSwitch, libvirt; the others on any. Negatives are beside them: the same with what makes the
-#: difference taken away. P14 is proved from a reading alone: it needs the verdicts of inbound packets. P15's real uplink
+#: difference taken away. P14 is proved from a reading alone: it needs the verdicts of inbound packets. P15's uplink
 #: has not been seen to pass on a stock kernel yet.
 PROOFS = {
     "P1": (
