@@ -127,7 +127,7 @@ def read(
         feeder = Thread(target=_feed, args=(running.stdin, frames), daemon=True)
         feeder.start()
         for line in running.stdout:
-            yield dict(zip(fields, line.decode().rstrip("\n").split(";"), strict=True))
+            yield dict(zip(fields, line.decode().rstrip("\n").split("\t"), strict=True))
         feeder.join()
     if running.returncode:
         raise subprocess.CalledProcessError(running.returncode, "tshark")
@@ -153,7 +153,7 @@ def _started(
 ) -> subprocess.Popen[bytes]:
     options = [word for preference in preferences for word in ("-o", preference)]
     options += [word for field in fields for word in ("-e", field)]
-    command = ["tshark", "-n", "-r", "-", "-T", "fields", "-E", "separator=;", *options]
+    command = ["tshark", "-n", "-r", "-", "-T", "fields", "-E", "separator=/t", *options]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
 
