@@ -29,12 +29,26 @@ struct cell {
 struct tap {
 	u32 ifindex; /* 0: free */
 	u16 number;
-	u8 traits; /* TRAIT_*: whose drops count as policed */
-	u8 spare;
+	u16 traits;   /* TRAIT_*: whose drops count as policed, and what is followed */
 	u16 mpu;      /* its outbound policer charges no packet less than that ... */
 	s16 overhead; /* ... after adding this */
 	u32 spare2;
 };
+
+#if FOLLOW_INBOUND
+/* One inbound packet on its way from the tap's egress hook to the driver. One cache line. */
+struct flight {
+	u64 skb;    /* its address; 0: no packet */
+	u64 what;   /* its key but for the verdict; with one: ended, not yet counted */
+	u64 why;
+	u64 wire_bytes;
+	u32 frame_bytes;
+	u32 charged_bytes;
+	u32 iif;    /* the device that it was received on, 0: this host's own */
+	u32 seal;   /* of the other fields, see seal_of() */
+	u64 spare[2];
+};
+#endif
 
 /*
  * One CPU's own. First line: the last packet that went through a tap's ingress hook here, while its verdict is not
@@ -61,10 +75,14 @@ struct lane {
 	u64 samples;        /* written to this CPU's part of the ring, ever */
 	u64 policed_sequence; /* the packet that the police action shot last, see police.c */
 	u64 unplaced_drops;   /* netfilter drops whose chain could not be told */
-	u64 spare;
+	u64 turn;             /* inbound: which way of a full row goes next */
+#if FOLLOW_INBOUND
+	/* third line: the inbound packet that the driver has in its hands, see inbound.c */
+	struct flight leaving;
+#endif
 };
 
-/* Packets of one tap that found no free cell. */
+/* Packets of one tap that found no free cell, or went another way than to the driver. */
 struct missed {
 	u64 packets;
 	u64 frame_bytes;
@@ -151,6 +169,18 @@ static __always_inline struct cell *cell_of(u32 cpu, struct lane *lane, u64 what
 	return NULL;
 }
 
+/* The time of a packet's arrival, where every packet needs it: reading the clock costs some 20 ns. Else 0. */
+static __always_inline u64 arrival_ns(u64 given)
+{
+#if CLOCK_IS_TSTAMP
+	return given; /* replay: the file's own times */
+#elif BIN_NS
+	return bpf_ktime_get_ns();
+#else
+	return 0;
+#endif
+}
+
 #if BIN_NS
 static __always_inline struct bin *bin_of(u32 cpu, u64 what)
 {
@@ -209,9 +239,9 @@ static __always_inline void miss(u32 cpu, u64 what, u32 frame_bytes)
 
 	if (!missed)
 		return;
-	/* Own CPU's. */
-	missed->packets++;
-	missed->frame_bytes += frame_bytes;
+	/* Atomic: a program in process context can be interrupted by one that counts here, too. */
+	__sync_fetch_and_add(&missed->packets, 1);
+	__sync_fetch_and_add(&missed->frame_bytes, frame_bytes);
 }
 
 /* Count one packet, its verdict known (or never to be known). */

@@ -9,9 +9,6 @@
 /* TC_ACT_UNSPEC of linux/pkt_cls.h, the same value as TCX_NEXT: "go on". */
 #define GO_ON (-1)
 
-#define STR(text) #text
-#define XSTR(text) STR(text)
-
 /*
  * Which side of the tap this copy of the program hangs on. The compiler sees an unknown number, the loader writes the
  * direction in its place (one compilation for both, half the start-up time), and the kernel drops the other branch.
@@ -43,29 +40,27 @@ static __always_inline u64 size_key(struct lane *lane, u32 frame_bytes)
 	return forget(&lane->scratch, size_bucket(frame_bytes)) << KEY_SIZE_SHIFT;
 }
 
-/* The time of a packet's arrival, where every packet needs it: reading the clock costs some 20 ns. Else 0. */
-static __always_inline u64 arrival_ns(u64 given)
-{
-#if CLOCK_IS_TSTAMP
-	return given; /* replay: the file's own times */
-#elif BIN_NS
-	return bpf_ktime_get_ns();
-#else
-	return 0;
-#endif
-}
-
-/* An inbound packet: offered, its outcome not followed. */
-static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap, struct frame *frame,
+/* An inbound packet. skb: its address; iif: where it was received. */
+static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, u32 iif, struct frame *frame,
 				    struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
 	what |= expected(cpu, tap, DIRECTION_INBOUND, &now, charged_bytes, frame->length, wire);
 	what_if(cpu, tap, DIRECTION_INBOUND, what, &now, charged_bytes, frame->length, wire);
-	turn_bin(cpu, lane, what, now);
+	/* At its arrival, its verdict not known yet. */
 	if (unlikely(sample(cpu, lane, frame, packet, what, now, charged_bytes, wire)))
 		commit_sample(cpu, lane, what, 0);
+#if FOLLOW_INBOUND
+	struct flight flight = { .skb = forget(&lane->scratch, skb), .what = what, .wire_bytes = wire,
+				 .frame_bytes = frame->length, .charged_bytes = charged_bytes, .iif = iif };
+
+	/* Counted at its end. */
+	remember(cpu, lane, &flight);
+#else
+	/* Offered, its outcome not followed. */
+	turn_bin(cpu, lane, what, now);
 	count(cpu, lane, what, 0, frame->length, charged_bytes, wire);
+#endif
 }
 
 /* An outbound packet: the one before it has passed, this one is pending now. skb: its address. */
@@ -110,7 +105,7 @@ int observe(struct __sk_buff *skb)
 	measure_syn(cpu, lane, &frame, &packet, what, now);
 	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
 	if (direction == DIRECTION_INBOUND)
-		inbound(cpu, lane, tap, &frame, &packet, what, now, skb->wire_len, wire);
+		inbound(cpu, lane, tap, (u64)(long)skb, skb->ingress_ifindex, &frame, &packet, what, now, skb->wire_len, wire);
 	else
 		/* The context pointer of a tc program is the skb's address: the tracepoint gets the same. */
 		outbound(cpu, lane, tap, (u64)(long)skb, &frame, &packet, what, now, skb->wire_len, wire);

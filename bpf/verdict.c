@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Hook:   BTF-typed raw tracepoint skb:kfree_skb, host-wide
- * Reads:  this CPU's pending packet; some fields of the skb, at their offsets from the running kernel's BTF
- * Writes: cells and bins (the verdict of the pending packet)
+ * Reads:  this CPU's pending packet, inbound packets on their way; fields of the skb (skb.c)
+ * Writes: cells and bins (the verdict of the packet)
  * Needs:  BTF; the drop reason where the tracepoint has one (HAS_REASON)
  */
 
@@ -15,14 +15,6 @@ static __always_inline bool within(u32 location, u32 from, u32 end)
 {
 	return location - from < end - from;
 }
-
-/* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
-#define FIELD(size, from, offset)                                                                \
-	({                                                                                       \
-		u64 field;                                                                       \
-		asm volatile("%0 = *(" #size " *)(%1 + %2)" : "=r"(field) : "r"(from), "i"(offset)); \
-		field;                                                                           \
-	})
 
 /* A number that the loader writes in the place of this one. */
 #define LOADED(placeholder)                                                                      \
@@ -112,27 +104,6 @@ static __always_inline u64 verdict_of(void *ctx, u64 skb, u32 reason, u32 locati
 	return VERDICT_POLICED;
 }
 
-/* The taps' network namespace, written in its place by the loader. */
-static __always_inline u32 own_netns(void)
-{
-	u64 number;
-
-	asm volatile("%0 = " XSTR(NETNS_PLACEHOLDER) " ll" : "=r"(number));
-	return number;
-}
-
-/* Tracepoints see the packets of all namespaces, and each of them numbers its devices from 1. */
-static __always_inline bool in_other_netns(u64 skb)
-{
-#if NS_COMMON_INUM_OFFSET >= 0
-	u64 net = FIELD(u64, FIELD(u64, skb, SKB_DEV_OFFSET), DEV_NET_OFFSET);
-
-	return (u32)FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns();
-#else
-	return false;
-#endif
-}
-
 /*
  * The address of a freed skb is given out again at once: a pending skb's address may be on another skb by now, when
  * the packet passed long ago. What tells it apart is where it was received: not on this tap ...
@@ -159,6 +130,133 @@ static __always_inline bool is_foreign(u64 skb, struct lane *lane)
 	return false;
 }
 
+/* The pending outbound packet was freed. True: that was all there is to it. */
+static __always_inline bool drop_outbound(void *ctx, u32 cpu, struct lane *lane, u64 skb, u32 reason,
+					  u32 location)
+{
+	u64 verdict;
+
+	if (unlikely(is_foreign(skb, lane))) {
+		lane->foreign_skbs++;
+		return false;
+	}
+	/* Settled by the reader: its call chain ended long ago, this is a later fate (or a later skb). */
+	if (unlikely((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)) {
+		lane->late_verdicts++;
+		return false;
+	}
+	verdict = verdict_of(ctx, skb, reason, location, lane);
+	settle(cpu, lane, verdict, (u64)reason << 32 | location);
+	/* What the policer took never came to another tap, or back to this one. */
+	return verdict == VERDICT_POLICED;
+}
+
+#if FOLLOW_INBOUND
+#if HAS_QDISC_REASON
+/* The reasons of queueing disciplines, a bit each; given in call chains with bottom halves off only. */
+static __always_inline bool is_qdisc_reason(u32 reason)
+{
+	return reason < 128 && (reason < 64 ? QDISC_REASONS_LOW : QDISC_REASONS_HIGH) >> (reason & 63) & 1;
+}
+#else
+static __always_inline bool is_qdisc_reason(u32 reason)
+{
+	return false;
+}
+#endif
+
+/* Who dropped an inbound packet that had not come to the driver yet: the tap's shaper, or a police action before it. */
+static __always_inline u64 inbound_verdict_of(u32 reason, u32 location, u32 traits)
+{
+#if HAS_QDISC_REASON
+	bool by_shaper = is_qdisc_reason(reason), at_tc = reason == REASON_TC_EGRESS;
+#else
+	/* Inferred: the drops of a queueing discipline are freed as a list, and tc egress is inlined. */
+	bool by_shaper = within(location, FREE_LIST_FROM, FREE_LIST_END);
+	bool at_tc = within(location, TC_EGRESS_FROM, TC_EGRESS_END);
+#endif
+
+	return by_shaper || (at_tc && traits & TRAIT_EGRESS_POLICER) ? VERDICT_POLICED : VERDICT_DROPPED;
+}
+
+struct ending {
+	u64 address;
+	u64 verdict;
+	u64 reason;
+};
+
+/*
+ * The end of a known inbound packet before it came to the driver: its fate is noted in its place.
+ * True: it is to be counted now, `ended` tells what.
+ */
+static __always_inline bool end_in_queue(struct lane *lane, const struct ending *ending, u32 iif, u64 why,
+					 struct flight *ended, bool *known)
+{
+	u32 number = row_of(ending->address), way, place;
+	struct row *row = berths.lookup(&number);
+	struct flight *flight;
+
+	*known = false;
+	if (!row)
+		return false;
+	way = way_of(lane, row, ending->address);
+	place = number * FLIGHT_WAYS + way;
+	flight = flights.lookup(&place);
+	/* Received elsewhere: another packet at the address of one that went away unseen. */
+	if (!flight || flight->skb != ending->address || flight->iif != iif || flight->seal != seal_of(flight) ||
+	    has_ended(flight))
+		return false;
+	*known = true;
+	/*
+	 * Freed by whom? A queueing discipline that is taken away frees its packets in process context, where a packet of
+	 * this CPU could come in between and count in the same cells. Such an end waits in its place, see remember().
+	 */
+	if (!is_qdisc_reason(ending->reason)) {
+		flight->why = why;
+		flight->what |= ending->verdict << KEY_VERDICT_SHIFT;
+		return false;
+	}
+	*ended = *flight;
+	*berth(row, way) = 0;
+	return true;
+}
+
+static __always_inline void drop_inbound(u32 cpu, struct lane *lane, u64 skb, u32 reason, u32 location)
+{
+	u64 device = FIELD(u64, skb, SKB_DEV_OFFSET), why = (u64)reason << 32 | location;
+	struct ending ending = { .address = skb, .reason = reason }, now;
+	struct flight ended;
+	struct tap *tap;
+	bool known;
+
+	if (!device)
+		return;
+	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX)); /* ... or here: NULL */
+	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
+		return;
+	ending.verdict = inbound_verdict_of(reason, location, tap->traits);
+	/*
+	 * Verifier: plain numbers, the address too, and one state for what follows. Not by forget(): in process context
+	 * another program of this CPU could come in between.
+	 */
+	if (bpf_probe_read_kernel(&now, sizeof(now), &ending))
+		return;
+	if (lane->leaving.skb == now.address) {
+		/* The driver did not take it. From here to net_dev_xmit bottom halves are off. */
+		lane->leaving.skb = 0;
+		ended = lane->leaving;
+		now.verdict = VERDICT_DROPPED;
+	} else if (!end_in_queue(lane, &now, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), why, &ended, &known)) {
+		/* Unknown, and all the same the tap's: in its queue since before the hook was there, or cut from a GSO frame. */
+		if (known || !is_qdisc_reason(now.reason) || !look_at(cpu, lane, tap, skb, &ended))
+			return;
+	}
+	ended.why = why;
+	ended.what |= now.verdict << KEY_VERDICT_SHIFT;
+	conclude(cpu, lane, &ended);
+}
+#endif
+
 int drop(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id(), reason = 0, location;
@@ -167,22 +265,17 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 
 	/* Verifier: or the compiler would follow the number in the lane below, equal by then but no typed pointer. */
 	asm volatile("" : "+r"(address));
-	/* Almost every skb of the host leaves here. */
-	if (!lane || lane->skb != address)
+	/* Almost every skb of the host leaves here ... */
+	if (!lane || (!FOLLOW_INBOUND && lane->skb != address))
 		return 0;
-	if (unlikely(is_foreign(skb, lane))) {
-		lane->foreign_skbs++;
-		return 0;
-	}
-	/* Settled by the reader: its call chain ended long ago, this is a later fate (or a later skb). */
-	if (unlikely((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)) {
-		lane->late_verdicts++;
-		return 0;
-	}
 #if HAS_REASON
 	reason = ctx->args[2];
 #endif
 	location = ctx->args[1];
-	settle(cpu, lane, verdict_of(ctx, skb, reason, location, lane), (u64)reason << 32 | location);
+	if (lane->skb == address && drop_outbound(ctx, cpu, lane, skb, reason, location))
+		return 0;
+#if FOLLOW_INBOUND
+	drop_inbound(cpu, lane, skb, reason, location);
+#endif
 	return 0;
 }

@@ -138,6 +138,8 @@ class TapTrait(IntFlag):
     LIMIT_INBOUND = 32
     TC_FOREIGN = 64  # no policer is at its tc ingress, and something else that can drop
     TC_MARKED = 128  # both are, and the police action is watched (bpf/police.c)
+    INBOUND = 256  # its inbound packets are followed to their end
+    EGRESS_POLICER = 512  # a police action hangs at its tc egress: what is shot there is policed
 
 
 #: The trait of a tap of which a direction is held against an ideal bucket.
@@ -210,6 +212,7 @@ SAMPLE_EAGER_LOOKS = 1024  # packets of a class, each CPU, whose headers are kep
 REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there, EXTENSION_HEADERS_MAX of up to 2 KiB
 WHAT_IFS_MAX = 8  # limits tried out at once: each costs every packet some 10 ns
 BUCKET_SLACK_NS = 50_000  # an installed policer looks at the clock that much later than the ideal bucket, at most
+FLIGHT_WAYS = 8  # inbound packets on their way that share a row: their addresses fill one cache line
 EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
 
 
@@ -279,6 +282,7 @@ def c_header() -> str:
         f"#define ETHERNET_PAD {ETHERNET_PAD_BYTES}",
         f"#define ETHERNET_OVERHEAD {ETHERNET_OVERHEAD_BYTES}",
         f"#define VLAN_TAG_LEN {VLAN_TAG_BYTES}",
+        f"#define FLIGHT_WAYS {FLIGHT_WAYS}",
         f"#define EPOCHS_IN_FLIGHT {EPOCHS_IN_FLIGHT}",
         f"#define HLL_REGISTERS {HLL_REGISTERS}",
         f"#define HLL_BITS {HLL_REGISTERS.bit_length() - 1}",

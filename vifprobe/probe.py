@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.policer import PolicerRow
-from vifprobe.analysis.reading import Cells, Limit, Reading, subtract
+from vifprobe.analysis.reading import Cells, Limit, Reading, no_cells, subtract
 from vifprobe.analysis.thresholds import FloodThresholds
 from vifprobe.analysis.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
 from vifprobe.auditor import Auditor, TapAudit, passed_bytes
@@ -31,10 +31,10 @@ from vifprobe.host.limits import installed_of
 from vifprobe.host.links import Link, find_link
 from vifprobe.host_cost import HostCollector
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Settings, make_programs, possible_cpus
 from vifprobe.kernel.counters import Counters, Snapshot
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
-from vifprobe.layout import SAMPLE, WHAT_IFS_MAX, Charge, Direction
+from vifprobe.layout import SAMPLE, WHAT_IFS_MAX, Charge, Direction, Verdict
 from vifprobe.records import SynMeasures
 from vifprobe.watched import WatchedTap
 
@@ -65,6 +65,9 @@ class Probe:
     thresholds: from which numbers on flood measures raise findings. what_ifs: limits to try out, WHAT_IFS_MAX at
     most.
 
+    follow_inbound: follow inbound packets through the tap's queue to the driver, so that they have verdicts; else they
+    are counted as offered alone.
+
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
     """
 
@@ -82,11 +85,13 @@ class Probe:
         host: bool = False,
         thresholds: FloodThresholds | None = None,
         what_ifs: Sequence[WhatIf] = (),
+        follow_inbound: bool = False,
     ) -> None:
         if not taps:
             raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
         if len(what_ifs) > WHAT_IFS_MAX:
             raise UsageError(f"{len(what_ifs)} limits to try out.", f"At most {WHAT_IFS_MAX}: each costs every packet.")
+        self._follow_inbound = follow_inbound
         self._names = tuple(dict.fromkeys(taps))
         self._directions = directions
         self._netns = netns
@@ -250,13 +255,22 @@ class Probe:
         links = [find_link(name) for name in self._names]
         require_capabilities()
         self._features = read_features()
-        trace = None if has_tcx(links[0].ifindex) else read_trace_fields()
+        inbound, traced = Direction.INBOUND in self._directions, not has_tcx(links[0].ifindex)
+        fields = read_trace_fields() if (self._follow_inbound and inbound) or traced else None
         deep = self._samples_per_second > 0
-        settings = Settings(len(links), self._bin_ns, possible_cpus(), trace, samples=deep, syn=deep)
-        settings = replace(settings, what_ifs=len(self._what_ifs))
+        settings = Settings(
+            taps=len(links),
+            bin_ns=self._bin_ns,
+            cpus=possible_cpus(),
+            trace=fields if traced else None,
+            follow=fields if self._follow_inbound and inbound else None,
+            samples=deep,
+            syn=deep,
+            what_ifs=len(self._what_ifs),
+        )
         with ThreadPoolExecutor(1) as pool:
             # The compiler runs outside Python's lock: the host side is read meanwhile.
-            compiling = pool.submit(Programs, settings, self._features)
+            compiling = pool.submit(make_programs, settings, self._features)
             self._events = self._stack.enter_context(Events(link.ifindex for link in links))
             found = installed_of(links)
             self._programs = compiling.result()
@@ -279,10 +293,15 @@ class Probe:
             )
             for link, tap in zip(links, self._forensics.taps, strict=True):
                 self._auditor.taps[link.ifindex].forensics = tap
+        if self._programs.unfollowed:
+            for watched in self._watched:
+                watched.note(f"what becomes of inbound packets is not known: {self._programs.unfollowed}")
         self._moment("before_attach")
         self.start_ns = self._last_ns = self._refreshed_ns = time.monotonic_ns()
         self._programs.attach_verdicts()
         self._stack.callback(self._detach)
+        if self._programs.settings.follow is not None:
+            self._programs.attach_followers()
         for watched in self._watched:
             self._stack.callback(watched.detach)
             watched.attach(self._programs, self._directions, self._create_qdisc)
@@ -382,7 +401,10 @@ class Probe:
             if not watched.gone:
                 watched.refresh()  # its policers' counters
         self._programs.detach_tracepoints()
-        # Packets that were in the hooks just now still get their verdict before the tracepoint goes too.
+        self._programs.detach_followers()
+        # Packets that were in the hooks just now still get their verdict before the last tracepoints go, too.
+        self._counters.settle()
+        self._programs.detach_verdicts()
         self._last_bins = self._counters.take_bins(final=True)
         self._see_bins(self._last_bins, final=True)
         if self._forensics is not None:
@@ -390,7 +412,6 @@ class Probe:
         self._end = self._snapshot(final=True)
         if self._host is not None:
             self._host.close()
-        self._programs.detach_verdicts()
         self._moment("after_detach")
         self._auditor.look()
         return self._end
@@ -471,6 +492,7 @@ class Probe:
             directions=self._directions,
             final=final,
             what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
+            queued=so_far[so_far["verdict"] == Verdict.QUEUED] if not final else no_cells(),
         )
         reading = replace(reading, host=self._host_cost(watched, reading))
         if self._forensics is not None:

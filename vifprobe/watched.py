@@ -18,7 +18,7 @@ from vifprobe.host.limits import Installed, installed
 from vifprobe.host.links import Link
 from vifprobe.host.nft import NftState
 from vifprobe.host.nft_events import NftChange
-from vifprobe.host.tc_records import TcFilter, TcQdisc
+from vifprobe.host.tc_records import TcAction, TcFilter, TcQdisc
 from vifprobe.kernel.ahead import tcx_programs
 from vifprobe.kernel.attach import (
     Attachment,
@@ -59,6 +59,7 @@ class WatchedTap:
         self.droppers = self._droppers()
         self.blame = Blame(found, self.droppers)
         self._apart = self._traced = TapTrait(0)
+        self._follows = False
         self._qdisc: OwnQdisc | None = None
         self._buckets: dict[Direction, Bucket] = {}
 
@@ -79,6 +80,10 @@ class WatchedTap:
             traits |= TapTrait.TC_POLICER
         if self.droppers.others and not self.droppers.policers:
             traits |= TapTrait.TC_FOREIGN
+        if self._follows:
+            traits |= TapTrait.INBOUND
+        if any(found.hook == "egress" and any(map(_polices, found.actions)) for found in self.installed.tc.filters):
+            traits |= TapTrait.EGRESS_POLICER
         return int(traits)
 
     @property
@@ -114,6 +119,7 @@ class WatchedTap:
         if create_qdisc and programs.settings.trace is not None and self.installed.tc.ingress is None:
             self._qdisc = OwnQdisc(self.link.name, self.link.ifindex)
             self.refresh()
+        self._follows = Direction.INBOUND in directions and programs.settings.follow is not None
         for direction in directions:
             self._attach(programs, direction)
         if any(isinstance(made, FilterAttachment) for made in self.attachments.values()):
@@ -187,10 +193,7 @@ class WatchedTap:
 
     def _is_ours_there(self, attachment: FilterAttachment) -> bool:
         hook = "ingress" if attachment.ingress else "egress"
-        return any(
-            found.hook == hook and _is_own(found)
-            for found in self.installed.tc.filters
-        )
+        return any(found.hook == hook and _is_own(found) for found in self.installed.tc.filters)
 
     def _lost(self, direction: Direction, by: Event, programs: Programs) -> None:
         """Our filter went with its qdisc: try again, and keep the books on what was not seen."""
@@ -266,6 +269,10 @@ def _removal(events: list[Event]) -> Event:
             if event.kind == kind and not is_other:
                 return event
     return events[0]
+
+
+def _polices(action: TcAction) -> bool:
+    return action.kind == "police"
 
 
 def _is_own(found: TcFilter) -> bool:

@@ -66,7 +66,9 @@ class Watched:
         return int(rows["packets"].sum()), int(rows["frame_bytes"].sum()), int(rows["syn_packets"].sum())
 
 
-def watch_flood(probe: Probe, writers: Sequence[Writer], interval_seconds: float = 0.1) -> Watched:
+def watch_flood(
+    probe: Probe, writers: Sequence[Writer], interval_seconds: float = 0.1, *, checked: bool = True
+) -> Watched:
     """Start the writers and read the probe until all of them have ended, then its totals; all of it checked."""
     found = Watched()
 
@@ -87,7 +89,8 @@ def watch_flood(probe: Probe, writers: Sequence[Writer], interval_seconds: float
                 found.intervals.append(reading)
             found.bins = np.concatenate([found.bins, probe.take_bins()])
         found.written = written.result()
-    check_sums(found)
+    if checked:
+        check_sums(found)
     return found
 
 
@@ -99,7 +102,8 @@ def finish(probe: Probe) -> Watched:
 def check_sums(found: Watched) -> None:
     """No interval takes anything back, every packet has one fate, and the intervals are the totals."""
     for reading in found.intervals:
-        assert (reading.cells["packets"] > 0).all()
+        # But for the queue, which can shrink.
+        assert (reading.cells["packets"][reading.cells["verdict"] != Verdict.QUEUED] > 0).all()
         assert reading.missed == 0
         assert sum(count(reading.where(OUT, verdict)).packets for verdict in _DECIDED) == reading.offered(OUT).packets
     for tap, reading in found.totals.items():

@@ -53,7 +53,8 @@ EVENTS = (
 def same(one: Reading, other: Reading) -> bool:
     """Equal in all but the address that dropped a packet."""
     one_fields, other_fields = (
-        {**vars(each), "cells": plain(without(each.cells, "tap", "location"))} for each in (one, other)
+        {**vars(each), **{name: plain(without(getattr(each, name), "tap", "location")) for name in ("cells", "queued")}}
+        for each in (one, other)
     )
     return one_fields == other_fields
 

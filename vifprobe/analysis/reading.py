@@ -72,6 +72,21 @@ def subtract(now: Cells, before: Cells) -> Cells:
     return merge(now, negative)
 
 
+def _of(
+    cells: Cells,
+    direction: Direction,
+    verdict: Verdict | None = None,
+    packet_class: PacketClass | None = None,
+    expected: Expected | None = None,
+) -> Cells:
+    rows = cells["direction"] == direction
+    for name, wanted in (("verdict", verdict), ("packet_class", packet_class), ("expected", expected)):
+        if wanted is not None:
+            rows &= cells[name] == wanted
+    found: Cells = cells[rows]
+    return found
+
+
 @dataclass(frozen=True)
 class Limit:
     """The limit of one direction, as declared (libvirt, OVS, or the user) and as installed in the kernel.
@@ -103,8 +118,10 @@ class Reading:
 
     tap: its name. at: wall clock at the interval's end. start_ns, duration_ns: monotonic, from the start of the run.
     cells: rows of dtype layout.CELL, this interval's packets only, every key once; `cells["tap"]` is without meaning
-    here. missed: packets seen but not counted in any cell (0 unless a table was full). verdicts: "reason" where the
-    kernel itself named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
+    here. Rows of verdict QUEUED are by how many the queue has grown, below 0 where it has shrunk: so passed + policed +
+    dropped + queued rows are what was offered. queued: the queue at the end, left out of totals. missed: how many
+    were seen but not counted in any cell (0 unless a table was full). verdicts: "reason" where the kernel itself
+    named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
     directions: those that were watched; of another one nothing is known, not even that it was silent. host: what the
     host did meanwhile, None where that is not counted (yet). flood: what its SYNs are like, by direction; {} where
     nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival.
@@ -125,6 +142,7 @@ class Reading:
     host: HostCost | None = None
     flood: Mapping[Direction, Flood] = field(default_factory=dict)
     what_ifs: tuple[WhatIfRow, ...] = ()
+    queued: Cells = field(default_factory=no_cells)
 
     def where(
         self,
@@ -134,23 +152,21 @@ class Reading:
         expected: Expected | None = None,
     ) -> Cells:
         """The cells of one direction, and of one verdict, class and expectation where given."""
-        rows = self.cells["direction"] == direction
-        for name, wanted in (("verdict", verdict), ("packet_class", packet_class), ("expected", expected)):
-            if wanted is not None:
-                rows &= self.cells[name] == wanted
-        found: Cells = self.cells[rows]
-        return found
+        return _of(self.cells, direction, verdict, packet_class, expected)
 
     def offered(self, direction: Direction, packet_class: PacketClass | None = None) -> Counts:
-        """All that arrived at the tap's hook, whatever became of it."""
+        """All that arrived at the tap's hook, whatever became of it (inbound: or will)."""
         return count(self.where(direction, packet_class=packet_class))
 
-    def counts(
-        self, direction: Direction, verdict: Verdict, packet_class: PacketClass | None = None
-    ) -> Counts | None:
-        """What had this verdict; None where any packet of that direction and class has an unknown outcome."""
+    def counts(self, direction: Direction, verdict: Verdict, packet_class: PacketClass | None = None) -> Counts | None:
+        """What had this verdict; None where any packet of that direction and class has an unknown outcome.
+
+        QUEUED is a gauge: what was in the queue at the interval's end, however long it had been there.
+        """
         if not self.knows_verdicts(direction, packet_class):
             return None
+        if verdict is Verdict.QUEUED and not self.final:
+            return count(_of(self.queued, direction, packet_class=packet_class))
         return count(self.where(direction, verdict, packet_class))
 
     def knows_verdicts(self, direction: Direction, packet_class: PacketClass | None = None) -> bool:

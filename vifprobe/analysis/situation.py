@@ -98,12 +98,12 @@ class Situation:
 
 
 def let_through(cells: Cells, reasons: Mapping[int, str]) -> Cells:
-    """Of some cells those that no policer took: what was dropped later went past the limit all the same, but for what
-    another program took beside the policer, at tc ingress.
+    """Of some cells those that went past the limit: not policed, not still queued. What was dropped later did, too, but
+    for what another program took beside the policer, at tc ingress.
     """
     at_tc = [number for number, name in reasons.items() if name == "TC_INGRESS"]
     beside = (cells["verdict"] == Verdict.DROPPED) & np.isin(cells["reason"], at_tc)
-    rows: Cells = cells[(cells["verdict"] != Verdict.POLICED) & ~beside]
+    rows: Cells = cells[~np.isin(cells["verdict"], (Verdict.POLICED, Verdict.QUEUED)) & ~beside]
     return rows
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from vifprobe.layout import (
     CHAINS_END_PLACEHOLDER,
     CHAINS_FROM_PLACEHOLDER,
     DIRECTION_PLACEHOLDER,
+    FLIGHT_WAYS,
     HOOKS_END_PLACEHOLDER,
     HOOKS_FROM_PLACEHOLDER,
     NETNS_PLACEHOLDER,
@@ -33,8 +34,8 @@ from vifprobe.layout import (
 )
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-_LIBRARY = ("count.c", "sample.c", "syn.c", "bucket.c", "whatif.c")
-SOURCES = (*_LIBRARY, "observe.c", "verdict.c", "police.c", "trace.c", "replay.c")
+_LIBRARY = ("count.c", "sample.c", "syn.c", "bucket.c", "whatif.c", "skb.c", "flights.c")
+SOURCES = (*_LIBRARY, "observe.c", "inbound.c", "verdict.c", "police.c", "trace.c", "replay.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
@@ -50,6 +51,10 @@ FLOWS_PER_TAP = 16384
 FLOWS = (16384, 262144)
 #: When so many flows have taken the place of living ones, half as many new ones are followed; a power of two.
 FLOW_CROWD = 1024
+#: Inbound packets on their way that are remembered, all CPUs together: a tap's queue is 1000 packets long.
+FLIGHTS_PER_TAP = 2048
+FLIGHTS_MIN = 8192
+FLIGHTS_MAX = 262_144
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,9 @@ class Settings:
     """What the C source is compiled for.
 
     taps: how many are watched. bin_ns: width of the timeline's bins, 0 for no timeline. cpus: of this machine. trace:
-    where the tracepoint way is wanted too, for taps that no tc hook can be had on. tstamp_clock:
-    packets come at their skb->tstamp (BPF_PROG_TEST_RUN), not now. samples: whether headers of some packets are kept.
+    where the tracepoint way is wanted too, for taps that no tc hook can be had on. follow: where inbound packets are
+    followed to their end; else they are counted as offered, their outcome unknown. tstamp_clock: packets come at their
+    skb->tstamp (BPF_PROG_TEST_RUN), not now. samples: whether headers of some packets are kept.
     syn: whether addresses, ports and handshakes of TCP are measured.
     replay: whether the program for a file's frames is wanted.
     no_cmpxchg: the ideal bucket as on kernels before 5.12, though this one has better. what_ifs: how many limits
@@ -69,6 +75,7 @@ class Settings:
     bin_ns: int = 0
     cpus: int = 0
     trace: TraceFields | None = None
+    follow: TraceFields | None = None
     tstamp_clock: bool = False
     samples: bool = False
     syn: bool = False
@@ -97,6 +104,11 @@ class Settings:
         """Handshakes of all taps that can be followed at once, a power of two."""
         least, most = FLOWS
         return min(most, max(least, _power_of_two(self.taps * FLOWS_PER_TAP)))
+
+    @property
+    def flight_rows(self) -> int:
+        """Rows of the memory of inbound packets on their way: a power of two."""
+        return _power_of_two(min(FLIGHTS_MAX, max(FLIGHTS_MIN, self.taps * FLIGHTS_PER_TAP))) // FLIGHT_WAYS
 
     def flags(self, features: Features) -> list[str]:
         """The compiler's -D flags."""
@@ -127,9 +139,28 @@ class Settings:
         }
         if self.replay:
             values["REPLAY"] = 1
-        if self.trace is not None:
-            values |= {"TRACEPOINTS": 1, **self.trace.offsets_bytes}
+        values |= {"TRACEPOINTS": int(self.trace is not None), "FOLLOW_INBOUND": int(self.follow is not None)}
+        fields = self.follow or self.trace
+        if fields is not None:
+            values |= fields.offsets_bytes
+        if self.follow is not None:
+            values |= {"FLIGHT_ROWS": self.flight_rows, **_inbound_values(features)}
         return [f"-D{name}={value}" for name, value in values.items()]
+
+
+def _inbound_values(features: Features) -> dict[str, int | str]:
+    """What bpf/verdict.c needs to know to say whose the drop of an inbound packet is."""
+    bits = sum(1 << number for number in features.qdisc_reasons)
+    return {
+        "HAS_QDISC_REASON": int(bits != 0),
+        "QDISC_REASONS_LOW": f"{bits & (1 << 64) - 1}ull",
+        "QDISC_REASONS_HIGH": f"{bits >> 64 & (1 << 64) - 1}ull",
+        "REASON_TC_EGRESS": _or_none(features.reason_number("TC_EGRESS")),
+        "TC_EGRESS_FROM": f"{features.tc_egress[0]}u",
+        "TC_EGRESS_END": f"{features.tc_egress[1]}u",
+        "FREE_LIST_FROM": f"{features.free_list[0]}u",
+        "FREE_LIST_END": f"{features.free_list[1]}u",
+    }
 
 
 _FUNCTION_PLACEHOLDERS = (
@@ -146,6 +177,7 @@ class Programs:
     def __init__(self, settings: Settings, features: Features) -> None:
         self.settings = settings
         self.features = features
+        self.unfollowed = ""
         if not 1 <= settings.taps <= TAPS_MAX:
             raise KernelError(f"{settings.taps} taps: between 1 and {TAPS_MAX} can be watched at once.")
         if missing := missing_capabilities():
@@ -216,13 +248,16 @@ class Programs:
         """
         self._fds["link"] = self._attach_drop((0, 0), (0, 0))
 
-    def _attach_drop(self, hooks: tuple[int, int], chains: tuple[int, int]) -> int:
+    def _load_drop(self, hooks: tuple[int, int], chains: tuple[int, int]) -> int:
         """hooks, chains: where the functions lie by which netfilter chains are told apart; (0, 0): they are not."""
         told = dict(zip(_FUNCTION_PLACEHOLDERS, map(_signed, (*hooks, *chains)), strict=True))
         told[NETNS_PLACEHOLDER] = _own_netns()
         code, btf_id = replaced(self._code("drop"), NUMBER_LOAD, told), self.features.kfree_skb_btf_id
         self._unload("vifprobe_drop")
-        fd = self._load("vifprobe_drop", lambda name: libbpf.load_typed_tracepoint(name, code, btf_id))
+        return self._load("vifprobe_drop", lambda name: libbpf.load_typed_tracepoint(name, code, btf_id))
+
+    def _attach_drop(self, hooks: tuple[int, int], chains: tuple[int, int]) -> int:
+        fd = self._load_drop(hooks, chains)
         try:
             return libbpf.attach_typed_tracepoint(fd)
         except OSError as error:
@@ -265,6 +300,41 @@ class Programs:
         for held in ("police link", "vifprobe_police"):
             self._unload(held)
 
+    def load_followers(self) -> None:
+        """Have the programs that follow inbound packets loaded; KernelError where this kernel does not take one."""
+        follow = self.settings.follow
+        assert follow is not None  # noqa: S101 - whoever follows packets has asked for these programs
+        self._load_drop((0, 0), (0, 0))
+        self._trace("departed", follow.btf_ids["net_dev_xmit"])
+        self._trace("depart", follow.btf_ids["net_dev_start_xmit"])
+
+    def attach_followers(self) -> None:
+        """Attach what sees inbound packets come to the driver and leave it, in the calling thread's network namespace.
+
+        Goes away with the process.
+        """
+        follow = self.settings.follow
+        assert follow is not None  # noqa: S101 - whoever follows packets has asked for these programs
+        ends = (("departed", "net_dev_xmit"), ("depart", "net_dev_start_xmit"))  # in this order: none stays half seen
+        for name, tracepoint in ends:
+            try:
+                fd = self._trace(name, follow.btf_ids[tracepoint])
+                self._fds[f"{name} link"] = libbpf.attach_typed_tracepoint(fd)
+            except OSError as error:
+                raise KernelError(f"tracepoint net:{tracepoint}: {error.strerror}.") from error
+        try:
+            code, function = self._code("cut"), follow.btf_ids["__skb_gso_segment"]
+            self._fds["vifprobe_cut"] = libbpf.load_function_exit("vifprobe_cut", code, function, 0)
+            self._fds["cut link"] = libbpf.attach_typed_tracepoint(self._fds["vifprobe_cut"])
+        except OSError:  # no CONFIG_FUNCTION_TRACER, or not permitted
+            fd = self._trace("consume", follow.btf_ids["consume_skb"])
+            self._fds["cut link"] = libbpf.attach_typed_tracepoint(fd)
+
+    def detach_followers(self) -> None:
+        """See no more packets come to the driver; those in its hands still end. Harmless when not attached."""
+        for held in ("cut link", "depart link"):
+            self._unload(held)
+
     def attach_tracepoints(self) -> None:
         """Attach the tracepoint way: taps with a TRACED trait, in the calling thread's network namespace, are counted
         by it. Goes away with the process.
@@ -288,8 +358,8 @@ class Programs:
         trace = self.settings.trace
         assert trace is not None  # noqa: S101 - whoever asks for a trait has asked for these programs
         return {
-            "trace_outbound": self._trace("trace_outbound", trace.netif_receive_skb_btf_id),
-            "trace_inbound": self._trace("trace_inbound", trace.net_dev_queue_btf_id),
+            "trace_outbound": self._trace("trace_outbound", trace.btf_ids["netif_receive_skb"]),
+            "trace_inbound": self._trace("trace_inbound", trace.btf_ids["net_dev_queue"]),
         }
 
     def _trace(self, name: str, btf_id: int) -> int:
@@ -297,9 +367,10 @@ class Programs:
         return self._load(f"vifprobe_{name}", lambda program: libbpf.load_typed_tracepoint(program, code, btf_id))
 
     def detach_verdicts(self) -> None:
-        """The reverse; harmless when not attached."""
+        """No verdicts from now on; harmless when not attached."""
         self.unwatch_police()
         self._unload("link")
+        self._unload("departed link")
 
     @property
     def loaded(self) -> tuple[int, ...]:
@@ -328,6 +399,23 @@ class Programs:
             except OSError as error:
                 raise KernelError(f"this kernel does not take the program {name}: {error.strerror}.") from error
         return self._fds[name]
+
+
+def make_programs(settings: Settings, features: Features) -> Programs:
+    """The programs; where this kernel does not take those that follow inbound packets, the ones that only count them.
+
+    `settings.follow` of the programs then is None, and `unfollowed` says why.
+    """
+    programs = Programs(settings, features)
+    if settings.follow is None:
+        return programs
+    try:
+        programs.load_followers()
+    except KernelError as error:
+        programs.close()
+        programs = Programs(replace(settings, follow=None), features)
+        programs.unfollowed = error.message
+    return programs
 
 
 def source_directory() -> Path:

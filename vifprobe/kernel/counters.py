@@ -5,6 +5,8 @@ A packet is counted when its verdict is known. The last packet of each CPU waits
 call chain has ended is told by epochs: the reader counts the epoch up (odd: packets belong to the next even one), waits
 until all chains of before have ended, counts it up again, and from then on the kernel side leaves the verdict of a
 packet from before alone. So every count read here is final, and any two readings subtract exactly.
+
+Inbound packets are counted at their end; those on their way are listed in a table of their own, and are the queue.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ LATE_VERDICT_SECONDS = 0.001
 _RETRIES = 100
 _COUNTERS = ("packets", "frame_bytes", "charged_bytes", "wire_bytes")
 
+#: What is read of an inbound packet on its way (struct flight of bpf/count.c).
+_FLIGHT = np.dtype([(name, np.uint64) for name in ("skb", "what", "why", *_COUNTERS[1:])])
+_VERDICT_SHIFT, _VERDICT_MASK = cell_key_shifts()["verdict"]
+
 Array = npt.NDArray[Any]
 
 
@@ -48,11 +54,12 @@ Array = npt.NDArray[Any]
 class Snapshot:
     """Cumulative counts since the tables were made.
 
-    cells: rows of layout.CELL, every key once, all verdicts final. missed_packets, missed_bytes: seen, but no cell was
-    free, or a header could not be read; one a tap number. late_verdicts: dropped after they had been settled as passed.
-    foreign_skbs: address met on another device's skb. unplaced_drops: netfilter drops counted as policed although which
-    chain did it could not be told. what_ifs: None where no limit is tried out, else packets and frame bytes (passed,
-    stopped) by tap, direction, limit and class.
+    cells: rows of layout.CELL, every key once, all verdicts final but QUEUED: inbound packets that have no verdict yet.
+    missed_packets, missed_bytes: seen, but no cell was free, or a header could not be read, or it was redirected on its
+    way to the driver; one a tap number. late_verdicts: dropped after they had been settled as passed. foreign_skbs:
+    address met on another device's skb. unplaced_drops: netfilter drops counted as policed although which chain did it
+    could not be told. what_ifs: None where no limit is tried out, else packets and frame bytes (passed, stopped) by
+    tap, direction, limit and class.
     """
 
     at_ns: int
@@ -78,6 +85,10 @@ class Counters:
         self._lanes = programs.table("lanes", writable=True)
         self._misses = programs.table("misses").reshape(self._cpus, -1)
         self._taps = programs.table("taps", writable=True)
+        self._follows = settings.follow is not None
+        if self._follows:
+            self._berths = programs.table("berths")
+            self._flights = programs.table("flights")
         if self._bin_ns:
             self._bins = programs.table("bins")
             self._bin_log = programs.table("bin_log").reshape(self._cpus, -1)
@@ -94,7 +105,8 @@ class Counters:
             self._samples.close()
         if self._syn is not None:
             self._syn.close()
-        for table in ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log", "_what_ifs"):
+        tables = ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log", "_what_ifs")
+        for table in (*tables, "_berths", "_flights"):
             self.__dict__.pop(table, None)
         self._grace.close()
 
@@ -121,17 +133,22 @@ class Counters:
         self._turn_epoch(patience_seconds)
         for _ in range(_RETRIES):
             before = self._lanes.copy()
+            ended = self._flying()[1]
             cells = self._collect()
             settled = self._settled(before)
-            # A settled packet that left its slot meanwhile may be in neither: look again.
-            if np.array_equal(settled["sequence"], self._lanes["sequence"][settled["cpu"]]):
+            # After the cells: a packet that ends meanwhile is in neither, and comes with the next reading.
+            queued, still_ended = self._flying()
+            # A settled packet that left its slot meanwhile may be in neither, too: look again.
+            if np.array_equal(settled["sequence"], self._lanes["sequence"][settled["cpu"]]) and np.array_equal(
+                ended, still_ended
+            ):
                 break
         else:
             raise KernelError("the counters could not be read: a pending packet changed at every look.")
         lanes = self._lanes.copy()
         return Snapshot(
             at_ns=time.monotonic_ns(),
-            cells=_decode(np.concatenate([cells, _as_cells(settled, cells.dtype)])),
+            cells=_decode(np.concatenate([cells, *(_as_cells(one, cells.dtype) for one in (settled, queued, ended))])),
             missed_packets=self._misses["packets"].sum(0).astype(np.int64),
             missed_bytes=self._misses["frame_bytes"].sum(0).astype(np.int64),
             late_verdicts=int(lanes["late_verdicts"].sum()),
@@ -166,7 +183,11 @@ class Counters:
             self._turn_epoch()
             parts += [self._bins[self._bins["tap_direction"] != 0]]
         rows = _decode_bins(np.concatenate(parts))
-        return np.concatenate([rows, self._pending_bins()]) if final else rows
+        return np.concatenate([rows, self._pending_bins(), self._flying_bins()]) if final else rows
+
+    def settle(self) -> None:
+        """Wait until packets that are in the hooks now have their verdict."""
+        self._turn_epoch()
 
     def take_samples(self, final: bool = False) -> Array:
         """Samples since the last call, as rows of layout.SAMPLE in the order of their time; none without `samples` in
@@ -215,11 +236,28 @@ class Counters:
         age = (lanes["now"] - lanes["epoch"]).astype(np.int32)  # wraps as the kernel's does
         where = np.flatnonzero((lanes["skb"] != 0) & (age >= EPOCHS_IN_FLIGHT))
         names = [*_COUNTERS[1:], "what", "sequence"]
-        settled = np.zeros(len(where), [("cpu", np.int64), *((name, np.uint64) for name in names)])
+        settled = np.zeros(len(where), [("cpu", np.int64), ("why", np.uint64), *((name, np.uint64) for name in names)])
         settled["cpu"] = where
         for name in names:
             settled[name] = lanes[name][where]
+        settled["what"] |= _verdict_bits(Verdict.PASSED)
         return settled
+
+    def _flying(self) -> tuple[Array, Array]:
+        """Inbound packets on their way, marked QUEUED, and those whose end the kernel has yet to count."""
+        if not self._follows:
+            return np.zeros(0, _FLIGHT), np.zeros(0, _FLIGHT)
+        addresses = self._berths["skb"].flatten()
+        where = np.flatnonzero(addresses)
+        known = self._flights[where]
+        # Taken by another packet since, or being written just now: counted with the next reading.
+        known = known[known["skb"] == addresses[where]]
+        rows = np.zeros(len(known), _FLIGHT)
+        for name in _FLIGHT.names or ():
+            rows[name] = known[name]
+        open_ = rows["what"] & _verdict_bits(_VERDICT_MASK) == 0
+        rows["what"][open_] |= _verdict_bits(Verdict.QUEUED)
+        return rows[open_], rows[~open_]
 
     def _logged_bins(self, cpu: int) -> Array:
         taken, size = int(self._logged[cpu]), self._bin_log.shape[1]
@@ -234,16 +272,17 @@ class Counters:
 
     def _pending_bins(self) -> Array:
         settled = self._settled(self._lanes.copy())
-        key = take_apart(settled["what"])
-        rows = np.zeros(len(settled), BIN)
+        rows = _single_bins(settled)
         current = (settled["cpu"] * (len(self._bins) // self._cpus)) + (
-            key["tap"] * len(Direction) + key["direction"]
+            rows["tap"].astype(np.int64) * len(Direction) + rows["direction"]
         )
-        rows["tap"], rows["direction"], rows["verdict"] = key["tap"], key["direction"], Verdict.PASSED
         rows["start_ns"] = self._bins["start_ns"][current]
-        rows["packets"] = 1
-        rows["frame_bytes"] = settled["frame_bytes"]
-        rows["syn_packets"] = key["packet_class"] == PacketClass.TCP_SYN
+        return rows
+
+    def _flying_bins(self) -> Array:
+        """What has not been counted of the inbound packets, in the time bin of now."""
+        rows = _single_bins(np.concatenate(self._flying()))
+        rows["start_ns"] = time.monotonic_ns() // self._bin_ns * self._bin_ns
         return rows
 
 
@@ -254,13 +293,27 @@ def _by_what_if(programs: Programs) -> Array:
     return programs.table("what_if_counts").reshape(shape)
 
 
+def _single_bins(packets: Array) -> Array:
+    """One row a packet, its time left out."""
+    key = take_apart(packets["what"])
+    rows = np.zeros(len(packets), BIN)
+    for name in ("tap", "direction", "verdict"):
+        rows[name] = key[name]
+    rows["packets"] = 1
+    rows["frame_bytes"] = packets["frame_bytes"]
+    rows["syn_packets"] = key["packet_class"] == PacketClass.TCP_SYN
+    return rows
+
+
+def _verdict_bits(verdict: int) -> np.uint64:
+    return np.uint64(verdict << _VERDICT_SHIFT)
+
+
 def _as_cells(settled: Array, dtype: Any) -> Array:
-    """Pending packets, settled as passed, in the shape of the kernel's cells."""
+    """Single packets in the shape of the kernel's cells."""
     cells = np.zeros(len(settled), dtype)
-    shift = cell_key_shifts()["verdict"][0]
-    cells["what"] = settled["what"] | np.uint64(Verdict.PASSED << shift)
     cells["packets"] = 1
-    for name in _COUNTERS[1:]:
+    for name in ("what", "why", *_COUNTERS[1:]):
         cells[name] = settled[name]
     return cells
 

@@ -15,6 +15,8 @@ from vifprobe.kernel.symbols import function_ranges
 
 # include/uapi/linux/capability.h
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+#: QDISC_DROP (5.18); QDISC_OVERLIMIT, QDISC_CONGESTED, CAKE_FLOOD, FQ_BAND_LIMIT, FQ_FLOW_LIMIT and others (6.14)
+_QDISC_REASONS = ("QDISC_", "CAKE_", "FQ_")
 _REASON_PREFIXES = ("SKB_DROP_REASON_", "SKB_")
 #: What bpf/verdict.c calls them -> struct and member.
 _MEMBERS = {
@@ -43,7 +45,8 @@ class Features:
     offsets_bytes: of the struct members that bpf/verdict.c reads, by its names for them; -1: not in this kernel.
     reasons: reason number -> name as tracefs prints it (TC_INGRESS, NETFILTER_DROP, …), empty before 5.17.
     tc_ingress, netfilter: where the functions lie that free what they drop there: (low half of the start, of the end).
-    Looked up only before 5.17, else (0, 0).
+    Looked up only before 5.17, else (0, 0). tc_egress, free_list: the same for drops at egress, looked up only where no
+    queueing discipline has a drop reason (before 5.18).
     """
 
     kfree_skb_btf_id: int
@@ -52,6 +55,13 @@ class Features:
     reasons: dict[int, str]
     tc_ingress: tuple[int, int] = (0, 0)
     netfilter: tuple[int, int] = (0, 0)
+    tc_egress: tuple[int, int] = (0, 0)
+    free_list: tuple[int, int] = (0, 0)
+
+    @property
+    def qdisc_reasons(self) -> frozenset[int]:
+        """Numbers of the reasons for which queueing disciplines drop (include/net/dropreason-core.h)."""
+        return frozenset(number for number, name in self.reasons.items() if name.startswith(_QDISC_REASONS))
 
     def reason_number(self, name: str) -> int | None:
         """The running kernel's number of a reason, None where it has none of that name."""
@@ -64,15 +74,20 @@ def read_features() -> Features:
         # (skb, location, reason[, rx_sk]); before commit c504e5c2f964 of 5.17 (skb, location).
         has_reason = btf.tracepoint_arguments("kfree_skb") >= 3
         reasons = btf.enum("skb_drop_reason") if has_reason else {}
+        names = {value: _plain(name) for name, value in reasons.items()}
+        has_qdisc_reason = "QDISC_DROP" in names.values()
         nowhere = ((0, 0), (0, 0))
         places = nowhere if has_reason else function_ranges("__netif_receive_skb_core", "nf_hook_slow")
+        queue = nowhere if has_qdisc_reason else function_ranges("__dev_queue_xmit", "kfree_skb_list")
         return Features(
             kfree_skb_btf_id=btf.tracepoint_id("kfree_skb"),
             offsets_bytes=_offsets_bytes(btf),
             has_drop_reason=has_reason,
-            reasons={value: _plain(name) for name, value in reasons.items()},
+            reasons=names,
             tc_ingress=places[0],
             netfilter=places[1],
+            tc_egress=queue[0],
+            free_list=queue[1],
         )
 
 
@@ -92,7 +107,8 @@ def _plain(name: str) -> str:
     return name
 
 
-#: What bpf/trace.c calls them -> struct and member.
+_TRACEPOINTS = ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "net_dev_xmit", "consume_skb")
+#: What bpf/skb.c calls them -> struct and member.
 _TRACE_FIELDS = {
     "SKB_DEV": ("sk_buff", "dev"),
     "SKB_LEN": ("sk_buff", "len"),
@@ -113,15 +129,17 @@ _TRACE_FIELDS = {
 
 @dataclass(frozen=True)
 class TraceFields:
-    """Offsets for bpf/trace.c by name there, and the BTF ids of its two tracepoints."""
+    """Offsets for bpf/skb.c by name there, and BTF ids by name of what bpf/trace.c and bpf/inbound.c hang on.
+
+    __skb_gso_segment: 0 where this kernel's type information does not have it.
+    """
 
     offsets_bytes: dict[str, int]
-    netif_receive_skb_btf_id: int
-    net_dev_queue_btf_id: int
+    btf_ids: dict[str, int]
 
 
 def read_trace_fields() -> TraceFields:
-    """Ask the running kernel's BTF. Only needed on kernels without tcx."""
+    """Ask the running kernel's BTF. Needed to follow inbound packets, and on kernels without tcx."""
     with Btf() as btf:
         offsets = {name: btf.offset_bytes(*field) for name, field in _TRACE_FIELDS.items()}
         bit = btf.offset_bits("sk_buff", "vlan_present")
@@ -130,7 +148,8 @@ def read_trace_fields() -> TraceFields:
             offsets |= {"SKB_VLAN": btf.offset_bytes("sk_buff", "vlan_all"), "SKB_VLAN_BYTES": 4, "SKB_VLAN_MASK": -1}
         else:
             offsets |= {"SKB_VLAN": bit // 8, "SKB_VLAN_BYTES": 1, "SKB_VLAN_MASK": 1 << bit % 8}
-        return TraceFields(offsets, btf.tracepoint_id("netif_receive_skb"), btf.tracepoint_id("net_dev_queue"))
+        ids = {name: btf.tracepoint_id(name) for name in _TRACEPOINTS}
+        return TraceFields(offsets, ids | {"__skb_gso_segment": btf.function_id("__skb_gso_segment") or 0})
 
 
 def capabilities() -> set[str]:

@@ -15,7 +15,10 @@ from vifprobe.layout import Direction, PacketClass, Verdict
 
 
 class WatchRow(NamedTuple):
-    """Packets of one class and fate in one interval; a verdict that is not known is an empty cell."""
+    """Packets of one class and fate in one interval; a verdict that is not known is an empty cell.
+
+    `queued` is a gauge: what was in the queue at the interval's end.
+    """
 
     at: str
     tap: str
@@ -51,8 +54,9 @@ def watch_rows(reading: Reading) -> list[WatchRow]:
     at = reading.at.astimezone(timezone.utc).isoformat(timespec="microseconds")
     key = ["direction", "packet_class", "verdict"]
     rows = []
-    for direction, packet_class, verdict in np.unique(reading.cells[key]).tolist():
-        cells = reading.where(Direction(direction), Verdict(verdict), PacketClass(packet_class))
+    seen = np.concatenate([reading.cells[reading.cells["verdict"] != Verdict.QUEUED], reading.queued])
+    for direction, packet_class, verdict in np.unique(seen[key]).tolist():
+        cells = seen[seen[key] == np.array((direction, packet_class, verdict), seen[key].dtype)]
         rows.append(
             WatchRow(
                 at,

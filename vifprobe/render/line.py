@@ -23,6 +23,7 @@ STYLES = {
     "passed": "green",
     "policed": "yellow",
     "dropped": "red",
+    "queued": "cyan",
     "unknown": "magenta",
     "good": "bold reverse green",
     "warn": "bold reverse yellow",

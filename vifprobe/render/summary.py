@@ -15,7 +15,7 @@ from vifprobe.render.flood import flood_lines
 from vifprobe.render.host import host_lines
 from vifprobe.render.judgement import per_second
 from vifprobe.render.line import Column, Line, Span, cells, flow, head, line, wrapped
-from vifprobe.render.tap_tables import bps, counts_of, fate_span, fates, other_direction
+from vifprobe.render.tap_tables import bps, counts_of, fate_span, fates, other_direction, queue
 from vifprobe.render.units import BLOCKS, Glyphs, bit_rate, clean, duration, frame_size, percent, si, whole
 
 _INDENT = 9  # where text goes on below its label
@@ -79,7 +79,7 @@ def totals_table(reading: Reading, direction: Direction, width: int, glyphs: Gly
         counts = counts_of(reading, direction, fate)
         style = fate_span("", fate, counts).style
         rows.append(_totals_row(columns, fate.name.lower(), counts, offered, reading, style, glyphs))
-    return [head(columns, glyphs), *rows]
+    return [head(columns, glyphs), *rows, *queue(reading, direction)]
 
 
 def _totals_row(

@@ -100,7 +100,16 @@ def totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -
         counts = counts_of(reading, direction, fate)
         style = fate_span("", fate, counts).style
         rows.append(_totals_row(columns, fate.name.lower(), counts, offered, reading, style, glyphs))
-    return fixed([head(columns, glyphs), *rows], gap=True)
+    return fixed([head(columns, glyphs), *rows, *queue(reading, direction)], gap=True)
+
+
+def queue(reading: Reading, direction: Direction) -> list[Line]:
+    """How much waits for the guest now, where anything does."""
+    queued = reading.counts(direction, Verdict.QUEUED)
+    if queued is None or not queued.packets:
+        return []
+    words = f"queued now: {queued.packets:,} packet{'s' * (queued.packets != 1)}, {si(queued.frame_bytes)}B"
+    return [line(Span(words, "queued"))]
 
 
 def _totals_row(
@@ -159,7 +168,7 @@ def _class_row(
         figure = si(per_second(None if counts is None else counts.packets, reading))
         values.append(fate_span(figure, fate, counts))
     values += [
-        frame_size(offered.frame_bytes / offered.packets),
+        frame_size(offered.frame_bytes / offered.packets if offered.packets else None),
         bar(offered.packets, of_all, columns[-1].width, glyphs),
     ]
     return cells(columns, values, glyphs)
@@ -228,9 +237,10 @@ def other_direction(reading: Reading, direction: Direction, width: int, glyphs: 
     outcome = Line()
     for verdict in (*VERDICTS, Verdict.QUEUED):
         counts = reading.counts(direction, verdict)
-        if verdict is Verdict.QUEUED and not (counts and counts.packets):
+        packets = None if counts is None else counts.packets
+        if verdict is Verdict.QUEUED and not packets:
             continue
-        figure = si(per_second(None if counts is None else counts.packets, reading))
+        figure = si(packets if verdict is Verdict.QUEUED else per_second(packets, reading))  # a gauge is no rate
         outcome += line(" " if outcome.spans else "", f"{verdict.name.lower()} ", verdict_span(figure, verdict, counts))
     parts.append(outcome)
     return flow(parts, width, len(label.text), glyphs)

@@ -79,7 +79,8 @@ def nft_ingress_limit(device: str, *, rate_bytes_per_second: int, burst_bytes: i
 @contextmanager
 def bridge_with(*taps: Tap, name: str = "br0") -> Iterator[str]:
     """A bridge with the taps as its ports, up; gives its name. With one port alone it drops what it gets."""
-    _run("ip", "link", "add", name, "type", "bridge")
+    # With snooping it would ask its ports for multicast groups, and join one itself.
+    _run("ip", "link", "add", name, "type", "bridge", "mcast_snooping", "0")
     try:
         for port in taps:
             _run("ip", "link", "set", port.name, "master", name)

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What tracepoints read of an skb and its device, at the offsets of the running kernel's BTF.
+ *
+ * Hook:   none of its own
+ * Reads:  fields of sk_buff, net_device, net, skb_shared_info and qdisc_skb_cb
+ * Writes: nothing
+ * Needs:  BTF
+ */
+#define STR(text) #text
+#define XSTR(text) STR(text)
+
+/* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
+#define FIELD(size, from, offset)                                                                \
+	({                                                                                       \
+		u64 field;                                                                       \
+		asm volatile("%0 = *(" #size " *)(%1 + %2)" : "=r"(field) : "r"(from), "i"(offset)); \
+		field;                                                                           \
+	})
+
+/* The taps' network namespace, written in its place by the loader. */
+static __always_inline u32 own_netns(void)
+{
+	u64 number;
+
+	asm volatile("%0 = " XSTR(NETNS_PLACEHOLDER) " ll" : "=r"(number));
+	return number;
+}
+
+/* Tracepoints see the packets of all namespaces, and each of them numbers its devices from 1. */
+static __always_inline bool is_of_other_netns(u64 device)
+{
+#if NS_COMMON_INUM_OFFSET >= 0
+	u64 net = FIELD(u64, device, DEV_NET_OFFSET);
+
+	return (u32)FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns();
+#else
+	return false;
+#endif
+}
+
+static __always_inline bool in_other_netns(u64 skb)
+{
+	return is_of_other_netns(FIELD(u64, skb, SKB_DEV_OFFSET));
+}
+
+#if FOLLOW_INBOUND || TRACEPOINTS
+static __always_inline u32 ifindex_of(u64 skb)
+{
+	return FIELD(u32, FIELD(u64, skb, SKB_DEV), NET_DEVICE_IFINDEX);
+}
+
+/* Has the kernel put the outer VLAN tag beside the bytes? A bit before 6.2 (vlan_present), then vlan_all != 0. */
+static __always_inline bool is_tagged(u64 skb)
+{
+	return (SKB_VLAN_BYTES == 1 ? FIELD(u8, skb, SKB_VLAN) : FIELD(u32, skb, SKB_VLAN)) & SKB_VLAN_MASK;
+}
+
+static __always_inline struct frame frame_of(u64 skb)
+{
+	u64 head = FIELD(u64, skb, SKB_HEAD), end = FIELD(u32, skb, SKB_END), data_bytes = FIELD(u32, skb, SKB_LEN);
+	struct frame frame = { .start = head + FIELD(u16, skb, SKB_MAC_HEADER), .tagged = is_tagged(skb) };
+	u16 gso_size = 0;
+
+	/* skb->data is at the L3 header in the one tracepoint, at the L2 header in the other. */
+	frame.length = data_bytes + (u32)(FIELD(u64, skb, SKB_DATA) - frame.start);
+	frame.linear_bytes = frame.length - (u32)FIELD(u32, skb, SKB_DATA_LEN);
+	/* skb_shinfo(skb), include/linux/skbuff.h */
+	bpf_probe_read_kernel(&gso_size, sizeof(gso_size), (void *)(head + end + SHARED_INFO_GSO_SIZE));
+	frame.gso_size = gso_size;
+#if SAMPLES
+	frame.vlan_tci = FIELD(u16, skb, SKB_VLAN_TCI);
+	frame.vlan_proto = FIELD(u16, skb, SKB_VLAN_PROTO);
+#endif
+	return frame;
+}
+#endif
