@@ -77,6 +77,7 @@ class Forensics:
     """All watched taps'. What was sampled is worked out here, and kept for who takes it, the newest KEPT of it."""
 
     KEPT = 65_536
+    MAY_WAIT = 0.125  # of a ring
 
     def __init__(
         self,
@@ -91,6 +92,11 @@ class Forensics:
         self._kept: list[Array] = []
         self._found: SynMeasures | None = None
         self._ended = False
+
+    def look_if_due(self) -> None:
+        """Take what came if it must not wait for the end of the interval: taking costs the same for few as for many."""
+        if not self._ended and self._counters.samples_waiting > self.MAY_WAIT:
+            self.look()
 
     def look(self, final: bool = False) -> None:
         """Take what came since the last time. final: once, when nothing is attached any more."""

@@ -48,7 +48,8 @@ _REFRESH_NS = 1_000_000_000
 #: change (qdisc, then filter) has arrived by then.
 _CHANGE_SHOWN_NS = 30_000_000
 _END_HEARD_NS = 1_000_000_000
-#: Samples are taken so often, whatever the interval: a CPU's ring holds half a second of them at least.
+#: So often it is looked whether samples must be taken before the interval ends: a CPU's ring holds half a second of
+#: them at least.
 _LOOK_NS = 200_000_000
 
 
@@ -331,7 +332,7 @@ class Probe:
             if self._stop_read in ready:
                 return True
             if self._forensics is not None:
-                self._forensics.look()
+                self._forensics.look_if_due()
             self._follow_events()
             if all(watched.gone for watched in self._watched):
                 return True

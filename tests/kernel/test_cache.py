@@ -13,7 +13,8 @@ import pytest
 from probe_kit import OUT, SYN, finish, forwarding
 
 from vifprobe import Probe
-from vifprobe.kernel.compile import Compiled, compile_text
+from vifprobe.kernel.compile import Compiled
+from vifprobe.kernel.compiler import compile_apart
 from vifprobe.layout import Verdict
 from vifprobe.testing.case import Run
 from vifprobe.testing.flood import flood
@@ -31,9 +32,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counted(text: str, directory: Path, flags: list[str]) -> Compiled:
         made.append("once")
-        return compile_text(text, directory, flags)
+        return compile_apart(text, directory, flags)
 
-    monkeypatch.setattr("vifprobe.kernel.cache.compile_text", counted)
+    monkeypatch.setattr("vifprobe.kernel.cache.compile_apart", counted)
     return made
 
 

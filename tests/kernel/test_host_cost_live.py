@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from probe_kit import LAST_CPU, SYN, Require, capturing, command
 
 from vifprobe import Probe
 from vifprobe.analysis.host_cost import HostCost
+from vifprobe.analysis.reading import Reading
 from vifprobe.errors import KernelError
 from vifprobe.kernel import sched
 from vifprobe.layout import Direction
@@ -90,9 +92,15 @@ def test_two_guests_share_a_cpu_and_one_takes_it_all_when_the_other_stops(netns:
     assert alone["tap0"] > (1.4 if others < 0.2e9 else 0.7) * together["tap0"]
 
 
+def an_interval(probe: Probe) -> list[Reading]:
+    """The next readings, one a tap."""
+    return [reading for _, reading in zip(probe.links, probe.readings(0.25, 600), strict=False)]
+
+
 def used_ns(probe: Probe) -> dict[str, float]:
     """CPU time of each tap's guest in a second that the CPU was busy."""
-    next(probe.readings(0.01, 600))  # what was before belongs to the interval before
+    now_ns = time.monotonic_ns() - probe.start_ns  # an interval that is not over yet began before
+    wait_until(lambda: all(one.host and one.host.start_ns > now_ns for one in an_interval(probe)), 60)
     before = {reading.tap: reading.host for reading in probe.totals()}
     for _ in zip(range(8), probe.readings(0.25, 600), strict=False):  # one a tap and interval
         pass

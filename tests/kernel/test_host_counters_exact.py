@@ -17,6 +17,7 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf, sched
 from vifprobe.kernel.ahead import program_name
 from vifprobe.kernel.sched import HostCounters, HostCounts
+from vifprobe.kernel.slices import TICK_NS_MAX
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import set_link_up
 from vifprobe.testing.waiting import wait_until
@@ -36,6 +37,11 @@ def counters(require: Require) -> Iterator[HostCounters]:
         raise
     yield made
     made.close()
+
+
+def untold_ns(counts: HostCounts) -> int:
+    """What a switch that the kernel's tracepoint did not tell of can move from one thread to another: up to a tick."""
+    return TICK_NS_MAX * counts.unseen_switches
 
 
 def threads_of(counts: HostCounts, pid: int) -> dict[int, Told]:
@@ -103,7 +109,9 @@ def test_a_slice_over_several_intervals_is_shared_out(counters: HostCounters) ->
             intervals.append(counters.snapshot())
             counted = threads_of(intervals[-1], made.pid)
             ran = sum(one.cpu_ns for one in counted.values())
-            assert ran <= intervals[-1].duration_ns + intervals[-1].bound_ns + 50_000
+            # What ran before a switch that the kernel did not tell of is counted with the next one, and said.
+            if not intervals[-1].unseen_switches:
+                assert ran <= intervals[-1].duration_ns + intervals[-1].bound_ns + 50_000
         made.end()
         after = made.told()
         intervals.append(counters.snapshot())
@@ -112,7 +120,7 @@ def test_a_slice_over_several_intervals_is_shared_out(counters: HostCounters) ->
     grown = sum(one.cpu_ns for one in after.values()) - sum(one.cpu_ns for one in before.values())
     counted_ns = sum(one.cpu_ns for counts in intervals for one in threads_of(counts, made.pid).values())
     # A reading of the clock here and one of the scheduler's for each cut.
-    assert counted_ns == pytest.approx(grown, rel=SHARE)
+    assert counted_ns == pytest.approx(grown, abs=SHARE * grown + sum(map(untold_ns, intervals)))
     assert name in {one.comm for counts in intervals for one in threads_of(counts, made.pid).values()}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled code kept on disk: bcc takes most of the time to the first screen, and half of the memory.
+"""Compiled code kept on disk: bcc takes most of the time to the first screen.
 
 Only root's own directory is trusted, since what is read here is loaded into the kernel. Anything wrong with it is as if
 it were not there. Key: hash of all that compiling depends on.
@@ -7,18 +7,16 @@ it were not there. Key: hash of all that compiling depends on.
 
 from __future__ import annotations
 
-import base64
 import errno
 import hashlib
-import json
 import os
 import stat
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
-from vifprobe.kernel.compile import Compiled, MapShape, compile_text
+from vifprobe.kernel.compile import Compiled
+from vifprobe.kernel.compiler import compile_apart
 
 #: Set to another directory, or to nothing for no cache.
 VARIABLE = "VIFPROBE_CACHE"
@@ -28,14 +26,14 @@ _COMPILERS = ("/usr/lib/python3/dist-packages/bcc/version.py", "/usr/lib/python3
 
 
 def compiled(text: str, directory: Path, flags: list[str]) -> Compiled:
-    """From the cache, else from bcc (and then into the cache). Raises KernelError as compile_text."""
+    """From the cache, else from bcc (and then into the cache). Raises KernelError as compile_apart."""
     place = _place()
     if place is None:
-        return compile_text(text, directory, flags)
+        return compile_apart(text, directory, flags)
     file = place / f"{_key(text, directory, flags)}.json"
     found = _read(file)
     if found is None:
-        found = compile_text(text, directory, flags)
+        found = compile_apart(text, directory, flags)
         with suppress(OSError):
             _write(file, found)
     return found
@@ -70,9 +68,7 @@ def _read(file: Path) -> Compiled | None:
         told, content = _own_text(file).split("\n", 1)
         if told != _digest(content):
             return None
-        kept = json.loads(content)
-        maps = tuple(MapShape(**{**shape, "leaf": _as_descr(shape["leaf"])}) for shape in kept["maps"])
-        return Compiled(maps, {name: base64.b64decode(code) for name, code in kept["code"].items()})
+        return Compiled.from_json(content)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -92,14 +88,10 @@ def _digest(content: str) -> str:
 
 def _write(file: Path, found: Compiled) -> None:
     """Whole or not at all; the oldest entries go."""
-    kept = {
-        "maps": [asdict(shape) for shape in found.maps],
-        "code": {name: base64.b64encode(code).decode() for name, code in found.code.items()},
-    }
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=".")  # 0600
     try:
         with os.fdopen(handle, "w") as stream:
-            content = json.dumps(kept)
+            content = found.to_json()
             stream.write(f"{_digest(content)}\n{content}")
         Path(name).replace(file)
     except BaseException:
@@ -108,10 +100,3 @@ def _write(file: Path, found: Compiled) -> None:
     entries = sorted(file.parent.glob("*.json"), key=lambda entry: entry.stat().st_mtime)
     for entry in entries[:-_KEPT]:
         entry.unlink(missing_ok=True)
-
-
-def _as_descr(value: object) -> object:
-    """JSON has no tuples: numpy's description of a dtype is lists of tuples, with tuples for shapes."""
-    if isinstance(value, list) and all(isinstance(item, list) for item in value):
-        return [tuple(tuple(part) if at == 2 else _as_descr(part) for at, part in enumerate(item)) for item in value]
-    return value

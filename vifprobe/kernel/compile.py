@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import json
 import os
 import struct
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,25 @@ class Compiled:
 
     maps: tuple[MapShape, ...]
     code: dict[str, bytes]
+
+    def to_json(self) -> str:
+        """As text, for :meth:`from_json`."""
+        code = {name: base64.b64encode(part).decode() for name, part in self.code.items()}
+        return json.dumps({"maps": [asdict(shape) for shape in self.maps], "code": code})
+
+    @classmethod
+    def from_json(cls, content: str) -> Compiled:
+        """The reverse. Raises ValueError, KeyError or TypeError for any other text."""
+        kept = json.loads(content)
+        maps = tuple(MapShape(**{**shape, "leaf": _as_descr(shape["leaf"])}) for shape in kept["maps"])
+        return cls(maps, {name: base64.b64decode(code) for name, code in kept["code"].items()})
+
+
+def _as_descr(value: object) -> object:
+    """JSON has no tuples: numpy's description of a dtype is lists of tuples, with tuples for shapes."""
+    if isinstance(value, list) and all(isinstance(item, list) for item in value):
+        return [tuple(tuple(part) if at == 2 else _as_descr(part) for at, part in enumerate(item)) for item in value]
+    return value
 
 
 def import_bcc() -> Any:

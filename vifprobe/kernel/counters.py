@@ -200,6 +200,11 @@ class Counters:
         return self._samples.take(self._lanes, self._settled(self._lanes.copy())["cpu"] if final else ())
 
     @property
+    def samples_waiting(self) -> float:
+        """How full the fullest CPU's ring of samples is."""
+        return self._samples.waiting(self._lanes) if self._samples is not None else 0.0
+
+    @property
     def lost_samples(self) -> int:
         """Samples that were written over before they were taken."""
         return self._samples.lost if self._samples is not None else 0

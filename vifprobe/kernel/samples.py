@@ -69,6 +69,10 @@ class Samples:
         seen: Array = self._samplers["seen"].sum(axis=0, dtype=np.int64)
         return seen
 
+    def waiting(self, lanes: Array) -> float:
+        """How full the fullest CPU's ring is of records that were not taken yet."""
+        return float((lanes["samples"].astype(np.int64) - self._taken).max()) / self._ring.shape[1]
+
     def take(self, lanes: Array, settled: Sequence[int] | Array = ()) -> Array:
         """Rows of layout.SAMPLE that are new since the last call, by time. settled: CPUs whose staged outbound packet
         is known to have passed; only once, at the end.

@@ -26,7 +26,7 @@ from vifprobe.kernel.cache import compiled
 from vifprobe.kernel.code import FD_LOAD, replaced
 from vifprobe.kernel.features import require_capabilities
 from vifprobe.kernel.mapped import MappedArray
-from vifprobe.kernel.slices import PF_KTHREAD, Slices, crossing, listed_cpus, no_slices, thread_from_proc
+from vifprobe.kernel.slices import PF_KTHREAD, Slices, crossing, listed_cpus, no_slices, thread_from_proc, visit_cpus
 from vifprobe.records import HOST_TASK
 
 Array = npt.NDArray[Any]
@@ -124,6 +124,9 @@ class HostCounters:
         self._slices = no_slices(self._cpus)
         self._softirqs = self._softirqs_before = self._softirqs_now()
         self._identities: dict[int, Array] = {}
+        self._owed = np.zeros(0, HOST_TASK)
+        self._busy_owed = np.zeros(self._cpus, np.int64)
+        visit_cpus()
         # What ran before the first turn belongs to no interval.
         self.snapshot()
 
@@ -185,16 +188,14 @@ class HostCounters:
         ended[ended["interval"] != self._number] = 0
         cpu, rows = self._listed(ended["rows"])
         slices = ((before, -1), (self._slices, 1))
-        tasks = self._tasks(rows, slices)
-        lost = (tasks["cpu_ns"] < 0) & (tasks["voluntary"] + tasks["involuntary"] == 0)
+        tasks = self._settled(self._tasks(rows, slices))
         unnamed = {name: int(ended[f"unnamed_{name}"].sum()) for name in _COUNTS}
-        unnamed["cpu_ns"] += int(tasks["cpu_ns"][lost].sum())
-        tasks = tasks[~lost]
-        tasks["cpu_ns"] = np.maximum(tasks["cpu_ns"], 0)  # clocks that are read a microsecond apart
         by_cpu = {
             name: np.bincount(cpu, rows[name], self._cpus).astype(np.int64) + ended[f"unnamed_{name}"].astype(np.int64)
             for name in _COUNTS
         }
+        busy_ns = by_cpu["cpu_ns"] + sum(sign * one.ns for one, sign in slices) + self._busy_owed
+        self._busy_owed, busy_ns = np.minimum(busy_ns, 0), np.maximum(busy_ns, 0)
         softirqs = self._softirqs - self._softirqs_before
         return HostCounts(
             start_ns=self._before_ns,
@@ -203,7 +204,7 @@ class HostCounters:
             voluntary=by_cpu["voluntary"],
             involuntary=by_cpu["involuntary"],
             idle_switches=ended["idle_switches"].astype(np.int64),
-            busy_ns=by_cpu["cpu_ns"] + sum(sign * one.ns for one, sign in slices),
+            busy_ns=busy_ns,
             unnamed=unnamed,
             softirq_ns=softirqs[0],
             softirq_runs=softirqs[1],
@@ -256,6 +257,19 @@ class HostCounters:
                 parts.append(row.copy())
         self._identities = identities
         return _by_thread(np.concatenate(parts))
+
+    def _settled(self, tasks: Array) -> Array:
+        """Tasks with no less than no time: a running slice that was held to be longer than it was (by bound_ns at most)
+        is made up for in the next interval, so that the sum of all is right.
+        """
+        owed = self._owed[np.isin(self._owed["pid"], tasks["pid"])]
+        tasks = _by_thread(np.concatenate([tasks, owed]))
+        self._owed = tasks[tasks["cpu_ns"] < 0].copy()
+        for name in ("voluntary", "involuntary"):
+            self._owed[name] = 0
+        tasks["cpu_ns"] = np.maximum(tasks["cpu_ns"], 0)
+        shown: Array = tasks[(tasks["cpu_ns"] > 0) | (tasks["voluntary"] + tasks["involuntary"] > 0)]
+        return shown
 
     def _identity(self, pid: int, found: Array) -> Array:
         """A row that names a thread and counts nothing."""

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiler in a process of its own: LLVM's hundred MiB go with it, and a crash of it is an error message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from vifprobe.errors import KernelError
+from vifprobe.kernel.compile import Compiled, compile_text
+
+#: Seconds; the slowest machine seen (5.10 under emulation) took 41.
+_LIMIT_SECONDS = 300
+
+
+def compile_apart(text: str, directory: Path, flags: list[str]) -> Compiled:
+    """Compile; KernelError where it can't be done. As compile_text, whose own words on stderr are passed on."""
+    order = json.dumps({"text": text, "directory": str(directory), "flags": flags})
+    try:
+        # A session of its own: Ctrl-C is for vifprobe, which ends cleanly, and needs the answer for that.
+        done = subprocess.run(
+            [sys.executable, "-m", "vifprobe.kernel.compiler"],
+            input=order,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            timeout=_LIMIT_SECONDS,
+        )
+        answer = json.loads(done.stdout) if done.returncode == 0 else {}
+        if "error" in answer:
+            raise KernelError(*answer["error"])
+        if answer:
+            return Compiled.from_json(done.stdout)
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    except (subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError) as error:
+        how = str(error)
+    raise KernelError(
+        f"the compiler ended without a result: {how}.",
+        "Its own words are above, if it had any. Seen where memory is short.",
+    )
+
+
+def main() -> None:
+    """Standard input to standard output, for compile_apart."""
+    order = json.load(sys.stdin)
+    try:
+        answer = compile_text(order["text"], Path(order["directory"]), order["flags"]).to_json()
+    except KernelError as error:
+        answer = json.dumps({"error": [error.message, *error.hints]})
+    sys.stdout.write(answer)
+
+
+if __name__ == "__main__":
+    main()
