@@ -95,7 +95,7 @@ class Forensics:
 
     def look_if_due(self) -> None:
         """Take what came if it must not wait for the end of the interval: taking costs the same for few as for many."""
-        if not self._ended and self._counters.samples_waiting > self.MAY_WAIT:
+        if not self._ended and self._counters.adapt_samples() > self.MAY_WAIT:
             self.look()
 
     def look(self, final: bool = False) -> None:

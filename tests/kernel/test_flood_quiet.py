@@ -78,7 +78,7 @@ def test_thousands_of_real_connections_a_second(wired: Wired, netns: Netns, role
     assert flood.high("handshakes_completed_max") >= done.connected
     if is_proxy:
         assert flood.value("no_options_share") == 0
-        assert flood.high("unknown_source_share") < 0.1
+        assert flood.value("unknown_source_share") == 0  # how sure that is depends on how many the machine could send
 
 
 @pytest.mark.parametrize("flows", [1, 10], ids=["backup", "iperf"])

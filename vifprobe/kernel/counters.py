@@ -199,10 +199,12 @@ class Counters:
             self._turn_epoch()
         return self._samples.take(self._lanes, self._settled(self._lanes.copy())["cpu"] if final else ())
 
-    @property
-    def samples_waiting(self) -> float:
-        """How full the fullest CPU's ring of samples is."""
-        return self._samples.waiting(self._lanes) if self._samples is not None else 0.0
+    def adapt_samples(self) -> float:
+        """Set the means anew, as take_samples does; how full the fullest CPU's ring is of samples not taken yet."""
+        if self._samples is None:
+            return 0.0
+        self._samples.adapt()
+        return self._samples.waiting(self._lanes)
 
     @property
     def lost_samples(self) -> int:

@@ -80,8 +80,7 @@ class Samples:
         parts = [self._new(cpu, lanes) for cpu in range(self._cpus)]
         parts += [self._passed(cpu, lanes["what"][cpu]) for cpu in settled if lanes["sampled"][cpu]]
         rows = _decode(np.concatenate(parts))
-        if not self._fixed:
-            self._adapt()
+        self.adapt()
         return rows[np.argsort(rows["at_ns"], kind="stable")]
 
     def _new(self, cpu: int, lanes: Array) -> Array:
@@ -111,11 +110,13 @@ class Samples:
         row["why"] = 0
         return row
 
-    def _adapt(self) -> None:
+    def adapt(self) -> None:
         """Set each mean so that about `per_second` are taken, each tap and direction its share, and rings don't fill.
 
         Powers of two, so that a steady rate keeps its mean.
         """
+        if self._fixed:
+            return
         now_ns, seen = time.monotonic_ns(), self._samplers["seen"].astype(np.int64)
         seconds = (now_ns - self._seen_ns) / 1e9
         if seconds < _ENOUGH_SECONDS:
