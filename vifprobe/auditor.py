@@ -262,7 +262,8 @@ class Auditor:
             tap.declared = declared
             if tap.forensics is not None:
                 tap.forensics.tracker.know(own_addresses(declared, neighbours))
-            tap.pid = holders[ifindex].pid if ifindex in holders else None
+            holder = holders.get(ifindex)
+            tap.pid = holder.pid if holder is not None and not holder.is_shared else None
 
     def _run(self) -> None:
         # This thread alone: what is watched must not wait for it on a busy host.

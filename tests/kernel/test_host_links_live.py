@@ -18,7 +18,9 @@ from host_fixtures import FRAME, run, send
 from vifprobe.errors import HostError, TapError
 from vifprobe.host import links
 from vifprobe.host import netns as host_netns
+from vifprobe.host.processes import holders
 from vifprobe.host.taps import describe, list_taps
+from vifprobe.testing.flood import writer
 from vifprobe.testing.links import bridge_with, veth_pair
 from vifprobe.testing.netns import Netns, private_netns
 from vifprobe.testing.taps import Tap, create_tap
@@ -239,3 +241,15 @@ def test_who_runs_a_guest_is_told_from_its_command_line_and_libvirts_file(netns:
             (tap,) = list_taps(tmp_path)
             assert tap.port_id == port  # a file of another process is one that a guest before it left behind
         child.communicate()
+
+
+def test_a_tap_that_a_process_and_its_child_hold_has_no_one_sender(tap: Tap) -> None:
+    """A guest's QEMU holds its tap alone; what a shared one costs can't be laid at one process's door."""
+    link = links.find_link(tap.name)
+    alone = holders([link])[link.ifindex]
+    assert (alone.pid, alone.is_shared) == (os.getpid(), False)
+    with writer([tap.fd], [bytes(60)], count=7, seconds=5) as started:
+        shared = holders([link])[link.ifindex]
+        started.start()
+        assert started.wait().frames == 7
+    assert (shared.pid, shared.is_shared) == (os.getpid(), True)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,6 +42,7 @@ from vifprobe.capture.tables import drop_rows, without
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.errors import CaptureError
 from vifprobe.layout import Direction, Verdict
+from vifprobe.testing.waiting import wait_until
 
 EVENTS = (
     EventRow(-5, "tap0", "qdisc", "RTM_DELQDISC ingress, by =cmd|' /C calc'!A0", 4711, "ovs-vswitchd\x1b[31m"),
@@ -252,12 +252,9 @@ def test_a_killed_writer_leaves_a_readable_folder(tmp_path: Path, number: signal
     folder = tmp_path / "c"
     arguments = [sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parent), *(["1"] if checkpoints else [])]
     with subprocess.Popen(arguments) as process:
-        deadline = time.monotonic() + 60
         seen = folder / ("histogram.csv" if checkpoints else "timeline.csv")
-        while not (seen.exists() and seen.stat().st_size > 500):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_until(lambda: process.poll() is not None or (seen.exists() and seen.stat().st_size > 500), 60)
+        assert process.poll() is None
         process.send_signal(number)
         process.wait(60)
     capture = load(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,12 +23,16 @@ _COMMAND_LINE_BYTES_MAX = 256 * 1024
 
 @dataclass(frozen=True)
 class Process:
-    """A process that holds a tap open. guest, uuid: what QEMU's -name and -uuid say; None for any other, or unknown."""
+    """A process that holds a tap open. guest, uuid: what QEMU's -name and -uuid say; None for any other, or unknown.
+
+    is_shared: no hypervisor, and a process that it has started holds the tap, too: either may be the one that sends.
+    """
 
     pid: int
     comm: str
     guest: str | None = None
     uuid: str | None = None
+    is_shared: bool = False
 
     @property
     def is_qemu(self) -> bool:
@@ -52,7 +56,10 @@ def holders(links: Iterable[Link]) -> dict[int, Process]:
                 return
             for target in _held(pid, remaining):
                 if _is_same_device(pid, by_target[target], own):
-                    found[by_target[target].ifindex] = process(pid)
+                    holder = process(pid)
+                    started = () if holder.is_qemu else _started_by(pid)
+                    is_shared = any(target in _held(child, {target}) for child in started)
+                    found[by_target[target].ifindex] = replace(holder, is_shared=is_shared)
                     remaining.discard(target)
 
     pids = running()
@@ -133,6 +140,18 @@ def _interface_of(pid: int, descriptor: str) -> str:
     except OSError:
         return ""
     return next((line[4:].strip() for line in lines if line.startswith("iff:")), "")
+
+
+def _started_by(pid: int) -> Iterator[int]:
+    """The processes that it has started and that are there now (proc_pid_children of fs/proc/array.c), and theirs."""
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(word) for word in listed.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            yield child
+            yield from _started_by(child)
 
 
 def _is_same_device(pid: int, link: Link, own_namespace: int) -> bool:
