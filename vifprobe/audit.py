@@ -286,6 +286,7 @@ def uplink(before: Look, after: Look) -> Uplink | None:
         now.name,
         (now.at_ns - then.at_ns) / 1e9,
         now.speed_bps,
+        now.sent_packets - then.sent_packets,
         now.sent_bytes - then.sent_bytes,
         now.dropped_packets - then.dropped_packets,
     )

@@ -73,7 +73,7 @@ ORDINARY = [
     Situation(replace(CORRECT, enforced=(POLICE, HTB), declared=(LIBVIRT, replace(LIBVIRT, direction=IN)))),
     Situation(CORRECT, growth=(Growth(OUT, POLICE.where, 1.0, 12_500_000, 0, 12_500_000, 20_011),)),
     Situation(CORRECT, reading=at_limit(), load=Load(1.0, 0.9, 0.9, 0.9)),
-    Situation(CORRECT, uplink=Uplink("eth0", 1.0, 10**9, 10_000_000, 0)),
+    Situation(CORRECT, uplink=Uplink("eth0", 1.0, 10**9, 10_007, 10_000_000, 0)),
     Situation(replace(CORRECT, declared=(LIBVIRT, OVS))),
     # nft and an unreadable set-up, in which nothing can be proved
     Situation(SetUp("tap0", declared=(LIBVIRT,), enforced_unknown=("tc: no answer",))),
@@ -348,10 +348,13 @@ def test_p14_the_ring_is_full() -> None:
 
 
 def test_p15_the_uplink_is_full() -> None:
-    full = Uplink("eth0", 2.0, 10**9, 245_000_000, 1009)
-    assert only(Situation(CORRECT, uplink=full), "P15").evidence["sent_bps"] == 980_000_000
+    full = Uplink("eth0", 2.0, 10**9, 161_813, 245_000_000, 1009)
+    assert only(Situation(CORRECT, uplink=full), "P15").evidence["line_bps"] == 995_534_048
     assert patterns(Situation(CORRECT, uplink=replace(full, dropped_packets=0))) == []
     assert patterns(Situation(CORRECT, uplink=replace(full, sent_bytes=100_000_007))) == []
+    # A flood of SYNs: few bytes as devices count them, but each frame is padded, and has a preamble and a gap.
+    syns = Uplink("eth0", 2.0, 10**9, 2_900_003, 54 * 2_900_003, 1009)
+    assert only(Situation(CORRECT, uplink=syns), "P15").evidence["line_bps"] == 8 * 84 * 2_900_003 // 2
 
 
 def test_ids_stay_and_are_unique_and_the_worst_comes_first() -> None:

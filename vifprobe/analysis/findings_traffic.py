@@ -262,7 +262,7 @@ def _p15(situation: Situation, direction: Direction) -> Iterator[Finding]:
     uplink = situation.uplink
     if direction is not Direction.OUTBOUND or uplink is None or uplink.seconds <= 0 or uplink.speed_bps <= 0:
         return
-    sent = 8 * uplink.sent_bytes / uplink.seconds
+    sent = uplink.line_bps
     if sent < t.UPLINK_SHARE * uplink.speed_bps or uplink.dropped_packets < t.UPLINK_DROPS:
         return
     yield Finding(
@@ -272,7 +272,9 @@ def _p15(situation: Situation, direction: Direction) -> Iterator[Finding]:
         f"the uplink {uplink.name} is full: {bits(sent)} of {bits(uplink.speed_bps)}, packets are dropped there",
         {
             "uplink": uplink.name,
-            "sent_bps": round(sent),
+            "line_bps": round(sent),
+            "sent_packets": uplink.sent_packets,
+            "sent_bytes": uplink.sent_bytes,
             "speed_bps": uplink.speed_bps,
             "dropped_packets": uplink.dropped_packets,
             "seconds": round(uplink.seconds, 3),

@@ -15,7 +15,7 @@ from vifprobe.analysis.gaps import Gap
 from vifprobe.analysis.policer import SetUp
 from vifprobe.analysis.reading import Cells, Reading
 from vifprobe.analysis.thresholds import FloodThresholds
-from vifprobe.layout import Direction, Verdict
+from vifprobe.layout import ETHERNET_OVERHEAD_BYTES, ETHERNET_PAD_BYTES, Direction, Verdict
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,25 @@ class Load:
 
 @dataclass(frozen=True)
 class Uplink:
-    """The device by which the tap's bridge leaves the host, between two reads. speed_bps: of its line."""
+    """The device by which the tap's bridge leaves the host, between two reads. speed_bps: of its line.
+
+    sent_bytes: as devices count them, with the L2 header and nothing else that a line carries.
+    """
 
     name: str
     seconds: float
     speed_bps: int
+    sent_packets: int
     sent_bytes: int
     dropped_packets: int
+
+    @property
+    def line_bps(self) -> float:
+        """What the line carried at least, in bits per second: no frame is shorter than 60 bytes there, and each comes
+        with its checksum, preamble and gap (IEEE 802.3, 3.1.1 and 4.4.2).
+        """
+        padded = max(self.sent_bytes, ETHERNET_PAD_BYTES * self.sent_packets)
+        return 8 * (padded + ETHERNET_OVERHEAD_BYTES * self.sent_packets) / self.seconds
 
 
 @dataclass(frozen=True)

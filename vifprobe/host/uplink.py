@@ -25,11 +25,12 @@ _KINDS = ("ethernet", "bond", "team", "vlan")
 
 @dataclass(frozen=True)
 class UplinkSample:
-    """One uplink at one moment. dropped_packets: by the device and its root qdisc, growing as sent_bytes does."""
+    """One uplink at one moment. dropped_packets: by the device and its root qdisc, growing as what was sent does."""
 
     at_ns: int
     name: str
     speed_bps: int
+    sent_packets: int
     sent_bytes: int
     dropped_packets: int
 
@@ -49,7 +50,7 @@ def sample_uplink(link: Link, counters: LinkCounters, tc: TcState) -> UplinkSamp
         return None
     root = tc.root
     dropped = counters.tx_dropped + (root.stats.drops or 0 if root else 0)
-    return UplinkSample(time.monotonic_ns(), link.name, speed_bps, counters.tx_bytes, dropped)
+    return UplinkSample(time.monotonic_ns(), link.name, speed_bps, counters.tx_packets, counters.tx_bytes, dropped)
 
 
 def line_speed_bps(name: str) -> int | None:
