@@ -18,8 +18,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vifprobe import Probe
+from vifprobe import Probe, load
 from vifprobe.analysis.reading import Reading, count
+from vifprobe.capture.reader import Capture
 from vifprobe.host.events import Event
 from vifprobe.layout import Direction, Verdict
 from vifprobe.testing.flood import Writer, writer
@@ -130,11 +131,15 @@ def _packets(readings: list[Reading], verdict: Verdict) -> int:
     return sum(count(reading.where(OUT, verdict)).packets for reading in readings)
 
 
-def play() -> Iterator[Step]:
-    """Each step once it has been seen."""
+def play(folder: Path) -> Iterator[Step]:
+    """Each step once it has been seen. folder: to be made, of a capture of the second one."""
     with _stage() as stage:
-        for act in (_both_limited, _wiped, _one_stopped, _policed_by_the_switch):
-            yield act(stage)
+        yield _both_limited(stage)
+        with _captured(folder):
+            wiped = _wiped(stage)
+        yield wiped
+        yield _one_stopped(stage)
+        yield _policed_by_the_switch(stage)
 
 
 def _both_limited(stage: Stage) -> Step:
@@ -192,6 +197,22 @@ def _policed_by_the_switch(stage: Stage) -> Step:
     )
     step.rise = stage.rise(lambda: _switch_policer(one, 0), lambda: _switch_policer(one, RATE_KBIT))
     return step
+
+
+@contextmanager
+def _captured(folder: Path) -> Iterator[None]:
+    """What somebody on call would leave running: `vifprobe capture` of both taps, ended by SIGTERM."""
+    command = (sys.executable, "-m", "vifprobe", "capture", *TAPS, "-d", f"{SECONDS}s", "-o", str(folder))
+    with subprocess.Popen([*command, "--direction", "outbound"], stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: (folder / "timeline.csv").exists() or process.poll() is not None, ROOM)
+            time.sleep(SETTLE)  # so long the limit is there in it
+            yield
+            process.terminate()
+            if process.wait(ROOM):
+                raise RuntimeError(f"vifprobe capture ended with {process.returncode}")
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -264,13 +285,22 @@ def tell(number: int, step: Step, say: Callable[[str], None]) -> None:
     say(textwrap.fill(step.why, 110, initial_indent="   ", subsequent_indent="   "))
 
 
+def tell_findings(capture: Capture, say: Callable[[str], None]) -> None:
+    """What a capture concludes, for people."""
+    for name, finding in capture.findings:
+        say(textwrap.fill(f"{name}: {finding.pattern} {finding.title}", 110, subsequent_indent="      "))
+
+
 def main() -> None:
     """Play and tell."""
     if not os.environ.get("VIFPROBE_VM"):
         sys.exit("incident: only in the guest of scripts/vm (scripts/incident starts it)")
     print(f"The incident at 1:2500, on kernel {os.uname().release}.", flush=True)
-    for number, step in enumerate(play(), start=1):
+    folder = Path(os.environ.get("VIFPROBE_RESULTS", ".")) / "incident"
+    for number, step in enumerate(play(folder), start=1):
         tell(number, step, lambda text: print(text, flush=True))
+    print(f"\nWhat `vifprobe capture {' '.join(TAPS)}` found in step 2, read alone:\n")
+    tell_findings(load(folder), print)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from vifprobe import load
+
 pytestmark = [pytest.mark.usefixtures("stock_kernel"), pytest.mark.kernels("6.1", "6.12")]
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "lab" / "incident.py"
 
 
-def test_the_incident() -> None:
+def test_the_incident(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("incident", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -22,7 +24,7 @@ def test_the_incident() -> None:
     sys.modules["incident"] = incident
     spec.loader.exec_module(incident)
     steps = []
-    for number, step in enumerate(incident.play(), start=1):
+    for number, step in enumerate(incident.play(tmp_path / "capture"), start=1):
         incident.tell(number, step, print)
         steps.append(step)
     limited, wiped, alone, policed = steps
@@ -41,6 +43,15 @@ def test_the_incident() -> None:
     assert wiped.uplink == pytest.approx(sum(seen.device for seen in wiped.taps.values()), rel=0.1)
     assert {event.by_comm for _, event in wiped.events if event.kind == "qdisc_del"} == {"ovs-vswitchd"}
     assert "P2" in wiped.patterns
+
+    # Read alone, a capture tells what happened: who flooded, that the limit went away, by whom, and what passed since.
+    capture = load(tmp_path / "capture")
+    incident.tell_findings(capture, print)
+    assert capture.manifest.complete
+    for name in (one, two):
+        found = {finding.pattern: finding for tap, finding in capture.findings if tap == name}
+        assert {"S1", "P2", "P3"} <= found.keys()
+        assert "ovs-vswitchd" in found["P2"].title
 
     assert alone.taps[two].device == 0
     assert alone.taps[one].policed == 0

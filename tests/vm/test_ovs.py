@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_gaps import BURST, RATE, captured, check_counts, grows, steady_flood, told
+from test_gaps import BURST, RATE, captured, check_counts, grows, steady_flood, taken_over, told
 from vm_kit import KERNEL, OUT, SECONDS, add_policer, has_policer, policed, run, watch
 
 from vifprobe import Probe, load
@@ -65,6 +65,7 @@ def test_add_port_and_a_changed_rate(guest_tap: Tap, ovs: str, tmp_path: Path) -
         assert policed(NAME).dropped
         run(f"ovs-vsctl add-port {ovs} {NAME}")
         wait_until(lambda: not has_policer(NAME), ROOM)
+        taken_over(folder)
         grows(NAME)
         set_policing(RATE)
         grows(NAME)
@@ -86,6 +87,7 @@ def test_link_events_and_a_restart_of_the_switch(guest_tap: Tap, ovs: str, tmp_p
         grows(NAME)
         run(f"ip link set dev {NAME} txqueuelen 997")
         wait_until(lambda: not has_policer(NAME), ROOM)
+        taken_over(folder)
         grows(NAME)
         add_policer(NAME, "libvirt", RATE, BURST)
         grows(NAME)
