@@ -13,6 +13,7 @@ from flood_kit import IN, OUT, cells, samples, seeded
 
 from vifprobe.analysis.findings import findings
 from vifprobe.analysis.flood.addresses import OwnAddresses, mac_number
+from vifprobe.analysis.flood.model import Measure
 from vifprobe.analysis.flood.tracker import FloodTracker
 from vifprobe.analysis.policer import SetUp
 from vifprobe.analysis.reading import Cells, Finding
@@ -40,13 +41,15 @@ def situation(
     host: OwnAddresses | None = None,
     arp: bool = True,
     thresholds: FloodThresholds | None = None,
+    young: int = 0,
 ) -> Situation:
     """A second in which `counted` packets came, of which the SYNs of `frames` were sampled."""
     tracker = FloodTracker(host, seeded(1))
     if arp:
         tracker.add(ARP)
     tracker.add(samples(frames, direction=direction, weight=weight))
-    found = tracker.interval(counted, SECOND_NS, directions)
+    kernel = {direction: {"half_open_young": Measure(young, "handshakes")}}
+    found = tracker.interval(counted, SECOND_NS, directions, kernel)
     known = OwnAddresses(ips=tracker.knowledge.ips, sources=tracker.knowledge.sources)
     told = Situation(SetUp("tap0"), floods=found, own_addresses=known, directions=directions)
     return replace(told, flood_thresholds=thresholds or FloodThresholds())
@@ -162,6 +165,14 @@ def test_a_heavily_policed_client_raises_nothing() -> None:
         [cells((OUT, SYN, 503), (OUT, ACK, 499), (IN, SYNACK, 501)), cells((OUT, SYN, 4_001), verdict=Verdict.POLICED)]
     )
     assert raised(situation(syns.stack(4_001), counted)) == {}
+
+
+def test_connections_that_began_just_now_raise_nothing() -> None:
+    """A proxy starts shortly before a reading: each SYN is younger than a round trip may take."""
+    begun = situation(syns.stack(4_001), cells((OUT, SYN, 4_001)), young=4_001)
+    assert raised(begun) == {}
+    flood = situation(syns.stack(4_001), cells((OUT, SYN, 4_001)), young=2_003)
+    assert set(raised(flood)) == {"S1", "S5"}
 
 
 def test_a_few_health_checks_of_dead_servers_raise_nothing() -> None:

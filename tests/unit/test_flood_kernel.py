@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flood_kit import IN, OUT
 
-from vifprobe.analysis.flood.kernel import KernelSide
+from vifprobe.analysis.flood.kernel import YOUNG_NS, KernelSide
 from vifprobe.analysis.flood.model import Measure
 from vifprobe.records import AGE_BUCKETS, HANDSHAKES, HLL_REGISTERS, PORTS, Distinct, SynMeasures
 
@@ -45,6 +45,7 @@ def test_an_interval_is_what_was_added() -> None:
     assert found[OUT]["handshakes_started"] == Measure(100, "handshakes")
     assert found[OUT]["handshakes_completed"] == Measure(1, "handshakes")
     assert found[OUT]["half_open"] == Measure(101, "handshakes")
+    assert found[OUT]["half_open_young"] == Measure(101, "handshakes")
     assert found[OUT]["half_open_age_median"] == Measure(1_536_000.0, "ns", 512_000.0)
     assert found[OUT]["destination_ports"] == Measure(211, "different")
     assert found[OUT]["sources"].value == 1
@@ -52,6 +53,14 @@ def test_an_interval_is_what_was_added() -> None:
     total = side.total(now)
     assert total[OUT]["handshakes_started"] == Measure(131, "handshakes")
     assert total[OUT]["destination_ports"] == Measure(422, "different")
+
+
+def test_what_is_young_ends_at_a_buckets_edge() -> None:
+    now = told(followed=10, started=10, open=10)
+    now.open_age[1, OUT] = 0
+    edge = (YOUNG_NS // 1000).bit_length()  # the bucket that begins there
+    now.open_age[1, OUT, [0, edge - 1, edge, 30]] = (1, 2, 3, 4)
+    assert KernelSide(1).interval(now)[OUT]["half_open_young"] == Measure(3, "handshakes")
 
 
 def test_another_taps_flows_are_not_ours() -> None:

@@ -58,12 +58,16 @@ def completed_most(flood: Flood) -> float:
 
 
 def _base(flood: Flood) -> float:
-    """SYNs that could have been answered: a policed one can't be, and a real client sends it again."""
-    return (flood.value("syn_packets") or 0) - (flood.value("syn_policed_packets") or 0)
+    """SYNs that could have been answered: a policed one can't be, and a real client sends it again; one that was sent
+    just now may still be. Handshakes are followed from before the policer: as many of its SYNs are young as of all.
+    """
+    syns = flood.value("syn_packets") or 0
+    young = min(1.0, flood.high("half_open_young", 0) / syns) if syns else 0.0
+    return (syns - (flood.value("syn_policed_packets") or 0)) * (1 - young)
 
 
 def unfinished_share(flood: Flood) -> float | None:
-    """Share of the SYNs that were not policed of which no handshake came, at least; None where all were."""
+    """Share of the SYNs that could have been answered of which no handshake came, at least; None where none could."""
     base = _base(flood)
     return 1 - min(1.0, completed_most(flood) / base) if base else None
 

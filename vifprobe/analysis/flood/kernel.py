@@ -18,6 +18,11 @@ from vifprobe.records import Distinct, SynMeasures
 Array = npt.NDArray[Any]
 Named = Iterator[tuple[str, Measure]]
 
+#: A handshake that began so short a time ago may still be completed: no round trip takes longer on a network that is
+#: not broken. A bucket's edge (2^19 µs), so that it is exact.
+YOUNG_NS = 1000 << 19
+_YOUNG_BUCKETS = 20
+
 _DEVIATIONS = 1.96  # of a normal distribution, for estimates.CONFIDENCE
 
 
@@ -64,6 +69,7 @@ def handshake_measures(now: Array, before: Array | None, ages: Array) -> Named:
         counted = int(now[name]) - (int(before[name]) if before is not None else 0)
         yield f"handshakes_{name}", _estimated(max(0, counted), weight)
     yield "half_open", _estimated(int(now["open"]), weight)
+    yield "half_open_young", _estimated(int(ages[:_YOUNG_BUCKETS].sum()), weight)
     total = int(ages.sum())
     for name, part in (("half_open_age_median", 0.5), ("half_open_age_p99", 0.99)):
         if not total:

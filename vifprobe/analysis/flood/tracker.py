@@ -26,6 +26,8 @@ Array = npt.NDArray[Any]
 RESERVOIR_ROWS = 16_384
 #: Findings are drawn from so much time at least: in less, a rate is chance.
 JUDGED_NS = 900_000_000
+#: Measures of the kernel side that are of a moment.
+_GAUGES = {"half_open", "half_open_young"}
 #: (tap-wide) measures that the kernel side keeps itself, such as distinct sources, by direction and name.
 KernelMeasures = Mapping[Direction, Mapping[str, Measure]]
 
@@ -107,7 +109,12 @@ class FloodTracker:
             self._judged_cells, self._judged_ns = merge(self._judged_cells, cells), self._judged_ns + duration_ns
             if self._judged_ns < JUDGED_NS:
                 return
-            self.judged = self._floods(self._judging, self._judged_cells, self._judged_ns, directions, None)
+            # Of what the kernel side measured, that which is not of an interval alone.
+            now = {
+                direction: {name: flood.measures[name] for name in _GAUGES & flood.measures.keys()}
+                for direction, flood in found.items()
+            }
+            self.judged = self._floods(self._judging, self._judged_cells, self._judged_ns, directions, now)
         self._judging, self._judged_cells, self._judged_ns = self._spans(), no_cells(), 0
 
     def total(
