@@ -261,7 +261,7 @@ class Auditor:
                 declared = replace(declared, problems=(*declared.problems, f"Open vSwitch's meters: {error.message}"))
             tap.declared = declared
             if tap.forensics is not None:
-                tap.forensics.tracker.know(own_addresses(declared, neighbours))
+                tap.forensics.tracker.know(own_addresses(declared, neighbours, ifindex))
             holder = holders.get(ifindex)
             tap.pid = holder.pid if holder is not None and not holder.is_shared else None
 

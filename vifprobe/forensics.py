@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -70,7 +71,7 @@ class TapForensics:
     def own_addresses(self) -> OwnAddresses:
         """All that is known of the port's own addresses: from the host, and from its packets."""
         known = self.tracker.knowledge
-        return OwnAddresses(known.host.macs, known.ips, known.sources)
+        return replace(known.host, ips=known.ips, sources=known.sources)
 
 
 class Forensics:
@@ -135,16 +136,23 @@ def host_neighbours() -> list[Neighbour]:
         return []
 
 
-def own_addresses(declared: Declared, seen: Sequence[Neighbour]) -> OwnAddresses:
-    """What the host knows of a port: the MAC it was given, addresses it may use, and those its MAC has answered for."""
+def own_addresses(declared: Declared, seen: Sequence[Neighbour], ifindex: int) -> OwnAddresses:
+    """What the host knows of a port: the MAC it was given, addresses it may use, and what that MAC has answered for.
+    Without a MAC, whoever answers on the tap itself is taken for it: nobody else is behind it.
+    """
     given = {mac.lower() for mac, _ in declared.macs}
     sources = list(dict.fromkeys([who for _, who in (*declared.macs, *declared.ips)]))
     ips = {found for text, _ in declared.ips if (found := _ip(text)) is not None}
-    answered = {one.ip for one in seen if one.mac in given}
+    answered = [one for one in seen if (one.mac in given if given else one.ifindex == ifindex)]
+    answered = [one for one in answered if not one.ip.is_multicast]
     if answered:
         sources.append("the host's neighbour table")
-    macs = {number for mac in given if (number := mac_number(mac)) is not None}
-    return OwnAddresses(frozenset(macs), frozenset(ips | answered), tuple(sources))
+    known, answering = _numbers(given), _numbers({one.mac for one in answered})
+    return OwnAddresses(known, answering - known, frozenset(ips | {one.ip for one in answered}), tuple(sources))
+
+
+def _numbers(macs: Iterable[str]) -> frozenset[int]:
+    return frozenset(number for mac in macs if (number := mac_number(mac)) is not None)
 
 
 def _ip(text: str) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from itertools import islice
+from math import log
 
 import pytest
 
@@ -23,10 +25,12 @@ OUT = Direction.OUTBOUND
 ARP = f.pad(f.eth(f.arp(), EtherType.ARP))
 
 
-def watched(tap: Tap, frames: list[bytes], *, count: int, pps: float, samples: int = 20_000) -> Reading:
+def watched(
+    tap: Tap, frames: list[bytes], *, count: int, pps: float, samples: int = 20_000, first: bytes = ARP
+) -> Reading:
     """The run's totals after writing so many frames, over more than a second."""
     with Probe(tap.name, directions=(OUT,), samples=samples) as probe:
-        tap.write(ARP)
+        tap.write(first)
         with writer(tap.fds, frames, count=count, seconds=30.0, packets_per_second=pps) as started:
             started.start()
             for reading in probe.readings(1.0, 30.0):
@@ -57,6 +61,44 @@ def test_each_is_told_apart(tap: Tap, make: Callable[[int], list[bytes]], raised
     found = watched(tap, frames, count=9_001, pps=6_000.0)
     assert patterns(found) == raised, [one.title for one in found.findings]
     assert found.flood[OUT].value("syn_packets") == 9_001
+
+
+def test_a_flood_over_ipv6_is_what_was_written(tap: Tap) -> None:
+    """Each value beside a count of what was written, within its bound; times as much more as makes 95 % never."""
+    frames = syns.spoofed_v6(9_001, targets=7, sources=3_001)
+    solicitation = f.eth(f.ipv6(f.icmpv6(kind=135), hop_limit=255), EtherType.IPV6)
+    found = watched(tap, frames, count=9_001, pps=6_000.0, first=solicitation)
+    assert patterns(found) == {"S1", "S2", "S3"}
+    flood = found.flood[OUT]
+    truths = {
+        "syn_packets": 9_001,
+        "sources": 3_001,
+        "destinations": 7,
+        "source_ports": 9_001,
+        "destination_ports": 7,
+        "unknown_source_share": 1,
+        "foreign_mac_share": 0,
+        "impossible_source_share": 0,
+        "no_options_share": 1,
+        "destination_top_share": 1286 / 9_001,
+        "source_entropy": log(3_001) / log(9_001),
+        "destination_entropy": log(7) / log(9_001),
+        "port_entropy": log(7) / log(9_001),
+    }
+    for name, truth in truths.items():
+        known = flood.known(name)
+        assert known is not None, name
+        # HyperLogLog's 1.96 standard errors as five; a share is written with nine digits.
+        assert abs(known.value - truth) <= 2.6 * known.error + 1e-9, (name, known)
+    own = {one.kind: one for one in flood.top}
+    assert own["fingerprint"].key == "IPv6 ttl 64 window 512 no options"
+    targets = Counter(f"2001:db8:1::{2 + number % 7:x}" for number in range(9_001))
+    assert {one.key for one in flood.top if one.kind == "destination"} == set(targets)
+    for one in flood.top:
+        if one.kind == "destination":
+            assert abs(one.packets - targets[one.key]) <= one.error_max
+    own_sources = {str(IPv6Address(frame[22:38])) for frame in frames}
+    assert {one.key for one in flood.top if one.kind == "source"} <= own_sources
 
 
 def test_estimates_lie_within_their_bounds(tap: Tap) -> None:

@@ -7,6 +7,7 @@ through the tap. What this machine reached of each rate is printed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from vifprobe.testing.netns import Netns
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 SECONDS = 2.3
 WANTED_PER_SECOND = 5_000.0
+ASKED_PER_SECOND = 5_500.0  # the first and the last moments are slower
 #: Thresholds that a slow machine reaches, too: it must not be for want of packets that nothing is raised.
 STRICT = flood_thresholds(["syn_packets=20", "flood_syn_pps=20", "scan_syn_pps=20", "spoofed_pps=5", "tool_pps=5"])
 
@@ -66,9 +68,11 @@ def test_thousands_of_real_connections_a_second(wired: Wired, netns: Netns, role
     address = HOST_ADDRESS if is_proxy else GUEST_ADDRESS
     with serving(server, 8_080, 8_081, 8_082):
         targets = [(address, 8_080 + number) for number in range(3)]
-        reading, done = watched(client, targets, per_second=WANTED_PER_SECOND)
+        reading, done = watched(client, targets, per_second=ASKED_PER_SECOND)
     reached = done.connected / done.seconds
     print(f"{role}: {reached:,.0f} of {WANTED_PER_SECOND:,.0f} connections a second")
+    if os.environ.get("VIFPROBE_TIMING") == "1":
+        assert reached >= WANTED_PER_SECOND
     direction = OUT if is_proxy else IN
     assert syns(reading, direction) >= done.connected
     assert syns(reading, direction) >= STRICT.flood_syn_pps * reading.duration_ns / 1e9

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import numpy as np
 from flood_kit import IN, OUT, samples
 
-from vifprobe.analysis.flood.addresses import Knowledge, address, halves, mac_number
+from vifprobe.analysis.flood.addresses import Knowledge, OwnAddresses, address, halves, mac_number
 from vifprobe.analysis.flood.headers import packets_of
 from vifprobe.forensics import own_addresses
 from vifprobe.host.declared import Declared
@@ -24,10 +24,20 @@ MAC = "fa:16:3e:00:00:07"
 def test_mac_from_libvirt_address_from_the_neighbour_table() -> None:
     declared = Declared(macs=((MAC.upper(), "libvirt"),), ips=(("192.0.2.9", "libvirt's nwfilter"), ("nonsense", "x")))
     seen = [Neighbour(7, ip_address("192.0.2.8"), MAC), Neighbour(7, ip_address("192.0.2.1"), "fa:16:3e:00:00:01")]
-    found = own_addresses(declared, seen)
+    found = own_addresses(declared, seen, 7)
     assert found.macs == {mac_number(MAC)}
     assert found.ips == {ip_address("192.0.2.8"), ip_address("192.0.2.9")}
+    assert found.seen_macs == frozenset()
     assert found.sources[-1] == "the host's neighbour table"
+
+
+def test_who_answers_on_the_tap_itself_where_no_mac_was_given() -> None:
+    seen = [Neighbour(7, ip_address("192.0.2.8"), MAC), Neighbour(8, ip_address("192.0.2.1"), "fa:16:3e:00:00:01")]
+    seen.append(Neighbour(7, ip_address("ff02::16"), "33:33:00:00:00:16"))
+    found = own_addresses(Declared(), seen, 7)
+    assert not found.macs
+    assert found.seen_macs == {mac_number(MAC)}
+    assert found.ips == {ip_address("192.0.2.8")}
 
 
 def test_halves_and_back() -> None:
@@ -48,9 +58,49 @@ def test_addresses_are_learned_from_arp_and_from_what_is_delivered() -> None:
     back = samples([answer], PacketClass.TCP_ACK, IN)
     assert learned(arp).ips == {ip_address(f.SOURCE_IPV4)}
     assert learned(back).ips == {ip_address(f.DESTINATION_IPV4)}
-    assert not learned(back).knows(6)
+    syns_v6 = packets_of(samples(syns.spoofed_v6(1)))
+    assert not learned(back).can_judge(syns_v6).any()
     six = samples([f.eth(f.ipv6(f.tcp(TcpFlag.ACK)), EtherType.IPV6)], PacketClass.TCP_ACK, IN)
-    assert learned(six).knows(6)
+    assert learned(six).can_judge(syns_v6).all()
+
+
+def test_addresses_are_learned_from_neighbour_discovery_and_no_other_icmpv6() -> None:
+    told = [f.eth(f.ipv6(f.icmpv6(kind=135), hop_limit=limit), EtherType.IPV6) for limit in (64, 255)]
+    ping, solicitation = (samples([frame], PacketClass.ICMPV6) for frame in told)
+    assert learned(ping).ips == frozenset()
+    assert learned(solicitation).ips == {ip_address(f.SOURCE_IPV6)}
+    assert learned(solicitation).sources == ("its neighbour discovery",)
+    nobody = f.eth(f.ipv6(f.icmpv6(kind=135), hop_limit=255, source=bytes(16)), EtherType.IPV6)
+    assert learned(samples([nobody], PacketClass.ICMPV6)).ips == frozenset()
+
+
+def test_a_link_local_address_says_nothing_of_others() -> None:
+    """Each version of both: known by its link-local address alone, a guest's other ones are not strange."""
+    local, other = ip_address("fe80::7"), ip_address("2001:db8::7")
+    told = f.eth(f.ipv6(f.icmpv6(kind=136), hop_limit=255, source=local.packed), EtherType.IPV6)
+    found = learned(samples([told], PacketClass.ICMPV6))
+    rows = packets_of(samples([syns.syn(source=ip, destination=syns.TARGET_V6) for ip in (local, other)]))
+    assert found.can_judge(rows).tolist() == [True, False]
+    self_made, given = ip_address("169.254.7.7"), syns.GUEST
+    claim = samples([f.pad(f.eth(f.arp(source=self_made.packed), EtherType.ARP))], PacketClass.ARP)
+    rows = packets_of(samples([syns.syn(source=self_made), syns.syn(source=given)]))
+    assert learned(claim).can_judge(rows).tolist() == [True, False]
+
+
+def test_macs_are_learned_where_none_was_given() -> None:
+    arp = samples([f.pad(f.eth(f.arp(), EtherType.ARP))], PacketClass.ARP)
+    other = b"\x02\0\0\0\0\x07"
+    rows = packets_of(samples([syns.syn(), syns.syn(source_mac=other)]))
+    assert Knowledge().is_own_mac(rows) is None
+    own = learned(arp).is_own_mac(rows)
+    assert own is not None
+    assert own.tolist() == [True, False]
+    given = Knowledge(OwnAddresses(macs=frozenset({int.from_bytes(other, "big")})))
+    given.learn(packets_of(arp))
+    own = given.is_own_mac(rows)
+    assert own is not None
+    assert own.tolist() == [False, True]
+    assert given.ips == frozenset()  # said by a MAC that is not the port's
 
 
 def test_nothing_is_learned_from_what_the_guest_claims_or_what_is_for_a_group() -> None:
@@ -66,7 +116,11 @@ def test_a_router_is_not_judged_by_addresses() -> None:
     ]
     found = learned(samples(many, PacketClass.TCP_ACK, IN))
     assert found.is_full
-    assert not found.knows(4)
+    rows = packets_of(samples(syns.hping(3)))
+    assert not found.can_judge(rows).any()
+    macs = found.is_own_mac(rows)  # it has one
+    assert macs is not None
+    assert not macs.any()
 
 
 def test_own_sources_are_told_from_others() -> None:

@@ -16,19 +16,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # as a script it runs without the package
+    from vifprobe.testing.netns import Netns
 
 GUEST_ADDRESS, HOST_ADDRESS = "10.77.0.2", "10.77.0.1"
 _PREFIX = 16  # all of 10.77.0.0/16 is on this link
+#: Out of a /64 of those for documentation. What is beyond the link goes to the host, which forwards nothing.
+GUEST_ADDRESS_V6, HOST_ADDRESS_V6 = "2001:db8:77::2", "2001:db8:77::1"
 _FRAME_BYTES = 65_550
 _BATCH = 256  # frames of one side before the other one has its turn
 
 
 @dataclass(frozen=True)
 class Wired:
-    """A guest's namespace path, and the tap that a host would watch (in the caller's namespace)."""
+    """A guest's namespace and its path, and the tap that a host would watch (in the caller's namespace)."""
 
-    guest_netns: str
+    guest: Netns
     tap: str
+
+    @property
+    def guest_netns(self) -> str:
+        """The path of the guest's namespace."""
+        return self.guest.path
 
 
 @contextmanager
@@ -47,7 +59,26 @@ def wired_guest(tap: str = "tap0") -> Iterator[Wired]:
             _run("ip", "address", "add", f"{GUEST_ADDRESS}/{_PREFIX}", "dev", "eth0")
             _run("ip", "link", "set", "lo", "up")
         stack.enter_context(_joined(host.fd, card.fd))
-        yield Wired(guest.path, tap)
+        yield Wired(guest, tap)
+
+
+def add_ipv6(wired: Wired) -> None:
+    """IPv6 for both, without waiting for anybody to object to an address: link-local ones, those above, and for the
+    guest a temporary one beside its own (RFC 8981), which its connections begin from.
+    """
+    _ipv6_on(wired.tap)
+    _run("ip", "address", "add", f"{HOST_ADDRESS_V6}/64", "dev", wired.tap)
+    with wired.guest.entered():
+        Path("/proc/sys/net/ipv6/conf/eth0/use_tempaddr").write_text("2")
+        _ipv6_on("eth0")
+        _run("ip", "address", "add", f"{GUEST_ADDRESS_V6}/64", "dev", "eth0", "mngtmpaddr")
+        for version, gateway in (("-4", HOST_ADDRESS), ("-6", HOST_ADDRESS_V6)):
+            _run("ip", version, "route", "add", "default", "via", gateway)
+
+
+def _ipv6_on(device: str) -> None:
+    for knob, value in (("accept_dad", 0), ("dad_transmits", 0), ("router_solicitations", 0), ("disable_ipv6", 0)):
+        Path(f"/proc/sys/net/ipv6/conf/{device}/{knob}").write_text(str(value))
 
 
 @contextmanager

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-import selectors
+import select
 import socket
 import struct
 import subprocess
@@ -20,7 +20,9 @@ from typing import Any
 
 _GRACE_SECONDS = 15.0
 _CHUNK = bytes(65_536)
+_REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 _AT_ONCE = 128  # connections that are being opened at the same time: a tap's ring holds 500 frames
+_PATIENCE_SECONDS = 0.5  # for an answer
 
 
 @dataclass(frozen=True)
@@ -87,71 +89,89 @@ def _script(netns: str, order: dict[str, Any]) -> Iterator[subprocess.Popen[str]
 
 
 def _serve(ports: list[int]) -> None:
-    chosen = selectors.DefaultSelector()
+    """A request is taken and the connection closed, as HTTP/1.0 does it; what is no request is taken until its end."""
+    poll = select.epoll()
+    listeners: dict[int, socket.socket] = {}
+    going_on: dict[int, socket.socket] = {}
     for port in ports:
-        listener = socket.create_server(("", port), backlog=4_096)
+        listener = socket.create_server(("", port), family=socket.AF_INET6, backlog=4_096, dualstack_ipv6=True)
         listener.setblocking(False)
-        chosen.register(listener, selectors.EVENT_READ, True)
+        poll.register(listener, select.EPOLLIN)
+        listeners[listener.fileno()] = listener
     print("ready", flush=True)
     while True:
-        for key, _ in chosen.select():
-            ready: Any = key.fileobj
+        for fd, _ in poll.poll():
+            if fd not in listeners:
+                if _is_over(going_on[fd]):
+                    going_on.pop(fd).close()
+                continue
             with suppress(OSError):
-                if key.data:
-                    for _ in range(_AT_ONCE):
-                        made, _ = ready.accept()
-                        made.setblocking(False)
-                        chosen.register(made, selectors.EVENT_READ, False)
-                elif not ready.recv(len(_CHUNK)):
-                    chosen.unregister(ready)
-                    ready.close()
+                for _ in range(_AT_ONCE):
+                    made, _ = listeners[fd].accept()
+                    if _is_over(made):  # mostly the request is there already
+                        made.close()
+                        continue
+                    going_on[made.fileno()] = made
+                    poll.register(made, select.EPOLLIN)
+
+
+def _is_over(made: socket.socket) -> bool:
+    """Take what is there; whether that was all."""
+    try:
+        got = made.recv(len(_CHUNK), socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return not got or got == _REQUEST
 
 
 def _connect(targets: list[list[Any]], seconds: float, per_second: float) -> Done:
     """Open at the asked rate or as fast as it goes, never more than some at once: a slow server slows this down."""
-    chosen, begun, opened = selectors.DefaultSelector(), time.monotonic(), 0
-    waiting: dict[Any, float] = {}
+    poll, begun, opened = select.epoll(), time.monotonic(), 0
+    waiting: dict[int, tuple[socket.socket, float]] = {}
+    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     connected = failed = sent = 0
     while (now := time.monotonic()) < begun + seconds:
-        while len(waiting) < _AT_ONCE and opened < (now - begun) * per_second:
+        for _ in range(min(_AT_ONCE - len(waiting), int((now - begun) * per_second) - opened)):
             host, port = targets[opened % len(targets)]
             opened += 1
-            made = socket.socket()
-            made.setblocking(False)
+            made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
             made.connect_ex((host, port))
-            chosen.register(made, selectors.EVENT_WRITE)
-            waiting[made] = now
-        for key, _ in chosen.select(0.001):
-            ready: Any = key.fileobj
-            chosen.unregister(ready)
-            del waiting[ready]
-            if ready.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            poll.register(made, select.EPOLLOUT)
+            waiting[made.fileno()] = (made, now)
+        for fd, _ in poll.poll(0.001):
+            made, _ = waiting.pop(fd)
+            if made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 failed += 1
             else:
                 connected += 1
-                sent += ready.send(b"GET / HTTP/1.0\r\n\r\n")
-            ready.close()
-        for made in [made for made, since in waiting.items() if now - since > 0.5]:
-            chosen.unregister(made)
-            del waiting[made]
+                sent += made.send(_REQUEST)
+            made.close()
+        while waiting:
+            made, since = next(iter(waiting.values()))  # the oldest
+            if now - since < _PATIENCE_SECONDS:
+                break
+            del waiting[made.fileno()]
             made.close()
             failed += 1
     return Done(connected, failed, sent, time.monotonic() - begun)
 
 
 def _pour(target: list[Any], seconds: float, flows: int) -> Done:
-    chosen, begun, sent = selectors.DefaultSelector(), time.monotonic(), 0
+    poll, begun, sent = select.epoll(), time.monotonic(), 0
+    flowing: dict[int, socket.socket] = {}
     for _ in range(flows):
         made = socket.create_connection((target[0], target[1]), timeout=5.0)
         made.setblocking(False)
         # Closed with a reset: what still waits to be sent is not sent after the end.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        chosen.register(made, selectors.EVENT_WRITE)
+        poll.register(made, select.EPOLLOUT)
+        flowing[made.fileno()] = made
     while time.monotonic() < begun + seconds:
-        for key, _ in chosen.select(0.01):
-            ready: Any = key.fileobj
+        for fd, _ in poll.poll(0.01):
             with suppress(BlockingIOError):
-                sent += ready.send(_CHUNK)
+                sent += flowing[fd].send(_CHUNK)
     return Done(flows, 0, sent, time.monotonic() - begun)
 
 

@@ -151,15 +151,24 @@ def qinq(frame: bytes, *, outer_vid: int = 2003, vid: int = 101) -> bytes:
     return vlan(vlan(frame, vid=vid), vid=outer_vid, tpid=EtherType.QINQ)
 
 
-def arp(*, operation: int = 1, hardware_bytes: int = 6, protocol_bytes: int = 4, protocol: int = 0x0800) -> bytes:
+def arp(
+    *,
+    operation: int = 1,
+    hardware_bytes: int = 6,
+    protocol_bytes: int = 4,
+    protocol: int = 0x0800,
+    mac: bytes = SOURCE_MAC,
+    source: bytes = SOURCE_IPV4,
+    target: bytes = DESTINATION_IPV4,
+) -> bytes:
     """An ARP packet (RFC 826) with addresses of any length."""
     fixed = struct.pack("!HHBBH", 1, protocol, hardware_bytes, protocol_bytes, operation)
     return (
         fixed
-        + _fill(SOURCE_MAC, hardware_bytes)
-        + _fill(SOURCE_IPV4, protocol_bytes)
+        + _fill(mac, hardware_bytes)
+        + _fill(source, protocol_bytes)
         + bytes(hardware_bytes)
-        + _fill(DESTINATION_IPV4, protocol_bytes)
+        + _fill(target, protocol_bytes)
     )
 
 
@@ -210,6 +219,7 @@ def ipv6(
     take: slice = slice(None),
     source: bytes = SOURCE_IPV6,
     destination: bytes = DESTINATION_IPV6,
+    hop_limit: int = 64,
 ) -> bytes:
     """An IPv6 packet (RFC 8200); extension headers are built into the part, see `extensions`."""
     carried = part.summed(source, destination)[take]
@@ -218,7 +228,7 @@ def ipv6(
         version << 28,
         len(carried) if payload_length is None else payload_length,
         part.protocol if next_header is None else next_header,
-        64,
+        hop_limit,
     )
     return header + source + destination + carried
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from random import Random
 
 from vifprobe.testing import frames as f
@@ -19,12 +19,13 @@ from vifprobe.testing.frames import EtherType, TcpFlag
 LINUX_OPTIONS = bytes((2, 4, 5, 180, 4, 2, 8, 10)) + bytes(8) + bytes((1, 3, 3, 7))
 NMAP_OPTIONS = bytes((2, 4, 5, 180))
 GUEST, TARGET = IPv4Address("192.0.2.1"), IPv4Address("198.51.100.2")
+GUEST_V6, TARGET_V6 = IPv6Address("2001:db8::1"), IPv6Address("2001:db8:1::2")
 
 
 def syn(
     *,
-    source: IPv4Address = GUEST,
-    destination: IPv4Address = TARGET,
+    source: IPv4Address | IPv6Address = GUEST,
+    destination: IPv4Address | IPv6Address = TARGET,
     source_port: int = 40_001,
     destination_port: int = 80,
     sequence: int = 7001,
@@ -33,8 +34,9 @@ def syn(
     identification: int = 4099,
     options: bytes = b"",
     source_mac: bytes = f.SOURCE_MAC,
+    destination_mac: bytes = f.DESTINATION_MAC,
 ) -> bytes:
-    """One SYN."""
+    """One SYN; over IPv6 without an identification."""
     part = f.tcp(
         TcpFlag.SYN,
         options=options,
@@ -43,10 +45,13 @@ def syn(
         sequence=sequence,
         window=window,
     )
+    if isinstance(source, IPv6Address):
+        six = f.ipv6(part, source=source.packed, destination=destination.packed, hop_limit=ttl)
+        return f.eth(six, EtherType.IPV6, source=source_mac, destination=destination_mac)
     packet = f.ipv4(
         part, source=source.packed, destination=destination.packed, ttl=ttl, identification=identification
     )
-    return f.eth(packet, EtherType.IPV4, source=source_mac)
+    return f.eth(packet, EtherType.IPV4, source=source_mac, destination=destination_mac)
 
 
 def stack(count: int, seed: int = 1, target: IPv4Address = TARGET, port: int = 443) -> list[bytes]:
@@ -91,6 +96,26 @@ def spoofed(count: int, seed: int = 1) -> list[bytes]:
             window=512,
         )
         for _ in range(count)
+    ]
+
+
+def spoofed_v6(count: int, seed: int = 1, *, targets: int = 1, sources: int | None = None) -> list[bytes]:
+    """A flood over IPv6 with `sources` different ones (None: each SYN its own) from other sites' networks, at so many
+    destinations and ports in turn. Their numbers are exact.
+    """
+    random = _seeded(seed)
+    network = int(IPv6Address("2001:db8:2::"))
+    places = random.sample(range(1, 2**60), count if sources is None else sources)
+    return [
+        syn(
+            source=IPv6Address(network + places[number % len(places)]),
+            destination=IPv6Address(int(TARGET_V6) + number % targets),
+            source_port=1_024 + number * 7 % 60_000,
+            destination_port=443 + number % targets,
+            sequence=random.getrandbits(32),
+            window=512,
+        )
+        for number in range(count)
     ]
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which addresses are a port's own, and which sources are not.
 
-Known from the host: the MAC that libvirt or Open vSwitch (Neutron) gave the port, and the addresses that the host's
-neighbour table has for it. Known from the tap's traffic: what its ARP says, and where the network delivers to: packets
-towards the guest are for addresses that live there, while answers to a spoofed source go elsewhere.
+Known from the host: the MAC that libvirt or Open vSwitch (Neutron) gave the port, and what the host's neighbour table
+has for it. Known from the tap's traffic: what its ARP and IPv6 neighbour discovery say, and where the network delivers
+to: packets towards the guest are for addresses that live there, while answers to a spoofed source go elsewhere.
 """
 
 from __future__ import annotations
@@ -28,13 +28,21 @@ LEARNED_MAX = 4096
 #: Inbound packets of these classes are part of something that the guest takes part in.
 _DELIVERED = (PacketClass.TCP_SYNACK, PacketClass.TCP_DATA, PacketClass.TCP_ACK, PacketClass.TCP_FIN, PacketClass.UDP)
 _GROUP_BIT = np.uint64(1 << 40)  # IEEE 802: the first bit on the wire of a MAC that is a group's
+#: Neighbour discovery is sent with it, and taken with it only: no router forwarded it (RFC 4861, 7.1).
+_ND_HOP_LIMIT = 255
+#: Where a link-local address begins: fe80::/10 (RFC 4291, 2.5.6) and 169.254.0.0/16 (RFC 3927). A guest has one beside
+#: its others, and may well be known by that one alone.
+_LINK_LOCAL_V6, _LINK_LOCAL_V4 = 0xFE80 >> 6, MAPPED >> 16 | 0xA9FE
 
 
 @dataclass(frozen=True)
 class OwnAddresses:
-    """What the host knows of a port. macs: as numbers. sources: where that was read, for people."""
+    """What the host knows of a port. macs: as numbers, those that it was given. seen_macs: that have answered the host
+    on the tap itself; it may have others. sources: where that was read, for people.
+    """
 
     macs: frozenset[int] = frozenset()
+    seen_macs: frozenset[int] = frozenset()
     ips: frozenset[Address] = frozenset()
     sources: tuple[str, ...] = ()
 
@@ -67,6 +75,7 @@ class Knowledge:
 
     host: OwnAddresses = field(default_factory=OwnAddresses)
     _learned: dict[tuple[int, int], str] = field(default_factory=dict)
+    _learned_macs: set[int] = field(default_factory=set)
     is_full: bool = False
 
     @property
@@ -83,28 +92,41 @@ class Knowledge:
         """From packets of both directions (rows of headers.PACKET)."""
         own = packets["direction"] == Direction.OUTBOUND
         arp = own & (packets["version"] == 1)
-        if self.host.macs:
-            arp &= np.isin(packets["arp_mac"], np.array(list(self.host.macs), np.uint64))
-        self._add(pick(packets, arp), "source", "its ARP")
+        self._learn(packets, arp, "source", "arp_mac", "its ARP")
+        told = own & (packets["packet_class"] == PacketClass.ICMPV6) & (packets["version"] == 6)
+        told &= packets["ttl"] == _ND_HOP_LIMIT
+        self._learn(packets, told, "source", "source_mac", "its neighbour discovery")
         to_it = ~own & np.isin(packets["packet_class"], _DELIVERED) & (packets["version"] >= 4)
-        to_it &= packets["destination_mac"] & _GROUP_BIT == 0
+        self._learn(packets, to_it, "destination", "destination_mac", "what is delivered to it")
+
+    def _learn(self, packets: Array, which: Array, side: str, mac: str, how: str) -> None:
+        """Addresses and MACs on one side of these packets; only with a MAC of the port's, if it was given one."""
+        which &= packets[mac] & _GROUP_BIT == 0
         if self.host.macs:
-            to_it &= np.isin(packets["destination_mac"], np.array(list(self.host.macs), np.uint64))
-        self._add(pick(packets, to_it), "destination", "what is delivered to it")
+            which &= np.isin(packets[mac], np.array(list(self.host.macs), np.uint64))
+        rows = pick(packets, which)
+        self._add(rows, side, how)
+        self._learned_macs |= set(rows[mac][: LEARNED_MAX - len(self._learned_macs)].tolist())
 
     def _add(self, packets: Array, side: str, how: str) -> None:
         halves_of = (packets[f"{side}_high"], packets[f"{side}_low"])
         for key in set(zip(*(column.tolist() for column in halves_of), strict=True)):
-            if key[1] & 0xFFFFFFFF == 0 and key[0] == 0:  # an ARP probe's 0.0.0.0 (RFC 5227)
+            # Who has no address yet: an ARP probe's 0.0.0.0 (RFC 5227), :: (RFC 4862, 5.4.2).
+            if key[1] & 0xFFFFFFFF == 0 and key[0] == 0:
                 continue
             if len(self._learned) >= LEARNED_MAX:
                 self.is_full = True
                 return
             self._learned.setdefault(key, how)
 
-    def knows(self, version: int) -> bool:
-        """Whether it can be said of a source of this IP version that it is not the port's."""
-        return not self.is_full and any(ip.version == version for ip in self.ips)
+    def can_judge(self, packets: Array) -> Array:
+        """Of which packets it can be said that their source is the port's, or is not: an address of the same version,
+        and as link-local or not, is known.
+        """
+        if self.is_full:
+            return np.zeros(len(packets), np.bool_)
+        known = {_kind(*key) for key in self._learned} | {_kind(*halves(ip)) for ip in self.host.ips}
+        return np.asarray(np.isin(_kinds(packets), list(known)))
 
     def is_own_ip(self, packets: Array) -> Array:
         """Whether the source address is a known one of the port."""
@@ -116,10 +138,28 @@ class Knowledge:
         return np.asarray(own[groups.of_row])
 
     def is_own_mac(self, packets: Array) -> Array | None:
-        """Whether the source MAC is the port's; None where that is not known."""
-        if not self.host.macs:
+        """Whether the source MAC is the port's: one that it was given, else one that was seen to be; None where none is
+        known.
+        """
+        known = self.host.macs or self.host.seen_macs | self._learned_macs
+        if not known or len(self._learned_macs) >= LEARNED_MAX:
             return None
-        return np.asarray(np.isin(packets["source_mac"], np.array(list(self.host.macs), np.uint64)))
+        return np.asarray(np.isin(packets["source_mac"], np.array(list(known), np.uint64)))
+
+
+def _kind(high: int, low: int) -> int:
+    """IP version * 2 + whether it is link-local, of the halves of an address."""
+    if high == 0 and low >> 32 == MAPPED >> 32:
+        return 8 + (low >> 16 == _LINK_LOCAL_V4)
+    return 12 + (high >> 54 == _LINK_LOCAL_V6)
+
+
+def _kinds(packets: Array) -> Array:
+    """`_kind` of each source; 0 without IP."""
+    local_v4 = packets["source_low"] >> np.uint64(16) == _LINK_LOCAL_V4
+    local_v6 = packets["source_high"] >> np.uint64(54) == _LINK_LOCAL_V6
+    version = packets["version"]
+    return np.where(version == 4, 8 + local_v4, np.where(version == 6, 12 + local_v6, 0))
 
 
 def is_impossible(packets: Array) -> Array:

@@ -142,9 +142,9 @@ def _habits(sampled: Sampled) -> Named:
 
 
 def _sources(sampled: Sampled, knowledge: Knowledge) -> Named:
-    """Sources that are not the port's own, of the IP versions of which an address is known."""
+    """Sources that are not the port's own, of the kinds of which an address is known."""
     rows, weights, spread = sampled.rows, sampled.weights, sampled.spread
-    judged = np.isin(rows["version"], [version for version in (4, 6) if knowledge.knows(version)])
+    judged = knowledge.can_judge(rows)
     unknown: Estimate | None = None
     if judged.any():
         unknown = share(judged & ~knowledge.is_own_ip(rows), weights, spread)
