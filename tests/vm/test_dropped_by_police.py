@@ -25,8 +25,7 @@ from vifprobe.testing.taps import Tap
 from vifprobe.testing.taps import tap as make_tap
 from vifprobe.testing.waiting import wait_until
 
-# Not seen to pass on a stock kernel yet, and so on none by default: name those on which it was, once it was.
-pytestmark = [pytest.mark.usefixtures("stock_kernel"), pytest.mark.kernels()]
+pytestmark = pytest.mark.usefixtures("stock_kernel")
 
 COUNT = 5_003
 RATE, BURST = 53, 7  # kB/s, KiB

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from test_gaps import captured, lasted_ns, told
-from vm_kit import has_policer, run
+from vm_kit import ROOM, has_policer, run
 
 from vifprobe import load
 from vifprobe.testing.waiting import wait_until
@@ -25,7 +25,6 @@ DOMAIN = "instance-0000001a"
 ETHERNET, BRIDGED, SWITCHED = "tap11111111-11", "tap22222222-22", "tap33333333-33"
 LINUX_BRIDGE = "brq-vm"
 LIMIT_BPS = 100_000_000  # 12500 kB/s, quota:vif_outbound_average of the incident
-ROOM = 400.0
 
 INTERFACES = {
     ETHERNET: ("ethernet", ""),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_gaps import BURST, RATE, captured, check_counts, grows, steady_flood, taken_over, told
-from vm_kit import KERNEL, OUT, SECONDS, add_policer, has_policer, policed, run, watch
+from vm_kit import KERNEL, OUT, ROOM, SECONDS, add_policer, has_policer, policed, run, watch
 
 from vifprobe import Probe, load
 from vifprobe.analysis.reading import count
@@ -27,7 +27,6 @@ from vifprobe.testing.waiting import wait_until
 pytestmark = [pytest.mark.usefixtures("ovs"), pytest.mark.kernels("6.1", "6.12")]
 
 NAME = "tap834d76e9-5f"
-ROOM = 400.0
 SYNS = 2_503
 PID_FILE = Path("/run/openvswitch/ovs-vswitchd.pid")
 

@@ -20,6 +20,7 @@ from vifprobe.testing.flood import Writer, Written
 KERNEL = os.environ.get("VIFPROBE_VM", "")
 OUT = Direction.OUTBOUND
 SECONDS = 60.0  # bound of any flood here
+ROOM = 400.0  # for a command to start under emulation, compiled anew
 
 #: Behind `tc filter add dev X parent ffff:`. rate in kB/s, burst in KiB, as Nova and libvirt have them.
 FORMS: dict[str, Callable[[float, int], str]] = {
