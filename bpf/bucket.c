@@ -4,7 +4,7 @@
  *
  * Hook:   none of its own; called where packets are counted
  * Reads:  buckets' settings, written from user space
- * Writes: buckets' filling, pledges
+ * Writes: buckets' filling, what is pledged in the lane
  * Needs:  compare-and-exchange (5.12), as one bucket serves all CPUs that a tap's packets come in on. Without, plain and
  *         atomic additions: where two CPUs look at once, one packet too many may be said to conform. (bpf_spin_lock is
  *         not for the tracepoint's program there.)
@@ -30,24 +30,19 @@ struct bucket {
 	u16 pad;
 };
 
-/* What the bucket saw of the packet that is pending on this CPU. */
-struct pledge {
-	u64 at_ns;
-	u64 cost_ns;
-};
-
 BPF_ARRAY(buckets, struct bucket, TAPS * DIRECTION_COUNT);
-BPF_F_TABLE("array", u32, struct pledge, pledges, CPUS, BPF_F_MMAPABLE);
 
 static __always_inline u64 cost_of(u8 charge, u32 charged_bytes, u32 frame_bytes, u64 wire_bytes)
 {
+	if (likely(charge == CHARGE_INSTALLED))
+		return charged_bytes;
 	if (charge == CHARGE_L2)
 		return frame_bytes;
 	if (charge == CHARGE_L3)
 		return frame_bytes - ETH_HEADER_LEN;
 	if (charge == CHARGE_PACKET)
 		return 1;
-	return charge == CHARGE_WIRE ? wire_bytes : charged_bytes;
+	return wire_bytes;
 }
 
 /* What is in it at `now`, were it never full. */
@@ -120,26 +115,26 @@ static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 l
 #endif
 
 /* EXPECTED_CONFORM or _EXCEED, in its place in the key; 0 where there is no limit. now: 0 where nobody asked yet. */
-static __always_inline u64 expected(u32 cpu, struct tap *tap, u64 direction, u64 *now, u32 charged_bytes,
+static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 direction, u64 *now, u32 charged_bytes,
 				    u32 frame_bytes, u64 wire_bytes)
 {
 	u32 at = tap->number * DIRECTION_COUNT + (u32)direction;
 	struct bucket *bucket;
-	struct pledge *pledge;
 	u64 cost;
 
 	if (!(tap->traits & TRAIT_LIMIT_OUTBOUND << direction))
 		return 0;
 	bucket = buckets.lookup(&at);
-	pledge = pledges.lookup(&cpu);
-	if (!bucket || !pledge)
+	if (!bucket)
 		return 0;
 	if (!*now)
 		*now = bpf_ktime_get_ns();
 	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> (bucket->shift & 63);
-	/* Own CPU's. */
-	pledge->at_ns = *now;
-	pledge->cost_ns = cost;
+	/* Own CPU's lane. An inbound packet's verdict is never known by this CPU's lane, and one can come while another waits. */
+	if (direction == DIRECTION_OUTBOUND) {
+		lane->pledged_at_ns = *now;
+		lane->pledged_cost_ns = cost;
+	}
 	return (u64)(take(bucket, *now, cost, cost) ? EXPECTED_CONFORM : EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
 }
 
@@ -147,10 +142,10 @@ static __always_inline u64 expected(u32 cpu, struct tap *tap, u64 direction, u64
  * It was said to conform, and policed all the same: the installed bucket holds less than its cost. If that can be, make
  * this one hold as little.
  */
-static __always_inline bool give_back(struct bucket *bucket, struct pledge *pledge)
+static __always_inline bool give_back(struct bucket *bucket, struct lane *lane)
 {
 	/* Its cost is taken already: this is what it left. */
-	s64 left = tokens_at(pledge->at_ns, bucket->empty_ns), cost = pledge->cost_ns, unsure = bucket->unsure_ns;
+	s64 left = tokens_at(lane->pledged_at_ns, bucket->empty_ns), cost = lane->pledged_cost_ns, unsure = bucket->unsure_ns;
 	s64 shift = left < 0 ? 0 : left + 1;
 
 	if (shift > unsure)
@@ -163,10 +158,10 @@ static __always_inline bool give_back(struct bucket *bucket, struct pledge *pled
 }
 
 /* It was said to exceed, and passed all the same: its cost is taken on credit, where the bucket has no debts yet. */
-static __always_inline bool take_late(struct bucket *bucket, struct pledge *pledge)
+static __always_inline bool take_late(struct bucket *bucket, struct lane *lane)
 {
 	/* What the bucket can't hold never conforms. */
-	return pledge->cost_ns <= bucket->burst_ns && take(bucket, pledge->at_ns, pledge->cost_ns, 0);
+	return lane->pledged_cost_ns <= bucket->burst_ns && take(bucket, lane->pledged_at_ns, lane->pledged_cost_ns, 0);
 }
 
 /*
@@ -181,12 +176,11 @@ static __always_inline bool take_late(struct bucket *bucket, struct pledge *pled
  * An offset that comes about all the same (a hypervisor that stops the CPU between the two) costs one packet's wrong
  * word, not one with each packet for ever: what was taken in vain leaves the bucket no emptier than credit covers.
  */
-static __always_inline u64 settle_bucket(u32 cpu, struct lane *lane, u64 what, u64 verdict)
+static __always_inline u64 settle_bucket(struct lane *lane, u64 what, u64 verdict)
 {
 	u32 at = ((u32)(what >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((u32)(what >> KEY_DIRECTION_SHIFT) & 0xf);
 	u64 says = what >> KEY_EXPECTED_SHIFT & 0xf, other = (EXPECTED_CONFORM ^ EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
 	struct bucket *bucket;
-	struct pledge *pledge;
 
 	if (likely(!says || (says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED)))
 		return what;
@@ -196,10 +190,9 @@ static __always_inline u64 settle_bucket(u32 cpu, struct lane *lane, u64 what, u
 	if ((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)
 		return what;
 	bucket = buckets.lookup(&at);
-	pledge = pledges.lookup(&cpu);
-	if (!bucket || !pledge)
+	if (!bucket)
 		return what;
 	if (verdict == VERDICT_POLICED)
-		return give_back(bucket, pledge) ? what ^ other : what;
-	return take_late(bucket, pledge) ? what ^ other : what;
+		return give_back(bucket, lane) ? what ^ other : what;
+	return take_late(bucket, lane) ? what ^ other : what;
 }

@@ -14,6 +14,9 @@
 #include <linux/types.h>
 #include "parse.h"
 
+/* The upper bits of a 64-bit hash that are a cell's place. */
+#define CELL_HASH_SHIFT (64 - __builtin_ctz(CELLS_PER_CPU))
+
 /* What is counted apart: who, what, and what became of it (layout.py, CELL_KEY_FIELDS). One cache line. */
 struct cell {
 	u64 what; /* 0: free */
@@ -62,12 +65,17 @@ struct lane {
 	u32 epoch;
 	u32 frame_bytes;
 	u32 charged_bytes;
-	u64 wire_bytes;
+	u32 wire_bytes;
+	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes */
 	u16 traits;
 	u16 sampled;  /* its headers wait for its verdict, see sample.c */
-	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes */
+	u32 spare;
 	u64 scratch;  /* see forget() */
-	/* second line */
+	/* second line: what the ideal bucket saw of that packet, see bucket.c */
+	u64 pledged_at_ns;
+	u64 pledged_cost_ns;
+	u64 spares[6];
+	/* third line */
 	u64 cells;          /* cells in use: entries of this CPU's roster */
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
 	u64 foreign_skbs;   /* a pending skb's address met again on another device's skb */
@@ -77,7 +85,7 @@ struct lane {
 	u64 unplaced_drops;   /* netfilter drops whose chain could not be told */
 	u64 turn;             /* inbound: which way of a full row goes next */
 #if FOLLOW_INBOUND
-	/* third line: the inbound packet that the driver has in its hands, see inbound.c */
+	/* fourth line: the inbound packet that the driver has in its hands, see inbound.c */
 	struct flight leaving;
 #endif
 };
@@ -115,15 +123,18 @@ BPF_F_TABLE("array", u32, struct bin, bin_log, CPUS * BIN_LOG, BPF_F_MMAPABLE);
 /* The watched tap behind an ifindex, or NULL: this is what every other device's packets pay. */
 static __always_inline struct tap *tap_of(u32 ifindex)
 {
-	/* Verifier: a bounded loop. Rolled: almost every packet's tap is in the first slot. */
-#pragma nounroll
-	for (u32 i = 0; i < TAP_PROBES; i++) {
-		u32 at = (ifindex + i) & (TAP_SLOTS - 1);
-		struct tap *tap = taps.lookup(&at);
+	u32 at = ifindex & (TAP_SLOTS - 1);
+	struct tap *tap = taps.lookup(&at);
 
-		if (!tap || !tap->ifindex)
-			return NULL;
-		if (likely(tap->ifindex == ifindex))
+	/* Almost every packet's tap is in the first slot. */
+	if (tap && likely(tap->ifindex == ifindex))
+		return tap;
+	/* Verifier: a bounded loop. */
+#pragma nounroll
+	for (u32 i = 1; i < TAP_PROBES && tap && tap->ifindex; i++) {
+		at = (ifindex + i) & (TAP_SLOTS - 1);
+		tap = taps.lookup(&at);
+		if (tap && tap->ifindex == ifindex)
 			return tap;
 	}
 	return NULL;
@@ -132,6 +143,9 @@ static __always_inline struct tap *tap_of(u32 ifindex)
 /* What the tap's outbound policer charges for this length (net/sched/act_police.c: psched_l2t_ns, sch_generic.h). */
 static __always_inline u32 policer_charge(struct tap *tap, u32 length)
 {
+	/* Both at once, as they lie. */
+	if (likely(!*(u32 *)&tap->mpu))
+		return length;
 	length += tap->overhead;
 	return length < tap->mpu ? tap->mpu : length;
 }
@@ -139,18 +153,21 @@ static __always_inline u32 policer_charge(struct tap *tap, u32 length)
 /* Find or make this CPU's cell of a key. NULL: the table is full, the packet is counted as missed by the caller. */
 static __always_inline struct cell *cell_of(u32 cpu, struct lane *lane, u64 what, u64 why)
 {
-	u64 mixed = (what ^ why) * 0x9e3779b97f4a7c15ULL;
-	u32 home = (mixed >> 32) ^ (mixed >> 48);
+	u64 home = (what ^ why) * 0x9e3779b97f4a7c15ULL >> CELL_HASH_SHIFT;
+	u32 at = cpu * CELLS_PER_CPU + (u32)home;
+	struct cell *cell = cells.lookup(&at);
 
-	/* Verifier: a bounded loop. Rolled: almost every packet finds its cell in the first slot. */
+	/* Almost every packet finds its cell in the first slot. */
+	if (likely(cell && cell->what == what && cell->why == why))
+		return cell;
+	/* Verifier: a bounded loop. */
 #pragma nounroll
 	for (u32 i = 0; i < CELL_PROBES; i++) {
-		u32 at = cpu * CELLS_PER_CPU + ((home + i) & (CELLS_PER_CPU - 1));
-		struct cell *cell = cells.lookup(&at);
-
+		at = cpu * CELLS_PER_CPU + (((u32)home + i) & (CELLS_PER_CPU - 1));
+		cell = cells.lookup(&at);
 		if (!cell)
 			return NULL;
-		if (likely(cell->what == what && cell->why == why))
+		if (cell->what == what && cell->why == why)
 			return cell;
 		if (!cell->what) {
 			u32 entry = cpu * CELLS_PER_CPU + (u32)lane->cells;
@@ -169,7 +186,7 @@ static __always_inline struct cell *cell_of(u32 cpu, struct lane *lane, u64 what
 	return NULL;
 }
 
-/* The time of a packet's arrival, where every packet needs it: reading the clock costs some 20 ns. Else 0. */
+/* The time of a packet's arrival, where every packet needs it: reading the clock costs some 40 ns. Else 0. */
 static __always_inline u64 arrival_ns(u64 given)
 {
 #if CLOCK_IS_TSTAMP
@@ -263,12 +280,12 @@ static __always_inline void count(u32 cpu, struct lane *lane, u64 what, u64 why,
 }
 
 static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why);
-static __always_inline u64 settle_bucket(u32 cpu, struct lane *lane, u64 what, u64 verdict);
+static __always_inline u64 settle_bucket(struct lane *lane, u64 what, u64 verdict);
 
 /* Close the books on the pending packet. */
 static __always_inline void settle(u32 cpu, struct lane *lane, u64 verdict, u64 why)
 {
-	u64 what = settle_bucket(cpu, lane, lane->what, verdict) | verdict << KEY_VERDICT_SHIFT;
+	u64 what = settle_bucket(lane, lane->what, verdict) | verdict << KEY_VERDICT_SHIFT;
 
 	lane->skb = 0;
 	settle_sample(cpu, lane, what, why);

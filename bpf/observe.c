@@ -21,6 +21,11 @@ static __always_inline u64 own_direction(void)
 	return direction;
 }
 
+static __always_inline u64 kind_of(const struct packet *packet)
+{
+	return (u64)packet->ethertype << KEY_ETHERTYPE_SHIFT | (u64)packet->packet_class << KEY_PACKET_CLASS_SHIFT;
+}
+
 /* A packet's key but for the verdict. */
 static __always_inline u64 identify(struct frame *frame, u64 direction, struct tap *tap, struct lane *lane,
 				    struct packet *packet)
@@ -28,10 +33,8 @@ static __always_inline u64 identify(struct frame *frame, u64 direction, struct t
 	u64 what;
 
 	parse(frame, packet, &lane->scratch);
-	packet->header_bytes = forget(&lane->scratch, packet->header_bytes);
-	forget_tcp(lane, packet);
-	what = forget(&lane->scratch, (u64)packet->ethertype << KEY_ETHERTYPE_SHIFT |
-					      (u64)packet->packet_class << KEY_PACKET_CLASS_SHIFT);
+	unpack(forget(&lane->scratch, packed(packet)), packet);
+	what = forget(&lane->scratch, kind_of(packet));
 	return what | (tap->number + 1ULL) << KEY_TAP_SHIFT | direction << KEY_DIRECTION_SHIFT;
 }
 
@@ -40,12 +43,39 @@ static __always_inline u64 size_key(struct lane *lane, u32 frame_bytes)
 	return forget(&lane->scratch, size_bucket(frame_bytes)) << KEY_SIZE_SHIFT;
 }
 
+/* The size part of the key: the same as the last packet's, where it was as long. */
+static __always_inline u64 size_key_quickly(struct lane *lane, u32 frame_bytes)
+{
+	/* Own CPU's lane; both belong to one packet, whatever became of it. */
+	if (likely(lane->frame_bytes == frame_bytes))
+		return lane->what & ((1ULL << KEY_PACKET_CLASS_SHIFT) - 1) << KEY_SIZE_SHIFT;
+	return (u64)size_bucket(frame_bytes) << KEY_SIZE_SHIFT;
+}
+
+/* The key of a tc program's packet but for its verdict. As identify(), with a short way for the plain frame. */
+static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, struct tap *tap, struct lane *lane,
+					    struct packet *packet)
+{
+	u64 found, kind, size = size_key_quickly(lane, frame->length);
+
+	if (likely(parse_plain(frame, packet))) {
+		found = packed(packet);
+		kind = kind_of(packet);
+	} else {
+		parse(frame, packet, &lane->scratch);
+		found = packed(packet);
+		kind = kind_of(packet);
+	}
+	unpack(forget(&lane->scratch, found), packet);
+	return forget(&lane->scratch, size | kind) | (tap->number + 1ULL) << KEY_TAP_SHIFT | direction << KEY_DIRECTION_SHIFT;
+}
+
 /* An inbound packet. skb: its address; iif: where it was received. */
 static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, u32 iif, struct frame *frame,
 				    struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
-	what |= expected(cpu, tap, DIRECTION_INBOUND, &now, charged_bytes, frame->length, wire);
+	what |= expected(lane, tap, DIRECTION_INBOUND, &now, charged_bytes, frame->length, wire);
 	what_if(cpu, tap, DIRECTION_INBOUND, what, &now, charged_bytes, frame->length, wire);
 	/* At its arrival, its verdict not known yet. */
 	if (unlikely(sample(cpu, lane, frame, packet, what, now, charged_bytes, wire)))
@@ -63,15 +93,12 @@ static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap,
 #endif
 }
 
-/* An outbound packet: the one before it has passed, this one is pending now. skb: its address. */
+/* An outbound packet: it is pending now; the one before it is settled, see make_way(). skb: its address. */
 static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, struct frame *frame,
 				     struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
 	charged_bytes = policer_charge(tap, charged_bytes);
-	if (lane->skb)
-		settle(cpu, lane, VERDICT_PASSED, 0);
-	/* After that: the bucket settles with one packet before it looks at the next one. */
-	what |= expected(cpu, tap, DIRECTION_OUTBOUND, &now, charged_bytes, frame->length, wire);
+	what |= expected(lane, tap, DIRECTION_OUTBOUND, &now, charged_bytes, frame->length, wire);
 	what_if(cpu, tap, DIRECTION_OUTBOUND, what, &now, charged_bytes, frame->length, wire);
 	turn_bin(cpu, lane, what, now);
 	/* Own CPU's lane. */
@@ -88,21 +115,33 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 	lane->skb = skb;
 }
 
+/*
+ * The packet before an outbound one has passed. First of all: the bucket settles with one packet before it looks at the next
+ * one; and what that takes from memory is under way when the clock is read, which waits for all that is.
+ */
+static __always_inline void make_way(u32 cpu, struct lane *lane)
+{
+	if (lane->skb)
+		settle(cpu, lane, VERDICT_PASSED, 0);
+}
+
 int observe(struct __sk_buff *skb)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct tap *tap = tap_of(skb->ifindex);
 	struct lane *lane = lanes.lookup(&cpu);
 	struct frame frame = { .skb = skb, .length = skb->len, .gso_size = skb->gso_size, .tagged = skb->vlan_present };
-	u64 direction = own_direction(), now = arrival_ns(skb->tstamp), what, wire;
+	u64 direction = own_direction(), now, what, wire;
 	struct packet packet;
 
 	if (!tap || !lane)
 		return GO_ON;
-	what = size_key(lane, frame.length);
-	what |= identify(&frame, direction, tap, lane, &packet);
+	what = identify_quickly(&frame, direction, tap, lane, &packet);
 	wire = wire_bytes(&frame, &packet);
-	measure_syn(cpu, lane, &frame, &packet, what, now);
+	if (direction == DIRECTION_OUTBOUND)
+		make_way(cpu, lane);
+	now = arrival_ns(skb->tstamp);
+	measure_syn(cpu, lane, &frame, &packet, what, &now);
 	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
 	if (direction == DIRECTION_INBOUND)
 		inbound(cpu, lane, tap, (u64)(long)skb, skb->ingress_ifindex, &frame, &packet, what, now, skb->wire_len, wire);

@@ -75,11 +75,11 @@ int replay(struct __sk_buff *skb)
 	charged = frame.length;
 	if (direction == DIRECTION_OUTBOUND)
 		charged -= charged < ETH_HEADER_LEN ? charged : ETH_HEADER_LEN;
-	what |= expected(cpu, tap, direction, latest(&bucket_now), charged, frame.length, wire);
+	what |= expected(lane, tap, direction, latest(&bucket_now), charged, frame.length, wire);
 	what_if(cpu, tap, direction, what, &bucket_now, charged, frame.length, wire);
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
 	turn_bin(cpu, lane, what, now);
-	measure_syn(cpu, lane, &frame, &packet, what, now);
+	measure_syn(cpu, lane, &frame, &packet, what, &now);
 	if (sample(cpu, lane, &frame, &packet, what, now, charged, wire))
 		commit_sample(cpu, lane, what, 0);
 	count(cpu, lane, what, 0, frame.length, charged, wire);

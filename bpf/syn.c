@@ -249,7 +249,8 @@ static __always_inline void give_up(u32 cpu, struct flow *flow, struct syn_contr
 		control->shift++;
 }
 
-static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_control *control, u64 key, u32 owner, u64 now)
+static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_control *control, u64 key, u32 owner,
+					 u64 *now)
 {
 	struct flow *flow = find_flow(lane, key);
 	struct syn_counts *counts = counts_of(cpu, owner);
@@ -261,11 +262,11 @@ static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_
 	flow = room_for_flow(lane, key);
 	if (!flow)
 		return;
-	if (!now)
-		now = bpf_ktime_get_ns();
+	if (!*now)
+		*now = bpf_ktime_get_ns();
 	if (flow->key)
-		give_up(cpu, flow, control, now);
-	flow->started_ns = now;
+		give_up(cpu, flow, control, *now);
+	flow->started_ns = *now;
 	flow->owner = owner;
 	flow->shift = shift;
 	flow->answered = 0;
@@ -276,7 +277,7 @@ static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_
 }
 
 /* SYN-ACK, RST, or what completes a handshake: the next step of the flow, if it is followed. */
-static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, u32 owner, u64 now)
+static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, u32 owner, u64 *now)
 {
 	u32 flow_owner = flow->owner;
 	struct syn_control *own = syn_controls.lookup(&flow_owner);
@@ -298,10 +299,10 @@ static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, 
 	} else {
 		if (flow_owner != owner || !flow->answered)
 			return;
-		if (!now)
-			now = bpf_ktime_get_ns();
+		if (!*now)
+			*now = bpf_ktime_get_ns();
 		counts->completed += stands_for;
-		counts->completed_age[age_bucket(now - flow->started_ns)] += stands_for;
+		counts->completed_age[age_bucket(*now - flow->started_ns)] += stands_for;
 	}
 	if (flow->answered)
 		__sync_fetch_and_add(&own->waiting, -1ULL);
@@ -321,20 +322,9 @@ static __always_inline void note_syn(u32 owner, struct syn_control *control, str
 	note_port(sets->destination_ports, ends->destination_port);
 }
 
-/* Verifier: see forget(); what parse() found in one go. */
-static __always_inline void forget_tcp(struct lane *lane, struct packet *packet)
-{
-	u64 all = forget(&lane->scratch, packet->network_offset | (u64)packet->transport_offset << 16 |
-						 (u64)packet->is_ipv6 << 32);
-
-	packet->network_offset = (u16)all;
-	packet->transport_offset = (u16)(all >> 16);
-	packet->is_ipv6 = all >> 32;
-}
-
 /* At arrival of any packet. now: 0 where nobody asked yet. */
 static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet,
-					u64 what, u64 now)
+					u64 what, u64 *now)
 {
 	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xff, tap = ((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
 	u32 owner = tap * DIRECTION_COUNT + ((what >> KEY_DIRECTION_SHIFT) & 0xf);
@@ -366,6 +356,5 @@ static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame
 }
 #else
 static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet,
-					u64 what, u64 now) {}
-static __always_inline void forget_tcp(struct lane *lane, struct packet *packet) {}
+					u64 what, u64 *now) {}
 #endif
