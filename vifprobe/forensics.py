@@ -99,10 +99,10 @@ class Forensics:
         if not self._ended and self._counters.adapt_samples() > self.MAY_WAIT:
             self.look()
 
-    def look(self, final: bool = False) -> None:
+    def look(self, final: bool = False) -> Array:
         """Take what came since the last time. final: once, when nothing is attached any more."""
         if self._ended:
-            return
+            return np.zeros(0, SAMPLE)
         self._ended = final
         fresh = self._counters.take_samples(final)
         for tap in self.taps:
@@ -110,6 +110,7 @@ class Forensics:
         self._kept.append(fresh)
         while len(self._kept) > 1 and sum(map(len, self._kept)) > self.KEPT:
             self._kept.pop(0)
+        return fresh
 
     def take_samples(self) -> Array:
         """Samples (rows of layout.SAMPLE) since the last call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from itertools import islice
 from types import TracebackType
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vifprobe.analysis.findings import findings
+from vifprobe.analysis.flood.addresses import OwnAddresses
 from vifprobe.analysis.policer import SetUp
 from vifprobe.analysis.reading import Limit, Reading
 from vifprobe.analysis.situation import Situation
@@ -28,6 +29,7 @@ from vifprobe.kernel.testrun import LOOPBACK, SKB_MAX_BYTES, SKB_MIN_BYTES, Fram
 from vifprobe.layout import LIMIT_TRAITS, SAMPLE, WHAT_IFS_MAX, Bucket, Charge, Direction
 from vifprobe.pcap.file import PacketFile
 from vifprobe.pcap.packet import Packet
+from vifprobe.tally import MAC_BYTES, WIRE_MAX_BYTES, Answers, Tally
 
 HOOK = "test_run"
 #: Packets at most between two looks at the time bins: each could end one, and the kernel's log must not run over.
@@ -36,38 +38,18 @@ _BATCH = BIN_LOG_ENTRIES // 2
 #: time", and far enough below 2^63 for whatever a file can hold after it.
 _ORIGIN_NS = 10**18
 _SPAN_NS = 10**18
-#: IEEE 802.3: longest frame without FCS, with two tags. What is longer was put together by the sender or on the way.
-_WIRE_MAX_BYTES = 1522
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
-
-@dataclass
-class Tally:
-    """What was noticed of the packets of a file.
-
-    first_ns, last_ns: earliest and latest time, since 1970. backwards: earlier than the one before. wild: with a time
-    years away from the first's, taken as the one before. cut: of which the file does not have all bytes. refused: that
-    TEST_RUN takes only with their length beside them. long: that no wire carries in one piece.
-    """
-
-    packets: int = 0
-    first_ns: int = 0
-    last_ns: int = 0
-    backwards: int = 0
-    wild: int = 0
-    cut: int = 0
-    refused: int = 0
-    long: int = 0
 
 
 class Replay:
     """One run through one file, in a `with` block. Counts in tables of its own; nothing of the host is touched.
 
-    direction: which way the packets are taken to have gone. limit: the declared one, as given by the user. charge: what
-    the ideal bucket takes for a packet. bin_ns: width of time bins, 0 for none. samples: work the SYN measures out, and
-    keep headers for take_samples(). thresholds: from which numbers on they raise findings. what_ifs: limits to try out,
-    WHAT_IFS_MAX at most. Entering raises KernelError.
+    direction: which way the packets are taken to have gone. guest_macs: of a recording of both directions; what one of
+    them sent is outbound, all else inbound, whatever `direction` says. limit: the declared one of each direction, as
+    given by the user. charge: what the ideal bucket takes for a packet. bin_ns: width of time bins, 0 for none.
+    samples: work the SYN measures out, and keep headers for take_samples(). thresholds: from which numbers on they
+    raise findings. what_ifs: limits to try out, WHAT_IFS_MAX at most. Entering raises KernelError.
     """
 
     def __init__(
@@ -75,6 +57,7 @@ class Replay:
         file: PacketFile,
         direction: Direction = Direction.OUTBOUND,
         *,
+        guest_macs: Sequence[bytes] = (),
         limit: Limit | None = None,
         charge: Charge = Charge.INSTALLED,
         bin_ns: int = 0,
@@ -83,7 +66,8 @@ class Replay:
         what_ifs: Sequence[WhatIf] = (),
     ) -> None:
         self.file = file
-        self.direction = direction
+        self.directions = tuple(Direction) if guest_macs else (direction,)
+        self._guest_macs = tuple(guest_macs)
         self.limit = limit or Limit()
         self.tally = Tally()
         self.stopped = False
@@ -96,6 +80,7 @@ class Replay:
             raise UsageError(f"{len(what_ifs)} limits to try out.", f"At most {WHAT_IFS_MAX}: each costs every packet.")
         self._what_ifs = tuple(what_ifs)
         self._forensics: Forensics | None = None
+        self._answers = Answers()
         self._stack = ExitStack()
         self._origin_ns = _ORIGIN_NS if not bin_ns else _ORIGIN_NS - _ORIGIN_NS % bin_ns
         self._before_ns = self._shift_ns = 0
@@ -134,7 +119,7 @@ class Replay:
                 while more and not self.stopped:
                     more = self._run_batch(packets)
                     if self._forensics is not None:
-                        self._forensics.look()
+                        self._answers.look(self._forensics.look())
                     batch()
         except CaptureError as error:
             self.problem = error
@@ -164,10 +149,10 @@ class Replay:
             cells=snapshot.cells,
             missed=missed,
             verdicts="",
-            limits={self.direction: self.limit},
+            limits=dict.fromkeys(self.directions, self.limit),
             notes=tuple(self._notes(missed)),
             final=True,
-            directions=(self.direction,),
+            directions=self.directions,
         )
         if snapshot.what_ifs is not None:
             rows = rows_of(snapshot.what_ifs[0], None, reading.tap, self._what_ifs)
@@ -203,19 +188,26 @@ class Replay:
             # A recording has time: all of them, so that what is worked out from them is exact, and the same each time.
             self._counters.samples.take_one_in(1)
             self._batch = min(self._batch, settings.samples_per_cpu // 2)
-            self._forensics = Forensics(self._counters, (self.direction,), 1, 0, self._thresholds)
-        self._runner = FrameRunner(self._programs, self.direction, self.file.window.memory)
-        for place, limit in enumerate(self._what_ifs):
-            self._programs.set_what_if(0, self.direction, place, limit.bucket)
+            self._forensics = Forensics(self._counters, self.directions, 1, 0, self._thresholds)
+            macs = frozenset(int.from_bytes(mac, "big") for mac in self._guest_macs)
+            self._forensics.taps[0].tracker.know(OwnAddresses(macs, sources=("--guest-mac",) if macs else ()))
+        memory = self.file.window.memory
+        self._shows = {one: FrameRunner(self._programs, one, memory).show for one in self.directions}
         bytes_per_second = (self.limit.declared_bps or 0) // 8
-        if bytes_per_second:
-            bucket = Bucket(bytes_per_second, self.limit.burst_bytes or bytes_per_second, self._charge)
-            self._programs.set_bucket(0, self.direction, bucket)
-        self._counters.watch(LOOPBACK, 0, int(LIMIT_TRAITS[self.direction]) if bytes_per_second else 0)
+        traits = 0
+        for direction in self.directions:
+            for place, limit in enumerate(self._what_ifs):
+                self._programs.set_what_if(0, direction, place, limit.bucket)
+            if bytes_per_second:
+                bucket = Bucket(bytes_per_second, self.limit.burst_bytes or bytes_per_second, self._charge)
+                self._programs.set_bucket(0, direction, bucket)
+                traits |= LIMIT_TRAITS[direction]
+        self._counters.watch(LOOPBACK, 0, traits)
 
     def _run_batch(self, packets: Iterator[Packet]) -> bool:
         """Show the next packets; False: there are no more."""
-        tally, show, memory, before = self.tally, self._runner.show, self.file.window.memory, self.tally.packets
+        tally, memory, before, macs = self.tally, self.file.window.memory, self.tally.packets, self._guest_macs
+        show = self._shows[self.directions[0]]
         for at_ns, at, captured, length in islice(packets, self._batch):
             if not tally.packets:
                 tally.first_ns = tally.last_ns = self._before_ns = at_ns
@@ -227,12 +219,24 @@ class Replay:
                 tally.refused += 1
             if captured < length:
                 tally.cut += 1
-            if length > _WIRE_MAX_BYTES:
+            if length > WIRE_MAX_BYTES:
                 tally.long += 1
+            if macs:
+                show = self._shows[self._direction_of(at, captured)]
             show(at, captured, length, at_ns + self._shift_ns)
             tally.packets += 1
         tally.last_ns = max(tally.last_ns, self._before_ns if tally.packets else 0)
         return tally.packets - before == self._batch
+
+    def _direction_of(self, at: int, captured: int) -> Direction:
+        """By the MACs of the frame that begins at memory[at]."""
+        memory, macs = self.file.window.memory, self._guest_macs
+        if captured >= 2 * MAC_BYTES and memory.startswith(macs, at + MAC_BYTES):
+            return Direction.OUTBOUND
+        is_to_group = memory[at] & 1  # IEEE 802: the first bit on the wire
+        if captured >= MAC_BYTES and not is_to_group and not memory.startswith(macs, at):
+            self.tally.strangers += 1
+        return Direction.INBOUND
 
     def _odd_time(self, at_ns: int) -> int:
         """What to take a time for that is not after the last one."""
@@ -245,33 +249,10 @@ class Replay:
         return at_ns
 
     def _notes(self, missed: int) -> Iterator[str]:
-        tally, remarks = self.tally, self.file.remarks
         if self.stopped:
-            yield f"stopped after {tally.packets:,} packets: the rest of the file was not read"
-        if remarks.cut_bytes:
-            yield f"the file ends within a packet: its last {remarks.cut_bytes:,} bytes were left out"
-        if remarks.lost_packets:
-            yield f"whoever recorded it says that {remarks.lost_packets:,} packets were lost on the way into the file"
-        if tally.cut:
-            yield (
-                f"{tally.cut:,} frames were recorded cut short: they count with their whole length, and by their "
-                f"headers as far as those are there; of {missed:,} too little is there, they are missed"
-            )
-        if tally.refused:
-            yield (
-                f"{tally.refused:,} frames are too short or too long for BPF_PROG_TEST_RUN as they are: the same "
-                "program was told their length and saw no other byte"
-            )
-        if tally.long:
-            yield (
-                f"{tally.long:,} frames are longer than Ethernet's {_WIRE_MAX_BYTES} bytes (TSO, or a larger MTU): in "
-                "which segments they were sent the file does not say, each counts as one on the wire"
-            )
-        if tally.backwards:
-            yield f"{tally.backwards:,} packets are older than the one before them: the ideal bucket saw no time pass"
-        if tally.wild:
-            yield f"{tally.wild:,} packets have a time years away from the first one's: taken as that of the one before"
-        if remarks.without_time:
-            yield f"{remarks.without_time:,} packets have no time: taken as that of the one before"
+            yield f"stopped after {self.tally.packets:,} packets: the rest of the file was not read"
+        if len(self.directions) == 1:
+            yield from self._answers.notes(self.directions[0].name.lower())
+        yield from self.tally.notes(self.file.remarks, missed)
         if self.limit.declared_bps and not self.limit.burst_bytes:
             yield "no burst was given: the ideal bucket holds what the rate passes in a second, as with libvirt"

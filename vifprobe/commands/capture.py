@@ -27,9 +27,10 @@ from vifprobe.commands.options import (
     ended_by_signals,
     exit_code,
     fail_on,
+    folder_options,
     tap_options,
 )
-from vifprobe.errors import CaptureError, TapError, UsageError
+from vifprobe.errors import CaptureError, TapError
 from vifprobe.host.taps import describe
 from vifprobe.kernel.build import BIN_LOG_ENTRIES
 from vifprobe.kernel.symbols import function_at
@@ -38,7 +39,6 @@ from vifprobe.render.context import TapContext
 from vifprobe.render.summary import summary_lines
 from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
 
-BIN_MIN_NS = 1_000_000
 CHECKPOINT_SECONDS = 5.0  # what a kill can cost of the totals; the timeline is written as it comes
 
 
@@ -47,15 +47,7 @@ CHECKPOINT_SECONDS = 5.0  # what a kill can cost of the totals; the timeline is 
 @flood_options
 @click.option("-d", "--duration", type=DURATION, required=True, help="How long, such as 30s.")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write; made, mode 0700.")
-@click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, help="Width of a time bin.")
-@click.option(
-    "--samples",
-    type=click.IntRange(1, 10_000_000),
-    default=100_000,
-    show_default=True,
-    help="Headers of about so many packets at most go to samples.pcapng.",
-)
-@click.option("--force", is_flag=True, help="Replace an earlier capture in that folder.")
+@folder_options
 @fail_on
 def command(
     taps: tuple[str, ...],
@@ -84,8 +76,6 @@ def command(
       sudo vifprobe capture tap834d76e9-5f -d 30s -o evidence/
       sudo vifprobe capture tap834d76e9-5f -d 5s --bin 1ms -o fine/
     """
-    if bin_ns < BIN_MIN_NS:
-        raise UsageError(f"--bin: a time bin of {bin_ns / 1e6:g} ms is too short.", "Use 1ms or more.")
     bracket = Bracket()
     probe = Probe(
         *taps,

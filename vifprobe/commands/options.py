@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from string import hexdigits
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from vifprobe.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+BIN_MIN_NS = 1_000_000
 SEVERITIES = ("info", "warning", "critical")
 #: By bytes: --rate is one of bits.
 CHARGES = {charge.name.lower(): charge for charge in Charge if charge is not Charge.PACKET}
@@ -46,6 +48,8 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click
 
 
 DURATION = _Parsed("duration", parse_duration_ns)
+
+
 class _WhatIfType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
     """A limit to try out."""
 
@@ -94,9 +98,59 @@ def _whole(text: str, name: str) -> int:
     return int(text)
 
 
+class _MacType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
+    """A device's MAC address, as bytes."""
+
+    name = "mac"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        digits = str(value).replace(":", "").replace("-", "")
+        if len(digits) != 12 or set(digits) - set(hexdigits) or int(digits[:2], 16) & 1:
+            self.fail(f"{value!r} is no device's MAC address. Write it as fa:16:3e:01:02:03.", param, ctx)
+        return bytes.fromhex(digits)
+
+
 WHAT_IF = _WhatIfType()
+MAC = _MacType()
 RATE = _Parsed("rate", parse_rate_bps)
 SIZE = _Parsed("size", parse_size_bytes)
+
+
+def _bin(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    if value < BIN_MIN_NS:
+        raise UsageError(f"--bin: a time bin of {value / 1e6:g} ms is too short.", "Use 1ms or more.")
+    return value
+
+
+def folder_options(function: _Function) -> _Function:
+    """--bin, --samples, --force: of what is written to a capture folder."""
+    bin_help = "Width of a time bin."
+    for option in (
+        click.option("--force", is_flag=True, help="Replace an earlier capture in that folder."),
+        click.option(
+            "--samples",
+            type=click.IntRange(1, 10_000_000),
+            default=100_000,
+            show_default=True,
+            help="Headers of about so many packets at most go to samples.pcapng.",
+        ),
+        click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, callback=_bin, help=bin_help),
+    ):
+        function = option(function)
+    return function
+
+
+def charge_option(function: _Function) -> _Function:
+    """--charge."""
+    return click.option(
+        "--charge",
+        type=click.Choice(list(CHARGES)),
+        default="installed",
+        show_default=True,
+        help="What the ideal bucket with that limit takes for a packet; installed: as tc would at the tap.",
+    )(function)
 
 
 what_if_option = click.option(
@@ -114,13 +168,7 @@ def tap_options(function: _Function) -> _Function:
     for option in (
         click.option("--no-host", is_flag=True, help="Don't count what the host does: CPU time, context switches."),
         click.option("--create-qdisc", is_flag=True, help="On kernels without tcx: add a clsact qdisc."),
-        click.option(
-            "--charge",
-            type=click.Choice(list(CHARGES)),
-            default="installed",
-            show_default=True,
-            help="What the ideal bucket with that limit takes for a packet.",
-        ),
+        charge_option,
         what_if_option,
         click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb."),
         click.option("--rate", type=RATE, help="Declared limit to hold the packets against, such as 100mbit."),
@@ -137,13 +185,17 @@ fail_on = click.option(
 )
 
 
+def declared_limit(rate: int | None, burst: int | None) -> Limit | None:
+    """The user's own limit; None for none."""
+    if rate is None and burst is not None:
+        raise UsageError("--burst says nothing without --rate.", "Give both: --rate 100mbit --burst 3125kb.")
+    return None if rate is None else Limit(declared_bps=rate, burst_bytes=burst)
+
+
 def declared_limits(direction: str, rate: int | None, burst: int | None) -> dict[Direction, Limit]:
     """The user's own limit, for each watched direction."""
-    if rate is None:
-        if burst is not None:
-            raise UsageError("--burst says nothing without --rate.", "Give both: --rate 100mbit --burst 3125kb.")
-        return {}
-    return dict.fromkeys(DIRECTIONS[direction], Limit(declared_bps=rate, burst_bytes=burst))
+    limit = declared_limit(rate, burst)
+    return {} if limit is None else dict.fromkeys(DIRECTIONS[direction], limit)
 
 
 def exit_code(readings: list[Reading], severity: str | None) -> int:

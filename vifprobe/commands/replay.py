@@ -14,21 +14,23 @@ from typing import Any
 
 import click
 
-from vifprobe.analysis.reading import Limit, Reading
+from vifprobe.analysis.reading import Reading
 from vifprobe.analysis.whatif import WhatIf
 from vifprobe.capture import manifest
 from vifprobe.capture.manifest import Manifest, TapEntry
 from vifprobe.capture.writer import CaptureWriter, Totals
-from vifprobe.commands.capture import BIN_MIN_NS
 from vifprobe.commands.flood_options import flood_options, thresholds_wanted
 from vifprobe.commands.options import (
     CHARGES,
-    DURATION,
+    MAC,
     RATE,
     SIZE,
+    charge_option,
+    declared_limit,
     ended_by_signals,
     exit_code,
     fail_on,
+    folder_options,
     what_if_option,
 )
 from vifprobe.errors import UsageError
@@ -46,25 +48,19 @@ _WHOLE = 1_000_000
 @click.argument("file", metavar="FILE")
 @click.option("-o", "--output", metavar="DIR", help="Write a capture folder, as `vifprobe capture` does.")
 @click.option("--inbound", is_flag=True, help="The packets go to the guest (else: from it).")
+@click.option(
+    "--guest-mac",
+    "guest_macs",
+    type=MAC,
+    multiple=True,
+    metavar="MAC",
+    help="Both directions are in the file: what this MAC sent is outbound, the rest inbound. Can be repeated.",
+)
 @click.option("--rate", type=RATE, help="Limit to hold the packets against, such as 100mbit.")
 @click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb (default: a second of the rate).")
-@click.option(
-    "--charge",
-    type=click.Choice(list(CHARGES)),
-    default="installed",
-    show_default=True,
-    help="What the ideal bucket takes for a packet; installed: as tc would at the tap.",
-)
+@charge_option
 @what_if_option
-@click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, help="Width of a time bin.")
-@click.option(
-    "--samples",
-    type=click.IntRange(1, 10_000_000),
-    default=100_000,
-    show_default=True,
-    help="Headers of about so many packets at most go to samples.pcapng.",
-)
-@click.option("--force", is_flag=True, help="Replace an earlier capture in that folder.")
+@folder_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, like the last one of `watch --json`.")
 @flood_options
 @fail_on
@@ -72,6 +68,7 @@ def command(
     file: str,
     output: str | None,
     inbound: bool,
+    guest_macs: tuple[bytes, ...],
     rate: int | None,
     burst: int | None,
     charge: str,
@@ -90,23 +87,25 @@ def command(
     Every frame goes through the same kernel program as on a tap, and through an ideal bucket of --rate at the file's
     own times. What became of a packet no file says. It needs root, and touches no device.
 
+    A recording of a tap holds both directions, and does not say which packet went which way: --guest-mac does.
+
     \b
     Example:
+      sudo vifprobe replay tap.pcap --guest-mac fa:16:3e:01:02:03
       sudo vifprobe replay flood.pcapng --rate 100mbit --burst 3125kb
       sudo vifprobe replay flood.pcap -o evidence/
     """
-    if burst is not None and rate is None:
-        raise UsageError("--burst says nothing without --rate.", "Give both: --rate 100mbit --burst 3125kb.")
-    if bin_ns < BIN_MIN_NS:
-        raise UsageError(f"--bin: a time bin of {bin_ns / 1e6:g} ms is too short.", "Use 1ms or more.")
+    if inbound and guest_macs:
+        raise UsageError("--inbound and --guest-mac: one or the other.", "Give --guest-mac alone, for both directions.")
+    limit = declared_limit(rate, burst)
     wanted = thresholds_wanted(threshold, thresholds)
     direction = Direction.INBOUND if inbound else Direction.OUTBOUND
-    limit = Limit(declared_bps=rate, burst_bytes=burst)
     with ExitStack() as stack:
         packets = stack.enter_context(opened(file))
         replay = Replay(
             packets,
             direction,
+            guest_macs=guest_macs,
             limit=limit,
             charge=CHARGES[charge],
             bin_ns=bin_ns if output else 0,
@@ -122,6 +121,7 @@ def command(
             reading = replay.reading()
         else:
             options: dict[str, Any] = {"replay": True, "file": file, "what_if": [one.text for one in what_if]}
+            options["guest_macs"] = [mac.hex(":") for mac in guest_macs]
             options |= {"rate_bps": rate, "burst_bytes": burst, "charge": charge}
             reading = _capture(replay, output, force, options, 0 if no_samples else samples)
         _show(replay, reading, output, as_json)
@@ -159,7 +159,7 @@ def _done(file: PacketFile) -> float:
 
 
 def _begin(replay: Replay, options: dict[str, Any]) -> Manifest:
-    entry = TapEntry(replay.file.name, 0, hooks={replay.direction: HOOK}, directions=(replay.direction,))
+    entry = TapEntry(replay.file.name, 0, hooks=dict.fromkeys(replay.directions, HOOK), directions=replay.directions)
     begun = manifest.begin([entry], replay.bin_ns, options)
     first = replay.file.first
     start = begun.start if first is None else replay.wall_clock(first[0])

@@ -239,7 +239,7 @@ class Programs:
     def replay_program_fd(self, direction: Direction) -> int:
         """The program for a file's frames, as if they came through the tap in this direction."""
         code = replaced(self._code("replay"), NUMBER_LOAD, {DIRECTION_PLACEHOLDER: int(direction)})
-        return self._load("vifprobe_replay", lambda name: libbpf.load_tc_program(name, code))
+        return self._load(f"vifprobe_replay_{direction.name.lower()}", lambda name: libbpf.load_tc_program(name, code))
 
     def attach_verdicts(self) -> None:
         """Attach the tracepoint that learns what was dropped, of the taps in the calling thread's network namespace.

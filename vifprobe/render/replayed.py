@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vifprobe.analysis.reading import Limit, Reading, count
-from vifprobe.layout import Expected, PacketClass
+from vifprobe.layout import Direction, Expected, PacketClass
 from vifprobe.render import tap_view
 from vifprobe.render.context import TapContext
 from vifprobe.render.flood import flood_lines
@@ -27,7 +27,8 @@ def replay_lines(
     glyphs: Glyphs = BLOCKS,
 ) -> list[Line]:
     """The file's packets as one run of a tap. recorded: format and time span, in words. files: what was written."""
-    (direction,) = reading.directions
+    direction = tap_view.main_direction(reading)
+    others = [other for other in reading.directions if other is not direction]
     context = TapContext()
     notes = [row for note in reading.notes for row in wrapped(Span("note     ", "name"), clean(note, glyphs), width)]
     sections: list[Section] = [
@@ -38,6 +39,7 @@ def replay_lines(
         fixed(tap_view.what_if(reading, width, glyphs)),
         fixed(totals_table(reading, direction, width, glyphs)),
         fixed(mix(reading, direction, width, glyphs)),
+        *(fixed(totals_table(reading, other, width, glyphs)) for other in others),
         fixed(flood_lines(reading, width, glyphs)),
         fixed(findings_lines(reading.findings, width, glyphs)),
         classes(reading, direction, width, glyphs),
@@ -52,20 +54,24 @@ def replay_lines(
 def replay_object(reading: Reading, told: Mapping[str, Any]) -> dict[str, Any]:
     """The last object of `watch --json`, and with it what only a replay knows. told: of the file and its packets.
 
-    `replay.conform` and `replay.exceed`: what the ideal bucket said, of all and by class; null without a limit.
+    `replay.conform` and `replay.exceed`: what the ideal bucket said, of all and by class; null without a limit. Of a
+    recording of both directions they are of the outbound ones, and `replay.inbound` has the others.
     """
-    (direction,) = reading.directions
-    ideal = {
-        expected.name.lower(): None if reading.would(direction, expected) is None else _by_class(reading, expected)
-        for expected in IDEAL
-    }
-    replay = {**told, **ideal, "notes": list(reading.notes)}
+    main = tap_view.main_direction(reading)
+    replay = {**told, **_ideal(reading, main), "notes": list(reading.notes)}
+    replay |= {other.name.lower(): _ideal(reading, other) for other in reading.directions if other is not main}
     return {**reading_object(reading), "replay": replay}
 
 
-def _by_class(reading: Reading, expected: Expected) -> dict[str, Any]:
+def _ideal(reading: Reading, direction: Direction) -> dict[str, Any]:
+    return {
+        one.name.lower(): None if reading.would(direction, one) is None else _by_class(reading, direction, one)
+        for one in IDEAL
+    }
+
+
+def _by_class(reading: Reading, direction: Direction, expected: Expected) -> dict[str, Any]:
     """Counts of all packets, and of each class that was seen."""
-    (direction,) = reading.directions
 
     def counts(packet_class: PacketClass | None) -> dict[str, int]:
         return count(reading.where(direction, packet_class=packet_class, expected=expected))._asdict()
