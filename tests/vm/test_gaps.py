@@ -140,4 +140,5 @@ def test_by_hand_as_neutron_does(guest_tap: Tap, tmp_path: Path) -> None:
     check(capture, "tap0", "tc", replaced=2)
     check_counts(capture, "tap0")
     # Policed before the first deletion and after each addition: more than the last policer alone can have dropped.
-    assert count(capture.reading().where(OUT, Verdict.POLICED)).packets > last > 0
+    found = count(capture.reading().where(OUT, Verdict.POLICED)).packets
+    assert found > last > 0, capture.manifest.gaps

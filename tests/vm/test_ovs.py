@@ -73,7 +73,8 @@ def test_add_port_and_a_changed_rate(guest_tap: Tap, ovs: str, tmp_path: Path) -
         last = policed(NAME).dropped
     capture = load(folder)
     check(capture, limit_gaps=2)
-    assert count(capture.reading().where(OUT, Verdict.POLICED)).packets > last > 0
+    found = count(capture.reading().where(OUT, Verdict.POLICED)).packets
+    assert found > last > 0, capture.manifest.gaps
     assert [row for row in capture.events if row.kind.startswith("link")]
     assert {finding.pattern for _, finding in capture.findings} >= {"P2", "P3"}
 
