@@ -132,10 +132,10 @@ def _packets(readings: list[Reading], verdict: Verdict) -> int:
 
 
 def play(folder: Path) -> Iterator[Step]:
-    """Each step once it has been seen. folder: to be made, of a capture of the second one."""
+    """Each step once it has been seen. folder: to be made, of a capture of the first two."""
     with _stage() as stage:
-        yield _both_limited(stage)
         with _captured(folder):
+            yield _both_limited(stage)
             wiped = _wiped(stage)
         yield wiped
         yield _one_stopped(stage)
@@ -206,7 +206,6 @@ def _captured(folder: Path) -> Iterator[None]:
     with subprocess.Popen([*command, "--direction", "outbound"], stdout=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: (folder / "timeline.csv").exists() or process.poll() is not None, ROOM)
-            time.sleep(SETTLE)  # so long the limit is there in it
             yield
             process.terminate()
             if process.wait(ROOM):
@@ -299,7 +298,7 @@ def main() -> None:
     folder = Path(os.environ.get("VIFPROBE_RESULTS", ".")) / "incident"
     for number, step in enumerate(play(folder), start=1):
         tell(number, step, lambda text: print(text, flush=True))
-    print(f"\nWhat `vifprobe capture {' '.join(TAPS)}` found in step 2, read alone:\n")
+    print(f"\nWhat `vifprobe capture {' '.join(TAPS)}` found in steps 1 and 2, read alone:\n")
     tell_findings(load(folder), print)
 
 
