@@ -35,6 +35,7 @@ Require = Callable[[str, object, str], None]
 
 #: The stock kernel that the tests run on in a virtual machine (scripts/vm), "" elsewhere.
 KERNEL = os.environ.get("VIFPROBE_VM", "")
+ROOM = 300.0 if KERNEL else 30.0  # seconds for a command to start; emulated, compiling takes a minute
 OUT = Direction.OUTBOUND
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)
 FLOOD = 1_000_003
@@ -145,7 +146,7 @@ class Command:
             self.process.terminate()
         return self.ended(code)
 
-    def ended(self, code: int = 0, seconds: float = 60.0) -> str:
+    def ended(self, code: int = 0, seconds: float = 2 * ROOM) -> str:
         """Wait until it ends by itself; the rest as `end`."""
         assert self.process.wait(seconds) == code, self.told()
         assert "Traceback" not in self.told()
@@ -159,7 +160,7 @@ class Command:
         """Its standard error so far."""
         return self.errors.read_text()
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = ROOM) -> None:
         """Until the condition holds, while it runs."""
         wait_until(lambda: condition() or self.process.poll() is not None, seconds)
         assert condition(), self.told()

@@ -108,7 +108,7 @@ def test_nothing_stays_after_a_kill_at_any_time(set_up: Tap, tmp_path: Path) -> 
 def test_nothing_stays_after_a_kill_at_the_end(set_up: Tap, tmp_path: Path) -> None:
     """SIGTERM and, while the run is taking its hooks off and writing, SIGKILL."""
     before = settings()
-    for number in range(7):
+    for number in range(KILLS if KERNEL else 7):
         folder = tmp_path / str(number)
         folder.mkdir()
         with capturing(folder, "--bin", "1ms") as run:
