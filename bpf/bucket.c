@@ -57,31 +57,51 @@ static __always_inline void surer(struct bucket *bucket, u64 overflow)
 	u64 unsure = bucket->unsure_ns, now = unsure > overflow + BUCKET_SLACK_NS ? unsure - overflow : BUCKET_SLACK_NS;
 
 	/* Not atomic: where two CPUs take off at once, and one of them in vain, it stays unsure for longer. */
-	if (overflow && now != unsure)
+	if (now != unsure)
 		bucket->unsure_ns = now;
 }
 
 #if HAS_CMPXCHG
+/* One try to take `cost` out of what the bucket held when it was `*seen`; else it is what another CPU made of it. */
+static __always_inline bool try_to_take(struct bucket *bucket, u64 *seen, s64 cost, s64 over)
+{
+	u64 found = __sync_val_compare_and_swap(&bucket->empty_ns, *seen, *seen + over + cost);
+
+	if (unlikely(found != *seen)) {
+		*seen = found;
+		return false;
+	}
+	if (unlikely(over))
+		surer(bucket, over);
+	return true;
+}
+
+/* What has run over by `now`. */
+static __always_inline s64 overflow_at(u64 now, u64 empty_ns, s64 burst)
+{
+	s64 over = tokens_at(now, empty_ns) - burst;
+
+	return unlikely(over > 0) ? over : 0;
+}
+
 /* Take the cost of a packet that came at `now` out of the bucket, if it holds `least`. */
 static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
 {
-	u64 seen = *(volatile u64 *)&bucket->empty_ns, found;
-	s64 burst = bucket->burst_ns, over;
+	u64 seen = *(volatile u64 *)&bucket->empty_ns;
+	s64 burst = bucket->burst_ns, over = overflow_at(now, seen, burst);
 
+	if (tokens_at(now, seen) - over < least)
+		return false;
+	if (likely(try_to_take(bucket, &seen, cost, over)))
+		return true;
 	/* Verifier: a bounded loop. Each further round means that another CPU took from it meanwhile. */
 #pragma nounroll
-	for (u32 i = 0; i < COST_TRIES; i++) {
-		over = tokens_at(now, seen) - burst;
-		if (over < 0)
-			over = 0;
+	for (u32 i = 1; i < COST_TRIES; i++) {
+		over = overflow_at(now, seen, burst);
 		if (tokens_at(now, seen) - over < least)
 			return false;
-		found = __sync_val_compare_and_swap(&bucket->empty_ns, seen, seen + over + cost);
-		if (likely(found == seen)) {
-			surer(bucket, over);
+		if (try_to_take(bucket, &seen, cost, over))
 			return true;
-		}
-		seen = found;
 	}
 	return false;
 }
@@ -118,14 +138,15 @@ static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 l
 static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 direction, u64 *now, u32 charged_bytes,
 				    u32 frame_bytes, u64 wire_bytes)
 {
-	u32 at = tap->number * DIRECTION_COUNT + (u32)direction;
 	struct bucket *bucket;
 	u64 cost;
+	u32 at;
 
 	if (!(tap->traits & TRAIT_LIMIT_OUTBOUND << direction))
 		return 0;
+	at = tap->number * DIRECTION_COUNT + (u32)direction;
 	bucket = buckets.lookup(&at);
-	if (!bucket)
+	if (unlikely(!bucket))
 		return 0;
 	if (!*now)
 		*now = bpf_ktime_get_ns();
@@ -178,9 +199,9 @@ static __always_inline bool take_late(struct bucket *bucket, struct lane *lane)
  */
 static __always_inline u64 settle_bucket(struct lane *lane, u64 what, u64 verdict)
 {
-	u32 at = ((u32)(what >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((u32)(what >> KEY_DIRECTION_SHIFT) & 0xf);
 	u64 says = what >> KEY_EXPECTED_SHIFT & 0xf, other = (EXPECTED_CONFORM ^ EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
 	struct bucket *bucket;
+	u32 at;
 
 	if (likely(!says || (says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED)))
 		return what;
@@ -189,6 +210,9 @@ static __always_inline u64 settle_bucket(struct lane *lane, u64 what, u64 verdic
 	/* The reader has counted it already, as it was. */
 	if ((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)
 		return what;
+	/* Or the compiler would work it out for those, too, who don't come this far. */
+	asm volatile("" : "+r"(what));
+	at = ((u32)(what >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((u32)(what >> KEY_DIRECTION_SHIFT) & 0xf);
 	bucket = buckets.lookup(&at);
 	if (!bucket)
 		return what;

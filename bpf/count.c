@@ -4,7 +4,7 @@
  *
  * Hook:   none of its own
  * Reads:  taps
- * Writes: cells, roster, lanes, misses, bins, bin_log
+ * Writes: cells, roster, lanes, misses, desks, bin_log
  * Needs:  mmapable arrays (BPF_F_MMAPABLE)
  *
  * Every counter belongs to one CPU, so that a plain += is enough: tc programs and the tracepoints in the same call
@@ -69,7 +69,7 @@ struct lane {
 	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes */
 	u16 traits;
 	u16 sampled;  /* its headers wait for its verdict, see sample.c */
-	u32 spare;
+	u32 desk;     /* number of its desk */
 	u64 scratch;  /* see forget() */
 	/* second line: what the ideal bucket saw of that packet, see bucket.c */
 	u64 pledged_at_ns;
@@ -110,13 +110,45 @@ struct bin {
 	u64 spare[2];
 };
 
+#if SAMPLES
+/* Which packets are sampled, see sample.c. */
+struct sampler {
+	u64 seen;       /* packets of this tap and direction on this CPU */
+	u64 wake_at;    /* up to this one (by `seen`), packets of a calm class need no look */
+	u64 next_at;    /* the next one of the draw */
+	u64 probe_at;   /* the next look for a verdict that did not come so far */
+	u64 last_ns;    /* arrival of packet number last_seen */
+	u64 last_seen;
+	u32 mean;       /* M; written by user space; 0: take none */
+	u32 drawn_mean; /* M of the draw that gave next_at */
+	u32 calm;       /* bit n: class n had its SAMPLE_EAGER_LOOKS */
+	u32 spare;
+	/* second line and on */
+	u8 first[16 * 4];   /* taken as one of the first, by class * 4 + verdict */
+	u16 in_vain[16];   /* staged but not one of the first, by class */
+	u64 spare_words[4];
+};
+#endif
+
+/* One CPU's own, of one tap and direction: what every packet touches is found by one look. */
+struct desk {
+#if SAMPLES
+	struct sampler sampler;
+#endif
+#if BIN_NS
+	struct bin bin;
+#endif
+};
+
 BPF_F_TABLE("array", u32, struct cell, cells, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u32, roster, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct lane, lanes, CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct tap, taps, TAP_SLOTS, BPF_F_MMAPABLE);
+#if BIN_NS || SAMPLES
+BPF_F_TABLE("array", u32, struct desk, desks, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+#endif
 #if BIN_NS
-BPF_F_TABLE("array", u32, struct bin, bins, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct bin, bin_log, CPUS * BIN_LOG, BPF_F_MMAPABLE);
 #endif
 
@@ -127,7 +159,7 @@ static __always_inline struct tap *tap_of(u32 ifindex)
 	struct tap *tap = taps.lookup(&at);
 
 	/* Almost every packet's tap is in the first slot. */
-	if (tap && likely(tap->ifindex == ifindex))
+	if (likely(tap != NULL) && likely(tap->ifindex == ifindex))
 		return tap;
 	/* Verifier: a bounded loop. */
 #pragma nounroll
@@ -158,7 +190,7 @@ static __always_inline struct cell *cell_of(u32 cpu, struct lane *lane, u64 what
 	struct cell *cell = cells.lookup(&at);
 
 	/* Almost every packet finds its cell in the first slot. */
-	if (likely(cell && cell->what == what && cell->why == why))
+	if (likely(cell != NULL) && likely(cell->what == what) && likely(cell->why == why))
 		return cell;
 	/* Verifier: a bounded loop. */
 #pragma nounroll
@@ -198,23 +230,30 @@ static __always_inline u64 arrival_ns(u64 given)
 #endif
 }
 
-#if BIN_NS
-static __always_inline struct bin *bin_of(u32 cpu, u64 what)
+static __always_inline u32 desk_number(u32 cpu, u64 what)
 {
-	u32 at = (cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1) * DIRECTION_COUNT +
-		 (u32)((what >> KEY_DIRECTION_SHIFT) & 0xf);
-
-	return bins.lookup(&at);
+	return (cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1) * DIRECTION_COUNT +
+	       (u32)((what >> KEY_DIRECTION_SHIFT) & 0xf);
 }
 
-/* Enter the time bin of now: if the tap's current one on this CPU is over, it goes to the log. */
-static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what, u64 now)
+/* NULL: there is none of that number. Where nothing lies on it, it is no place either, and no look is needed. */
+static __always_inline struct desk *desk_at(struct lane *lane, u32 number)
 {
-	struct bin *bin = bin_of(cpu, what);
-	struct bin *logged;
+#if BIN_NS || SAMPLES
+	return desks.lookup(&number);
+#else
+	return (struct desk *)lane;
+#endif
+}
+
+#if BIN_NS
+/* Enter the time bin of now: if the tap's current one on this CPU is over, it goes to the log. */
+static __always_inline void turn_bin_of(struct desk *desk, u32 cpu, struct lane *lane, u64 what, u64 now)
+{
+	struct bin *bin = &desk->bin, *logged;
 	u32 at;
 
-	if (!bin || likely(now - bin->start_ns < BIN_NS))
+	if (likely(now - bin->start_ns < BIN_NS))
 		return;
 	if (bin->tap_direction) {
 		at = cpu * BIN_LOG + ((u32)lane->logged_bins & (BIN_LOG - 1));
@@ -230,24 +269,34 @@ static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what, u64 n
 	bin->tap_direction = ((what >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((what >> KEY_DIRECTION_SHIFT) & 0xf) + 1;
 }
 
-static __always_inline void count_bin(u32 cpu, u64 what, u64 frame_bytes)
+static __always_inline void count_bin(struct lane *lane, u32 number, u64 what, u64 frame_bytes)
 {
-	struct bin *bin = bin_of(cpu, what);
+	struct desk *desk = desk_at(lane, number);
 	u32 verdict = (what >> KEY_VERDICT_SHIFT) & 0xf;
+	struct bin_counts *counts;
 
 	/* Verifier: an index into the bin's array. */
-	if (!bin || verdict >= VERDICT_QUEUED)
+	if (unlikely(!desk) || unlikely(verdict >= VERDICT_QUEUED))
 		return;
+	counts = &desk->bin.counts[verdict];
 	/* Own CPU's bin: no packet of this tap comes between a packet's arrival and its verdict. */
-	bin->counts[verdict].packets++;
-	bin->counts[verdict].frame_bytes += frame_bytes;
+	counts->packets++;
+	counts->frame_bytes += frame_bytes;
 	if (((what >> KEY_PACKET_CLASS_SHIFT) & 0xff) == CLASS_TCP_SYN)
-		bin->counts[verdict].syn_packets++;
+		counts->syn_packets++;
 }
 #else
-static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what, u64 now) {}
-static __always_inline void count_bin(u32 cpu, u64 what, u64 frame_bytes) {}
+static __always_inline void turn_bin_of(struct desk *desk, u32 cpu, struct lane *lane, u64 what, u64 now) {}
+static __always_inline void count_bin(struct lane *lane, u32 number, u64 what, u64 frame_bytes) {}
 #endif
+
+static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what, u64 now)
+{
+	struct desk *desk = desk_at(lane, desk_number(cpu, what));
+
+	if (desk)
+		turn_bin_of(desk, cpu, lane, what, now);
+}
 
 static __always_inline void miss(u32 cpu, u64 what, u32 frame_bytes)
 {
@@ -261,9 +310,9 @@ static __always_inline void miss(u32 cpu, u64 what, u32 frame_bytes)
 	__sync_fetch_and_add(&missed->frame_bytes, frame_bytes);
 }
 
-/* Count one packet, its verdict known (or never to be known). */
-static __always_inline void count(u32 cpu, struct lane *lane, u64 what, u64 why, u32 frame_bytes, u32 charged_bytes,
-				  u64 wire_bytes)
+/* Count one packet, its verdict known (or never to be known). desk: its number. */
+static __always_inline void count_at(u32 cpu, struct lane *lane, u32 desk, u64 what, u64 why, u32 frame_bytes,
+				     u32 charged_bytes, u64 wire_bytes)
 {
 	struct cell *cell = cell_of(cpu, lane, what, why);
 
@@ -276,7 +325,13 @@ static __always_inline void count(u32 cpu, struct lane *lane, u64 what, u64 why,
 	cell->frame_bytes += frame_bytes;
 	cell->charged_bytes += charged_bytes;
 	cell->wire_bytes += wire_bytes;
-	count_bin(cpu, what, frame_bytes);
+	count_bin(lane, desk, what, frame_bytes);
+}
+
+static __always_inline void count(u32 cpu, struct lane *lane, u64 what, u64 why, u32 frame_bytes, u32 charged_bytes,
+				  u64 wire_bytes)
+{
+	count_at(cpu, lane, desk_number(cpu, what), what, why, frame_bytes, charged_bytes, wire_bytes);
 }
 
 static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why);
@@ -289,7 +344,7 @@ static __always_inline void settle(u32 cpu, struct lane *lane, u64 verdict, u64 
 
 	lane->skb = 0;
 	settle_sample(cpu, lane, what, why);
-	count(cpu, lane, what, why, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
+	count_at(cpu, lane, lane->desk, what, why, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
 }
 
 /* A header that can't be read has no class: said to be missed, not guessed. */

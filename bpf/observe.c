@@ -74,11 +74,15 @@ static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, 
 static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, u32 iif, struct frame *frame,
 				    struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
+	struct desk *desk = desk_at(lane, desk_number(cpu, what));
+
+	if (!desk)
+		return;
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
 	what |= expected(lane, tap, DIRECTION_INBOUND, &now, charged_bytes, frame->length, wire);
 	what_if(cpu, tap, DIRECTION_INBOUND, what, &now, charged_bytes, frame->length, wire);
 	/* At its arrival, its verdict not known yet. */
-	if (unlikely(sample(cpu, lane, frame, packet, what, now, charged_bytes, wire)))
+	if (unlikely(sample(cpu, lane, desk, frame, packet, what, now, charged_bytes, wire)))
 		commit_sample(cpu, lane, what, 0);
 #if FOLLOW_INBOUND
 	struct flight flight = { .skb = forget(&lane->scratch, skb), .what = what, .wire_bytes = wire,
@@ -88,7 +92,7 @@ static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap,
 	remember(cpu, lane, &flight);
 #else
 	/* Offered, its outcome not followed. */
-	turn_bin(cpu, lane, what, now);
+	turn_bin_of(desk, cpu, lane, what, now);
 	count(cpu, lane, what, 0, frame->length, charged_bytes, wire);
 #endif
 }
@@ -97,10 +101,15 @@ static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap,
 static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, struct frame *frame,
 				     struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
+	u32 number = (cpu * TAPS + tap->number) * DIRECTION_COUNT + DIRECTION_OUTBOUND;
+	struct desk *desk = desk_at(lane, number);
+
+	if (!desk)
+		return;
 	charged_bytes = policer_charge(tap, charged_bytes);
 	what |= expected(lane, tap, DIRECTION_OUTBOUND, &now, charged_bytes, frame->length, wire);
 	what_if(cpu, tap, DIRECTION_OUTBOUND, what, &now, charged_bytes, frame->length, wire);
-	turn_bin(cpu, lane, what, now);
+	turn_bin_of(desk, cpu, lane, what, now);
 	/* Own CPU's lane. */
 	lane->what = what;
 	lane->sequence++;
@@ -111,7 +120,8 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 	lane->charged_bytes = charged_bytes;
 	lane->wire_bytes = wire;
 	lane->traits = tap->traits;
-	lane->sampled = sample(cpu, lane, frame, packet, what, now, charged_bytes, wire);
+	lane->desk = number;
+	lane->sampled = sample(cpu, lane, desk, frame, packet, what, now, charged_bytes, wire);
 	lane->skb = skb;
 }
 
@@ -134,7 +144,7 @@ int observe(struct __sk_buff *skb)
 	u64 direction = own_direction(), now, what, wire;
 	struct packet packet;
 
-	if (!tap || !lane)
+	if (unlikely(!tap) || unlikely(!lane))
 		return GO_ON;
 	what = identify_quickly(&frame, direction, tap, lane, &packet);
 	wire = wire_bytes(&frame, &packet);

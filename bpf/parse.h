@@ -65,6 +65,7 @@ struct packet {
 	u32 network_offset;
 	u32 transport_offset;
 	bool is_ipv6;
+	bool is_plain;  /* they lie where those of TCP over IPv4 do without tag and options */
 };
 
 /*
@@ -398,6 +399,7 @@ static __always_inline u64 packed(const struct packet *packet)
 
 static __always_inline void unpack(u64 all, struct packet *packet)
 {
+	packet->is_plain = all >> 16 == (PLAIN_TRANSPORT | ETH_HEADER_LEN << 16);
 	packet->header_bytes = (u16)all;
 	packet->transport_offset = (u16)(all >> 16);
 	packet->network_offset = (u16)(all >> 32);
@@ -424,7 +426,8 @@ static __always_inline bool parse_plain(struct frame *frame, struct packet *pack
 	flags = bpf_ntohs(*(u16 *)(data + PLAIN_TRANSPORT + 12));
 	header = flags >> 10 & 0x3c;
 	/* Lengths that don't fit, or that stand for others. */
-	if (unlikely(header < TCP_MIN_LEN || total < IPV4_MIN_LEN + header || ETH_HEADER_LEN + total > frame->length))
+	if (unlikely(header < TCP_MIN_LEN) || unlikely(total < IPV4_MIN_LEN + header) ||
+	    unlikely(ETH_HEADER_LEN + total > frame->length))
 		return false;
 	packet->frame_bytes = frame->length;
 	packet->header_bytes = PLAIN_TRANSPORT + header;

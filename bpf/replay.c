@@ -58,6 +58,7 @@ int replay(struct __sk_buff *skb)
 	struct frame frame = replayed_frame(skb);
 	u64 direction = own_direction(), now = skb->tstamp, bucket_now = now, what, wire;
 	struct packet packet;
+	struct desk *desk;
 
 	skb->cb[CB_WHAT] = 0;
 	skb->cb[CB_WHAT + 1] = 0;
@@ -78,9 +79,12 @@ int replay(struct __sk_buff *skb)
 	what |= expected(lane, tap, direction, latest(&bucket_now), charged, frame.length, wire);
 	what_if(cpu, tap, direction, what, &bucket_now, charged, frame.length, wire);
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
-	turn_bin(cpu, lane, what, now);
+	desk = desk_at(lane, desk_number(cpu, what));
+	if (!desk)
+		return GO_ON;
+	turn_bin_of(desk, cpu, lane, what, now);
 	measure_syn(cpu, lane, &frame, &packet, what, &now);
-	if (sample(cpu, lane, &frame, &packet, what, now, charged, wire))
+	if (sample(cpu, lane, desk, &frame, &packet, what, now, charged, wire))
 		commit_sample(cpu, lane, what, 0);
 	count(cpu, lane, what, 0, frame.length, charged, wire);
 	skb->cb[CB_WHAT] = what;

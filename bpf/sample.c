@@ -4,7 +4,7 @@
  *
  * Hook:   none of its own; called where a packet arrives, and where its verdict is known
  * Reads:  the packet's headers; samplers' mean, set from user space
- * Writes: samplers, staged, samples
+ * Writes: samplers (in the desks of count.c), staged, samples
  * Needs:  nothing new; compiled out without SAMPLES
  *
  * A packet's headers are staged when it arrives, and go to the ring once its verdict is known. The ring is this CPU's
@@ -17,23 +17,6 @@
  * one of the first depends on the packets before it alone, never on that draw.
  */
 #if SAMPLES
-struct sampler {
-	u64 seen;       /* packets of this tap and direction on this CPU */
-	u64 wake_at;    /* up to this one (by `seen`), packets of a calm class need no look */
-	u64 next_at;    /* the next one of the draw */
-	u64 probe_at;   /* the next look for a verdict that did not come so far */
-	u64 last_ns;    /* arrival of packet number last_seen */
-	u64 last_seen;
-	u32 mean;       /* M; written by user space; 0: take none */
-	u32 drawn_mean; /* M of the draw that gave next_at */
-	u32 calm;       /* bit n: class n had its SAMPLE_EAGER_LOOKS */
-	u32 spare;
-	/* second line and on */
-	u8 first[16 * 4];   /* taken as one of the first, by class * 4 + verdict */
-	u16 in_vain[16];   /* staged but not one of the first, by class */
-	u64 spare_words[4];
-};
-
 struct sample {
 	u64 what;
 	u64 why;
@@ -52,20 +35,12 @@ struct sample {
 	u8 headers[SAMPLE_HEADER_BYTES];
 };
 
-BPF_F_TABLE("array", u32, struct sampler, samplers, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct sample, staged, CPUS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct sample, samples, CPUS * SAMPLES, BPF_F_MMAPABLE);
 
 static __always_inline u32 direction_of(u64 what)
 {
 	return (what >> KEY_DIRECTION_SHIFT) & 0xf;
-}
-
-static __always_inline struct sampler *sampler_of(u32 cpu, u64 what)
-{
-	u32 at = (cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1) * DIRECTION_COUNT + direction_of(what);
-
-	return samplers.lookup(&at);
 }
 
 static __always_inline struct sample *staged_of(u32 cpu, u64 what)
@@ -219,14 +194,12 @@ static __always_inline bool look(u32 cpu, struct lane *lane, struct sampler *own
 }
 
 /* At arrival, after the packet before it has its verdict. True: its headers wait for its own. */
-static __always_inline bool sample(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet, u64 what,
-				   u64 now, u32 charged_bytes, u64 wire)
+static __always_inline bool sample(u32 cpu, struct lane *lane, struct desk *desk, struct frame *frame,
+				   struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
-	struct sampler *own = sampler_of(cpu, what);
+	struct sampler *own = &desk->sampler;
 	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf;
 
-	if (!own)
-		return false;
 	own->seen++;
 	if (likely(own->seen < own->wake_at && own->calm >> class & 1 && own->mean == own->drawn_mean))
 		return false;
@@ -269,11 +242,11 @@ static __always_inline void commit_sample(u32 cpu, struct lane *lane, u64 what, 
 {
 	u32 at = cpu * SAMPLES + ((u32)lane->samples & (SAMPLES - 1)), weight;
 	struct sample *staged = staged_of(cpu, what), *to = samples.lookup(&at);
-	struct sampler *own = sampler_of(cpu, what);
+	struct desk *desk = desk_at(lane, desk_number(cpu, what));
 
-	if (!staged || !to || !own)
+	if (!staged || !to || !desk)
 		return;
-	weight = weight_of(own, staged, what);
+	weight = weight_of(&desk->sampler, staged, what);
 	if (!weight)
 		return;
 	staged->what = what;
@@ -292,8 +265,8 @@ static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, 
 	}
 }
 #else
-static __always_inline bool sample(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet, u64 what,
-				   u64 now, u32 charged_bytes, u64 wire)
+static __always_inline bool sample(u32 cpu, struct lane *lane, struct desk *desk, struct frame *frame,
+				   struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
 	return false;
 }

@@ -90,7 +90,7 @@ class Counters:
             self._berths = programs.table("berths")
             self._flights = programs.table("flights")
         if self._bin_ns:
-            self._bins = programs.table("bins")
+            self._bins = programs.table("desks")["bin"]
             self._bin_log = programs.table("bin_log").reshape(self._cpus, -1)
             self._logged = np.zeros(self._cpus, dtype=np.int64)
         self._what_ifs = _by_what_if(programs) if settings.what_ifs else None

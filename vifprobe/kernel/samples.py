@@ -38,7 +38,7 @@ class Samples:
         self._ring = programs.table("samples").reshape(self._cpus, -1)
         self._staged = programs.table("staged").reshape(self._cpus, len(Direction))
         # The kernel side only reads `mean`, user space only writes it.
-        self._samplers = programs.table("samplers", writable=True).reshape(self._cpus, -1, len(Direction))
+        self._samplers = programs.table("desks", writable=True)["sampler"].reshape(self._cpus, -1, len(Direction))
         self._taken = np.zeros(self._cpus, np.int64)
         self._seen = np.zeros(self._samplers.shape, np.int64)
         self._seen_ns = time.monotonic_ns()

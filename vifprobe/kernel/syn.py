@@ -37,7 +37,7 @@ class SynReader:
         shape = settings.taps, len(Direction)
         self._controls = programs.table("syn_controls", writable=True).reshape(shape)
         self._sets = programs.table("syn_sets", writable=True).reshape(_GENERATIONS, *shape)
-        self._flows = programs.table("flows")
+        self._flows = programs.table("flows")["way"].reshape(-1)
         self._counts = programs.table("syn_counts").reshape(settings.cpus, *shape)
         self._total = _copied(self._sets[0])
         self._before = np.zeros(shape, np.int64)

@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * How many handshakes come to their end, and how.
+ *
+ * Hook:   none of its own; called where a packet arrives
+ * Reads:  addresses and ports of TCP packets; syn_controls, set from user space
+ * Writes: flows, syn_counts, and by syn.c what is different in SYNs
+ * Needs:  nothing new; compiled out without SYN_MEASURES
+ *
+ * The table of handshakes has a fixed number of places, and takes one flow in 2^shift, by a hash of its addresses and
+ * ports. It is shared by all CPUs and written without a lock: a torn flow is a handshake whose end is not seen, which is
+ * counted as such. Counts are per CPU, and exact.
+ */
+#if SYN_MEASURES
+#define FLOW_WAYS 4
+#define SHIFT_MAX 20
+
+/* A handshake that was begun and has not ended. */
+struct flow {
+	u64 key; /* 0: free */
+	u64 started_ns;
+	u32 owner; /* tap number * DIRECTION_COUNT + direction of the SYN */
+	u8 shift;  /* it stands for 2^shift */
+	u8 answered;
+	u16 spare;
+	u64 spares;
+};
+
+/* Where a flow can be: two cache lines. */
+struct flow_row {
+	struct flow way[FLOW_WAYS];
+};
+
+/* One CPU's own, of one tap and direction of the SYN. `followed` counts flows, the others what these stand for. */
+struct syn_counts {
+	u64 followed;
+	u64 started;
+	u64 answered;
+	u64 completed;
+	u64 reset;
+	u64 expired;
+	u64 spare[2];
+	u64 completed_age[AGE_BUCKETS];
+};
+
+BPF_F_TABLE("array", u32, struct flow_row, flows, FLOWS / FLOW_WAYS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct syn_counts, syn_counts, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+
+static __always_inline u32 age_bucket(u64 age_ns)
+{
+	u64 rest = age_ns / 1000;
+	u32 bucket;
+
+	for (u32 by = 1; by < 64; by *= 2)
+		rest |= rest >> by;
+	bucket = bits_in(rest);
+	return bucket < AGE_BUCKETS ? bucket : AGE_BUCKETS - 1;
+}
+
+static __always_inline struct syn_counts *counts_of(u32 cpu, u32 owner)
+{
+	u32 at = cpu * TAPS * DIRECTION_COUNT + owner;
+
+	return syn_counts.lookup(&at);
+}
+
+/*
+ * The same for both directions of a flow, never 0. A product is the same both ways round, and not the same where ports
+ * change places, as a sum would be; of odd numbers, it takes all odd values alike. Its upper half says who is followed, its lower half where.
+ */
+static __always_inline u64 flow_key(struct endpoints *ends, u32 tap)
+{
+	u64 one = (ends->source + ends->source_port * MIXER) | 1;
+	u64 other = (ends->destination + ends->destination_port * MIXER) | 1;
+	u64 key = one * other + ((u64)tap << 1);
+
+	return (key ^ key >> 32) * MIXER | 1;
+}
+
+static __always_inline struct flow_row *row_of_flow(u64 key)
+{
+	u32 at = (u32)key >> 16 & (FLOWS / FLOW_WAYS - 1);
+
+	return flows.lookup(&at);
+}
+
+/* Verifier: an index; assembly, because the compiler knows that it is one. */
+static __always_inline struct flow *way_in(struct flow_row *row, u64 way)
+{
+	asm volatile("%0 &= %1" : "+r"(way) : "i"(FLOW_WAYS - 1));
+	return &row->way[way];
+}
+
+static __always_inline struct flow *find_flow(struct lane *lane, struct flow_row *row, u64 key)
+{
+	u64 found = FLOW_WAYS;
+
+	/* Verifier: indexed by constants; one way out of it, see forget(). */
+#pragma unroll
+	for (u32 way = FLOW_WAYS; way-- > 0;)
+		if (row->way[way].key == key)
+			found = way;
+	found = forget(&lane->scratch, found);
+	return found < FLOW_WAYS ? way_in(row, found) : NULL;
+}
+
+/* Where a new flow goes: a free place, else the oldest one's. */
+static __always_inline struct flow *room_for_flow(struct lane *lane, struct flow_row *row)
+{
+	u64 oldest_ns = ~0ULL, found = 0;
+
+	/* Verifier: as above. */
+#pragma unroll
+	for (u32 way = 0; way < FLOW_WAYS; way++) {
+		u64 since_ns = row->way[way].key ? row->way[way].started_ns : 0;
+
+		if (since_ns < oldest_ns) {
+			oldest_ns = since_ns;
+			found = way;
+		}
+	}
+	return way_in(row, forget(&lane->scratch, found));
+}
+
+/* A flow loses its place: its end was not seen. Too many of those, and fewer are followed. */
+static __always_inline void give_up(u32 cpu, struct flow *flow, struct syn_control *control, u64 now)
+{
+	u32 owner = flow->owner;
+	struct syn_control *own = syn_controls.lookup(&owner);
+	struct syn_counts *counts = counts_of(cpu, owner);
+
+	if (!own || !counts)
+		return;
+	if (flow->answered)
+		__sync_fetch_and_add(&own->waiting, -1ULL);
+	if (now - flow->started_ns >= FLOW_EXPIRES_NS) {
+		/* Own CPU's counts. */
+		counts->expired += 1ULL << (flow->shift & 63);
+		return;
+	}
+	/* Unlocked: how soon the shift rises need not be exact. */
+	if (!(++control->crowded & (FLOW_CROWD - 1)) && control->shift < SHIFT_MAX)
+		control->shift++;
+}
+
+static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_control *control, struct flow_row *row,
+					 u64 key, u32 owner, u64 *now)
+{
+	struct flow *flow = find_flow(lane, row, key);
+	u32 shift = control->shift & 31;
+	struct syn_counts *counts;
+
+	/* Sent again: it is as old as its first SYN. */
+	if (flow && flow->owner == owner)
+		return;
+	counts = counts_of(cpu, owner);
+	if (!counts)
+		return;
+	flow = room_for_flow(lane, row);
+	if (!*now)
+		*now = bpf_ktime_get_ns();
+	if (flow->key)
+		give_up(cpu, flow, control, *now);
+	flow->started_ns = *now;
+	flow->owner = owner;
+	flow->shift = shift;
+	flow->answered = 0;
+	flow->key = key;
+	/* Own CPU's counts. */
+	counts->followed++;
+	counts->started += 1ULL << shift;
+}
+
+/* SYN-ACK, RST, or what completes a handshake: the next step of the flow, if it is followed. */
+static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, u32 owner, u64 *now)
+{
+	u32 flow_owner = flow->owner;
+	struct syn_control *own = syn_controls.lookup(&flow_owner);
+	struct syn_counts *counts = counts_of(cpu, flow_owner);
+	u64 stands_for = 1ULL << (flow->shift & 63);
+
+	if (!own || !counts)
+		return;
+	if (class == CLASS_TCP_SYNACK) {
+		if (flow_owner == owner || flow->answered)
+			return;
+		flow->answered = 1;
+		__sync_fetch_and_add(&own->waiting, 1);
+		counts->answered += stands_for;
+		return;
+	}
+	if (class == CLASS_TCP_RST) {
+		counts->reset += stands_for;
+	} else {
+		if (flow_owner != owner || !flow->answered)
+			return;
+		if (!*now)
+			*now = bpf_ktime_get_ns();
+		counts->completed += stands_for;
+		counts->completed_age[age_bucket(*now - flow->started_ns)] += stands_for;
+	}
+	if (flow->answered)
+		__sync_fetch_and_add(&own->waiting, -1ULL);
+	flow->key = 0;
+}
+
+/* Whether it is one of the share that is followed. */
+static __always_inline bool is_chosen(u64 key, u32 shift)
+{
+	return !(key >> 44 & ((1U << (shift & 31)) - 1));
+}
+
+/* At arrival of any packet. now: 0 where nobody asked yet. */
+static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet,
+					u64 what, u64 *now)
+{
+	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xff, tap = ((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
+	u32 owner = tap * DIRECTION_COUNT + ((what >> KEY_DIRECTION_SHIFT) & 0xf);
+	struct syn_control *control;
+	struct endpoints ends = {};
+	struct flow_row *row;
+	struct flow *flow;
+	u64 key;
+
+	if (class > CLASS_TCP_ACK)
+		return;
+	control = syn_controls.lookup(&owner);
+	/* What only completes handshakes is looked at only while one waits for it. */
+	if (unlikely(!control) || (class > CLASS_TCP_RST && likely(!control->waiting)))
+		return;
+	if (!endpoints_of(frame, packet, control->seed, &ends))
+		return;
+	if (class == CLASS_TCP_SYN)
+		note_syn(owner, control, &ends);
+	key = flow_key(&ends, tap);
+	if (!is_chosen(key, class == CLASS_TCP_SYN ? control->shift : control->lookup_shift))
+		return;
+	row = row_of_flow(key);
+	if (!row)
+		return;
+	if (class == CLASS_TCP_SYN) {
+		flow_started(cpu, lane, control, row, key, owner, now);
+		return;
+	}
+	flow = find_flow(lane, row, key);
+	if (flow)
+		flow_goes_on(cpu, class, flow, owner, now);
+}
+#else
+static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet,
+					u64 what, u64 *now) {}
+#endif
