@@ -12,21 +12,23 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 
+import bench_inbound
 import bench_program
 import bench_switch
 from bench_program import LIMIT
 from bench_stats import median_interval, own_ns
+from bench_variant import EXIT, Variant
 
 from vifprobe.errors import VifprobeError
 from vifprobe.kernel.attach import attach, load_empty
 from vifprobe.kernel.build import Programs, Settings, possible_cpus
 from vifprobe.kernel.counters import Counters
-from vifprobe.kernel.features import Features, read_features
+from vifprobe.kernel.features import Features, read_features, read_trace_fields
 from vifprobe.kernel.libbpf import attach_typed_tracepoint, load_typed_tracepoint
 from vifprobe.layout import Bucket, Direction, TapTrait
 from vifprobe.testing import frames
@@ -39,7 +41,6 @@ RUNS_INSIDE = 7  # of each variant while it is attached: starting tcpdump takes 
 RUNS_BARE = 3  # before it and after it
 TOOL_EVERY = 4  # rounds: a tool takes a second to start and to end
 BIN_NS = 10_000_000
-EXIT = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
 
 
 @dataclass(frozen=True)
@@ -62,24 +63,13 @@ TOOLS = (
 )
 
 
-@dataclass
-class Variant:
-    """One way of watching, and the nanoseconds a packet that it added in each round."""
-
-    name: str
-    attached: Callable[[], AbstractContextManager[object]]
-    own_programs: Callable[[], Iterable[int]] = tuple
-    every: int = 1  # rounds
-    added_ns: list[float] = field(default_factory=list)
-    own_ns: float = math.nan
-
-
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser()
     options.add_argument("--rounds", type=int, default=40)
     options.add_argument("--only", default="", help="names, with commas between")
     options.add_argument("--program", action="store_true", help="the tc program alone, by BPF_PROG_TEST_RUN")
+    options.add_argument("--inbound", action="store_true", help="a packet towards a guest, followed to its end")
     options.add_argument("--switch", action="store_true", help="a context switch, where the host's work is counted")
     chosen = options.parse_args()
     cpus = sorted(os.sched_getaffinity(0))
@@ -91,16 +81,25 @@ def main() -> None:
     if chosen.switch:
         bench_switch.measure(cpus[-1], chosen.rounds)
         return
+    if chosen.inbound:
+        with bench_inbound.taps() as (guest, sender, idle):
+            flooded = f"{len(frame)}-byte SYNs through a bridge to a tap whose ring is full"
+            found = [Variant("nothing", nullcontext), *bench_inbound.variants(guest, idle, read_features())]
+            _compare(found, sender, frame, chosen, flooded)
+        return
     with (
         private_netns(),
         tap("tap0") as on,
         nft_ingress_limit("tap0", rate_bytes_per_second=100_000, burst_bytes=10_000),
     ):
-        variants = list(_variants(on, read_features(), cpus[0]))
-        names = chosen.only.split(",") if chosen.only else [variant.name for variant in variants]
-        variants = [variant for variant in variants if variant.name in names]
-        base_ns = _measure(variants, on, frame, chosen.rounds)
-    _print(variants, base_ns, len(frame), chosen.rounds)
+        flooded = f"{len(frame)}-byte SYNs behind an nft limit"
+        _compare(list(_variants(on, read_features(), cpus[0])), on, frame, chosen, flooded)
+
+
+def _compare(variants: list[Variant], on: Tap, frame: bytes, chosen: argparse.Namespace, flooded: str) -> None:
+    names = chosen.only.split(",") if chosen.only else [variant.name for variant in variants]
+    variants = [variant for variant in variants if variant.name in names]
+    _print(variants, _measure(variants, on, frame, chosen.rounds), flooded, chosen.rounds)
 
 
 def _run(on: Tap, frame: bytes) -> float:
@@ -146,6 +145,7 @@ def _variants(on: Tap, features: Features, other_cpu: int) -> Iterator[Variant]:
     yield _vifprobe("samples", on, features, samples=True)
     yield _vifprobe("syn", on, features, syn=True)
     yield _vifprobe("all", on, features, limit=LIMIT, bin_ns=BIN_NS, samples=True, syn=True)
+    yield _vifprobe("followed", on, features, follows=True)
     for tool in TOOLS:
         why = _refuses(tool, other_cpu)
         if why is None:
@@ -180,12 +180,16 @@ def _vifprobe(
     bin_ns: int = 0,
     samples: bool = False,
     syn: bool = False,
+    follows: bool = False,
 ) -> Variant:
     """What `watch` attaches outbound; with the ideal bucket of a declared limit; with a timeline, as `capture` does;
-    with one packet in 64 sampled, which is where a flood begins; with SYNs' addresses, ports and handshakes measured.
+    with one packet in 64 sampled, which is where a flood begins; with SYNs' addresses, ports and handshakes measured;
+    while inbound packets are followed, too, of which there are none.
     """
-    programs = Programs(Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus(), samples=samples, syn=syn), features)
-    traits = TapTrait.NFT_POLICER
+    fields = read_trace_fields() if follows else None
+    settings = Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus(), samples=samples, syn=syn, follow=fields)
+    programs = Programs(settings, features)
+    traits = TapTrait.NFT_POLICER | (TapTrait.INBOUND if follows else 0)
     if limit is not None:
         programs.set_bucket(0, Direction.OUTBOUND, limit)
         traits |= TapTrait.LIMIT_OUTBOUND
@@ -194,11 +198,14 @@ def _vifprobe(
     @contextmanager
     def attached() -> Iterator[None]:
         programs.attach_verdicts()
+        if follows:
+            programs.attach_followers()
         hook = attach(programs.tc_program_fd(Direction.OUTBOUND), on.name, on.ifindex, Direction.OUTBOUND, None)
         try:
             yield
         finally:
             hook.detach()
+            programs.detach_followers()
             programs.detach_verdicts()
 
     return Variant(name, attached, lambda: programs.loaded)
@@ -238,10 +245,10 @@ def _refuses(tool: Tool, cpu: int) -> str | None:
         return error.message
 
 
-def _print(variants: list[Variant], base_ns: list[float], frame_bytes: int, rounds: int) -> None:
+def _print(variants: list[Variant], base_ns: list[float], flooded: str, rounds: int) -> None:
     floor = next((variant for variant in variants if variant.name == "floor"), None)
     floor_ns = statistics.median(floor.added_ns) if floor else 0.0
-    print(f"flood of {frame_bytes}-byte SYNs behind an nft limit: {statistics.median(base_ns):.0f} ns a packet bare")
+    print(f"flood of {flooded}: {statistics.median(base_ns):.0f} ns a packet bare")
     print(f"{'attached':10s} {'adds ns':>8s} {'95 %':>11s} {'of floor':>9s} {'programs ns':>12s}   ({rounds} rounds)")
     for variant in variants:
         low, middle, high = median_interval(variant.added_ns)
