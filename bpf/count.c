@@ -48,8 +48,9 @@ struct flight {
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 iif;    /* the device that it was received on, 0: this host's own */
-	u32 seal;   /* of the other fields, see seal_of() */
-	u64 spare[2];
+	u32 seal;   /* of the fields before, see seal_of() */
+	u64 lost;   /* written by user space: its end went by unseen, it is counted as missed while it is here */
+	u64 spare;
 };
 #endif
 
@@ -87,6 +88,10 @@ struct lane {
 #if FOLLOW_INBOUND
 	/* fourth line: the inbound packet that the driver has in its hands, see inbound.c */
 	struct flight leaving;
+	/* fifth line: the last drop in a queue, and which of two programs told of it, see verdict.c */
+	u64 told;
+	u64 told_by;
+	u64 spare_line[6];
 #endif
 };
 
@@ -94,6 +99,8 @@ struct lane {
 struct missed {
 	u64 packets;
 	u64 frame_bytes;
+	u64 unannounced; /* counted, but only their end was seen, see inbound.c, look_at() */
+	u64 spare;
 };
 
 struct bin_counts {

@@ -10,7 +10,8 @@
  * A memory, not a ledger: packets are counted at their ends only. Whatever is lost here (two CPUs that write one place
  * at once, a full row) costs a packet its place among those queued and what the ideal bucket said of it; its end is
  * parsed from the packet itself and counted all the same. So nothing needs a lock, and nothing can leak: a place is
- * taken again by the next packet at that address, or by any other when its row is full.
+ * taken again by the next packet at that address, or by any other when its row is full. What went another way than to
+ * the driver is missed: told by the next packet at its address, or by user space (kernel/flights.py).
  */
 #if FOLLOW_INBOUND
 
@@ -49,7 +50,7 @@ static __always_inline void conclude(u32 cpu, struct lane *lane, const struct fl
 }
 
 /* The way of a row that holds this address, FLIGHT_WAYS where none does. */
-static __always_inline u32 way_of(struct lane *lane, const struct row *row, u64 skb)
+static __always_inline u32 way_holding(struct lane *lane, const struct row *row, u64 skb)
 {
 	u32 found = FLIGHT_WAYS;
 
@@ -79,10 +80,10 @@ static __always_inline void remember(u32 cpu, struct lane *lane, struct flight *
 
 	if (!row)
 		return;
-	way = way_of(lane, row, new->skb);
+	way = way_holding(lane, row, new->skb);
 	same = way < FLIGHT_WAYS;
 	if (!same)
-		way = way_of(lane, row, 0);
+		way = way_holding(lane, row, 0);
 	if (unlikely(way == FLIGHT_WAYS))
 		way = (u32)lane->turn++ & (FLIGHT_WAYS - 1); /* Own CPU's lane. */
 	place = number * FLIGHT_WAYS + way;
@@ -92,7 +93,7 @@ static __always_inline void remember(u32 cpu, struct lane *lane, struct flight *
 	if (unlikely(*berth(row, way))) {
 		if (has_ended(flight))
 			conclude(cpu, lane, flight);
-		else if (same)
+		else if (same || flight->lost)
 			miss(cpu, flight->what, flight->frame_bytes);
 	}
 	new->seal = seal_of(new);
@@ -109,7 +110,7 @@ static __always_inline bool recall(struct lane *lane, u64 skb, struct flight *kn
 
 	if (!row)
 		return false;
-	way = way_of(lane, row, skb);
+	way = way_holding(lane, row, skb);
 	place = number * FLIGHT_WAYS + way;
 	flight = flights.lookup(&place);
 	if (!flight || way >= FLIGHT_WAYS || flight->skb != skb)

@@ -20,6 +20,15 @@
 /* include/linux/err.h: pointers from here on are error codes */
 #define ERRORS_FROM (-4095ULL)
 
+static __always_inline void unannounced(u32 cpu, u64 what)
+{
+	u32 at = cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
+	struct missed *missed = misses.lookup(&at);
+
+	if (missed)
+		__sync_fetch_and_add(&missed->unannounced, 1); /* Atomic: see miss(). */
+}
+
 /* A packet that comes to its end unknown: queued since before the hook was there, or a segment of a GSO frame. */
 static __always_inline bool look_at(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, struct flight *found)
 {
@@ -29,6 +38,7 @@ static __always_inline bool look_at(u32 cpu, struct lane *lane, struct tap *tap,
 
 	if (is_missed(cpu, what, &frame))
 		return false;
+	unannounced(cpu, what);
 	found->what = what | size_key(lane, frame.length);
 	found->why = 0;
 	found->wire_bytes = wire_bytes(&frame, &packet);
@@ -50,11 +60,16 @@ static __always_inline void passed(u32 cpu, struct lane *lane)
 int depart(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 skb = ctx->args[0], device = ctx->args[1], address;
-	struct tap *tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX)); /* NULL for every other device's packets */
-	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lanes.lookup(&cpu);
+	struct tap *tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
+	struct lane *lane;
+	u32 cpu;
 
-	if (!tap || !lane || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
+	/* Every other device's packets leave here. */
+	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
+		return 0;
+	cpu = bpf_get_smp_processor_id();
+	lane = lanes.lookup(&cpu);
+	if (!lane)
 		return 0;
 	/* Verifier: a number, no pointer: sums are done with it. */
 	address = forget(&lane->scratch, skb);
@@ -71,15 +86,19 @@ int depart(struct bpf_raw_tracepoint_args *ctx)
 /* net_dev_xmit(skb, rc, dev, length). The skb may be gone: its address is a number only. */
 int departed(struct bpf_raw_tracepoint_args *ctx)
 {
-	u64 address, device = ctx->args[2];
-	struct tap *tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
 	u32 cpu = bpf_get_smp_processor_id();
 	struct lane *lane = lanes.lookup(&cpu);
+	u64 address = ctx->args[0], device = ctx->args[2];
+	struct tap *tap;
 
-	if (!tap || !lane)
+	/* Verifier: or the compiler would follow the number in the lane, equal by then but no typed pointer, see drop(). */
+	asm volatile("" : "+r"(address));
+	/* Every other device's packets leave here ... */
+	if (!lane || !lane->leaving.skb || lane->leaving.skb != address)
 		return 0;
-	address = forget(&lane->scratch, ctx->args[0]);
-	if (lane->leaving.skb != address || !address || !(tap->traits & TRAIT_INBOUND))
+	/* ... but for those that a watched bridge hands on. */
+	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
+	if (!tap || !(tap->traits & TRAIT_INBOUND))
 		return 0;
 	if (unlikely((u32)ctx->args[1] == NETDEV_TX_BUSY))
 		lane->leaving.skb = 0; /* Back to the queue with it: looked at anew when it comes again. */

@@ -199,7 +199,7 @@ static __always_inline bool end_in_queue(struct lane *lane, const struct ending 
 	*known = false;
 	if (!row)
 		return false;
-	way = way_of(lane, row, ending->address);
+	way = way_holding(lane, row, ending->address);
 	place = number * FLIGHT_WAYS + way;
 	flight = flights.lookup(&place);
 	/* Received elsewhere: another packet at the address of one that went away unseen. */
@@ -219,6 +219,23 @@ static __always_inline bool end_in_queue(struct lane *lane, const struct ending 
 	*ended = *flight;
 	*berth(row, way) = 0;
 	return true;
+}
+
+/*
+ * Has another program told of this drop already? Two of them see each drop for a moment, when chains come to be told
+ * apart; the number that is loaded into each tells which one this is. Own CPU's lane, bottom halves off.
+ */
+static __always_inline bool is_told(struct lane *lane, u64 address)
+{
+	u64 own = LOADED(HOOKS_FROM_PLACEHOLDER);
+
+	if (lane->told == address && lane->told_by != own) {
+		lane->told = 0;
+		return true;
+	}
+	lane->told = address;
+	lane->told_by = own;
+	return false;
 }
 
 static __always_inline void drop_inbound(u32 cpu, struct lane *lane, u64 skb, u32 reason, u32 location)
@@ -246,9 +263,13 @@ static __always_inline void drop_inbound(u32 cpu, struct lane *lane, u64 skb, u3
 		lane->leaving.skb = 0;
 		ended = lane->leaving;
 		now.verdict = VERDICT_DROPPED;
-	} else if (!end_in_queue(lane, &now, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), why, &ended, &known)) {
+	} else if (end_in_queue(lane, &now, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), why, &ended, &known)) {
+		is_told(lane, now.address);
+	} else {
+		if (known || !is_qdisc_reason(now.reason) || is_told(lane, now.address))
+			return;
 		/* Unknown, and all the same the tap's: in its queue since before the hook was there, or cut from a GSO frame. */
-		if (known || !is_qdisc_reason(now.reason) || !look_at(cpu, lane, tap, skb, &ended))
+		if (!look_at(cpu, lane, tap, skb, &ended))
 			return;
 	}
 	ended.why = why;

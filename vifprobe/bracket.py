@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -11,8 +11,10 @@ from vifprobe.analysis.reading import Reading, count
 from vifprobe.analysis.reconcile import CounterSamples, ReconcileRow, probe_count, reconcile
 from vifprobe.coverage import Coverage
 from vifprobe.errors import HostError
+from vifprobe.handed_on import HandedOn
 from vifprobe.host.counters import CounterSample, Counts, Unit, read_counters_of
 from vifprobe.host.links import Link
+from vifprobe.kernel.symbols import function_at
 from vifprobe.layout import ETH_HEADER_BYTES, VLAN_TAG_BYTES, Direction, Ethertype, Verdict
 
 #: The four readings, in order; see vifprobe.analysis.reconcile.
@@ -40,24 +42,34 @@ class Bracket:
         except HostError as error:
             self.problems.append(f"counters {moment.replace('_', ' ')}: {error.message}")
 
-    def rows(self, totals: Sequence[Reading], gaps: Sequence[Coverage] = ()) -> list[ReconcileRow]:
-        """One row a counter, held against the totals of the run. gaps: what was not watched of it."""
+    def rows(
+        self, totals: Sequence[Reading], gaps: Sequence[Coverage] = (), reasons: Mapping[int, str] | None = None
+    ) -> list[ReconcileRow]:
+        """One row a counter, held against the totals of the run. gaps: what was not watched of it.
+
+        reasons: names of the kernel's drop reasons, by which it is known who dropped an inbound packet.
+        """
         readings = {reading.tap: reading for reading in totals}
-        found = [row for link in self._links for row in self._rows(link, readings[link.name])]
+        found = [row for link in self._links for row in self._rows(link, readings[link.name], reasons or {})]
         partly = {(gap.tap, gap.direction) for gap in gaps}
         return [_at_least(row) if (row.tap, row.direction) in partly else row for row in found]
 
-    def _rows(self, link: Link, reading: Reading) -> Iterator[ReconcileRow]:
+    def _rows(self, link: Link, reading: Reading, reasons: Mapping[int, str]) -> Iterator[ReconcileRow]:
         known: dict[str, CounterSample] = {}
+        inbound = HandedOn(reading, reasons, function_at) if reading.knows_verdicts(Direction.INBOUND) else None
         for samples in self._read.values():
             known |= {sample.counter: sample for sample in samples.get(link.ifindex, ())}
         for counter, sample in known.items():
             if sample.direction not in reading.directions:
                 continue
             values = {moment: self._value(moment, link.ifindex, counter) for moment in MOMENTS}
-            counted = _counted(reading, sample)
-            probe = None if counted is None else probe_count(counted, reading.missed)
-            yield reconcile(CounterSamples(link.name, sample.direction, counter, **values), probe)
+            if sample.direction is Direction.INBOUND:
+                probe = inbound.bounds(sample, values["before_attach"]) if inbound is not None else None
+            else:
+                counted = _counted(reading, sample)
+                probe = None if counted is None else probe_count(counted, reading.missed)
+            gauge = sample.counts is Counts.QUEUED
+            yield reconcile(CounterSamples(link.name, sample.direction, counter, **values, gauge=gauge), probe)
 
     def _value(self, moment: str, ifindex: int, counter: str) -> int | None:
         samples = self._read.get(moment, {}).get(ifindex, ())
@@ -78,8 +90,6 @@ def _counted(reading: Reading, sample: CounterSample) -> int | None:
     verdict = _VERDICTS.get(sample.counts)
     if verdict is not None and not reading.knows_verdicts(direction):
         return None
-    if verdict is not None and direction is Direction.INBOUND:
-        return None  # its packets are counted as offered only
     rows = reading.where(direction, verdict)
     counts = count(rows)
     if sample.unit is Unit.LENGTH_BYTES:

@@ -23,12 +23,13 @@ from vifprobe.analysis.thresholds import FloodThresholds
 from vifprobe.analysis.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
 from vifprobe.auditor import Auditor, TapAudit, passed_bytes
 from vifprobe.coverage import Coverage, GapTeller
-from vifprobe.errors import UsageError
+from vifprobe.errors import HostError, UsageError
 from vifprobe.forensics import Forensics
 from vifprobe.host import netns
 from vifprobe.host.events import Event, Events
 from vifprobe.host.limits import installed_of
 from vifprobe.host.links import Link, find_link
+from vifprobe.host.tc import waiting_of
 from vifprobe.host_cost import HostCollector
 from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import Settings, make_programs, possible_cpus
@@ -51,6 +52,9 @@ _END_HEARD_NS = 1_000_000_000
 #: So often it is looked whether samples must be taken before the interval ends: a CPU's ring holds half a second of
 #: them at least.
 _LOOK_NS = 200_000_000
+#: Inbound packets that are on their way at the end are looked at so often, for those whose end was not seen.
+_LOOKS_AT_END = 4
+_LOOK_APART_SECONDS = 0.003
 
 
 class Probe:
@@ -66,8 +70,8 @@ class Probe:
     thresholds: from which numbers on flood measures raise findings. what_ifs: limits to try out, WHAT_IFS_MAX at
     most.
 
-    follow_inbound: follow inbound packets through the tap's queue to the driver, so that they have verdicts; else they
-    are counted as offered alone.
+    follow_inbound: follow inbound packets, where they are watched, through the tap's queue to the driver, so that they
+    have verdicts; else they are counted as offered alone. Where this kernel can't, readings' notes say so.
 
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
     """
@@ -86,7 +90,7 @@ class Probe:
         host: bool = False,
         thresholds: FloodThresholds | None = None,
         what_ifs: Sequence[WhatIf] = (),
-        follow_inbound: bool = False,
+        follow_inbound: bool = True,
     ) -> None:
         if not taps:
             raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
@@ -180,6 +184,7 @@ class Probe:
                 break
             if is_due:  # what a slow reader is late for is left out, or the end would come late, too
                 due_ns = max(due_ns + round(seconds * 1e9), time.monotonic_ns())
+            self._write_off()
             yield from self._interval(self._snapshot(patience_seconds=seconds / 2))
         yield from self._interval(self._detach())
         yield from self.totals()
@@ -396,6 +401,10 @@ class Probe:
             self._follow_events()
             self._hear_of_ends()
         self._moment("before_detach")
+        for _ in range(_LOOKS_AT_END):
+            if not self._write_off():
+                break
+            time.sleep(_LOOK_APART_SECONDS)
         for watched in self._watched:
             self._tell_gaps(watched, final=True)
             watched.detach()
@@ -416,6 +425,16 @@ class Probe:
         self._moment("after_detach")
         self._auditor.look()
         return self._end
+
+    def _write_off(self) -> bool:
+        """Find inbound packets whose end went by unseen; False where none is on its way."""
+        def waiting(number: int) -> int | None:
+            link = self._watched[number].link
+            with suppress(HostError):
+                return waiting_of([link.ifindex]).get(link.ifindex)
+            return None
+
+        return self._counters.write_off(waiting)
 
     def _snapshot(self, final: bool = False, patience_seconds: float | None = None) -> Snapshot:
         """Packets, and beside them what the host did in the same time."""
@@ -494,6 +513,7 @@ class Probe:
             final=final,
             what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
             queued=so_far[so_far["verdict"] == Verdict.QUEUED] if not final else no_cells(),
+            unannounced=int(snapshot.unannounced[watched.number]) if final else 0,
         )
         reading = replace(reading, host=self._host_cost(watched, reading))
         if self._forensics is not None:

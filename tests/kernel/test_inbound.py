@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from contextlib import ExitStack
 
@@ -23,10 +24,12 @@ from inbound_kit import (
     tc,
     watch,
 )
-from probe_kit import FIRST_CPU, LAST_CPU, SYN, finish
+from probe_kit import FIRST_CPU, LAST_CPU, SYN, Require, finish, watch_flood
 
 from vifprobe import Probe
 from vifprobe.analysis.reading import Reading
+from vifprobe.kernel import libbpf
+from vifprobe.kernel.symbols import function_ranges
 from vifprobe.layout import PacketClass, Verdict
 from vifprobe.testing import frames as f
 from vifprobe.testing.netns import private_netns
@@ -186,6 +189,24 @@ def test_a_queue_that_is_taken_away(tap: Tap) -> None:
     assert drain(tap) == 1009 + 503 - leaf["drops"] - purged
 
 
+def test_two_programs_on_one_tracepoint(tap: Tap) -> None:
+    """For a moment, when chains have to be told apart, both the old and the new one see each drop: it counts once."""
+    make_htb(tap, "8kbit", 127)
+    with (
+        neighbour(tap) as other,
+        senders((other, COUNT, FIRST_CPU)) as writers,
+        Probe("tap0", bin_ns=BIN_NS) as probe,
+    ):
+        second = probe._programs._attach_drop(*function_ranges("nf_hook_slow", "__netif_receive_skb_core"))
+        try:
+            _, total = watch(probe, writers)
+        finally:
+            os.close(second)
+        leaf = statistics("qdisc", "tap0", "2:")
+    assert inbound(total, POLICED).packets == leaf["drops"] > COUNT // 2
+    assert total.offered(IN).packets + total.missed == COUNT
+
+
 def test_a_tap_of_the_same_number_elsewhere(tap: Tap) -> None:
     """Another namespace's tap with the same ifindex, shaped and overrun: none of it is this one's."""
     with ExitStack() as stack:
@@ -218,3 +239,27 @@ def test_frames_that_are_cut_for_the_guest(tap: Tap) -> None:
     assert inbound(total, PASSED)[:2] == (reader.packets, reader.frame_bytes)
     assert inbound(total, QUEUED).packets == 0
     assert total.missed == 0
+
+
+def test_packets_that_go_another_way_are_missed(tap: Tap, require: Require) -> None:
+    """Another program redirects them: none is left in the books as one that waits, and each is told as missed."""
+    with ExitStack() as stack:
+        other = stack.enter_context(neighbour(tap))
+        elsewhere = stack.enter_context(make_tap("tap8"))
+        to = elsewhere.ifindex.to_bytes(4, "little").hex()
+        # r1 = ifindex; r2 = 0; call bpf_redirect; exit
+        code = bytes.fromhex(f"b7010000{to} b702000000000000 8500000017000000 9500000000000000")
+        program = libbpf.load_tc_program("detour", code)
+        stack.callback(os.close, program)
+        try:
+            stack.callback(os.close, libbpf.attach_tcx(program, tap.ifindex, ingress=False))
+        except OSError:
+            require("kernel", False, "tcx (Linux 6.6)")
+        writers = stack.enter_context(senders((other, COUNT, FIRST_CPU)))
+        probe = stack.enter_context(Probe("tap0", bin_ns=BIN_NS))
+        found = watch_flood(probe, writers, checked=False)
+        assert drain(elsewhere) > 500
+    total = found.totals["tap0"]
+    assert (total.missed, total.offered(IN).packets) == (COUNT, 0)
+    assert sum(reading.missed for reading in found.intervals) == COUNT
+    assert min(reading.missed for reading in found.intervals) >= 0

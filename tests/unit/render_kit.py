@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, merge
+from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, merge, no_cells
 from vifprobe.layout import CELL, Direction, Expected, PacketClass, Verdict, size_bucket
 from vifprobe.render.context import TapContext
 from vifprobe.render.line import Line
@@ -24,7 +24,8 @@ TAP = "tap834d76e9-5f"
 START = datetime(2026, 11, 22, 5, 12, 44, 123456, tzinfo=timezone.utc)
 SECOND_NS = 1_000_000_000
 LIMIT = Limit(declared_bps=100_000_000, installed_bps=100_000_000, burst_bytes=3125 * 1024)
-CONTEXT = TapContext("instance-0000002a", {70: "TC_INGRESS", 91: "SKB_DROP_REASON_NO_TX_TARGET"}, True, True)
+REASONS = {70: "TC_INGRESS", 72: "QDISC_DROP", 91: "SKB_DROP_REASON_NO_TX_TARGET", 94: "FULL_RING"}
+CONTEXT = TapContext("instance-0000002a", REASONS, True, True)
 FINDINGS = (
     Finding("a", "P8", "info", "policed but counted: /proc/net/dev shows 270 k/s, a third of it passes"),
     Finding("b", "P6", "warning", "small packets: 100 Mbit/s as charged are 134 Mbit/s on the wire of the uplink"),
@@ -54,7 +55,7 @@ def cell(
 
 
 def flood(factor: float = 1.0) -> Cells:
-    """A SYN flood at 2.7 times the limit among ordinary traffic; what the inbound packets became is unknown."""
+    """A SYN flood at 2.7 times the limit among ordinary traffic; some of the few inbound packets were lost."""
     return merge(
         cell(round(90001 * factor), 54, PacketClass.TCP_SYN),
         cell(round(169991 * factor), 54, PacketClass.TCP_SYN, Verdict.POLICED, reason=70),
@@ -68,11 +69,30 @@ def flood(factor: float = 1.0) -> Cells:
         cell(5, 86, PacketClass.ICMPV6),
         cell(3, 60, PacketClass.ARP),
         cell(1, 31, PacketClass.MALFORMED),
-        cell(1201, 98, PacketClass.ICMP, Verdict.UNKNOWN, Direction.INBOUND),
+        cell(1181, 98, PacketClass.ICMP, Verdict.PASSED, Direction.INBOUND),
+        cell(7, 98, PacketClass.ICMP, Verdict.POLICED, Direction.INBOUND, reason=72),
+        cell(11, 98, PacketClass.ICMP, Verdict.DROPPED, Direction.INBOUND, reason=94),
+        cell(2, 98, PacketClass.ICMP, Verdict.QUEUED, Direction.INBOUND),
     )
 
 
-BASE = Reading(TAP, START, 0, SECOND_NS, flood(), limits={Direction.OUTBOUND: LIMIT}, findings=FINDINGS)
+BASE = Reading(
+    TAP,
+    START,
+    0,
+    SECOND_NS,
+    flood(),
+    limits={Direction.OUTBOUND: LIMIT},
+    findings=FINDINGS,
+    queued=cell(5, 98, PacketClass.ICMP, Verdict.QUEUED, Direction.INBOUND),
+)
+
+
+def unfollowed(reading: Reading = BASE) -> Reading:
+    """The same where the kernel could not tell what became of the inbound packets."""
+    outbound = reading.where(Direction.OUTBOUND)
+    inbound = cell(1201, 98, PacketClass.ICMP, Verdict.UNKNOWN, Direction.INBOUND)
+    return replace(reading, cells=merge(outbound, inbound), queued=no_cells())
 
 
 def at(number: int, reading: Reading = BASE) -> Reading:

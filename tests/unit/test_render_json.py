@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import render_kit as kit
 
-from vifprobe.analysis.reading import Counts, Reading
+from vifprobe.analysis.reading import Counts, Reading, count
 from vifprobe.layout import Direction, Expected, PacketClass, Verdict
 from vifprobe.render.csvlines import csv_header, csv_rows
 from vifprobe.render.jsonlines import dumps, reading_object
@@ -71,7 +71,7 @@ def test_classes_and_verdicts_add_up_in_every_counter() -> None:
 
 
 def test_unknown_is_null_and_never_0() -> None:
-    inbound = parsed(kit.BASE)["inbound"]
+    inbound = parsed(kit.unfollowed())["inbound"]
     assert inbound["offered"]["packets"] == 1201
     for name in (*OUTCOMES, "queued", "bypass", "overpoliced"):
         assert inbound[name] is None
@@ -79,6 +79,14 @@ def test_unknown_is_null_and_never_0() -> None:
     assert inbound["classes"]["udp"]["passed"]["packets"] == 0  # none was offered, so none passed
     assert set(inbound["limit"].values()) == {None}
     assert parsed(replace(kit.BASE, verdicts=""))["verdicts"] is None
+
+
+def test_inbound_packets_have_their_verdicts_and_the_queue_is_a_gauge() -> None:
+    inbound = parsed(kit.BASE)["inbound"]
+    packets = {name: inbound[name]["packets"] for name in ("offered", *OUTCOMES, "queued")}
+    assert packets == {"offered": 1201, "passed": 1181, "policed": 7, "dropped": 11, "queued": 5}
+    assert inbound["classes"]["icmp"]["policed"]["packets"] == 7
+    assert parsed(replace(kit.BASE, final=True))["inbound"]["queued"]["packets"] == 2
 
 
 def test_a_direction_that_nobody_watched_is_unknown_not_silent() -> None:
@@ -123,9 +131,15 @@ def test_csv_adds_up_to_the_reading() -> None:
     ]
     for direction in Direction:
         mine = [row for row in rows if row["direction"] == direction.name.lower()]
-        total = Counts(*(sum(int(row[name]) for row in mine) for name in COUNTS))
-        assert total == sum((reading.offered(direction) for reading in intervals), Counts())
-    assert {row["verdict"] for row in rows if row["direction"] == "inbound"} == {""}
+        ended = [row for row in mine if row["verdict"] != "queued"]
+        total = Counts(*(sum(int(row[name]) for row in ended) for name in COUNTS))
+        waiting = [count(reading.where(direction, Verdict.QUEUED)) for reading in intervals]
+        assert total + sum(waiting, Counts()) == sum((reading.offered(direction) for reading in intervals), Counts())
+        gauge = [int(row["packets"]) for row in mine if row["verdict"] == "queued"]
+        assert gauge == ([5] * 3 if direction is Direction.INBOUND else [])
+    assert {row["verdict"] for row in rows if row["direction"] == "inbound"} == {*OUTCOMES, "queued"}
+    unknown = list(csv.DictReader(io.StringIO(csv_header() + csv_rows(kit.unfollowed()))))
+    assert {row["verdict"] for row in unknown if row["direction"] == "inbound"} == {""}
     assert len({tuple(row[name] for name in ("at", "direction", "packet_class", "verdict")) for row in rows}) == len(
         rows
     )

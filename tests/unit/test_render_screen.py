@@ -97,7 +97,7 @@ def test_what_is_cut_off_is_counted() -> None:
 
 
 def test_unknown_is_a_question_mark_never_0() -> None:
-    text = shown(ONE)
+    text = shown(Screen([kit.unfollowed()]))
     assert "inbound  offered 1.20 k/s, 942 kbit/s as frames · passed ? policed ? dropped ?" in text
     cells = kit.cell(101, 54, PacketClass.UDP, Verdict.UNKNOWN)
     rows = shown(Screen([kit.alone(cells)])).splitlines()
@@ -105,6 +105,13 @@ def test_unknown_is_a_question_mark_never_0() -> None:
         row = next(row for row in rows if row.startswith(verdict))
         assert row.split() == [verdict, "?", "?", "?", "?", "?"]
     assert "OFFERED ONLY" in rows[1]
+
+
+def test_the_other_direction_says_what_became_of_its_packets() -> None:
+    assert "         passed 1.18 k policed 7 dropped 11 queued 5\n" in shown(ONE)
+    passed = kit.cell(1201, 98, PacketClass.ICMP, Verdict.PASSED, Direction.INBOUND)
+    text = shown(Screen([kit.alone(passed)]))
+    assert "inbound  offered 1.20 k/s, 942 kbit/s as frames · all passed\n" in text
 
 
 def test_missed_packets_are_shown_only_when_there_are_any() -> None:

@@ -61,7 +61,12 @@ def test_interval_lines_carry_the_readings_numbers() -> None:
     assert found is not None
     assert int(found[1]) == offered.packets
     assert float(found[2]) == pytest.approx(offered.frame_bytes * 8 / 1e6, abs=0.05)
-    assert re.search(r"in offered +1201 pps +0.9 Mbit/s passed +\? pps +\? Mbit/s", line)
+    inbound = line.split(" in ")[1]
+    assert re.match(r"offered +1201 pps +0.9 Mbit/s passed +1181 pps +0.9 Mbit/s policed +7 pps", inbound)
+    assert re.search(r"dropped +11 pps +0.009 Mbit/s queued +5 missed", inbound)
+    unknown = interval_line(kit.unfollowed()).split(" in ")[1]
+    assert re.match(r"offered +1201 pps +0.9 Mbit/s passed +\? pps +\? Mbit/s policed +\? pps", unknown)
+    assert re.search(r"queued +\? missed", unknown)
 
 
 def test_interval_lines_of_parts_of_a_second_show_it() -> None:

@@ -124,7 +124,8 @@ class Reading:
     named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
     directions: those that were watched; of another one nothing is known, not even that it was silent. host: what the
     host did meanwhile, None where that is not counted (yet). flood: what its SYNs are like, by direction; {} where
-    nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival.
+    nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. unannounced: in
+    totals, inbound packets of which only the end was seen: waiting since before the start, or cut from a longer frame.
     """
 
     tap: str
@@ -142,6 +143,7 @@ class Reading:
     host: HostCost | None = None
     flood: Mapping[Direction, Flood] = field(default_factory=dict)
     what_ifs: tuple[WhatIfRow, ...] = ()
+    unannounced: int = 0
     queued: Cells = field(default_factory=no_cells)
 
     def where(

@@ -12,7 +12,7 @@ two counts wrongly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,7 +22,8 @@ from vifprobe.layout import Direction
 class ReconcileRow(NamedTuple):
     """One row of reconcile.csv. `before`, `after`, `delta`: the counter's outer samples and their difference.
 
-    vifprobe_low = vifprobe_high: the probe's count is exact; low < high: it missed packets, or some are undecided.
+    vifprobe_low = vifprobe_high: the probe's count is exact; low < high: it missed packets, some are undecided, or the
+    counter counts them a little later (what lies in the tap's ring).
     agrees: see :func:`reconcile`. None: unknown.
     """
 
@@ -42,7 +43,7 @@ class CounterSamples:
     """One counter of one tap and direction, read four times; None where it was not there to be read.
 
     counter: its name with its source, such as ``device rx_packets`` or ``tc police drops``. Values in the counter's own
-    unit, which must be that of the probe's count it is held against.
+    unit, which must be that of the probe's count it is held against. gauge: it goes up and down.
     """
 
     tap: str
@@ -52,9 +53,12 @@ class CounterSamples:
     after_attach: int | None
     before_detach: int | None
     after_detach: int | None
+    gauge: bool = field(default=False, kw_only=True)
 
     def started_over(self) -> bool:
         """Whether a later sample is below an earlier one: the qdisc, rule or device was replaced meanwhile."""
+        if self.gauge:
+            return False
         samples = (self.before_attach, self.after_attach, self.before_detach, self.after_detach)
         return any(later < earlier for earlier, later in pairwise(value for value in samples if value is not None))
 
@@ -63,11 +67,13 @@ class CounterSamples:
 class ProbeCount:
     """What the probe counted of the same thing: between `low` and `high`, both inclusive; equal where exact.
 
-    Raises ValueError for low > high or low < 0.
+    slack: by how much the counter can differ from what it counts, either way. Raises ValueError for low > high or
+    low < 0.
     """
 
     low: int
     high: int
+    slack: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
@@ -81,6 +87,15 @@ def probe_count(counted: int, missed: int = 0, undecided: int = 0) -> ProbeCount
 
 def _growth(first: int | None, last: int | None) -> int | None:
     return None if first is None or last is None else last - first
+
+
+def _is_within(growth: int | None, probe: ProbeCount) -> bool | None:
+    """Of a gauge, which moves while it is read: only that it agrees can be told."""
+    return True if growth is not None and probe.low <= growth <= probe.high else None
+
+
+def _wider(growth: int | None, slack: int) -> int | None:
+    return None if growth is None else growth + slack
 
 
 def _agrees(inner: int | None, outer: int | None, probe: ProbeCount) -> bool | None:
@@ -104,6 +119,7 @@ def reconcile(samples: CounterSamples, probe: ProbeCount | None) -> ReconcileRow
     outer = _growth(samples.before_attach, samples.after_detach)
     if samples.started_over():
         inner = outer = None
+    slack = 0 if probe is None else probe.slack
     return ReconcileRow(
         tap=samples.tap,
         direction=samples.direction,
@@ -111,7 +127,11 @@ def reconcile(samples: CounterSamples, probe: ProbeCount | None) -> ReconcileRow
         before=samples.before_attach,
         after=samples.after_detach,
         delta=outer,
-        vifprobe_low=None if probe is None else probe.low,
-        vifprobe_high=None if probe is None else probe.high,
-        agrees=None if probe is None else _agrees(inner, outer, probe),
+        vifprobe_low=None if probe is None else max(0, probe.low - slack),
+        vifprobe_high=None if probe is None else probe.high + slack,
+        agrees=None
+        if probe is None
+        else _is_within(outer, probe)
+        if samples.gauge
+        else _agrees(_wider(inner, -slack), _wider(outer, slack), probe),
     )

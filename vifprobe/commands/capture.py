@@ -169,7 +169,7 @@ def _totals(probe: Probe, writer: CaptureWriter, bracket: Bracket) -> Totals:
         whole = readings[0].duration_ns
         why = f"{probe.lost_bins} time bins were overwritten before they were read"
         gaps += [Gap(link.name, 0, whole, why) for link in probe.links]
-    compared = bracket.rows(readings, probe.gaps)
+    compared = bracket.rows(readings, probe.gaps, probe.features.reasons)
     rows = probe.policer_rows()
     return Totals(
         readings, probe.features.reasons, function_at, compared, gaps, rows, lost_samples=probe.lost_samples

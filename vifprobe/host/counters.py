@@ -5,10 +5,15 @@
 |---|---|
 | device rx_packets, rx_bytes | all that came in, dropped afterwards or not (tun adds to them behind the hand-over) |
 | device rx_dropped | refused by the driver, or wanted by no protocol behind tc |
-| device tx_packets, tx_bytes, tx_dropped | read by the guest; not taken because the ring was full |
+| device tx_packets, tx_bytes | read by the guest, out of the tap's ring |
+| device tx_dropped | not taken by the tap's driver: the ring was full |
 | tc ingress ... | seen and dropped at tc ingress while a filter is there, by whatever filter |
 | tc police ... | offered to one police action, and dropped by it |
-| tc root ... | sent and dropped by the egress queueing tree |
+| tc root packets, bytes | sent by the egress queueing tree, to the driver: a GSO frame as its segments, or none of it |
+| tc root drops | dropped by that tree, by all its parts |
+| tc root backlog | waiting there now: a gauge |
+| tc root packets + drops + backlog | all that came to it |
+| tc class ... | the same of one class of it |
 | nft drops ... | dropped by all rules of the chains hooked on the interface |
 | policer drops | sum of what tc's policers and nft have dropped of what came in |
 """
@@ -21,16 +26,24 @@ from enum import Enum
 
 from vifprobe.host.limits import Installed, InstalledLimit, installed_of
 from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
+from vifprobe.host.tc_records import Stats
 from vifprobe.layout import Direction
 
 
 class Counts(Enum):
-    """What a counter holds, in a probe's terms. PART: some of it only, or nothing that a probe counts."""
+    """What a counter holds, in a probe's terms. PART: some of it only, or nothing that a probe counts.
+
+    Inbound: PASSED is what the guest has read, DROPPED by the driver, POLICED by the queueing tree. SENT: handed to the
+    driver. ARRIVED: came to the queueing tree. QUEUED: waits there, a gauge.
+    """
 
     OFFERED = "offered"
     PASSED = "passed"
     POLICED = "policed"
     DROPPED = "dropped"
+    SENT = "sent"
+    ARRIVED = "arrived"
+    QUEUED = "queued"
     PART = "part"
 
 
@@ -49,7 +62,8 @@ class Unit(Enum):
 class CounterSample:
     """One counter at one moment. counter: its name with its source, unique on its interface and the same in each read.
 
-    bits: it starts over at 2**bits. shared: packets of other interfaces are in it, too.
+    bits: it starts over at 2**bits. shared: packets of other interfaces are in it, too. slack: by how much it can
+    differ from what it counts: packets that lie between the driver and the guest.
     """
 
     counter: str
@@ -59,6 +73,12 @@ class CounterSample:
     value: int
     bits: int = 64
     shared: bool = False
+    slack: int = 0
+
+
+#: What vhost takes out of the ring at once (drivers/vhost/net.c, VHOST_NET_BATCH), and the longest frame with its tag.
+_VHOST_BATCH = 64
+_FRAME_BYTES_MAX = 65_535 + 18
 
 
 def read_counters(link: Link, previous: Iterable[CounterSample] = ()) -> tuple[CounterSample, ...]:
@@ -74,13 +94,13 @@ def read_counters_of(
 ) -> dict[int, tuple[CounterSample, ...]]:
     """Ifindex -> counters, for many interfaces from the same few dumps. Raises HostError."""
     links = list(links)
-    devices = {link.ifindex: counters for link, counters in list_links_and_counters()}
+    devices = {link.ifindex: (link, counters) for link, counters in list_links_and_counters()}
     limits = installed_of(links)
     found = {}
     for link in links:
-        samples = (*_device(devices.get(link.ifindex)), *_installed(limits[link.ifindex]))
+        samples = (*_device(*devices.get(link.ifindex, (link, None))), *_installed(limits[link.ifindex]))
         growing = unwrapped(samples, (previous or {}).get(link.ifindex, ()))
-        found[link.ifindex] = (*growing, *_total(limits[link.ifindex], growing))
+        found[link.ifindex] = (*growing, *_total(limits[link.ifindex], growing), *_arrived(growing))
     return found
 
 
@@ -104,17 +124,21 @@ def _unwrapped(sample: CounterSample, before: int) -> CounterSample:
     return replace(sample, value=sample.value + turns * turn)
 
 
-def _device(counters: LinkCounters | None) -> Iterator[CounterSample]:
+def _device(link: Link, counters: LinkCounters | None) -> Iterator[CounterSample]:
     if counters is None:
         return
     out, into = Direction.OUTBOUND, Direction.INBOUND
+    # Other drivers count when they have sent: how much they hold is theirs to know.
+    passed, dropped = (Counts.PASSED, Counts.DROPPED) if link.kind == "tap" else (Counts.PART, Counts.PART)
+    ring = (link.tx_queue_length + _VHOST_BATCH) * link.tx_queues
     packets, frame_bytes = Unit.PACKETS, Unit.FRAME_BYTES
     yield CounterSample("device rx_packets", out, Counts.OFFERED, packets, counters.rx_packets)
     yield CounterSample("device rx_bytes", out, Counts.OFFERED, frame_bytes, counters.rx_bytes)
     yield CounterSample("device rx_dropped", out, Counts.PART, packets, counters.rx_dropped)
-    yield CounterSample("device tx_packets", into, Counts.PASSED, packets, counters.tx_packets)
-    yield CounterSample("device tx_bytes", into, Counts.PASSED, frame_bytes, counters.tx_bytes)
-    yield CounterSample("device tx_dropped", into, Counts.DROPPED, packets, counters.tx_dropped)
+    yield CounterSample("device tx_packets", into, passed, packets, counters.tx_packets, slack=ring)
+    in_ring = ring * _FRAME_BYTES_MAX
+    yield CounterSample("device tx_bytes", into, passed, frame_bytes, counters.tx_bytes, slack=in_ring)
+    yield CounterSample("device tx_dropped", into, dropped, packets, counters.tx_dropped)
 
 
 def _installed(found: Installed) -> Iterator[CounterSample]:
@@ -144,12 +168,27 @@ def _ingress(found: Installed, drops: Counts) -> Iterator[CounterSample]:
 
 
 def _root(found: Installed) -> Iterator[CounterSample]:
-    qdisc, into = found.tc.root, Direction.INBOUND
+    qdisc = found.tc.root
     if qdisc is None or qdisc.kind in ("noqueue", "noop"):
         return
-    yield from _sample("tc root bytes", into, Counts.PART, Unit.CHARGED_BYTES, qdisc.stats.bytes)
-    yield from _sample("tc root packets", into, Counts.PART, Unit.PACKETS, qdisc.stats.packets)
-    yield from _sample("tc root drops", into, Counts.POLICED, Unit.PACKETS, qdisc.stats.drops, 32)
+    # A size table charges what it was told to.
+    sized = any(one.size_table for one in found.tc.qdiscs)
+    yield from _queue("tc root", qdisc.stats, sized, is_all=True)
+    # HTB's only class, and all unsorted packets go there: what it counts is what the root does.
+    alone = len(found.tc.classes) == 1 and qdisc.default_class == found.tc.classes[0].handle
+    for one in found.tc.classes:
+        yield from _queue(f"tc class {one.handle}", one.stats, sized, is_all=alone)
+
+
+def _queue(name: str, stats: Stats, sized: bool, is_all: bool) -> Iterator[CounterSample]:
+    into = Direction.INBOUND
+    sent, policed = (Counts.SENT, Counts.POLICED) if is_all else (Counts.PART, Counts.PART)
+    counted = Counts.PART if sized else sent
+    yield from _sample(f"{name} bytes", into, counted, Unit.CHARGED_BYTES, stats.bytes)
+    yield from _sample(f"{name} packets", into, sent, Unit.PACKETS, stats.packets)
+    yield from _sample(f"{name} drops", into, policed, Unit.PACKETS, stats.drops, 32)
+    if is_all:
+        yield from _sample(f"{name} backlog", into, Counts.QUEUED, Unit.PACKETS, stats.queue_packets)
 
 
 def _police(found: Installed, limit: InstalledLimit, drops: Counts) -> Iterator[CounterSample]:
@@ -195,6 +234,16 @@ def _total(found: Installed, samples: Iterable[CounterSample]) -> Iterator[Count
         return
     total = sum(one.value for one in drops)
     yield CounterSample("policer drops", Direction.OUTBOUND, Counts.POLICED, Unit.PACKETS, total)
+
+
+def _arrived(samples: Iterable[CounterSample]) -> Iterator[CounterSample]:
+    """All that came to the root: what waits was counted when it came, whatever becomes of it later."""
+    parts = {one.counter: one.value for one in samples if one.counter.startswith("tc root ")}
+    names = [f"tc root {name}" for name in ("packets", "drops", "backlog")]
+    if parts.keys() >= set(names):
+        total = sum(parts[name] for name in names)
+        name = "tc root packets + drops + backlog"
+        yield CounterSample(name, Direction.INBOUND, Counts.ARRIVED, Unit.PACKETS, total)
 
 
 def _sample(

@@ -38,6 +38,7 @@ IFLA_IFALIAS = 20
 IFLA_STATS64 = 23
 IFLA_EXT_MASK = 29
 IFLA_PROMISCUITY = 30
+IFLA_NUM_TX_QUEUES = 31
 IFLA_CARRIER = 33
 _IFLA_INFO_KIND = 1
 _IFLA_INFO_DATA = 2
@@ -60,6 +61,7 @@ class Link:
     the kernel does not say; a tap that no process holds open has none. master_*: the bridge, bond, or OVS datapath
     (`ovs-system`) that it is a port of; 0 and "" where there is none. arp_type: ARPHRD_*, 1 is Ethernet.
     promiscuity: how many users asked for promiscuous mode. qdisc: kind of the root qdisc.
+    tx_queues: that it can have.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Link:
     tx_queue_length: int = 0
     qdisc: str = ""
     alias: str = ""
+    tx_queues: int = 1
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def parse(message: Message, link_names: dict[int, str] | None = None) -> Link:
         tx_queue_length=u32(found.get(IFLA_TXQLEN)) or 0,
         qdisc=text(found.get(IFLA_QDISC)) or "",
         alias=text(found.get(IFLA_IFALIAS)) or "",
+        tx_queues=u32(found.get(IFLA_NUM_TX_QUEUES)) or 1,
     )
 
 

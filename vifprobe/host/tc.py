@@ -75,6 +75,21 @@ def read_tc_of(ifindexes: Iterable[int]) -> dict[int, TcState]:
         return {ifindex: _Reader(netlink, ifindex).read(rows[ifindex]) for ifindex in wanted}
 
 
+def waiting_of(ifindexes: Iterable[int]) -> dict[int, int]:
+    """Ifindex -> packets that wait in its egress queueing tree, from one dump; those without one are left out.
+
+    Raises HostError.
+    """
+    wanted, found = set(ifindexes), {}
+    with Netlink() as netlink:
+        for message in netlink.dump(RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+            if message.type == RTM_NEWQDISC and header(message)[0] in wanted:
+                one = qdisc(message)
+                if one.parent == "root" and one.stats.queue_packets is not None:
+                    found[one.ifindex] = one.stats.queue_packets
+    return found
+
+
 class _Reader:
     """Reads the rest of one interface and notes what could not be read."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -188,6 +189,7 @@ class Programs:
         self._fds: dict[str, int] = {}
         self._maps: list[int] = []
         self._tells_chains_apart = False
+        self._drop_code = b""
         self._compiled = compiled(source_text(), source_directory(), settings.flags(features))
         try:
             for shape in self._compiled.maps:
@@ -253,7 +255,9 @@ class Programs:
         told = dict(zip(_FUNCTION_PLACEHOLDERS, map(_signed, (*hooks, *chains)), strict=True))
         told[NETNS_PLACEHOLDER] = _own_netns()
         code, btf_id = replaced(self._code("drop"), NUMBER_LOAD, told), self.features.kfree_skb_btf_id
-        self._unload("vifprobe_drop")
+        if code != self._drop_code:
+            self._unload("vifprobe_drop")
+            self._drop_code = code
         return self._load("vifprobe_drop", lambda name: libbpf.load_typed_tracepoint(name, code, btf_id))
 
     def _attach_drop(self, hooks: tuple[int, int], chains: tuple[int, int]) -> int:
@@ -272,7 +276,7 @@ class Programs:
             hooks, chains = function_ranges("nf_hook_slow", "__netif_receive_skb_core")
             if (0, 0) in (hooks, chains):
                 return False
-            # Both run for a moment: the one that comes first settles the packet, the other finds none pending.
+            # Both run for a moment: the one that comes first settles the packet, the other finds that it is settled.
             link, self._fds["link"] = self._fds["link"], self._attach_drop(hooks, chains)
             os.close(link)
             self._tells_chains_apart = True
@@ -301,12 +305,24 @@ class Programs:
             self._unload(held)
 
     def load_followers(self) -> None:
-        """Have the programs that follow inbound packets loaded; KernelError where this kernel does not take one."""
+        """Have the programs that follow inbound packets loaded; KernelError where this kernel does not take one.
+
+        At once, as far as there are CPUs: the kernel's verifier takes some 50 ms for each.
+        """
         follow = self.settings.follow
         assert follow is not None  # noqa: S101 - whoever follows packets has asked for these programs
-        self._load_drop((0, 0), (0, 0))
-        self._trace("departed", follow.btf_ids["net_dev_xmit"])
-        self._trace("depart", follow.btf_ids["net_dev_start_xmit"])
+        with ThreadPoolExecutor() as pool:
+            loading = [
+                pool.submit(self._trace, "depart", follow.btf_ids["net_dev_start_xmit"]),
+                pool.submit(self._load_drop, (0, 0), (0, 0)),
+                # What remembers a packet is larger than what only counts it.
+                pool.submit(self.tc_program_fd, Direction.INBOUND),
+                pool.submit(self._trace, "departed", follow.btf_ids["net_dev_xmit"]),
+            ]
+        for loaded in loading:
+            loaded.result()
+        if self.settings.trace is not None:
+            self.load_tracepoints()
 
     def attach_followers(self) -> None:
         """Attach what sees inbound packets come to the driver and leave it, in the calling thread's network namespace.

@@ -10,9 +10,15 @@ from pathlib import Path
 
 from vifprobe.errors import VifprobeError
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs, Settings, make_programs, possible_cpus
 from vifprobe.kernel.compile import import_bcc
-from vifprobe.kernel.features import Features, kernel_version, missing_capabilities, read_features
+from vifprobe.kernel.features import (
+    Features,
+    kernel_version,
+    missing_capabilities,
+    read_features,
+    read_trace_fields,
+)
 from vifprobe.kernel.libbpf import library
 from vifprobe.kernel.sched import HostCounters
 from vifprobe.layout import Direction
@@ -93,11 +99,33 @@ def _programs(features: Features) -> Iterator[Found]:
         programs.attach_verdicts()
         yield Found("programs", "ok", "compiled without kernel headers, taken by the verifier")
         yield _tcx()
+        yield _inbound(features)
     except VifprobeError as error:
         yield Found("programs", "missing", error.message, "nothing can be watched", " ".join(error.hints))
     finally:
         if programs is not None:
             programs.close()
+
+
+def _inbound(features: Features) -> Found:
+    """Loaded, not attached: attaching would cost every packet of the host, if for a moment only."""
+    lacking = "what becomes of packets to the guest is unknown (offered only), and with it P14, bypass and overpoliced"
+    try:
+        fields = read_trace_fields()
+    except VifprobeError as error:
+        return Found("inbound", "degraded", error.message, lacking)
+    programs = make_programs(Settings(cpus=possible_cpus(), follow=fields), features)
+    try:
+        if programs.unfollowed:
+            return Found("inbound", "degraded", programs.unfollowed, lacking)
+    finally:
+        programs.close()
+    hook = "tc egress hook" if has_tcx(socket.if_nametoindex("lo")) else "clsact qdisc, else net_dev_queue"
+    found = f"followed: {hook}, the tap's queue, net_dev_start_xmit, net_dev_xmit"
+    if features.has_drop_reason and features.qdisc_reasons:
+        return Found("inbound", "ok", found)
+    cost = "whether the tap's queue dropped a packet is inferred from the place in the kernel that freed it"
+    return Found("inbound", "degraded", found, cost, "kernel 5.18 or later")
 
 
 def _host_counters() -> Found:

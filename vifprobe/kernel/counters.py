@@ -12,6 +12,7 @@ Inbound packets are counted at their end; those on their way are listed in a tab
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel.build import Programs
+from vifprobe.kernel.flights import Flights
 from vifprobe.kernel.grace import Grace
 from vifprobe.kernel.samples import Samples
 from vifprobe.kernel.syn import SynReader
@@ -42,10 +44,7 @@ from vifprobe.records import SynMeasures
 LATE_VERDICT_SECONDS = 0.001
 _RETRIES = 100
 _COUNTERS = ("packets", "frame_bytes", "charged_bytes", "wire_bytes")
-
-#: What is read of an inbound packet on its way (struct flight of bpf/count.c).
-_FLIGHT = np.dtype([(name, np.uint64) for name in ("skb", "what", "why", *_COUNTERS[1:])])
-_VERDICT_SHIFT, _VERDICT_MASK = cell_key_shifts()["verdict"]
+_VERDICT_SHIFT = cell_key_shifts()["verdict"][0]
 
 Array = npt.NDArray[Any]
 
@@ -55,8 +54,10 @@ class Snapshot:
     """Cumulative counts since the tables were made.
 
     cells: rows of layout.CELL, every key once, all verdicts final but QUEUED: inbound packets that have no verdict yet.
-    missed_packets, missed_bytes: seen, but no cell was free, or a header could not be read, or it was redirected on its
-    way to the driver; one a tap number. late_verdicts: dropped after they had been settled as passed. foreign_skbs:
+    unannounced: inbound packets of which only the end was seen, by tap number: they waited since before the start, or
+    were cut from a longer frame. missed_packets, missed_bytes: seen, but no cell was free, or a header could not be
+    read, or its end went by unseen (see Flights); one a tap number. late_verdicts: dropped after they had been
+    settled as passed. foreign_skbs:
     address met on another device's skb. unplaced_drops: netfilter drops counted as policed although which chain did it
     could not be told. what_ifs: None where no limit is tried out, else packets and frame bytes (passed, stopped) by
     tap, direction, limit and class.
@@ -68,6 +69,7 @@ class Snapshot:
     missed_bytes: Array
     late_verdicts: int
     foreign_skbs: int
+    unannounced: Array
     unplaced_drops: int = 0
     what_ifs: Array | None = None
 
@@ -85,10 +87,7 @@ class Counters:
         self._lanes = programs.table("lanes", writable=True)
         self._misses = programs.table("misses").reshape(self._cpus, -1)
         self._taps = programs.table("taps", writable=True)
-        self._follows = settings.follow is not None
-        if self._follows:
-            self._berths = programs.table("berths")
-            self._flights = programs.table("flights")
+        self._flights = Flights(programs)
         if self._bin_ns:
             self._bins = programs.table("desks")["bin"]
             self._bin_log = programs.table("bin_log").reshape(self._cpus, -1)
@@ -105,8 +104,8 @@ class Counters:
             self._samples.close()
         if self._syn is not None:
             self._syn.close()
-        tables = ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log", "_what_ifs")
-        for table in (*tables, "_berths", "_flights"):
+        self._flights.close()
+        for table in ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log", "_what_ifs"):
             self.__dict__.pop(table, None)
         self._grace.close()
 
@@ -133,26 +132,31 @@ class Counters:
         self._turn_epoch(patience_seconds)
         for _ in range(_RETRIES):
             before = self._lanes.copy()
-            ended = self._flying()[1]
+            # Before what was written off: that is counted here when its place is taken, and would be counted twice.
+            misses = self._misses.copy()
+            ended = self._flights.look().ended
             cells = self._collect()
             settled = self._settled(before)
             # After the cells: a packet that ends meanwhile is in neither, and comes with the next reading.
-            queued, still_ended = self._flying()
+            flying = self._flights.look()
             # A settled packet that left its slot meanwhile may be in neither, too: look again.
             if np.array_equal(settled["sequence"], self._lanes["sequence"][settled["cpu"]]) and np.array_equal(
-                ended, still_ended
+                ended, flying.ended
             ):
                 break
         else:
             raise KernelError("the counters could not be read: a pending packet changed at every look.")
         lanes = self._lanes.copy()
+        single = (settled, flying.queued, flying.ended)
+        lost_packets, lost_bytes = _by_tap(flying.lost, misses.shape[1])
         return Snapshot(
             at_ns=time.monotonic_ns(),
-            cells=_decode(np.concatenate([cells, *(_as_cells(one, cells.dtype) for one in (settled, queued, ended))])),
-            missed_packets=self._misses["packets"].sum(0).astype(np.int64),
-            missed_bytes=self._misses["frame_bytes"].sum(0).astype(np.int64),
+            cells=_decode(np.concatenate([cells, *(_as_cells(one, cells.dtype) for one in single)])),
+            missed_packets=misses["packets"].sum(0).astype(np.int64) + lost_packets,
+            missed_bytes=misses["frame_bytes"].sum(0).astype(np.int64) + lost_bytes,
             late_verdicts=int(lanes["late_verdicts"].sum()),
             foreign_skbs=int(lanes["foreign_skbs"].sum()),
+            unannounced=misses["unannounced"].sum(0).astype(np.int64),
             unplaced_drops=int(lanes["unplaced_drops"].sum()),
             what_ifs=self._what_ifs_now(),
         )
@@ -166,6 +170,10 @@ class Counters:
         for name in summed.dtype.names or ():
             summed[name] = counts[name].sum(axis=0)
         return summed
+
+    def write_off(self, waiting: Callable[[int], int | None]) -> bool:
+        """Find inbound packets whose end was not seen: see Flights.write_off."""
+        return self._flights.write_off(waiting)
 
     def cells_now(self) -> Array:
         """The cells as they are, without waiting, as rows of layout.CELL; without packets whose verdict is open."""
@@ -250,22 +258,6 @@ class Counters:
         settled["what"] |= _verdict_bits(Verdict.PASSED)
         return settled
 
-    def _flying(self) -> tuple[Array, Array]:
-        """Inbound packets on their way, marked QUEUED, and those whose end the kernel has yet to count."""
-        if not self._follows:
-            return np.zeros(0, _FLIGHT), np.zeros(0, _FLIGHT)
-        addresses = self._berths["skb"].flatten()
-        where = np.flatnonzero(addresses)
-        known = self._flights[where]
-        # Taken by another packet since, or being written just now: counted with the next reading.
-        known = known[known["skb"] == addresses[where]]
-        rows = np.zeros(len(known), _FLIGHT)
-        for name in _FLIGHT.names or ():
-            rows[name] = known[name]
-        open_ = rows["what"] & _verdict_bits(_VERDICT_MASK) == 0
-        rows["what"][open_] |= _verdict_bits(Verdict.QUEUED)
-        return rows[open_], rows[~open_]
-
     def _logged_bins(self, cpu: int) -> Array:
         taken, size = int(self._logged[cpu]), self._bin_log.shape[1]
         head = int(self._lanes["logged_bins"][cpu])
@@ -288,9 +280,17 @@ class Counters:
 
     def _flying_bins(self) -> Array:
         """What has not been counted of the inbound packets, in the time bin of now."""
-        rows = _single_bins(np.concatenate(self._flying()))
+        flying = self._flights.look()
+        rows = _single_bins(np.concatenate([flying.queued, flying.ended]))
         rows["start_ns"] = time.monotonic_ns() // self._bin_ns * self._bin_ns
         return rows
+
+
+def _by_tap(packets: Array, taps: int) -> tuple[Array, Array]:
+    """Packets and frame bytes of single packets, by tap number."""
+    numbers = take_apart(packets["what"])["tap"]
+    weights = packets["frame_bytes"].astype(np.float64)
+    return np.bincount(numbers, minlength=taps), np.bincount(numbers, weights, minlength=taps).astype(np.int64)
 
 
 def _by_what_if(programs: Programs) -> Array:

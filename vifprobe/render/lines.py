@@ -24,7 +24,7 @@ def lines_header() -> str:
     """What the figures mean; printed once, before the first line."""
     return (
         "# out = from the guest, in = to the guest; Mbit/s of frames (as the tap's counters show), 'charged' as the"
-        " policer counts; ? = unknown; top = share of outbound packets"
+        " policer counts; queued = packets in the tap's queue now; ? = unknown; top = share of outbound packets"
     )
 
 
@@ -47,11 +47,20 @@ def interval_line(reading: Reading, glyphs: Glyphs = ASCII) -> str:
         _figures("dropped", _counts(reading, Direction.OUTBOUND, Verdict.DROPPED), reading),
         f"in {_figures('offered', _offered(reading, Direction.INBOUND), reading)}",
         _figures("passed", _counts(reading, Direction.INBOUND, Verdict.PASSED), reading),
+        _figures("policed", _counts(reading, Direction.INBOUND, Verdict.POLICED), reading),
+        _figures("dropped", _counts(reading, Direction.INBOUND, Verdict.DROPPED), reading),
+        f"queued {_waiting(reading):>5}",
         f"missed {reading.missed}",
         host_fields(reading.host),
         f"top {_top(reading)}",
     ]
     return " ".join(fields)
+
+
+def _waiting(reading: Reading) -> str:
+    """Packets that wait for the guest at the interval's end: a number, no rate."""
+    queued = _counts(reading, Direction.INBOUND, Verdict.QUEUED)
+    return UNKNOWN if queued is None else str(queued.packets)
 
 
 def _word(text: str, glyphs: Glyphs) -> str:

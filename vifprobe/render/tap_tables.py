@@ -234,6 +234,8 @@ def other_direction(reading: Reading, direction: Direction, width: int, glyphs: 
     parts = [line(label, f"offered {packet_rate(pps)}, {frames} as frames")]
     if not reading.knows_verdicts(direction) and width < ROOMY:
         return flow([*parts, line(Span(f"verdicts {UNKNOWN}", "unknown"))], width, len(label.text), glyphs)
+    if offered.packets and reading.counts(direction, Verdict.PASSED) == offered and not queue(reading, direction):
+        return flow([*parts, line(Span("all passed", "passed"))], width, len(label.text), glyphs)
     outcome = Line()
     for verdict in (*VERDICTS, Verdict.QUEUED):
         counts = reading.counts(direction, verdict)
