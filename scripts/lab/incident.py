@@ -206,10 +206,11 @@ def _captured(folder: Path) -> Iterator[None]:
     with subprocess.Popen([*command, "--direction", "outbound"], stdout=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: (folder / "timeline.csv").exists() or process.poll() is not None, ROOM)
-            yield
+            if process.poll() is None:
+                yield
             process.terminate()
             if process.wait(ROOM):
-                raise RuntimeError(f"vifprobe capture ended with {process.returncode}")
+                raise RuntimeError(f"vifprobe capture ended with {process.returncode}, see above")
         finally:
             process.kill()
 

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bcc on a stock kernel makes of the same text what it makes on the host, which compiles for the other tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from vifprobe.kernel import compiler
+from vifprobe.kernel.build import Settings, possible_cpus, source_directory, source_text
+from vifprobe.kernel.features import read_features
+
+pytestmark = pytest.mark.usefixtures("stock_kernel")
+
+
+def test_the_host_compiles_as_the_guest_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = source_text(), source_directory(), Settings(cpus=possible_cpus()).flags(read_features())
+    outside = compiler.compile_apart(*order)
+    monkeypatch.delenv(compiler.VARIABLE)
+    assert compiler.compile_apart(*order) == outside
