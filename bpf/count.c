@@ -126,10 +126,10 @@ struct sampler {
 	u64 probe_at;   /* the next look for a verdict that did not come so far */
 	u64 last_ns;    /* arrival of packet number last_seen */
 	u64 last_seen;
-	u32 mean;       /* M; written by user space; 0: take none */
+	u32 mean;       /* M; written by user space, and raised by brake(); 0: take none */
 	u32 drawn_mean; /* M of the draw that gave next_at */
 	u32 calm;       /* bit n: class n had its SAMPLE_EAGER_LOOKS */
-	u32 spare;
+	u32 brakes;     /* how often it raised M since user space has set it; SAMPLE_BRAKES: no more */
 	/* second line and on */
 	u8 first[16 * 4];   /* taken as one of the first, by class * 4 + verdict */
 	u16 in_vain[16];   /* staged but not one of the first, by class */

@@ -3,7 +3,7 @@
  * Samples: headers of some packets, with their verdict. The first of each class and verdict, then one in M of the rest.
  *
  * Hook:   none of its own; called where a packet arrives, and where its verdict is known
- * Reads:  the packet's headers; samplers' mean, set from user space
+ * Reads:  the packet's headers; samplers' mean and samples_taken, set from user space
  * Writes: samplers (in the desks of count.c), staged, samples
  * Needs:  nothing new; compiled out without SAMPLES
  *
@@ -15,6 +15,9 @@
  * other packets, each is taken with probability 1/M and stands for M: intervals are uniform in 1..2M-1 (mean M, and no
  * step with periodic traffic), the first one after a change of M as if drawing had always gone on. Whether a packet is
  * one of the first depends on the packets before it alone, never on that draw.
+ *
+ * When traffic rises faster than user space follows, a CPU's part of the ring would be full before it is read: where half
+ * of it waits, then three quarters, seven eighths and so on, M is made four times as large here.
  */
 #if SAMPLES
 struct sample {
@@ -35,8 +38,14 @@ struct sample {
 	u8 headers[SAMPLE_HEADER_BYTES];
 };
 
+/* How many of a CPU's samples user space has read; only it writes this. */
+struct samples_taken {
+	u64 count;
+};
+
 BPF_F_TABLE("array", u32, struct sample, staged, CPUS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct sample, samples, CPUS * SAMPLES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct samples_taken, samples_taken, CPUS, BPF_F_MMAPABLE);
 
 static __always_inline u32 direction_of(u64 what)
 {
@@ -64,15 +73,41 @@ static __always_inline void set_alarm(struct sampler *own)
 }
 
 /*
- * Begin to draw with this mean, as if drawing had always gone on: the time to the next one is then distributed as
- * (2M - k) / (M (2M - 1)), k = 1..2M-1, which is the smaller one of two uniform numbers.
+ * Draw with this mean from packet number `from` on, as if drawing had always gone on: the time to the next one is then
+ * distributed as (2M - k) / (M (2M - 1)), k = 1..2M-1, which is the smaller one of two uniform numbers.
  */
-static __always_inline void draw_anew(struct sampler *own, u32 mean)
+static __always_inline void draw_anew(struct sampler *own, u32 mean, u64 from)
 {
 	u32 one = uniform(2 * mean - 1), other = uniform(2 * mean);
 
 	own->drawn_mean = mean;
-	own->next_at = own->seen - 1 + (one < other ? one : other);
+	own->next_at = from - 1 + (one < other ? one : other);
+}
+
+/*
+ * After packet number `at` was drawn, with half or more of the ring waiting: a mean that is larger. True: and the next
+ * one is drawn with it.
+ *
+ * The mean changes right behind a draw, which is no moment like any other: the packets so far are then on average told
+ * to be (M - 1) / 3 more than they are (M less the mean time (2M + 1) / 3 to a first draw), which a whole interval to
+ * the next draw makes up for, and a draw as if it had always gone on does not. With a larger mean N a whole interval
+ * makes up for (N - 1) / 3. So it is one with probability (M - 1) / (N - 1): sums stay unbiased.
+ */
+static __always_inline bool brake(u32 cpu, struct lane *lane, struct sampler *own, u64 at)
+{
+	struct samples_taken *taken = samples_taken.lookup(&cpu);
+	u64 waiting = taken ? lane->samples + 1 - taken->count : 0, room = waiting < SAMPLES ? SAMPLES - waiting : 0;
+	u32 brakes = own->brakes, mean = own->drawn_mean;
+
+	if (likely(brakes >= SAMPLE_BRAKES || (room << (brakes & 15)) > SAMPLES / 2) || mean != own->mean ||
+	    mean > SAMPLE_MEAN_MAX / 4)
+		return false;
+	own->brakes = brakes + 1;
+	own->mean = 4 * mean;
+	draw_anew(own, 4 * mean, at + 1);
+	if (uniform(4 * (u64)mean - 1) < mean)
+		own->next_at = at + uniform(8 * (u64)mean - 1);
+	return true;
 }
 
 /* How many bytes to keep: all headers; of what has no transport header that is known, L2 or IP alone. */
@@ -168,7 +203,7 @@ static __always_inline bool look(u32 cpu, struct lane *lane, struct sampler *own
 	if (!to || !mean)
 		return false;
 	if (mean != own->drawn_mean)
-		draw_anew(own, mean);
+		draw_anew(own, mean, own->seen);
 	if (own->seen >= own->probe_at) {
 		tentative = true;
 		own->probe_at = own->seen + 1 + (bpf_get_prandom_u32() & SAMPLE_PROBE_MASK);
@@ -207,7 +242,7 @@ static __always_inline bool sample(u32 cpu, struct lane *lane, struct desk *desk
 }
 
 /* How many packets a staged one stands for; 0: not taken. what: with its verdict. */
-static __always_inline u32 weight_of(struct sampler *own, struct sample *staged, u64 what)
+static __always_inline u32 weight_of(u32 cpu, struct lane *lane, struct sampler *own, struct sample *staged, u64 what)
 {
 	u64 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf, verdict = (what >> KEY_VERDICT_SHIFT) & 3;
 	u64 kind = class * 4 + verdict;
@@ -231,7 +266,8 @@ static __always_inline u32 weight_of(struct sampler *own, struct sample *staged,
 	}
 	if (staged->position >= own->next_at) {
 		weight = own->drawn_mean;
-		own->next_at = staged->position + uniform(2 * (u64)weight - 1);
+		if (!brake(cpu, lane, own, staged->position))
+			own->next_at = staged->position + uniform(2 * (u64)weight - 1);
 		set_alarm(own);
 	}
 	return weight;
@@ -246,7 +282,7 @@ static __always_inline void commit_sample(u32 cpu, struct lane *lane, u64 what, 
 
 	if (!staged || !to || !desk)
 		return;
-	weight = weight_of(&desk->sampler, staged, what);
+	weight = weight_of(cpu, lane, &desk->sampler, staged, what);
 	if (!weight)
 		return;
 	staged->what = what;

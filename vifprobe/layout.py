@@ -209,6 +209,8 @@ VLAN_TAG_BYTES = 4
 ETH_HEADER_BYTES = 14
 SAMPLE_PROBE_MASK = 127  # a class whose first packets were looked at is probed for new verdicts 1 in 64.5 at random
 SAMPLE_EAGER_LOOKS = 1024  # packets of a class, each CPU, whose headers are kept in vain until then
+SAMPLE_MEAN_MAX = 1 << 20  # one in so many at most: of 2**32 packets/s still thousands a second
+SAMPLE_BRAKES = 10  # how often the kernel side makes that four times as many before user space sets it again
 REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there, EXTENSION_HEADERS_MAX of up to 2 KiB
 WHAT_IFS_MAX = 8  # limits tried out at once: each costs every packet some 10 ns
 BUCKET_SLACK_NS = 50_000  # an installed policer looks at the clock that much later than the ideal bucket, at most
@@ -292,6 +294,8 @@ def c_header() -> str:
         f"#define SAMPLE_HEADER_BYTES {SAMPLE_HEADER_BYTES}",
         f"#define SAMPLE_PROBE_MASK {SAMPLE_PROBE_MASK}",
         f"#define SAMPLE_EAGER_LOOKS {SAMPLE_EAGER_LOOKS}",
+        f"#define SAMPLE_MEAN_MAX {SAMPLE_MEAN_MAX}U",
+        f"#define SAMPLE_BRAKES {SAMPLE_BRAKES}",
         f"#define REPLAY_WINDOW {REPLAY_WINDOW_BYTES}",
         f"#define BUCKET_SLACK_NS {BUCKET_SLACK_NS}",
         "",

@@ -13,13 +13,16 @@ import numpy.typing as npt
 import pytest
 from probe_kit import FIRST_CPU, OUT, SYN, KernelSide, kernel_side, on_cpu
 
-from vifprobe.kernel.build import SAMPLE_FIRST, Settings, possible_cpus
-from vifprobe.kernel.features import read_trace_fields
+from vifprobe.kernel import libbpf
+from vifprobe.kernel.build import SAMPLE_FIRST, Programs, Settings, possible_cpus
+from vifprobe.kernel.counters import Counters
+from vifprobe.kernel.features import read_features, read_trace_fields
 from vifprobe.kernel.samples import FIRST_MEAN, Samples, class_counts
 from vifprobe.layout import SAMPLE, SAMPLE_EAGER_LOOKS, PacketClass, SampleFlag, TapTrait, Verdict
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import flood
 from vifprobe.testing.links import nft_ingress_limit
+from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import Tap
 
 Array = npt.NDArray[Any]
@@ -72,10 +75,6 @@ def observed(tap: Tap, way: str) -> Iterator[KernelSide]:
         with sampling(tap, 1) as side:
             yield side
         return
-    from vifprobe.kernel.build import Programs
-    from vifprobe.kernel.counters import Counters
-    from vifprobe.kernel.features import read_features
-
     with ExitStack() as stack:
         programs = Programs(Settings(cpus=possible_cpus(), samples=True, trace=read_trace_fields()), read_features())
         stack.callback(programs.close)
@@ -201,6 +200,47 @@ def test_what_was_written_over_is_counted(tap: Tap) -> None:
         assert len(samples) == places - 1
         assert side.counters.lost_samples == count - len(samples)
         assert (np.diff(samples["at_ns"]) >= 0).all()
+
+
+def test_an_onset_that_nobody_reads_loses_nothing(tap: Tap) -> None:
+    """A slow sender, of which each packet is taken, becomes a flood: fewer and fewer are, and sums stay right."""
+    with kernel_side(tap, Settings(cpus=possible_cpus(), samples=True)) as side, on_cpu(FIRST_CPU):
+        flood([tap.fd], [SYN], count=29, seconds=5, packets_per_second=300)
+        side.counters.take_samples()
+        assert reader(side).means()[0, OUT] == 1
+        places, before = side.programs.settings.samples_per_cpu, int(reader(side).seen().sum())
+        flood([tap.fd], [SYN], count=200_003, seconds=30)
+        samples = side.counters.take_samples()
+        assert side.counters.lost_samples == 0
+        weights = samples["weight"].astype(np.int64)
+        assert places / 2 < len(weights) < places
+        assert set(weights) >= {1, 4, 16}
+        # Intervals are uniform: variance n M / 3 of n packets drawn one in M; and up to two intervals at the end.
+        told, bound = weights.sum(), 5 * np.sqrt((weights**2).sum() / 3) + 2 * weights[-1]
+        assert abs(told - (reader(side).seen().sum() - before)) < bound
+
+
+def test_a_mean_that_the_kernel_side_raises_leaves_sums_unbiased(netns: Netns) -> None:
+    """Hundreds of onsets: what is off by chance in each is not off on average, however often it was raised."""
+    with ExitStack() as stack, on_cpu(FIRST_CPU):
+        programs = Programs(Settings(cpus=possible_cpus(), samples=True), read_features())
+        stack.callback(programs.close)
+        counters = Counters(programs)
+        stack.callback(counters.close)
+        counters.watch(1, 0, 0)  # the ifindex that TEST_RUN gives its packets
+        fd, samplers = programs.tc_program_fd(OUT), programs.table("desks", writable=True)["sampler"]
+        libbpf.test_run(fd, SYN, repeat=5_003)  # what is sampled first is behind us
+        counters.take_samples()
+        errors = []
+        for number in range(300):
+            samplers["brakes"], samplers["mean"] = 0, 1
+            count = programs.settings.samples_per_cpu + (811, 13_001, 0)[number % 3]
+            libbpf.test_run(fd, SYN, repeat=count)
+            assert samplers["mean"].max() > 1
+            errors.append(int(counters.take_samples()["weight"].sum()) - count)
+        assert counters.lost_samples == 0
+        assert abs(np.mean(errors)) < 5 * np.std(errors) / np.sqrt(len(errors))
+        assert np.std(errors) < 1_000
 
 
 def test_the_rate_is_adapted(tap: Tap) -> None:

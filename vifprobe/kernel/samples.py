@@ -11,14 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from vifprobe.kernel.build import SAMPLE_FIRST, Programs
-from vifprobe.layout import SAMPLE, Direction, PacketClass, Verdict, cell_key_shifts, take_apart
+from vifprobe.layout import (
+    SAMPLE,
+    SAMPLE_BRAKES,
+    SAMPLE_MEAN_MAX,
+    Direction,
+    PacketClass,
+    Verdict,
+    cell_key_shifts,
+    take_apart,
+)
 
 #: Taken at most, all taps and CPUs together, beyond the first of each class and verdict.
 SAMPLES_PER_SECOND = 20_000
 #: One in so many until the first look at the rates: 15,625 of a million packets/s.
 FIRST_MEAN = 64
-#: Of 2**32 packets/s still one a second.
-MEAN_MAX = 1 << 20
 _ENOUGH_SECONDS = 0.005  # a rate over less than that says nothing
 _COUNTED = ("frame_bytes", "charged_bytes", "wire_bytes", "weight")
 _COPIED = ("at_ns", "gap_ns", *_COUNTED, "header_bytes", "flags", "vlan_tci")
@@ -29,7 +36,8 @@ Array = npt.NDArray[Any]
 class Samples:
     """The ring's reader. A record is final once it is there.
 
-    lost: written over before they were read. per_second: how many are wanted at most; the means follow it.
+    lost: written over before they were read. per_second: how many are wanted at most; the means follow it. Where
+    traffic rises faster than they do, the kernel side raises them itself (bpf/sample.c, brake()).
     """
 
     def __init__(self, programs: Programs, per_second: int = SAMPLES_PER_SECOND) -> None:
@@ -37,8 +45,9 @@ class Samples:
         self._cpus = settings.cpus
         self._ring = programs.table("samples").reshape(self._cpus, -1)
         self._staged = programs.table("staged").reshape(self._cpus, len(Direction))
-        # The kernel side only reads `mean`, user space only writes it.
+        # Both sides write `mean` and `brakes`: the newer one holds, and the kernel side brakes again if need be.
         self._samplers = programs.table("desks", writable=True)["sampler"].reshape(self._cpus, -1, len(Direction))
+        self._told = programs.table("samples_taken", writable=True)["count"]
         self._taken = np.zeros(self._cpus, np.int64)
         self._seen = np.zeros(self._samplers.shape, np.int64)
         self._seen_ns = time.monotonic_ns()
@@ -49,14 +58,15 @@ class Samples:
 
     def close(self) -> None:
         """Give the tables' memory back; only `lost` can be asked for after it."""
-        for table in ("_ring", "_staged", "_samplers"):
+        for table in ("_ring", "_staged", "_samplers", "_told"):
             self.__dict__.pop(table, None)
 
     def take_one_in(self, mean: int) -> None:
         """One in `mean` from now on, whatever the rates; 0 for none at all, not even the first ones."""
-        if not 0 <= mean <= MEAN_MAX:
-            raise ValueError(f"one in {mean}: between 0 and {MEAN_MAX}")
+        if not 0 <= mean <= SAMPLE_MEAN_MAX:
+            raise ValueError(f"one in {mean}: between 0 and {SAMPLE_MEAN_MAX}")
         self._fixed = True
+        self._samplers["brakes"] = SAMPLE_BRAKES
         self._samplers["mean"] = mean
 
     def means(self) -> Array:
@@ -91,7 +101,7 @@ class Samples:
         # What the kernel side has written over since, or may be writing over now, was not read whole.
         whole = min(max(taken, int(lanes["samples"][cpu]) + 1 - size), head)
         self.lost += whole - taken
-        self._taken[cpu] = head
+        self._taken[cpu] = self._told[cpu] = head
         return rows[max(0, whole - oldest) :]
 
     def _passed(self, cpu: int, what: np.uint64) -> Array:
@@ -129,7 +139,8 @@ class Samples:
         rates = new.sum(axis=0) / seconds
         share = max(wanted, 1.0) / max(1, int((rates > 0).sum()))
         means = 2.0 ** np.ceil(np.log2(np.maximum(rates / share, 1)))
-        self._samplers["mean"] = np.where(rates > 0, np.minimum(means, MEAN_MAX), self._samplers["mean"][0])
+        self._samplers["brakes"] = 0
+        self._samplers["mean"] = np.where(rates > 0, np.minimum(means, SAMPLE_MEAN_MAX), self._samplers["mean"][0])
 
 
 def class_counts(rows: Array) -> dict[tuple[PacketClass, Verdict], int]:
