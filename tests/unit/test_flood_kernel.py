@@ -47,10 +47,12 @@ def test_an_interval_is_what_was_added() -> None:
     assert found[OUT]["half_open"] == Measure(101, "handshakes")
     assert found[OUT]["half_open_young"] == Measure(101, "handshakes")
     assert found[OUT]["half_open_age_median"] == Measure(1_536_000.0, "ns", 512_000.0)
+    assert found[OUT]["handshake_time_median"] == Measure(None, "ns")  # none in this interval
     assert found[OUT]["destination_ports"] == Measure(211, "different")
     assert found[OUT]["sources"].value == 1
     assert values(found[IN]) == {}
     total = side.total(now)
+    assert total[OUT]["handshake_time_p99"] == Measure(1_536_000.0, "ns", 512_000.0)
     assert total[OUT]["handshakes_started"] == Measure(131, "handshakes")
     assert total[OUT]["destination_ports"] == Measure(422, "different")
 

@@ -62,22 +62,30 @@ def distinct_measures(found: Distinct, tap: int, direction: Direction) -> Named:
         yield name, Measure(int(seen[tap, direction].sum()), "different")
 
 
-def handshake_measures(now: Array, before: Array | None, ages: Array) -> Named:
-    """now, before: rows of records.HANDSHAKES at the end and beginning of a span. ages: buckets of those open."""
+def handshake_measures(now: Array, before: Array | None, ages: Array, took: Array) -> Named:
+    """now, before: rows of records.HANDSHAKES at the end and the beginning of a span. ages: buckets of those open then;
+    took: of those completed in the span.
+    """
     weight = 1 if now["followed"] == now["started"] else max(2, int(now["every"]))
     for name in ("started", "answered", "completed", "reset", "expired", "evicted"):
         counted = int(now[name]) - (int(before[name]) if before is not None else 0)
         yield f"handshakes_{name}", _estimated(max(0, counted), weight)
     yield "half_open", _estimated(int(now["open"]), weight)
     yield "half_open_young", _estimated(int(ages[:_YOUNG_BUCKETS].sum()), weight)
-    total = int(ages.sum())
-    for name, part in (("half_open_age_median", 0.5), ("half_open_age_p99", 0.99)):
+    yield from _quantiles("half_open_age", ages)
+    yield from _quantiles("handshake_time", took)
+
+
+def _quantiles(name: str, buckets: Array) -> Named:
+    """Median and 99th percentile: the middle of the bucket that it is in, off by half of its width at most."""
+    total = int(buckets.sum())
+    for suffix, part in (("median", 0.5), ("p99", 0.99)):
         if not total:
-            yield name, Measure(None, "ns")
+            yield f"{name}_{suffix}", Measure(None, "ns")
             continue
-        bucket = int(np.searchsorted(np.cumsum(ages), part * total))
+        bucket = int(np.searchsorted(np.cumsum(buckets), part * total))
         lower, upper = (0 if bucket == 0 else 1000 << bucket - 1), 1000 << bucket
-        yield name, Measure((lower + upper) / 2, "ns", (upper - lower) / 2)
+        yield f"{name}_{suffix}", Measure((lower + upper) / 2, "ns", (upper - lower) / 2)
 
 
 def _estimated(counted: int, weight: int) -> Measure:
@@ -93,21 +101,31 @@ class KernelSide:
     def __init__(self, tap: int) -> None:
         self._tap = tap
         self._before: Array | None = None
+        self._took_before: Array | None = None
 
     def interval(self, found: SynMeasures) -> dict[Direction, dict[str, Measure]]:
         """Since the call before."""
         before, self._before = self._before, found.handshakes[self._tap].copy()
-        return {one: self._of(found.interval, found, one, before) for one in Direction}
+        took_before, self._took_before = self._took_before, found.completed_age[self._tap].copy()
+        return {one: self._of(found.interval, found, one, before, took_before) for one in Direction}
 
     def total(self, found: SynMeasures) -> dict[Direction, dict[str, Measure]]:
         """Since the start."""
-        return {one: self._of(found.total, found, one, None) for one in Direction}
+        return {one: self._of(found.total, found, one, None, None) for one in Direction}
 
     def _of(
-        self, distinct_of: Distinct, found: SynMeasures, direction: Direction, before: Array | None
+        self,
+        distinct_of: Distinct,
+        found: SynMeasures,
+        direction: Direction,
+        before: Array | None,
+        took_before: Array | None,
     ) -> dict[str, Measure]:
         now, ages = found.handshakes[self._tap, direction], found.open_age[self._tap, direction]
+        took = found.completed_age[self._tap, direction]
+        if took_before is not None:
+            took = np.maximum(took - took_before[direction], 0)
         return {
             **dict(distinct_measures(distinct_of, self._tap, direction)),
-            **dict(handshake_measures(now, None if before is None else before[direction], ages)),
+            **dict(handshake_measures(now, None if before is None else before[direction], ages, took)),
         }
