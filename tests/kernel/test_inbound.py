@@ -29,6 +29,9 @@ from probe_kit import FIRST_CPU, LAST_CPU, SYN, Require, finish, watch_flood
 from vifprobe import Probe
 from vifprobe.analysis.reading import Reading
 from vifprobe.kernel import libbpf
+from vifprobe.kernel.attach import has_tcx
+from vifprobe.kernel.build import Settings, make_programs, possible_cpus
+from vifprobe.kernel.features import read_features, read_trace_fields
 from vifprobe.kernel.symbols import function_ranges
 from vifprobe.layout import PacketClass, Verdict
 from vifprobe.testing import frames as f
@@ -68,7 +71,7 @@ def test_a_guest_that_does_not_read(tap: Tap, root: str) -> None:
     with (
         neighbour(tap) as other,
         senders((other, COUNT, FIRST_CPU)) as writers,
-        Probe("tap0", bin_ns=BIN_NS, follow_inbound=True) as probe,
+        Probe("tap0", bin_ns=BIN_NS) as probe,
     ):
         before = tap.counters()["tx_dropped"]
         found, total = watch(probe, writers)
@@ -90,7 +93,7 @@ def test_a_guest_that_reads(tap: Tap, root: str) -> None:
         make_tap("tap8") as third,
         senders((other, COUNT, FIRST_CPU), frames=(SYN, DATA)) as first,
         senders((third, COUNT, LAST_CPU), frames=(DATA,)) as second,
-        Probe("tap0", bin_ns=BIN_NS, follow_inbound=True) as probe,
+        Probe("tap0", bin_ns=BIN_NS) as probe,
     ):
         subprocess.run(["ip", "link", "set", "tap8", "master", "br0"], check=True)
         with guest(tap) as reader:
@@ -113,7 +116,7 @@ def test_htb(tap: Tap) -> None:
     with (
         neighbour(tap) as other,
         senders((other, COUNT, FIRST_CPU)) as writers,
-        Probe("tap0", bin_ns=BIN_NS, follow_inbound=True) as probe,
+        Probe("tap0", bin_ns=BIN_NS) as probe,
     ):
         _, total = watch(probe, writers)
         leaf = statistics("qdisc", "tap0", "2:")
@@ -132,7 +135,7 @@ def test_a_queue_that_empties(tap: Tap) -> None:
     make_htb(tap, "100kbit", 499)  # also an emulated writer is faster
     seen: list[Reading] = []
     with neighbour(tap) as other, senders((other, 1009, FIRST_CPU)) as (writer,), guest(tap) as reader:
-        with Probe("tap0", bin_ns=BIN_NS, follow_inbound=True) as probe:
+        with Probe("tap0", bin_ns=BIN_NS) as probe:
             writer.start()
             for reading in probe.readings(0.02, 20.0):
                 seen.append(reading)
@@ -158,7 +161,7 @@ def test_what_waited_before_the_start(tap: Tap) -> None:
         held = statistics("qdisc", "tap0", "2:")
         assert held["qlen"] > 300
         with guest(tap):
-            with Probe("tap0", bin_ns=BIN_NS, follow_inbound=True) as probe:
+            with Probe("tap0", bin_ns=BIN_NS) as probe:
                 _, total = watch(probe, [late])
             leaf = statistics("qdisc", "tap0", "2:")
     assert inbound(total, POLICED).packets == leaf["drops"] - held["drops"] > 0
@@ -173,7 +176,7 @@ def test_a_queue_that_is_taken_away(tap: Tap) -> None:
     with (
         neighbour(tap) as other,
         senders((other, 1009, FIRST_CPU), (other, 503, LAST_CPU)) as (first, second),
-        Probe("tap0", bin_ns=BIN_NS, follow_inbound=True) as probe,
+        Probe("tap0", bin_ns=BIN_NS) as probe,
     ):
         first.start()
         first.wait()
@@ -217,7 +220,7 @@ def test_a_tap_of_the_same_number_elsewhere(tap: Tap) -> None:
         assert twin.ifindex == tap.ifindex
         own = stack.enter_context(neighbour(tap))
         writers = stack.enter_context(senders((own, 503, FIRST_CPU), (other, COUNT, LAST_CPU)))
-        probe = stack.enter_context(Probe("tap0", bin_ns=BIN_NS, follow_inbound=True))
+        probe = stack.enter_context(Probe("tap0", bin_ns=BIN_NS))
         _, total = watch(probe, writers)
     assert total.offered(IN).packets == inbound(total, PASSED).packets == 503
     assert drain(tap) == 503
@@ -228,7 +231,7 @@ def test_frames_that_are_cut_for_the_guest(tap: Tap) -> None:
     long = f.eth(f.ipv4(f.tcp(f.TcpFlag.ACK, bytes(7919))), f.EtherType.IPV4)
     with (
         neighbour(tap, vnet_hdr=True) as other,
-        Probe("tap0", bin_ns=BIN_NS, follow_inbound=True) as probe,
+        Probe("tap0", bin_ns=BIN_NS) as probe,
         guest(tap) as reader,
     ):
         for _ in range(101):
@@ -263,3 +266,29 @@ def test_packets_that_go_another_way_are_missed(tap: Tap, require: Require) -> N
     assert (total.missed, total.offered(IN).packets) == (COUNT, 0)
     assert sum(reading.missed for reading in found.intervals) == COUNT
     assert min(reading.missed for reading in found.intervals) >= 0
+
+
+def test_this_kernel_takes_all_that_capture_asks_for(tap: Tap) -> None:
+    """Inbound packets followed, with timeline, samples and SYN measures: the verifier's largest programs."""
+    fields = read_trace_fields()
+    trace = None if has_tcx(tap.ifindex) else fields
+    settings = Settings(cpus=possible_cpus(), bin_ns=BIN_NS, follow=fields, trace=trace, samples=True, syn=True)
+    programs = make_programs(settings, read_features())
+    try:
+        assert programs.unfollowed == ""
+        programs.attach_followers()
+        programs.detach_followers()
+    finally:
+        programs.close()
+
+
+def test_packets_that_are_not_followed_are_offered_alone(tap: Tap) -> None:
+    with (
+        neighbour(tap) as other,
+        senders((other, 1009, FIRST_CPU)) as writers,
+        Probe("tap0", follow_inbound=False) as probe,
+    ):
+        total = watch_flood(probe, writers, checked=False).totals["tap0"]
+    assert total.offered(IN).packets == 1009
+    assert not total.knows_verdicts(IN)
+    assert total.counts(IN, PASSED) is None
