@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -428,11 +428,12 @@ class Probe:
 
     def _write_off(self) -> bool:
         """Find inbound packets whose end went by unseen; False where none is on its way."""
-        def waiting(number: int) -> int | None:
-            link = self._watched[number].link
+
+        def waiting(numbers: Iterable[int]) -> dict[int, int]:
+            taps = {self._watched[number].link.ifindex: number for number in numbers}
             with suppress(HostError):
-                return waiting_of([link.ifindex]).get(link.ifindex)
-            return None
+                return {taps[ifindex]: packets for ifindex, packets in waiting_of(taps).items()}
+            return {}
 
         return self._counters.write_off(waiting)
 

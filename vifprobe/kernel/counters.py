@@ -12,7 +12,7 @@ Inbound packets are counted at their end; those on their way are listed in a tab
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +171,7 @@ class Counters:
             summed[name] = counts[name].sum(axis=0)
         return summed
 
-    def write_off(self, waiting: Callable[[int], int | None]) -> bool:
+    def write_off(self, waiting: Callable[[Iterable[int]], Mapping[int, int]]) -> bool:
         """Find inbound packets whose end was not seen: see Flights.write_off."""
         return self._flights.write_off(waiting)
 

@@ -10,7 +10,7 @@ counts as what it ended as, and the mark goes with its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,9 +62,9 @@ class Flights:
         rows["what"][open_ & ~is_lost] |= _QUEUED
         return Flying(rows[open_ & ~is_lost], rows[~open_], rows[open_ & is_lost])
 
-    def write_off(self, waiting: Callable[[int], int | None]) -> bool:
-        """Mark those that can't be waiting any more. waiting: packets in the queue of a tap, by its number; None where
-        that is not known. False where none is on its way: nothing has to be looked at again.
+    def write_off(self, waiting: Callable[[Iterable[int]], Mapping[int, int]]) -> bool:
+        """Mark those that can't be waiting any more. waiting: packets in the queues of taps, by their numbers; without
+        those where that is not known. False where none is on its way: nothing has to be looked at again.
         """
         if not self._follows:
             return False
@@ -73,12 +73,12 @@ class Flights:
         if not len(old):
             return len(places) > 0
         who, numbers = self._who[old], take_apart(self._flights["what"][old])["tap"]
-        lengths = {int(number): waiting(int(number)) for number in np.unique(numbers)}
+        lengths = waiting([int(number) for number in np.unique(numbers)])
         # What is still there has been there all the time: in the queue, if anywhere, when that was counted.
         still = (_identity(self._flights[old]) == who) & (self._berths["skb"].reshape(-1)[old] != 0)
         for number, length in lengths.items():
             own = old[still & (numbers == number)]
-            if length is not None and len(own) > length:
+            if len(own) > length:
                 oldest = own[np.argsort(-self._looks[own].astype(np.int64), kind="stable")][: len(own) - length]
                 self._flights["lost"][oldest] = 1
         return True
