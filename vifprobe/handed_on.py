@@ -60,7 +60,7 @@ class HandedOn:
             return ProbeCount(by_driver, by_driver + unplaced + missed)
         if sample.counts is Counted.POLICED:
             policed = value(self._by_queue)
-            return ProbeCount(policed, policed + missed)
+            return ProbeCount(policed, policed + unplaced + missed)
         if sample.counts is Counted.SENT:
             return self._sent(sample, value(self._passed) + value(self._by_driver), unplaced)
         if sample.counts is Counted.ARRIVED and not self._has_gso:
