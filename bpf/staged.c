@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A packet's headers, kept beside the lanes until its verdict is known.
+ *
+ * Hook:   none of its own; called by sample.c where a packet arrives
+ * Reads:  the packet's headers
+ * Writes: staged
+ * Needs:  nothing new; compiled out without SAMPLES
+ */
+#if SAMPLES
+struct sample {
+	u64 what;
+	u64 why;
+	u64 at_ns;
+	s64 gap_ns;
+	u64 position; /* `seen` when it arrived */
+	u32 frame_bytes;
+	u32 charged_bytes;
+	u32 wire_bytes;
+	u32 weight;
+	u16 header_bytes;
+	u8 flags;
+	u8 tentative; /* may be one of the first */
+	u16 vlan_tci;
+	u16 spare;
+	u8 headers[SAMPLE_HEADER_BYTES];
+};
+
+BPF_F_TABLE("array", u32, struct sample, staged, CPUS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+
+static __always_inline u32 direction_of(u64 what)
+{
+	return (what >> KEY_DIRECTION_SHIFT) & 0xf;
+}
+
+static __always_inline struct sample *staged_of(u32 cpu, u64 what)
+{
+	/* By direction: inbound packets come while an outbound one waits for its verdict (the host's own answer). */
+	u32 at = cpu * DIRECTION_COUNT + direction_of(what);
+
+	return staged.lookup(&at);
+}
+
+/* How many bytes to keep: all headers; of what has no transport header that is known, L2 or IP alone. */
+static __always_inline u32 bytes_to_keep(struct lane *lane, struct frame *frame, struct packet *packet, u32 class)
+{
+	u32 bytes = packet->header_bytes;
+	u16 lengths;
+
+	/* As parse_arp(): the addresses, and not what is behind them. */
+	if (class == CLASS_ARP && load(frame, bytes + 4, &lengths, sizeof(lengths)))
+		bytes += ARP_FIXED_LEN + 2 * ((lengths & 0xff) + (lengths >> 8));
+	if (class == CLASS_ICMP || class == CLASS_ICMPV6)
+		bytes += ICMP_LEN;
+	if (bytes > frame->length)
+		bytes = frame->length;
+	return forget(&lane->scratch, bytes);
+}
+
+/* Verifier: 1 to `most` (under 256) bytes; assembly, or the compiler would know better and leave a check out. */
+static __always_inline u64 bounded(u64 bytes, const u32 most)
+{
+	if (bytes > most)
+		bytes = most;
+	asm volatile("%0 &= 0xff" : "+r"(bytes));
+	/* Not "!= 0": kernels before 6.8 learn no bound from that. */
+	asm volatile("if %0 > 0 goto +1\n\t%0 = 1" : "+r"(bytes));
+	asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(bytes) : "i"(most));
+	return bytes;
+}
+
+#if TRACEPOINTS || REPLAY
+static __always_inline void copy_traced(struct frame *frame, volatile u64 *scratch, struct sample *to, u64 bytes)
+{
+	const u32 before = ETH_TYPE_OFFSET;
+	u32 within_reach = frame->linear_bytes - (frame->untagged ? VLAN_TAG_LEN : 0);
+	u64 from = frame->start;
+	u16 tag[2];
+
+	/* Verifier: the length came out of a difference of pointers. */
+	bytes = forget(scratch, bytes < within_reach ? bytes : within_reach);
+	to->flags = frame->tagged ? SAMPLE_TAGGED : 0;
+	if (!frame->untagged) {
+		to->vlan_tci = frame->vlan_tci;
+		if (frame->tagged && frame->vlan_proto == bpf_htons(TYPE_QINQ))
+			to->flags |= SAMPLE_SERVICE_TAG;
+		bytes = bounded(bytes, SAMPLE_HEADER_BYTES);
+		if (bpf_probe_read_kernel(to->headers, bytes, (void *)from) == 0)
+			to->header_bytes = bytes;
+		return;
+	}
+	/* As tc will see it: the tag beside the bytes. */
+	if (bpf_probe_read_kernel(tag, sizeof(tag), (void *)(from + before)) ||
+	    bpf_probe_read_kernel(to->headers, before, (void *)from))
+		return;
+	to->vlan_tci = bpf_ntohs(tag[1]);
+	if (tag[0] == bpf_htons(TYPE_QINQ))
+		to->flags |= SAMPLE_SERVICE_TAG;
+	bytes = bounded(bytes - before, SAMPLE_HEADER_BYTES - before);
+	if (bpf_probe_read_kernel(to->headers + before, bytes, (void *)(from + before + VLAN_TAG_LEN)) == 0)
+		to->header_bytes = before + bytes;
+}
+#else
+static __always_inline void copy_traced(struct frame *frame, volatile u64 *scratch, struct sample *to, u64 bytes) {}
+#endif
+
+static __always_inline void copy_headers(struct frame *frame, volatile u64 *scratch, struct sample *to, u64 bytes)
+{
+	to->header_bytes = 0;
+	to->flags = 0;
+	to->vlan_tci = 0;
+	if (!frame->skb) {
+		copy_traced(frame, scratch, to, bytes);
+		return;
+	}
+	bytes = bounded(bytes, SAMPLE_HEADER_BYTES);
+	if (bpf_skb_load_bytes(frame->skb, 0, to->headers, bytes) == 0)
+		to->header_bytes = bytes;
+	if (frame->tagged) {
+		to->flags = frame->skb->vlan_proto == bpf_htons(TYPE_QINQ) ? SAMPLE_TAGGED | SAMPLE_SERVICE_TAG : SAMPLE_TAGGED;
+		to->vlan_tci = frame->skb->vlan_tci;
+	}
+}
+#endif
