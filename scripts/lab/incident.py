@@ -203,7 +203,7 @@ def _policed_by_the_switch(stage: Stage) -> Step:
 def _captured(folder: Path) -> Iterator[None]:
     """What somebody on call would leave running: `vifprobe capture` of both taps, ended by SIGTERM."""
     command = (sys.executable, "-m", "vifprobe", "capture", *TAPS, "-d", f"{SECONDS}s", "-o", str(folder))
-    with subprocess.Popen([*command, "--direction", "outbound"], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen([*command, "--direction", "outbound", "--no-host"], stdout=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: (folder / "timeline.csv").exists() or process.poll() is not None, ROOM)
             if process.poll() is None:
