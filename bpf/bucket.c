@@ -32,7 +32,7 @@ struct bucket {
 
 BPF_ARRAY(buckets, struct bucket, TAPS * DIRECTION_COUNT);
 
-static __always_inline u64 cost_of(u8 charge, u32 charged_bytes, u32 frame_bytes, u64 wire_bytes)
+static __always_inline u64 cost_of(u8 charge, u64 charged_bytes, u64 frame_bytes, u64 wire_bytes)
 {
 	if (likely(charge == CHARGE_INSTALLED))
 		return charged_bytes;
@@ -135,8 +135,8 @@ static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 l
 #endif
 
 /* EXPECTED_CONFORM or _EXCEED, in its place in the key; 0 where there is no limit. now: 0 where nobody asked yet. */
-static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 direction, u64 *now, u32 charged_bytes,
-				    u32 frame_bytes, u64 wire_bytes)
+static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 direction, u64 *now, u64 charged_bytes,
+				    u64 frame_bytes, u64 wire_bytes)
 {
 	struct bucket *bucket;
 	u64 cost;
@@ -151,7 +151,7 @@ static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 dire
 	if (!*now)
 		*now = bpf_ktime_get_ns();
 	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> (bucket->shift & 63);
-	/* Own CPU's lane. An inbound packet's verdict is never known by this CPU's lane, and one can come while another waits. */
+	/* Own CPU's lane, which holds no inbound packets; but one can come while an outbound one waits for its verdict. */
 	if (direction == DIRECTION_OUTBOUND) {
 		lane->pledged_at_ns = *now;
 		lane->pledged_cost_ns = cost;
@@ -166,7 +166,8 @@ static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 dire
 static __always_inline bool give_back(struct bucket *bucket, struct lane *lane)
 {
 	/* Its cost is taken already: this is what it left. */
-	s64 left = tokens_at(lane->pledged_at_ns, bucket->empty_ns), cost = lane->pledged_cost_ns, unsure = bucket->unsure_ns;
+	s64 left = tokens_at(lane->pledged_at_ns, bucket->empty_ns), cost = lane->pledged_cost_ns;
+	s64 unsure = bucket->unsure_ns;
 	s64 shift = left < 0 ? 0 : left + 1;
 
 	if (shift > unsure)

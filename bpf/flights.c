@@ -42,7 +42,7 @@ static __always_inline bool has_ended(const struct flight *flight)
 	return flight->what >> KEY_VERDICT_SHIFT & 0xf;
 }
 
-/* Count a packet whose end is known: its key has the verdict in it. With bottom halves off, see the head of count.c. */
+/* Count a packet whose end is known: its key has the verdict in it. With bottom halves off, see the head of tables.c. */
 static __always_inline void conclude(u32 cpu, struct lane *lane, const struct flight *flight)
 {
 	turn_bin(cpu, lane, flight->what, arrival_ns(0));

@@ -3,7 +3,7 @@
  * How many handshakes come to their end, and how.
  *
  * Hook:   none of its own; called where a packet arrives
- * Reads:  addresses and ports of TCP packets; syn_controls, set from user space
+ * Reads:  addresses and ports of TCP packets; the control of each side, set from user space
  * Writes: flows, syn_counts, and by syn.c what is different in SYNs
  * Needs:  nothing new; compiled out without SYN_MEASURES
  *
@@ -66,7 +66,8 @@ static __always_inline struct syn_counts *counts_of(u32 cpu, u32 owner)
 
 /*
  * The same for both directions of a flow, never 0. A product is the same both ways round, and not the same where ports
- * change places, as a sum would be; of odd numbers, it takes all odd values alike. Its upper half says who is followed, its lower half where.
+ * change places, as a sum would be; of odd numbers, it takes all odd values alike. The key's upper half says who is
+ * followed, its lower half where.
  */
 static __always_inline u64 flow_key(struct endpoints *ends, u32 tap)
 {
@@ -126,13 +127,13 @@ static __always_inline struct flow *room_for_flow(struct lane *lane, struct flow
 static __always_inline void give_up(u32 cpu, struct flow *flow, struct syn_control *control, u64 now)
 {
 	u32 owner = flow->owner;
-	struct syn_control *own = syn_controls.lookup(&owner);
+	struct syn_side *own = syn_sides.lookup(&owner);
 	struct syn_counts *counts = counts_of(cpu, owner);
 
 	if (!own || !counts)
 		return;
 	if (flow->answered)
-		__sync_fetch_and_add(&own->waiting, -1ULL);
+		__sync_fetch_and_add(&own->control.waiting, -1ULL);
 	if (now - flow->started_ns >= FLOW_EXPIRES_NS) {
 		/* Own CPU's counts. */
 		counts->expired += 1ULL << (flow->shift & 63);
@@ -175,7 +176,7 @@ static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_
 static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, u32 owner, u64 *now)
 {
 	u32 flow_owner = flow->owner;
-	struct syn_control *own = syn_controls.lookup(&flow_owner);
+	struct syn_side *own = syn_sides.lookup(&flow_owner);
 	struct syn_counts *counts = counts_of(cpu, flow_owner);
 	u64 stands_for = 1ULL << (flow->shift & 63);
 
@@ -185,7 +186,7 @@ static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, 
 		if (flow_owner == owner || flow->answered)
 			return;
 		flow->answered = 1;
-		__sync_fetch_and_add(&own->waiting, 1);
+		__sync_fetch_and_add(&own->control.waiting, 1);
 		counts->answered += stands_for;
 		return;
 	}
@@ -200,7 +201,7 @@ static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, 
 		counts->completed_age[age_bucket(*now - flow->started_ns)] += stands_for;
 	}
 	if (flow->answered)
-		__sync_fetch_and_add(&own->waiting, -1ULL);
+		__sync_fetch_and_add(&own->control.waiting, -1ULL);
 	flow->key = 0;
 }
 
@@ -218,20 +219,24 @@ static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame
 	u32 owner = tap * DIRECTION_COUNT + ((what >> KEY_DIRECTION_SHIFT) & 0xf);
 	struct syn_control *control;
 	struct endpoints ends = {};
+	struct syn_side *side;
 	struct flow_row *row;
 	struct flow *flow;
 	u64 key;
 
 	if (class > CLASS_TCP_ACK)
 		return;
-	control = syn_controls.lookup(&owner);
+	side = syn_sides.lookup(&owner);
+	if (unlikely(!side))
+		return;
+	control = &side->control;
 	/* What only completes handshakes is looked at only while one waits for it. */
-	if (unlikely(!control) || (class > CLASS_TCP_RST && likely(!control->waiting)))
+	if (class > CLASS_TCP_RST && likely(!control->waiting))
 		return;
 	if (!endpoints_of(frame, packet, control->seed, &ends))
 		return;
 	if (class == CLASS_TCP_SYN)
-		note_syn(owner, control, &ends);
+		note_syn(side, &ends);
 	key = flow_key(&ends, tap);
 	if (!is_chosen(key, class == CLASS_TCP_SYN ? control->shift : control->lookup_shift))
 		return;

@@ -72,7 +72,7 @@ static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, 
 
 /* An inbound packet. skb: its address; iif: where it was received. */
 static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, u32 iif, struct frame *frame,
-				    struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
+				    struct packet *packet, u64 what, u64 now, u64 charged_bytes, u64 wire)
 {
 	struct desk *desk = desk_at(lane, desk_number(cpu, what));
 
@@ -99,7 +99,7 @@ static __always_inline void inbound(u32 cpu, struct lane *lane, struct tap *tap,
 
 /* An outbound packet: it is pending now; the one before it is settled, see make_way(). skb: its address. */
 static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, struct frame *frame,
-				     struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
+				     struct packet *packet, u64 what, u64 now, u64 charged_bytes, u64 wire)
 {
 	u32 number = (cpu * TAPS + tap->number) * DIRECTION_COUNT + DIRECTION_OUTBOUND;
 	struct desk *desk = desk_at(lane, number);
@@ -126,8 +126,8 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 }
 
 /*
- * The packet before an outbound one has passed. First of all: the bucket settles with one packet before it looks at the next
- * one; and what that takes from memory is under way when the clock is read, which waits for all that is.
+ * The packet before an outbound one has passed. First of all: the bucket settles with one packet before it looks at the
+ * next one; and what that takes from memory is under way when the clock is read, which waits for all that is.
  */
 static __always_inline void make_way(u32 cpu, struct lane *lane)
 {

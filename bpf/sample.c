@@ -4,7 +4,7 @@
  *
  * Hook:   none of its own; called where a packet arrives, and where its verdict is known
  * Reads:  samplers' mean and samples_taken, set from user space
- * Writes: samplers (in the desks of count.c), staged (staged.c), samples
+ * Writes: samplers (in the desks of tables.c), staged (staged.c), samples
  * Needs:  nothing new; compiled out without SAMPLES
  *
  * A packet's headers are staged when it arrives, and go to the ring once its verdict is known. The ring is this CPU's

@@ -19,7 +19,7 @@
 	})
 
 /* The taps' network namespace, written in its place by the loader. */
-static __always_inline u32 own_netns(void)
+static __always_inline u64 own_netns(void)
 {
 	u64 number;
 
@@ -33,7 +33,7 @@ static __always_inline bool is_of_other_netns(u64 device)
 #if NS_COMMON_INUM_OFFSET >= 0
 	u64 net = FIELD(u64, device, DEV_NET_OFFSET);
 
-	return (u32)FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns();
+	return FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns();
 #else
 	return false;
 #endif
@@ -56,14 +56,28 @@ static __always_inline bool is_tagged(u64 skb)
 	return (SKB_VLAN_BYTES == 1 ? FIELD(u8, skb, SKB_VLAN) : FIELD(u32, skb, SKB_VLAN)) & SKB_VLAN_MASK;
 }
 
+/*
+ * A pointer of the skb as a plain number. Verifier: to 6.18's, what is worked out from a pointer to bytes is a pointer
+ * still, and a number that such a one is added to keeps its value (kernel/bpf/verifier.c, adjust_ptr_min_max_vals): it
+ * then leaves out branches that are taken. Not by forget(), which another program of this CPU could come in between in
+ * process context.
+ */
+static __always_inline u64 address_in(u64 skb, u32 offset)
+{
+	u64 address = 0;
+
+	bpf_probe_read_kernel(&address, sizeof(address), (void *)(skb + offset));
+	return address;
+}
+
 static __always_inline struct frame frame_of(u64 skb)
 {
-	u64 head = FIELD(u64, skb, SKB_HEAD), end = FIELD(u32, skb, SKB_END), data_bytes = FIELD(u32, skb, SKB_LEN);
+	u64 head = address_in(skb, SKB_HEAD), end = FIELD(u32, skb, SKB_END), data_bytes = FIELD(u32, skb, SKB_LEN);
 	struct frame frame = { .start = head + FIELD(u16, skb, SKB_MAC_HEADER), .tagged = is_tagged(skb) };
 	u16 gso_size = 0;
 
 	/* skb->data is at the L3 header in the one tracepoint, at the L2 header in the other. */
-	frame.length = data_bytes + (u32)(FIELD(u64, skb, SKB_DATA) - frame.start);
+	frame.length = data_bytes + (u32)(address_in(skb, SKB_DATA) - frame.start);
 	frame.linear_bytes = frame.length - (u32)FIELD(u32, skb, SKB_DATA_LEN);
 	/* skb_shinfo(skb), include/linux/skbuff.h */
 	bpf_probe_read_kernel(&gso_size, sizeof(gso_size), (void *)(head + end + SHARED_INFO_GSO_SIZE));

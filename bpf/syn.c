@@ -4,8 +4,8 @@
  * handshakes is in handshakes.c.
  *
  * Hook:   none of its own; called where a packet arrives
- * Reads:  addresses and ports of TCP packets; syn_controls, set from user space
- * Writes: syn_sets
+ * Reads:  addresses and ports of TCP packets; the control of each side, set from user space
+ * Writes: the sets of syn_sides
  * Needs:  nothing new; compiled out without SYN_MEASURES
  *
  * Memory is bounded whatever is spoofed: sets are HyperLogLog registers (addresses) and bitmaps (ports).
@@ -37,6 +37,12 @@ struct syn_sets {
 	u8 destination_ports[PORTS / 8];
 };
 
+/* All that a SYN touches is found by one look. */
+struct syn_side {
+	struct syn_control control;
+	struct syn_sets sets[2];
+};
+
 struct endpoints {
 	u64 source; /* hashes of the addresses */
 	u64 destination;
@@ -44,8 +50,7 @@ struct endpoints {
 	u16 destination_port;
 };
 
-BPF_F_TABLE("array", u32, struct syn_control, syn_controls, TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct syn_sets, syn_sets, 2 * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct syn_side, syn_sides, TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 
 #define MIXER 0xd6e8feb86659fd93ULL
 
@@ -127,16 +132,15 @@ static __always_inline u32 bits_in(u64 value)
  */
 static __always_inline void note_address(u8 *registers, u64 hash)
 {
-	u64 rest = hash >> HLL_BITS, at = hash;
+	u64 rest = hash >> HLL_BITS, at = hash, run;
 	u8 *own;
-	u32 run;
 
 	/* Verifier: an index; assembly, because kernels before 6.2 lose sight of what the compiler makes of it. */
 	asm volatile("%0 &= %1" : "+r"(at) : "i"(HLL_REGISTERS - 1));
 	own = &registers[at];
-	run = *own;
+	run = *own & 63;
 
-	if (likely(rest & ((1ULL << (run & 63)) - 1)))
+	if (likely(rest >> run << run != rest))
 		return;
 	rest |= 1ULL << (64 - HLL_BITS);
 	*own = bits_in((rest & -rest) - 1) + 1;
@@ -144,27 +148,24 @@ static __always_inline void note_address(u8 *registers, u64 hash)
 
 static __always_inline void note_port(u8 *bits, u16 port)
 {
-	u8 *own, bit;
-	u64 at;
+	u64 host = bpf_ntohs(port), at;
+	u8 *own;
 
-	port = bpf_ntohs(port);
-	bit = 1 << (port & 7);
-	at = port >> 3;
+	/* Or the compiler would turn the bytes round twice. */
+	asm volatile("" : "+r"(host));
+	at = host >> 3;
 
 	/* Verifier: as above. */
 	asm volatile("%0 &= %1" : "+r"(at) : "i"(PORTS / 8 - 1));
 	own = &bits[at];
-	if (unlikely(!(*own & bit)))
-		*own |= bit;
+	if (unlikely(!(*own >> (host & 7) & 1)))
+		*own |= 1 << (host & 7);
 }
 
-static __always_inline void note_syn(u32 owner, struct syn_control *control, struct endpoints *ends)
+static __always_inline void note_syn(struct syn_side *side, struct endpoints *ends)
 {
-	u32 at = (control->generation & 1) * TAPS * DIRECTION_COUNT + owner;
-	struct syn_sets *sets = syn_sets.lookup(&at);
+	struct syn_sets *sets = &side->sets[side->control.generation & 1];
 
-	if (!sets)
-		return;
 	note_address(sets->sources, ends->source);
 	note_address(sets->destinations, ends->destination);
 	note_port(sets->source_ports, ends->source_port);

@@ -167,7 +167,7 @@ SIZE_EDGES_BYTES = _size_edges()
 
 
 def size_bucket(frame_bytes: int) -> int:
-    """Bucket number of a frame length in bytes: the same sum that ``bpf/parse.h`` does."""
+    """Bucket number of a frame length in bytes: the same sum that ``bpf/frame.h`` does."""
     return int(np.searchsorted(SIZE_EDGES_BYTES, frame_bytes, side="right")) - 1
 
 

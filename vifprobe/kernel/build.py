@@ -35,7 +35,8 @@ from vifprobe.layout import (
 )
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-_LIBRARY = ("count.c", "staged.c", "sample.c", "syn.c", "handshakes.c", "bucket.c", "whatif.c", "skb.c", "flights.c")
+_COUNTING = ("tables.c", "count.c", "staged.c", "sample.c", "syn.c", "handshakes.c", "bucket.c", "whatif.c")
+_LIBRARY = (*_COUNTING, "skb.c", "flights.c")
 SOURCES = (*_LIBRARY, "observe.c", "inbound.c", "verdict.c", "police.c", "trace.c", "replay.c")
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.

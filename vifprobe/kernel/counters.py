@@ -75,7 +75,7 @@ class Snapshot:
 
 
 class Counters:
-    """Reads (and at the start fills) the tables that bpf/count.c declares."""
+    """Reads (and at the start fills) the tables that bpf/tables.c declares."""
 
     def __init__(self, programs: Programs) -> None:
         settings = programs.settings

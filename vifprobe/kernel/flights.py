@@ -19,7 +19,7 @@ import numpy.typing as npt
 from vifprobe.kernel.build import Programs
 from vifprobe.layout import Verdict, cell_key_shifts, take_apart
 
-#: What is read of an inbound packet on its way (struct flight of bpf/count.c).
+#: What is read of an inbound packet on its way (struct flight of bpf/tables.c).
 FLIGHT = np.dtype([(name, np.uint64) for name in ("skb", "what", "why", "frame_bytes", "charged_bytes", "wire_bytes")])
 _VERDICT_SHIFT, _VERDICT_MASK = cell_key_shifts()["verdict"]
 _OPEN = np.uint64(_VERDICT_MASK << _VERDICT_SHIFT)

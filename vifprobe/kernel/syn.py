@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SYN measures out of the tables that bpf/syn.c writes, and how many handshakes are followed."""
+"""SYN measures out of the tables that bpf/syn.c and handshakes.c write, and how many handshakes are followed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from vifprobe.kernel.build import Programs
 from vifprobe.layout import Direction
 from vifprobe.records import AGE_BUCKETS, FLOW_EXPIRES_NS, HANDSHAKES, Distinct, SynMeasures
 
-_GENERATIONS = 2
 #: New flows that are followed a second, of each tap and direction: where fewer came, more of them are from then on. A
 #: table of 16,384 places holds eight seconds of it, if no flow ends.
 FOLLOWED_PER_SECOND = 2_000
@@ -35,8 +34,9 @@ class SynReader:
     def __init__(self, programs: Programs) -> None:
         settings = programs.settings
         shape = settings.taps, len(Direction)
-        self._controls = programs.table("syn_controls", writable=True).reshape(shape)
-        self._sets = programs.table("syn_sets", writable=True).reshape(_GENERATIONS, *shape)
+        sides = programs.table("syn_sides", writable=True).reshape(shape)
+        self._controls = sides["control"]
+        self._sets = np.moveaxis(sides["sets"], -1, 0)
         self._flows = programs.table("flows")["way"].reshape(-1)
         self._counts = programs.table("syn_counts").reshape(settings.cpus, *shape)
         self._total = _copied(self._sets[0])
