@@ -302,12 +302,15 @@ class Probe:
         if self._programs.unfollowed:
             for watched in self._watched:
                 watched.note(f"what becomes of inbound packets is not known: {self._programs.unfollowed}")
+        # Before the clock starts: the verifier takes a tenth of a second and more. Followers count nothing before the
+        # kernel side is told of the taps.
+        self._programs.load(self._directions)
+        if self._programs.settings.follow is not None:
+            self._programs.attach_followers()
         self._moment("before_attach")
         self.start_ns = self._last_ns = self._refreshed_ns = time.monotonic_ns()
         self._programs.attach_verdicts()
         self._stack.callback(self._detach)
-        if self._programs.settings.follow is not None:
-            self._programs.attach_followers()
         for watched in self._watched:
             self._stack.callback(watched.detach)
             watched.attach(self._programs, self._directions, self._create_qdisc)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,6 +244,12 @@ class Programs:
         """The program for a file's frames, as if they came through the tap in this direction."""
         code = replaced(self._code("replay"), NUMBER_LOAD, {DIRECTION_PLACEHOLDER: int(direction)})
         return self._load(f"vifprobe_replay_{direction.name.lower()}", lambda name: libbpf.load_tc_program(name, code))
+
+    def load(self, directions: Iterable[Direction]) -> None:
+        """Have what will be attached loaded, so that attaching it takes no time."""
+        self._load_drop((0, 0), (0, 0))
+        for direction in directions:
+            self.tc_program_fd(direction)
 
     def attach_verdicts(self) -> None:
         """Attach the tracepoint that learns what was dropped, of the taps in the calling thread's network namespace.
