@@ -50,8 +50,10 @@ def test_the_incident(tmp_path: Path) -> None:
     assert capture.manifest.complete
     for name in (one, two):
         found = {finding.pattern: finding for tap, finding in capture.findings if tap == name}
-        assert {"S1", "P2", "P3"} <= found.keys()
+        assert {"S1", "P2"} <= found.keys()
         assert "ovs-vswitchd" in found["P2"].title
+        # The other one was stopped for half of the time.
+        assert name == two or "P3" in found
 
     assert alone.taps[two].device == 0
     assert alone.taps[one].policed == 0
