@@ -8,6 +8,7 @@ turns such skips into failures, so that a run can't pass on skips.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ LAB = Path(__file__).parents[1] / "scripts" / "lab"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A run in the background begins with Ctrl-C ignored, and what it starts would be, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "kernels(*versions): the stock kernels that a test in tests/vm is for")
 
 

@@ -124,7 +124,8 @@ class TapAudit:
         now = {one.id for one in self._last}
         self._remembered |= {one.id: one for one in self._last if one.pattern in _REMEMBERED}
         if reading.final:
-            return (*self._last, *(one for key, one in self._remembered.items() if key not in now))
+            earlier = [one for key, one in self._remembered.items() if key not in now]
+            return (*self._last, *(one for one in earlier if not _disproved(one, reading)))
         return self._last
 
     def _situation(self, reading: Reading, cells: Cells, now_ns: int, reasons: Mapping[int, str]) -> Situation:
@@ -198,6 +199,18 @@ class TapAudit:
     def set_up(self) -> SetUp:
         """What is set now, as far as it has been read."""
         return self._set_up()
+
+
+def _disproved(finding: Finding, whole: Reading) -> bool:
+    """Whether the whole run, with all addresses that it showed, has none of what an interval took for spoofed: the
+    packet that shows an address can have waited for its verdict on another CPU meanwhile.
+    """
+    flood = whole.flood.get(Direction.OUTBOUND)
+    if finding.pattern != "S2" or flood is None:
+        return False
+    shares = [flood.value(f"{name}_share") for name in ("unknown_source", "foreign_mac", "impossible_source")]
+    known = [share for share in shares if share is not None]
+    return bool(known) and not any(known)
 
 
 class Auditor:

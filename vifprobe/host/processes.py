@@ -57,7 +57,9 @@ def holders(links: Iterable[Link]) -> dict[int, Process]:
             for target in _held(pid, remaining):
                 if _is_same_device(pid, by_target[target], own):
                     holder = process(pid)
-                    started = () if holder.is_qemu else _started_by(pid)
+                    if not holder.is_qemu:
+                        holder = process(_first_holder(pid, target))
+                    started = () if holder.is_qemu else _started_by(holder.pid)
                     is_shared = any(target in _held(child, {target}) for child in started)
                     found[by_target[target].ifindex] = replace(holder, is_shared=is_shared)
                     remaining.discard(target)
@@ -140,6 +142,21 @@ def _interface_of(pid: int, descriptor: str) -> str:
     except OSError:
         return ""
     return next((line[4:].strip() for line in lines if line.startswith("iff:")), "")
+
+
+def _first_holder(pid: int, target: str) -> int:
+    """Of this holder and those that started it, the one at the top that holds it, too. (Process ids begin anew.)"""
+    while (parent := _parent(pid)) and target in _held(parent, {target}):
+        pid = parent
+    return pid
+
+
+def _parent(pid: int) -> int:
+    """0 for none, or a process that has ended. /proc/PID/stat: the name in brackets, its state, its parent."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _started_by(pid: int) -> Iterator[int]:
