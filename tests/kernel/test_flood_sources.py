@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -190,8 +191,14 @@ def wired(netns: Netns) -> Iterator[Wired]:
 
 
 def guests_addresses(wired: Wired) -> dict[str, str]:
-    """What the guest's kernel gave itself: `link`, `global`, `temporary`, `mac`."""
-    (card,) = json.loads(wired.guest.run(lambda: output("ip", "-j", "address", "show", "eth0")))
+    """What the guest's kernel gave itself: `link`, `global`, `temporary`, `mac`; once it would use each of them."""
+
+    def card_now() -> dict[str, Any]:
+        (card,) = json.loads(wired.guest.run(lambda: output("ip", "-j", "address", "show", "eth0")))
+        return dict(card)
+
+    wait_until(lambda: not any(one.get("tentative") for one in card_now()["addr_info"]), 20)
+    card = card_now()
     found = {"mac": card["address"]}
     for one in (one for one in card["addr_info"] if one["family"] == "inet6"):
         found["temporary" if one.get("temporary") else one["scope"]] = one["local"]
