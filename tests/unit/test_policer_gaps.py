@@ -92,6 +92,23 @@ def test_what_is_there_again_before_it_is_told_of_is_a_gap_all_the_same() -> Non
     assert tracker.gaps[1].duration_ns(0) == 200 * MS
 
 
+def test_a_removal_that_is_told_of_after_it_was_seen() -> None:
+    """The next look comes between the deletion and its message."""
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [link(5)], NOT_THERE, 6, 1009)
+    assert one(tracker).removal is None
+    follow(tracker, [qdisc_del(6.7)], NOT_THERE, 7, 2_003)
+    gap = one(tracker)
+    assert gap.removal is not None
+    assert gap.link_change is not None
+    assert (gap.removal.by, gap.start_ns, gap.end_ns) == ("ovs-vswitchd", 6 * MS, None)
+    # Long after it is another one's.
+    silent = GapTracker(THERE)
+    follow(silent, [], NOT_THERE, 6, 0)
+    follow(silent, [qdisc_del(13_000)], NOT_THERE, 13_001, 0)
+    assert one(silent).removal is None
+
+
 def test_an_nft_limit_is_left_when_a_qdisc_goes() -> None:
     nft = Enforced(OUT, "nft", "limit", "nft netdev t c handle 3", "tap0", 200_000_000)
     tracker = GapTracker(THERE)

@@ -144,6 +144,22 @@ class GapTracker:
         elif (lost := tentative.get(direction)) is not None:
             self._lost(direction, event.at_ns, lost, event, passed)
             tentative[direction] = None
+        else:
+            self._explain(event)
+
+    def _explain(self, event: Happening) -> None:
+        """A limit that was seen to be gone before its removal was told of: a slow reader looks in between."""
+        for place, gap in enumerate(self.gaps):
+            late_ns = event.at_ns - gap.start_ns
+            if gap.direction is not event.direction or gap.removal is not None or gap.limit is None:
+                continue
+            told = replace(gap, removal=event, link_change=self._change_before(event.at_ns))
+            if 0 <= late_ns < thresholds.TOLD_LATE_NS and _took_it(told, gap.limit):
+                self.gaps[place] = told
+
+    def _change_before(self, at_ns: int) -> Happening | None:
+        change = self._link_change
+        return None if change is None or at_ns - change.at_ns > thresholds.LINK_CHANGE_BEFORE_NS else change
 
     def _take_rules(
         self,
@@ -198,9 +214,7 @@ class GapTracker:
         passed: Mapping[Direction, int | None],
     ) -> None:
         number = 1 + sum(gap.direction is direction for gap in self.gaps)
-        change = self._link_change
-        if change is not None and at_ns - change.at_ns > thresholds.LINK_CHANGE_BEFORE_NS:
-            change = None
+        change = self._change_before(at_ns)
         self._passed_at[direction, number] = passed.get(direction)
         self.gaps.append(Gap(number, direction, at_ns, limit, removal, change if removal else None))
 
