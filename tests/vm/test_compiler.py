@@ -9,7 +9,8 @@ from vifprobe.kernel import compiler
 from vifprobe.kernel.build import Settings, possible_cpus, source_directory, source_text
 from vifprobe.kernel.features import read_features
 
-pytestmark = pytest.mark.usefixtures("stock_kernel")
+# bcc is the same on all of them.
+pytestmark = [pytest.mark.usefixtures("stock_kernel"), pytest.mark.kernels("5.10")]
 
 
 def test_the_host_compiles_as_the_guest_does(monkeypatch: pytest.MonkeyPatch) -> None:
