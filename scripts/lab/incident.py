@@ -132,13 +132,15 @@ def _packets(readings: list[Reading], verdict: Verdict) -> int:
 
 
 def play(folder: Path) -> Iterator[Step]:
-    """Each step once it has been seen. folder: to be made, of a capture of the first three."""
+    """Each step once it has been seen. folder: to be made, of a capture of the first two: in the others it would take of
+    the processor whose use they tell of.
+    """
     with _stage() as stage:
         with _captured(folder):
             yield _both_limited(stage)
-            yield _wiped(stage)
-            stopped = _one_stopped(stage)
-        yield stopped
+            wiped = _wiped(stage)
+        yield wiped
+        yield _one_stopped(stage)
         yield _policed_by_the_switch(stage)
 
 
@@ -299,7 +301,7 @@ def main() -> None:
     folder = Path(os.environ.get("VIFPROBE_RESULTS", ".")) / "incident"
     for number, step in enumerate(play(folder), start=1):
         tell(number, step, lambda text: print(text, flush=True))
-    print(f"\nWhat `vifprobe capture {' '.join(TAPS)}` found in steps 1 to 3, read alone:\n")
+    print(f"\nWhat `vifprobe capture {' '.join(TAPS)}` found in steps 1 and 2, read alone:\n")
     tell_findings(load(folder), print)
 
 
