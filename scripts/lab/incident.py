@@ -132,8 +132,8 @@ def _packets(readings: list[Reading], verdict: Verdict) -> int:
 
 
 def play(folder: Path) -> Iterator[Step]:
-    """Each step once it has been seen. folder: to be made, of a capture of the first two: in the others it would take of
-    the processor whose use they tell of.
+    """Each step once it has been seen. folder: to be made, of a capture of the first two: in the others it would take
+    of the processor whose use they tell of.
     """
     with _stage() as stage:
         with _captured(folder):
