@@ -197,7 +197,11 @@ def guests_addresses(wired: Wired) -> dict[str, str]:
         (card,) = json.loads(wired.guest.run(lambda: output("ip", "-j", "address", "show", "eth0")))
         return dict(card)
 
-    wait_until(lambda: not any(one.get("tentative") for one in card_now()["addr_info"]), 20)
+    def is_settled() -> bool:
+        addresses = card_now()["addr_info"]
+        return any(one.get("temporary") for one in addresses) and not any(one.get("tentative") for one in addresses)
+
+    wait_until(is_settled, 20)
     card = card_now()
     found = {"mac": card["address"]}
     for one in (one for one in card["addr_info"] if one["family"] == "inet6"):
