@@ -23,6 +23,7 @@ from vifprobe.host.links import Link
 from vifprobe.host.meters import Meter, parse_meters
 from vifprobe.host.ovs import OvsInterface, Qos, Queue, read_ovs
 from vifprobe.layout import Direction
+from vifprobe.testing.waiting import wait_until
 
 Require = Callable[[str, object, str], None]
 Server = Callable[[socket.socket], None]
@@ -194,10 +195,7 @@ def database(tmp_path: Path, require: Require) -> Iterator[tuple[Path, Callable[
         subprocess.run(command, env=environment, check=True, capture_output=True)
 
     try:
-        deadline = time.monotonic() + 10
-        while not path.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(path.exists, 10)
         vsctl("init")
         yield path, vsctl
     finally:
