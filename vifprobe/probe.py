@@ -32,9 +32,10 @@ from vifprobe.host.links import Link, find_link
 from vifprobe.host.tc import waiting_of
 from vifprobe.host_cost import HostCollector
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.kernel.build import Settings, make_programs, possible_cpus
+from vifprobe.kernel.build import make_programs
 from vifprobe.kernel.counters import Counters, Snapshot
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import SAMPLE, WHAT_IFS_MAX, Charge, Direction, Verdict
 from vifprobe.records import SynMeasures
 from vifprobe.watched import WatchedTap

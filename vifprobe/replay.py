@@ -22,9 +22,10 @@ from vifprobe.analysis.thresholds import FloodThresholds
 from vifprobe.analysis.whatif import WhatIf, rows_of
 from vifprobe.errors import CaptureError, UsageError
 from vifprobe.forensics import Forensics
-from vifprobe.kernel.build import BIN_LOG_ENTRIES, Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features, require_capabilities
+from vifprobe.kernel.settings import BIN_LOG_ENTRIES, Settings, possible_cpus
 from vifprobe.kernel.testrun import LOOPBACK, SKB_MAX_BYTES, SKB_MIN_BYTES, FrameRunner, is_refused, on_one_cpu
 from vifprobe.layout import LIMIT_TRAITS, SAMPLE, WHAT_IFS_MAX, Bucket, Charge, Direction
 from vifprobe.pcap.file import PacketFile

@@ -26,10 +26,11 @@ from bench_variant import EXIT, Variant
 
 from vifprobe.errors import VifprobeError
 from vifprobe.kernel.attach import attach, load_empty
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import Features, read_features, read_trace_fields
 from vifprobe.kernel.libbpf import attach_typed_tracepoint, load_typed_tracepoint
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import Bucket, Direction, TapTrait
 from vifprobe.testing import frames
 from vifprobe.testing.flood import flood

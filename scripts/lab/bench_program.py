@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from bench_stats import median_interval
 
 from vifprobe.kernel.attach import load_empty
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
 from vifprobe.kernel.libbpf import test_run
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import Bucket, Direction, TapTrait
 
 REPEAT = 20_000  # runs of the program a measurement: under a millisecond

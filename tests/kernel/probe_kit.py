@@ -19,9 +19,10 @@ import numpy as np
 from vifprobe.analysis.reading import Counts, Reading, count, merge
 from vifprobe.capture.tables import Bins
 from vifprobe.kernel.attach import attach, has_tcx
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import BIN, Direction, PacketClass, Verdict
 from vifprobe.probe import Probe
 from vifprobe.testing import frames as f

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from probe_kit import OUT, KernelSide
 
 from vifprobe.kernel.attach import attach
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import Direction
 from vifprobe.records import HLL_REGISTERS, SynMeasures
 from vifprobe.testing import frames as f

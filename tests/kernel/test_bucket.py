@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from vifprobe.analysis.bucket import judge
 from vifprobe.analysis.reading import Limit
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import Bucket, Charge, Direction, Expected, TapTrait, Verdict
 from vifprobe.probe import Probe
 from vifprobe.testing.flood import flood

@@ -19,9 +19,10 @@ from vifprobe.analysis.bucket import TokenBucket
 from vifprobe.analysis.reading import Limit, Reading
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import attach, has_tcx
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import Bucket, Expected, TapTrait, Verdict
 from vifprobe.probe import Probe
 from vifprobe.testing.flood import flood, writer

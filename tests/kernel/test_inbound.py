@@ -30,8 +30,9 @@ from vifprobe import Probe
 from vifprobe.analysis.reading import Reading
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.kernel.build import Settings, make_programs, possible_cpus
+from vifprobe.kernel.build import make_programs
 from vifprobe.kernel.features import read_features, read_trace_fields
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.symbols import function_ranges
 from vifprobe.layout import PacketClass, Verdict
 from vifprobe.testing import frames as f

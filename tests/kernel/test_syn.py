@@ -12,9 +12,10 @@ import pytest
 from probe_kit import FIRST_CPU, OUT, KernelSide, kernel_side, on_cpu
 from syn_kit import ACK, IN, RST, SYN, check_estimate, handshakes, measures, segment, two_taps, write
 
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features, read_trace_fields
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import TapTrait
 from vifprobe.records import AGE_BUCKETS
 from vifprobe.testing import frames as f

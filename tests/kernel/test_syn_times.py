@@ -22,7 +22,7 @@ from syn_kit import SYN as SYN_FLAG
 
 from vifprobe.analysis.flood.gaps import GapHistogram
 from vifprobe.analysis.flood.kernel import KernelSide as SynSide
-from vifprobe.kernel.build import Settings, possible_cpus
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import Direction
 from vifprobe.records import AGE_BUCKETS
 from vifprobe.testing.netns import Netns

@@ -15,8 +15,8 @@ from vifprobe import Probe
 from vifprobe.analysis.reading import count
 from vifprobe.bracket import Bracket
 from vifprobe.errors import KernelError
-from vifprobe.kernel import build, libbpf
-from vifprobe.kernel.build import Settings, possible_cpus
+from vifprobe.kernel import libbpf, settings
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import TAP_PROBES, Direction, Verdict
 from vifprobe.testing.case import Run
 from vifprobe.testing.flood import flood, writer
@@ -171,7 +171,7 @@ def test_many_taps_fed_in_turn(netns: Netns) -> None:
 
 def test_bins_that_are_overwritten_are_said(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log of 16 bins and nobody who reads it in time: lost bins are counted, counts and totals stay whole."""
-    monkeypatch.setattr(build, "BIN_LOG_ENTRIES", 16)
+    monkeypatch.setattr(settings, "BIN_LOG_ENTRIES", 16)
     with (
         forwarding(tap),
         writer([tap.fd], [SYN], count=499, seconds=20, cpu=FIRST_CPU, packets_per_second=1009) as flooding,
@@ -189,7 +189,7 @@ def test_bins_that_are_overwritten_are_said(tap: Tap, monkeypatch: pytest.Monkey
 
 def test_bins_that_are_overwritten_while_they_are_read(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each bin that is given is whole and given once, however fast the log turns."""
-    monkeypatch.setattr(build, "BIN_LOG_ENTRIES", 8)
+    monkeypatch.setattr(settings, "BIN_LOG_ENTRIES", 8)
     count = 200_003
     with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
         stack.enter_context(forwarding(tap))

@@ -22,9 +22,10 @@ from vifprobe.analysis.whatif import WhatIf, rows_of, total
 from vifprobe.capture.reader import load
 from vifprobe.commands.options import parse_what_if
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.build import Programs, Settings, possible_cpus
+from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import WHAT_IFS_MAX, Bucket, Charge, Direction, PacketClass
 from vifprobe.probe import Probe
 from vifprobe.testing import frames as f

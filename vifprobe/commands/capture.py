@@ -32,7 +32,7 @@ from vifprobe.commands.options import (
 )
 from vifprobe.errors import CaptureError, TapError
 from vifprobe.host.taps import describe
-from vifprobe.kernel.build import BIN_LOG_ENTRIES
+from vifprobe.kernel.settings import BIN_LOG_ENTRIES
 from vifprobe.kernel.symbols import function_at
 from vifprobe.probe import Probe
 from vifprobe.render.context import TapContext

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vifprobe.errors import VifprobeError
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.kernel.build import Programs, Settings, make_programs, possible_cpus
+from vifprobe.kernel.build import Programs, make_programs
 from vifprobe.kernel.compile import import_bcc
 from vifprobe.kernel.features import (
     Features,
@@ -21,6 +21,7 @@ from vifprobe.kernel.features import (
 )
 from vifprobe.kernel.libbpf import library
 from vifprobe.kernel.sched import HostCounters
+from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import Direction
 
 _JIT = Path("/proc/sys/net/core/bpf_jit_enable")

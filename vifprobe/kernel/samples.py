@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.kernel.build import SAMPLE_FIRST, Programs
+from vifprobe.kernel.build import Programs
+from vifprobe.kernel.settings import SAMPLE_FIRST
 from vifprobe.layout import (
     SAMPLE,
     SAMPLE_BRAKES,
