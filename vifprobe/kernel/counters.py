@@ -20,14 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vifprobe.errors import KernelError
+from vifprobe.kernel.bins import Bins
 from vifprobe.kernel.build import Programs
+from vifprobe.kernel.cells import COUNTERS, CellTable, as_cells, decoded
 from vifprobe.kernel.flights import Flights
 from vifprobe.kernel.grace import Grace
 from vifprobe.kernel.samples import Samples
 from vifprobe.kernel.syn import SynReader
 from vifprobe.layout import (
     BIN,
-    CELL,
     EPOCHS_IN_FLIGHT,
     SAMPLE,
     TAP_PROBES,
@@ -43,7 +44,6 @@ from vifprobe.records import SynMeasures
 #: dropped in another chain (a queue's end, say) at this very moment. Later ones it refuses, see `late_verdicts`.
 LATE_VERDICT_SECONDS = 0.001
 _RETRIES = 100
-_COUNTERS = ("packets", "frame_bytes", "charged_bytes", "wire_bytes")
 _VERDICT_SHIFT = cell_key_shifts()["verdict"][0]
 
 Array = npt.NDArray[Any]
@@ -79,33 +79,23 @@ class Counters:
 
     def __init__(self, programs: Programs) -> None:
         settings = programs.settings
-        self._cpus: int = settings.cpus
-        self._cells_per_cpu: int = settings.cells_per_cpu
-        self._bin_ns: int = settings.bin_ns
-        self._cells = programs.table("cells")
-        self._roster = programs.table("roster")
+        self._cells = CellTable(programs)
         self._lanes = programs.table("lanes", writable=True)
-        self._misses = programs.table("misses").reshape(self._cpus, -1)
+        self._misses = programs.table("misses").reshape(settings.cpus, -1)
         self._taps = programs.table("taps", writable=True)
         self._flights = Flights(programs)
-        if self._bin_ns:
-            self._bins = programs.table("desks")["bin"]
-            self._bin_log = programs.table("bin_log").reshape(self._cpus, -1)
-            self._logged = np.zeros(self._cpus, dtype=np.int64)
+        self._bins = Bins(programs) if settings.bin_ns else None
         self._what_ifs = _by_what_if(programs) if settings.what_ifs else None
         self._samples = Samples(programs) if settings.samples else None
         self._syn = SynReader(programs) if settings.syn else None
-        self.lost_bins = 0
         self._grace = Grace()
 
     def close(self) -> None:
         """Give the tables' memory back, which keeps them in the kernel; only what is lost can be asked for after it."""
-        if self._samples is not None:
-            self._samples.close()
-        if self._syn is not None:
-            self._syn.close()
-        self._flights.close()
-        for table in ("_cells", "_roster", "_lanes", "_misses", "_taps", "_bins", "_bin_log", "_what_ifs"):
+        for reader in (self._samples, self._syn, self._bins, self._flights, self._cells):
+            if reader is not None:
+                reader.close()
+        for table in ("_lanes", "_misses", "_taps", "_what_ifs"):
             self.__dict__.pop(table, None)
         self._grace.close()
 
@@ -135,7 +125,7 @@ class Counters:
             # Before what was written off: that is counted here when its place is taken, and would be counted twice.
             misses = self._misses.copy()
             ended = self._flights.look().ended
-            cells = self._collect()
+            cells = self._cells.used(self._lanes)
             settled = self._settled(before)
             # After the cells: a packet that ends meanwhile is in neither, and comes with the next reading.
             flying = self._flights.look()
@@ -151,7 +141,7 @@ class Counters:
         lost_packets, lost_bytes = _by_tap(flying.lost, misses.shape[1])
         return Snapshot(
             at_ns=time.monotonic_ns(),
-            cells=_decode(np.concatenate([cells, *(_as_cells(one, cells.dtype) for one in single)])),
+            cells=decoded(np.concatenate([cells, *(as_cells(one, cells.dtype) for one in single)])),
             missed_packets=misses["packets"].sum(0).astype(np.int64) + lost_packets,
             missed_bytes=misses["frame_bytes"].sum(0).astype(np.int64) + lost_bytes,
             late_verdicts=int(lanes["late_verdicts"].sum()),
@@ -177,21 +167,27 @@ class Counters:
 
     def cells_now(self) -> Array:
         """The cells as they are, without waiting, as rows of layout.CELL; without packets whose verdict is open."""
-        return _decode(self._collect())
+        return decoded(self._cells.used(self._lanes))
 
     def take_bins(self, final: bool = False) -> Array:
         """Time bins that ended since the last call, as rows of layout.BIN; with `final`, the current ones too.
 
         The same bin can come in parts (one a CPU). `final` only once, after detaching.
         """
-        if not self._bin_ns:
+        if self._bins is None:
             return np.zeros(0, BIN)
-        parts = [self._logged_bins(cpu) for cpu in range(self._cpus)]
-        if final:
-            self._turn_epoch()
-            parts += [self._bins[self._bins["tap_direction"] != 0]]
-        rows = _decode_bins(np.concatenate(parts))
-        return np.concatenate([rows, self._pending_bins(), self._flying_bins()]) if final else rows
+        if not final:
+            return self._bins.take(self._lanes)
+        self._turn_epoch()
+        rows = self._bins.take(self._lanes, final)
+        pending = self._bins.pending(self._settled(self._lanes.copy()))
+        flying = self._flights.look()
+        return np.concatenate([rows, pending, self._bins.flying(np.concatenate([flying.queued, flying.ended]))])
+
+    @property
+    def lost_bins(self) -> int:
+        """Time bins that were written over before they were taken."""
+        return self._bins.lost if self._bins is not None else 0
 
     def settle(self) -> None:
         """Wait until packets that are in the hooks now have their verdict."""
@@ -239,51 +235,17 @@ class Counters:
             self._lanes["now"] += 1
             time.sleep(LATE_VERDICT_SECONDS)
 
-    def _collect(self) -> Array:
-        """The cells in use, all CPUs, as the kernel keeps them."""
-        used = self._lanes["cells"]
-        listed = [self._roster[cpu * self._cells_per_cpu :][: used[cpu]] for cpu in range(self._cpus)]
-        rows: Array = self._cells[np.concatenate(listed)]
-        return rows
-
     def _settled(self, lanes: Array) -> Array:
         """Pending packets whose verdict is final: passed. With their CPU."""
         age = (lanes["now"] - lanes["epoch"]).astype(np.int32)  # wraps as the kernel's does
         where = np.flatnonzero((lanes["skb"] != 0) & (age >= EPOCHS_IN_FLIGHT))
-        names = [*_COUNTERS[1:], "what", "sequence"]
+        names = [*COUNTERS[1:], "what", "sequence"]
         settled = np.zeros(len(where), [("cpu", np.int64), ("why", np.uint64), *((name, np.uint64) for name in names)])
         settled["cpu"] = where
         for name in names:
             settled[name] = lanes[name][where]
         settled["what"] |= _verdict_bits(Verdict.PASSED)
         return settled
-
-    def _logged_bins(self, cpu: int) -> Array:
-        taken, size = int(self._logged[cpu]), self._bin_log.shape[1]
-        head = int(self._lanes["logged_bins"][cpu])
-        oldest = max(taken, head - size)
-        rows: Array = self._bin_log[cpu][np.arange(oldest, head) % size]
-        # What the kernel side has written over since, or may be writing over now, was not read whole.
-        whole = min(max(taken, int(self._lanes["logged_bins"][cpu]) + 1 - size), head)
-        self.lost_bins += whole - taken
-        self._logged[cpu] = head
-        return rows[max(0, whole - oldest) :]
-
-    def _pending_bins(self) -> Array:
-        settled = self._settled(self._lanes.copy())
-        rows = _single_bins(settled)
-        current = (settled["cpu"] * (len(self._bins) // self._cpus)) + (
-            rows["tap"].astype(np.int64) * len(Direction) + rows["direction"]
-        )
-        rows["start_ns"] = self._bins["start_ns"][current]
-        return rows
-
-    def _flying_bins(self) -> Array:
-        """What has not been counted of the inbound packets, in the time bin of now."""
-        flying = self._flights.look()
-        rows = _single_bins(np.concatenate([flying.queued, flying.ended]))
-        rows["start_ns"] = time.monotonic_ns() // self._bin_ns * self._bin_ns
-        return rows
 
 
 def _by_tap(packets: Array, taps: int) -> tuple[Array, Array]:
@@ -300,59 +262,5 @@ def _by_what_if(programs: Programs) -> Array:
     return programs.table("what_if_counts").reshape(shape)
 
 
-def _single_bins(packets: Array) -> Array:
-    """One row a packet, its time left out."""
-    key = take_apart(packets["what"])
-    rows = np.zeros(len(packets), BIN)
-    for name in ("tap", "direction", "verdict"):
-        rows[name] = key[name]
-    rows["packets"] = 1
-    rows["frame_bytes"] = packets["frame_bytes"]
-    rows["syn_packets"] = key["packet_class"] == PacketClass.TCP_SYN
-    return rows
-
-
 def _verdict_bits(verdict: int) -> np.uint64:
     return np.uint64(verdict << _VERDICT_SHIFT)
-
-
-def _as_cells(settled: Array, dtype: Any) -> Array:
-    """Single packets in the shape of the kernel's cells."""
-    cells = np.zeros(len(settled), dtype)
-    cells["packets"] = 1
-    for name in ("what", "why", *_COUNTERS[1:]):
-        cells[name] = settled[name]
-    return cells
-
-
-def _decode(raw: Array) -> Array:
-    """Kernel cells of all CPUs -> rows of layout.CELL, every key once."""
-    order = np.lexsort((raw["why"], raw["what"]))
-    raw = raw[order]
-    first = np.flatnonzero(np.append(True, (np.diff(raw["what"]) != 0) | (np.diff(raw["why"]) != 0))[: len(raw)])
-    rows = np.zeros(len(first), CELL)
-    for name, values in take_apart(raw["what"][first]).items():
-        rows[name] = values
-    rows["reason"] = raw["why"][first] >> np.uint64(32)
-    rows["location"] = raw["why"][first] & np.uint64(0xFFFFFFFF)
-    if len(first):
-        for name in _COUNTERS:
-            rows[name] = np.add.reduceat(raw[name], first)
-    return rows
-
-
-def _decode_bins(raw: Array) -> Array:
-    """Kernel bins -> one row a verdict, empty ones left out."""
-    parts = []
-    for verdict in range(raw["counts"].shape[1] if len(raw) else 0):
-        counts = raw["counts"][:, verdict]
-        used = counts["packets"] != 0
-        rows = np.zeros(int(used.sum()), BIN)
-        owner = raw["tap_direction"][used].astype(np.int64) - 1
-        rows["tap"], rows["direction"] = owner // len(Direction), owner % len(Direction)
-        rows["verdict"] = verdict
-        rows["start_ns"] = raw["start_ns"][used]
-        for name in ("packets", "frame_bytes", "syn_packets"):
-            rows[name] = counts[name][used]
-        parts.append(rows)
-    return np.concatenate(parts) if parts else np.zeros(0, BIN)
