@@ -73,7 +73,7 @@ def resident_bytes() -> int:
 def map_bytes(programs: Programs) -> int:
     """What the kernel charges for the tables."""
     total = 0
-    for fd in programs._maps:
+    for fd in programs._tables.fds:
         lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
         total += sum(int(line.split()[1]) for line in lines if line.startswith("memlock"))
     return total

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +16,12 @@ import numpy.typing as npt
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.cache import compiled
-from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, replaced
+from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, as_immediate, replaced
 from vifprobe.kernel.features import Features, missing_capabilities
-from vifprobe.kernel.mapped import MappedArray
 from vifprobe.kernel.police import police_function
 from vifprobe.kernel.settings import Settings
 from vifprobe.kernel.symbols import function_ranges
+from vifprobe.kernel.tables import Tables
 from vifprobe.layout import (
     CHAINS_END_PLACEHOLDER,
     CHAINS_FROM_PLACEHOLDER,
@@ -63,24 +62,14 @@ class Programs:
                 "Loading BPF programs and attaching them to a tap needs root: run it with sudo.",
             )
         self._fds: dict[str, int] = {}
-        self._maps: list[int] = []
         self._tells_chains_apart = False
         self._drop_code = b""
         self._compiled = compiled(source_text(), source_directory(), settings.flags(features))
-        try:
-            for shape in self._compiled.maps:
-                sizes = (shape.key_bytes, shape.value_bytes, shape.entries)
-                self._maps.append(libbpf.create_map(shape.name, shape.kind, *sizes, shape.flags))
-        except OSError as error:
-            self.close()
-            raise KernelError(f"the kernel refuses the table {shape.name}: {error.strerror}.") from error
+        self._tables = Tables(self._compiled.maps)
 
     def table(self, name: str, writable: bool = False) -> npt.NDArray[np.void]:
         """A table's values as a numpy array: the kernel's own memory, no copy."""
-        place = next(place for place, shape in enumerate(self._compiled.maps) if shape.name == name)
-        shape = self._compiled.maps[place]
-        leaf = np.lib.format.descr_to_dtype(shape.leaf)
-        return MappedArray(self._maps[place], leaf, shape.entries, writable).rows
+        return self._tables.rows(name, writable)
 
     def set_bucket(self, tap_number: int, direction: Direction, bucket: Bucket) -> None:
         """Hold a tap's packets of one direction against this limit from now on, beginning with a full bucket.
@@ -95,16 +84,14 @@ class Programs:
         self._write_bucket("what_if_buckets", place, bucket)
 
     def _write_bucket(self, table: str, number: int, bucket: Bucket) -> None:
-        place = next(place for place, shape in enumerate(self._compiled.maps) if shape.name == table)
-        value = np.zeros(1, np.lib.format.descr_to_dtype(self._compiled.maps[place].leaf))
+        value = self._tables.blank(table)
         value["charge"] = bucket.charge
         value["mult"], value["shift"] = bucket.ratio
         value["burst_ns"] = value["unsure_ns"] = bucket.burst_ns
         full_at_ns = 0 if self.settings.tstamp_clock or self.settings.replay else time.monotonic_ns()
         value["empty_ns"] = np.int64(full_at_ns - bucket.burst_ns).astype(np.uint64)
-        key = number.to_bytes(4, sys.byteorder)
         try:
-            libbpf.update_map(self._maps[place], key, value.tobytes())
+            self._tables.write(table, number, value)
         except OSError as error:
             raise KernelError(f"the ideal bucket could not be set: {error.strerror}.") from error
 
@@ -134,7 +121,7 @@ class Programs:
 
     def _load_drop(self, hooks: tuple[int, int], chains: tuple[int, int]) -> int:
         """hooks, chains: where the functions lie by which netfilter chains are told apart; (0, 0): they are not."""
-        told = dict(zip(_FUNCTION_PLACEHOLDERS, map(_signed, (*hooks, *chains)), strict=True))
+        told = dict(zip(_FUNCTION_PLACEHOLDERS, map(as_immediate, (*hooks, *chains)), strict=True))
         told[NETNS_PLACEHOLDER] = _own_netns()
         code, btf_id = replaced(self._code("drop"), NUMBER_LOAD, told), self.features.kfree_skb_btf_id
         if code != self._drop_code:
@@ -277,14 +264,14 @@ class Programs:
 
     def close(self) -> None:
         """Free programs and tables; harmless when called again."""
-        for fd in (*self._fds.values(), *self._maps):
+        for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
-        self._maps.clear()
+        self._tables.close()
 
     def _code(self, function: str) -> bytes:
         """A program's code with the tables' fds in it."""
-        return replaced(self._compiled.code[function], FD_LOAD, dict(enumerate(self._maps)))
+        return replaced(self._compiled.code[function], FD_LOAD, dict(enumerate(self._tables.fds)))
 
     def _unload(self, name: str) -> None:
         if name in self._fds:
@@ -334,11 +321,6 @@ def source_text() -> str:
 def _own_netns() -> int:
     """The number in `net:[4026531840]`, as the signed immediate that an instruction holds; 0 without CONFIG_NET_NS."""
     try:
-        return _signed(Path("/proc/thread-self/ns/net").stat().st_ino)
+        return as_immediate(Path("/proc/thread-self/ns/net").stat().st_ino)
     except FileNotFoundError:
         return 0
-
-
-def _signed(number: int) -> int:
-    """32 bits as the immediate of an instruction."""
-    return number - (1 << 32) if number >= 1 << 31 else number

@@ -31,3 +31,8 @@ def replaced(code: bytes, kind: int, values: dict[int, int]) -> bytes:
         if value in values:
             struct.pack_into("<i", changed, at, values[value])
     return bytes(changed)
+
+
+def as_immediate(number: int) -> int:
+    """32 bits, signed, as an instruction holds them."""
+    return number - (1 << 32) if number >= 1 << 31 else number
