@@ -103,6 +103,10 @@ class TapAudit:
         main = given or self._set_up().main_declared(direction)
         return Limit() if main is None else Limit(declared_bps=main.rate_bps, burst_bytes=main.burst_bytes)
 
+    def declared_limits(self, directions: Iterable[Direction]) -> dict[Direction, Limit]:
+        """The same for several directions."""
+        return {direction: self.limits(direction) for direction in directions}
+
     @property
     def declared_known(self) -> bool:
         """Whether each place that could declare a limit was read."""

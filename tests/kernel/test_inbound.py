@@ -201,7 +201,7 @@ def test_two_programs_on_one_tracepoint(tap: Tap) -> None:
         senders((other, COUNT, FIRST_CPU)) as writers,
         Probe("tap0", bin_ns=BIN_NS) as probe,
     ):
-        second = probe._programs._attach_drop(*function_ranges("nf_hook_slow", "__netif_receive_skb_core"))
+        second = probe._parts.programs._attach_drop(*function_ranges("nf_hook_slow", "__netif_receive_skb_core"))
         try:
             _, total = watch(probe, writers)
         finally:

@@ -62,7 +62,7 @@ def test_what_finds_no_cell_is_missed(tap: Tap) -> None:
 
 def test_missed_packets_are_said(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
     """In each reading and in reconcile, whose rows claim no more than is known."""
-    monkeypatch.setattr("vifprobe.probe.Settings", Tiny)
+    monkeypatch.setattr("vifprobe.opening.Settings", Tiny)
     frames = [case.frame for case in cases_for(Run.TAP, gso=False)]
     bracket = Bracket()
     with forwarding(tap), Probe(tap.name, bracket=bracket, bin_ns=1_000_000) as probe:
@@ -86,7 +86,7 @@ def test_missed_packets_are_said(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_each_tap_has_its_own_missed_packets(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two taps, one of which sends more kinds of packets than there are cells: the other has missed none."""
-    monkeypatch.setattr("vifprobe.probe.Settings", Tiny)
+    monkeypatch.setattr("vifprobe.opening.Settings", Tiny)
     frames = [case.frame for case in cases_for(Run.TAP, gso=False)]
     with create_tap("tap1") as other, on_cpu(FIRST_CPU):
         set_link_up(other.name)

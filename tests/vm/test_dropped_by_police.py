@@ -68,7 +68,7 @@ def packets(reading: Reading, verdict: Verdict) -> int:
 
 
 def is_watched(probe: Probe) -> bool:
-    return "police link" in probe._programs._fds
+    return "police link" in probe._parts.programs._fds
 
 
 @pytest.mark.parametrize("form", ["libvirt", "ovs matchall"])

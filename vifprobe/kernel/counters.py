@@ -73,6 +73,11 @@ class Snapshot:
     unplaced_drops: int = 0
     what_ifs: Array | None = None
 
+    def cells_of(self, number: int) -> Array:
+        """One tap's cells, by its number."""
+        rows: Array = self.cells[self.cells["tap"] == number]
+        return rows
+
 
 class Counters:
     """Reads (and at the start fills) the tables that bpf/tables.c declares."""

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows what happens to the watched taps: waits for it, has it taken into account at once, and tells of it."""
+
+from __future__ import annotations
+
+import select
+import time
+
+from vifprobe.auditor import passed_bytes
+from vifprobe.coverage import GapTeller
+from vifprobe.host.events import Event
+from vifprobe.kernel.counters import Snapshot
+from vifprobe.opening import Parts
+from vifprobe.watched import WatchedTap
+
+#: Limits are read again this often even if netlink tells of no change: of tcx programs it never does, and of nft only
+#: once nf_tables is there to be listened to.
+_REFRESH_NS = 1_000_000_000
+#: An interval ends so soon after a limit came, went or changed, for that to be seen at once; what belongs to the same
+#: change (qdisc, then filter) has arrived by then.
+_CHANGE_SHOWN_NS = 30_000_000
+_END_HEARD_NS = 1_000_000_000
+#: So often it is looked whether samples must be taken before the interval ends: a CPU's ring holds half a second of
+#: them at least.
+_LOOK_NS = 200_000_000
+
+
+class Follower:
+    """From netlink's events to hooks, audits and a list of what happened.
+
+    stop_fd: readable as soon as the run is to end.
+    """
+
+    def __init__(self, parts: Parts, stop_fd: int) -> None:
+        self._events = parts.events
+        self._hooks = parts.hooks
+        self._auditor = parts.auditor
+        self._reasons = parts.features.reasons
+        self._forensics = parts.forensics  # looked at while waiting
+        self._stop_fd = stop_fd
+        self._seen: list[tuple[str, Event]] = []
+        self._gap_teller = GapTeller()
+        self._limit_changed = False
+        self._refreshed_ns = time.monotonic_ns()
+
+    def wait(self, until_ns: int) -> bool:
+        """Sleep until then, following what happens to the taps; True as soon as the run is to end or all are gone.
+
+        Where a limit came, went or changed, the wait is over at once.
+        """
+        left_ns = until_ns - time.monotonic_ns()
+        while True:  # once at least: a stop is heard even where each reading takes longer than the interval
+            wait_ns = max(0, min(left_ns, _LOOK_NS) if self._forensics is not None else left_ns)
+            ready, _, _ = select.select([self._stop_fd, self._events.fileno()], [], [], wait_ns / 1e9)
+            if self._stop_fd in ready:
+                return True
+            if self._forensics is not None:
+                self._forensics.look_if_due()
+            self.follow()
+            if all(watched.gone for watched in self._hooks.watched):
+                return True
+            if self._limit_changed:
+                until_ns = min(until_ns, time.monotonic_ns() + _CHANGE_SHOWN_NS)
+                self._limit_changed = False
+            left_ns = until_ns - time.monotonic_ns()
+            if left_ns <= 0:
+                return False
+
+    def follow(self) -> None:
+        """Take into account what has happened until now."""
+        events = self._events.read()
+        is_due = self._is_refresh_due()
+        snapshot: Snapshot | None = None
+        changed = False
+        for watched in self._hooks.watched:
+            own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
+            if own:
+                own = watched.on_events(own, self._hooks.programs)
+                self._seen += [(watched.link.name, event) for event in own]
+            if is_due and not watched.gone:
+                watched.refresh()
+            changed |= bool(own)
+            if (own or is_due) and not watched.gone:
+                watched.tell_apart(self._hooks.programs)
+                self._hooks.count(watched)
+                watched.covered()
+                if own and snapshot is None:
+                    snapshot = self._hooks.counters.snapshot()
+                self._audit(watched, own, snapshot)
+            self._tell_gaps(watched)
+        if not any(watched.droppers.is_ambiguous for watched in self._hooks.watched):
+            self._hooks.programs.unwatch_police()
+        if changed:
+            self._auditor.poke()
+
+    def end(self) -> None:
+        """Follow what is still to be heard of, just before the hooks are taken off."""
+        self.follow()
+        self._hear_of_ends()
+
+    def tell_last_gaps(self) -> None:
+        """Tell of the gaps that last until the end, too."""
+        for watched in self._hooks.watched:
+            self._tell_gaps(watched, final=True)
+
+    def take(self) -> list[tuple[str, Event]]:
+        """What happened since the last call: (tap name, event)."""
+        seen, self._seen = self._seen, []
+        return seen
+
+    def _is_refresh_due(self) -> bool:
+        now_ns = time.monotonic_ns()
+        is_due = now_ns - self._refreshed_ns > _REFRESH_NS
+        if is_due:
+            self._refreshed_ns = now_ns
+            self._events.follow_nft()
+        return is_due
+
+    def _audit(self, watched: WatchedTap, own: list[Event], snapshot: Snapshot | None) -> None:
+        """Have the audit follow the tap's own events; snapshot: taken after them, if there are any."""
+        cells = snapshot.cells_of(watched.number) if own and snapshot else watched.before
+        audit = self._auditor.taps[watched.link.ifindex]
+        self._limit_changed |= audit.follow(own, watched.installed, passed_bytes(cells, self._reasons))
+
+    def _hear_of_ends(self) -> None:
+        """A deleted tap can't be found some time before the kernel tells of its end, and who brought it about."""
+        until_ns = time.monotonic_ns() + _END_HEARD_NS
+        while any(watched.gone and not watched.heard_of_end for watched in self._hooks.watched):
+            left_ns = until_ns - time.monotonic_ns()
+            if left_ns <= 0 or not select.select([self._events.fileno()], [], [], left_ns / 1e9)[0]:
+                return
+            self.follow()
+
+    def _tell_gaps(self, watched: WatchedTap, final: bool = False) -> None:
+        link, tracker = watched.link, self._auditor.taps[watched.link.ifindex].tracker
+        self._seen += self._gap_teller.news(link.name, link.ifindex, watched.gaps, tracker.gaps, final)

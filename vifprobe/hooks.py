@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What hangs on the watched taps, put on and taken off in an order in which each packet is counted once, and whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+
+from vifprobe.analysis.reading import Limit
+from vifprobe.analysis.whatif import WhatIf
+from vifprobe.auditor import Auditor
+from vifprobe.errors import HostError
+from vifprobe.host.tc import waiting_of
+from vifprobe.kernel.build import Programs
+from vifprobe.kernel.counters import Counters
+from vifprobe.layout import Charge, Direction
+from vifprobe.watched import WatchedTap
+
+#: Inbound packets that are on their way at the end are looked at so often, for those whose end was not seen.
+_LOOKS_AT_END = 4
+_LOOK_APART_SECONDS = 0.003
+
+
+class Hooks:
+    """The programs, on all watched taps, and the counters that they write.
+
+    watched: in the order of their numbers. auditor: says what limits are declared. charge: what the ideal bucket takes
+    for a packet.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        counters: Counters,
+        watched: Sequence[WatchedTap],
+        directions: tuple[Direction, ...],
+        auditor: Auditor,
+        charge: Charge,
+    ) -> None:
+        self.programs = programs
+        self.counters = counters
+        self.watched = watched
+        self._directions = directions
+        self._auditor = auditor
+        self._charge = charge
+
+    def load(self) -> None:
+        """Load the programs: the verifier takes a tenth of a second and more. Nothing is counted yet: followers count
+        nothing before the kernel side is told of the taps.
+        """
+        if self.programs.unfollowed:
+            for watched in self.watched:
+                watched.note(f"what becomes of inbound packets is not known: {self.programs.unfollowed}")
+        self.programs.load(self._directions)
+        if self.programs.settings.follow is not None:
+            self.programs.attach_followers()
+
+    def attach(self, stack: ExitStack, create_qdisc: bool, what_ifs: Sequence[WhatIf]) -> None:
+        """Count each tap from now on; verdicts must be attached. stack: takes each hook off, should one fail."""
+        for watched in self.watched:
+            stack.callback(watched.detach)
+            watched.attach(self.programs, self._directions, create_qdisc)
+            watched.tell_apart(self.programs)
+            watched.hold_to(self._declared(watched), self._charge, self.programs)
+            watched.try_out(what_ifs, self.programs)
+            self.count(watched)
+
+    def count(self, watched: WatchedTap) -> None:
+        """Have the kernel side count the tap by what is known of it now."""
+        self.counters.watch(watched.link.ifindex, watched.number, watched.traits, *watched.charge)
+
+    def renew(self, watched: WatchedTap) -> None:
+        """Hold the tap to what is declared now: libvirt's and Open vSwitch's limits are known some time after the
+        start, and can change.
+        """
+        watched.hold_to(self._declared(watched), self._charge, self.programs)
+        if not watched.gone:
+            self.count(watched)
+
+    def detach(self) -> None:
+        """Take every hook off; what is counted then is final."""
+        for watched in self.watched:
+            watched.detach()
+            if not watched.gone:
+                watched.refresh()  # its policers' counters
+        self.programs.detach_tracepoints()
+        self.programs.detach_followers()
+        # Packets that were in the hooks just now still get their verdict before the last tracepoints go, too.
+        self.counters.settle()
+        self.programs.detach_verdicts()
+
+    def write_off(self) -> bool:
+        """Find inbound packets whose end went by unseen; False where none is on its way."""
+
+        def waiting(numbers: Iterable[int]) -> dict[int, int]:
+            taps = {self.watched[number].link.ifindex: number for number in numbers}
+            with suppress(HostError):
+                return {taps[ifindex]: packets for ifindex, packets in waiting_of(taps).items()}
+            return {}
+
+        return self.counters.write_off(waiting)
+
+    def write_off_at_end(self) -> None:
+        """The same as often as it takes, just before the end."""
+        for _ in range(_LOOKS_AT_END):
+            if not self.write_off():
+                break
+            time.sleep(_LOOK_APART_SECONDS)
+
+    def _declared(self, watched: WatchedTap) -> dict[Direction, Limit]:
+        return self._auditor.taps[watched.link.ifindex].declared_limits(self._directions)

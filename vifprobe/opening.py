@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Probe is made of: programs, counters, audits and what joins them, made for what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from vifprobe.analysis.reading import Limit
+from vifprobe.analysis.thresholds import FloodThresholds
+from vifprobe.analysis.whatif import WhatIf
+from vifprobe.auditor import Auditor
+from vifprobe.forensics import Forensics
+from vifprobe.hooks import Hooks
+from vifprobe.host.events import Events
+from vifprobe.host.limits import installed_of
+from vifprobe.host.links import Link, find_link
+from vifprobe.host_cost import HostCollector
+from vifprobe.kernel.attach import has_tcx
+from vifprobe.kernel.build import Programs, make_programs
+from vifprobe.kernel.counters import Counters
+from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
+from vifprobe.kernel.settings import Settings, possible_cpus
+from vifprobe.layout import Charge, Direction
+from vifprobe.watched import WatchedTap
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a Probe was asked for: the arguments that it explains."""
+
+    names: tuple[str, ...]
+    directions: tuple[Direction, ...]
+    bin_ns: int
+    limits: Mapping[Direction, Limit]
+    create_qdisc: bool
+    charge: Charge
+    samples_per_second: int
+    host: bool
+    thresholds: FloodThresholds | None
+    what_ifs: tuple[WhatIf, ...]
+    follow_inbound: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What works together while taps are watched. host, forensics: None where they were not asked for."""
+
+    features: Features
+    events: Events
+    programs: Programs
+    counters: Counters
+    watched: tuple[WatchedTap, ...]
+    auditor: Auditor
+    hooks: Hooks
+    host: HostCollector | None
+    forensics: Forensics | None
+
+
+def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
+    """Made in the taps' network namespace; nothing is loaded or attached yet. stack: closes what must be closed.
+
+    TapError, KernelError, HostError: as Probe says.
+    """
+    links = [find_link(name) for name in wanted.names]
+    require_capabilities()
+    features = read_features()
+    settings = _settings(wanted, links)
+    with ThreadPoolExecutor(1) as pool:
+        # The compiler runs outside Python's lock: the host side is read meanwhile.
+        compiling = pool.submit(make_programs, settings, features)
+        events = stack.enter_context(Events(link.ifindex for link in links))
+        found = installed_of(links)
+        programs = compiling.result()
+    stack.callback(programs.close)
+    counters = Counters(programs)
+    if counters.samples is not None:
+        counters.samples.per_second = wanted.samples_per_second
+    stack.callback(counters.close)
+    watched = tuple(WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links))
+    auditor = Auditor(links, wanted.limits, found)
+    hooks = Hooks(programs, counters, watched, wanted.directions, auditor, wanted.charge)
+    host = _host(wanted, stack)
+    forensics = _forensics(wanted, counters, watched, auditor)
+    return Parts(features, events, programs, counters, watched, auditor, hooks, host, forensics)
+
+
+def _settings(wanted: Wanted, links: Sequence[Link]) -> Settings:
+    """What the programs are compiled for."""
+    traced = not has_tcx(links[0].ifindex)
+    follows = wanted.follow_inbound and Direction.INBOUND in wanted.directions
+    fields = read_trace_fields() if follows or traced else None
+    deep = wanted.samples_per_second > 0
+    return Settings(
+        taps=len(links),
+        bin_ns=wanted.bin_ns,
+        cpus=possible_cpus(),
+        trace=fields if traced else None,
+        follow=fields if follows else None,
+        samples=deep,
+        syn=deep,
+        what_ifs=len(wanted.what_ifs),
+    )
+
+
+def _host(wanted: Wanted, stack: ExitStack) -> HostCollector | None:
+    if not wanted.host:
+        return None
+    host = HostCollector()
+    stack.callback(host.close)
+    if wanted.bin_ns:  # evidence is whole from its start on; a screen does not wait
+        host.start()
+        host.wait()
+    return host
+
+
+def _forensics(wanted: Wanted, counters: Counters, watched: Sequence[WatchedTap], auditor: Auditor) -> Forensics | None:
+    if not wanted.samples_per_second:
+        return None
+    made = Forensics(counters, wanted.directions, len(watched), wanted.bin_ns, wanted.thresholds)
+    for one, tap in zip(watched, made.taps, strict=True):
+        auditor.taps[one.link.ifindex].forensics = tap
+    return made

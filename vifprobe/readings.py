@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes readings: the kernel's counts up to one moment, less those up to another, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+
+from vifprobe.analysis.host_cost import HostCost
+from vifprobe.analysis.reading import Cells, Reading, no_cells, subtract
+from vifprobe.analysis.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
+from vifprobe.kernel.counters import Snapshot
+from vifprobe.layout import Direction, Verdict
+from vifprobe.opening import Parts
+from vifprobe.watched import WatchedTap
+
+
+class ReadingMaker:
+    """Of one run, whose clock starts at `start_ns`. what_ifs: the limits that are tried out."""
+
+    def __init__(
+        self, start_ns: int, parts: Parts, directions: tuple[Direction, ...], what_ifs: Sequence[WhatIf]
+    ) -> None:
+        self._start_ns = self._since_ns = self._last_ns = start_ns
+        self._directions = directions
+        self._watched = parts.watched
+        self._counters = parts.counters
+        self._features = parts.features
+        self._auditor = parts.auditor
+        self._host = parts.host
+        self._forensics = parts.forensics
+        self._what_ifs = what_ifs
+
+    def snapshot(self, patience_seconds: float | None = None, final: bool = False) -> Snapshot:
+        """Packets, and beside them what the host did in the same time."""
+        if self._host is None:
+            return self._counters.snapshot(patience_seconds)
+        self._host.turn(self._start_ns, final)
+        snapshot = self._counters.snapshot(patience_seconds)
+        self._host.read({one.link.name: self._pid(one) for one in self._watched})
+        return snapshot
+
+    def end_interval(self, snapshot: Snapshot) -> None:
+        """The interval that ends with this snapshot is the one that the next calls of `interval` are for."""
+        self._since_ns, self._last_ns = self._last_ns, snapshot.at_ns
+        if self._forensics is not None:
+            self._forensics.end_interval()
+
+    def interval(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
+        """What has come since the interval before; once for each tap."""
+        cells = snapshot.cells_of(watched.number)
+        reading = self._reading(watched, subtract(cells, watched.before), snapshot, self._since_ns)
+        ever = int(snapshot.missed_packets[watched.number])
+        missed, watched.missed_before = ever - watched.missed_before, ever
+        watched.before = cells
+        watched.what_ifs_before = None if snapshot.what_ifs is None else snapshot.what_ifs[watched.number]
+        return replace(reading, missed=missed)
+
+    def total(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
+        """What has come since the start."""
+        return self._reading(watched, snapshot.cells_of(watched.number), snapshot, self._start_ns, final=True)
+
+    def _reading(
+        self, watched: WatchedTap, cells: Cells, snapshot: Snapshot, since_ns: int, final: bool = False
+    ) -> Reading:
+        audit = self._auditor.taps[watched.link.ifindex]
+        so_far = snapshot.cells_of(watched.number)
+        reading = Reading(
+            tap=watched.link.name,
+            at=datetime.now(timezone.utc),
+            start_ns=since_ns - self._start_ns,
+            duration_ns=snapshot.at_ns - since_ns,
+            cells=cells,
+            missed=int(snapshot.missed_packets[watched.number]),
+            verdicts="reason" if self._features.has_drop_reason and not watched.blame.guessed else "inferred",
+            limits=watched.limits(audit.declared_limits(self._directions), self._directions),
+            notes=(*watched.notes, *self._drop_notes(watched, so_far, snapshot), *self._host_notes()),
+            directions=self._directions,
+            final=final,
+            what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
+            queued=so_far[so_far["verdict"] == Verdict.QUEUED] if not final else no_cells(),
+            unannounced=int(snapshot.unannounced[watched.number]) if final else 0,
+        )
+        reading = replace(reading, host=self._host_cost(watched, reading))
+        if self._forensics is not None:
+            flood = self._forensics.floods(watched.number, cells, reading.duration_ns, final)
+            reading = replace(reading, flood=flood)
+        return replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
+
+    def _tried_out(self, counts: WhatIfCounts, watched: WatchedTap, final: bool) -> tuple[WhatIfRow, ...]:
+        before = None if final else watched.what_ifs_before
+        return tuple(rows_of(counts[watched.number], before, watched.link.name, self._what_ifs))
+
+    def _drop_notes(self, watched: WatchedTap, so_far: Cells, snapshot: Snapshot) -> list[str]:
+        outbound = so_far[so_far["direction"] == Direction.OUTBOUND]
+        found = watched.blame.notes(outbound, self._features.reason_number("TC_INGRESS"), watched.installed)
+        unplaced = snapshot.unplaced_drops
+        return [*found, f"{unplaced:,} netfilter drops count as policed, by an unknown chain"] if unplaced else found
+
+    def _host_cost(self, watched: WatchedTap, reading: Reading) -> HostCost | None:
+        if self._host is None:
+            return None
+        name, pid = watched.link.name, self._pid(watched)
+        if reading.final:
+            return self._host.total_of_tap(name, pid)
+        packets = sum(reading.offered(direction).packets for direction in self._directions)
+        return self._host.of_tap(name, pid, packets, reading.duration_ns)
+
+    def _host_notes(self) -> tuple[str, ...]:
+        problem = self._host.problem if self._host is not None else ""
+        return (f"what the host does is not counted: {problem}",) if problem else ()
+
+    def _pid(self, watched: WatchedTap) -> int | None:
+        return self._auditor.taps[watched.link.ifindex].pid
