@@ -97,7 +97,7 @@ def test_a_removal_that_is_told_of_after_it_was_seen() -> None:
     tracker = GapTracker(THERE)
     assert follow(tracker, [link(5)], NOT_THERE, 6, 1009)
     assert one(tracker).removal is None
-    follow(tracker, [qdisc_del(6.7)], NOT_THERE, 7, 2_003)
+    assert follow(tracker, [qdisc_del(6.7)], NOT_THERE, 7, 2_003)
     gap = one(tracker)
     assert gap.removal is not None
     assert gap.link_change is not None
@@ -107,6 +107,18 @@ def test_a_removal_that_is_told_of_after_it_was_seen() -> None:
     follow(silent, [], NOT_THERE, 6, 0)
     follow(silent, [qdisc_del(13_000)], NOT_THERE, 13_001, 0)
     assert one(silent).removal is None
+
+
+def test_a_removal_whose_message_came_while_it_was_looked() -> None:
+    """Its message had come before the look ended, and is read after it: Open vSwitch answers a link change at once."""
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [link(5)], NOT_THERE, 9, 1009)
+    assert follow(tracker, [qdisc_del(6.7)], NOT_THERE, 10, 2_003)
+    gap = one(tracker)
+    assert gap.removal is not None
+    assert gap.link_change is not None
+    assert (gap.removal.by, gap.start_ns, gap.end_ns) == ("ovs-vswitchd", 6_700_000, None)
+    assert not follow(tracker, [], NOT_THERE, 11, 2_003)
 
 
 def test_an_nft_limit_is_left_when_a_qdisc_goes() -> None:

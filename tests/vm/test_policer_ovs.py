@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from vm_kit import ROOM, has_policer, run
 
+from vifprobe.analysis import thresholds
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType
@@ -163,6 +164,8 @@ def test_the_incident(port: Tap) -> None:
         assert told["severity"] == "critical"
         assert bad["outbound"]["limit"]["installed_bps"] is None
         assert "P1" in {one["pattern"] for one in bad["findings"]}
+        # A shorter gap, in which less passes than within the burst, is no finding.
+        assert any(reading["start_ns"] > bad["start_ns"] + 2 * thresholds.GAP_NS for reading in seen)
         police(port)
         back = next(reading for reading in seen if reading["outbound"]["limit"]["installed_bps"])
         assert "P1" not in {one["pattern"] for one in back["findings"]}

@@ -88,6 +88,7 @@ class GapTracker:
         self._limits = dict(limits)
         self._passed_at: dict[tuple[Direction, int], int | None] = {}
         self._link_change: Happening | None = None
+        self._explained = 0
 
     def follow(
         self,
@@ -96,13 +97,13 @@ class GapTracker:
         now_ns: int,
         passed: Mapping[Direction, int | None],
     ) -> bool:
-        """Take in events and what is installed after them; whether a limit came, went or changed.
+        """Take in events and what is installed after them; whether a limit came, went or changed, or it is known who did.
 
         passed: charged bytes that have passed since the start, by direction; None where not known.
         """
         tentative = dict(self._limits)
         before = dict(self._limits)
-        opened = len(self.gaps)
+        opened, explained = len(self.gaps), self._explained
         for event in events:
             self._take(event, tentative, limits, passed)
         self._limits = dict(limits)
@@ -111,7 +112,7 @@ class GapTracker:
                 self._limits[direction] = None
         self.progress(passed)
         changed = any(_setting(before.get(one)) != _setting(limits.get(one)) for one in Direction)
-        return changed or opened != len(self.gaps)
+        return changed or opened != len(self.gaps) or explained != self._explained
 
     def progress(self, passed: Mapping[Direction, int | None]) -> None:
         """Count what has passed in the gaps that are still open."""
@@ -148,14 +149,17 @@ class GapTracker:
             self._explain(event)
 
     def _explain(self, event: Happening) -> None:
-        """A limit that was seen to be gone before its removal was told of: a slow reader looks in between."""
+        """A limit that was seen to be gone before its removal was heard of: a look comes between the two, or between the
+        message and its reader, as where Open vSwitch answers a link change that is being looked into.
+        """
         for place, gap in enumerate(self.gaps):
-            late_ns = event.at_ns - gap.start_ns
             if gap.direction is not event.direction or gap.removal is not None or gap.limit is None:
                 continue
-            told = replace(gap, removal=event, link_change=self._change_before(event.at_ns))
-            if 0 <= late_ns < thresholds.TOLD_LATE_NS and _took_it(told, gap.limit):
+            began_ns = min(gap.start_ns, event.at_ns)
+            told = replace(gap, start_ns=began_ns, removal=event, link_change=self._change_before(event.at_ns))
+            if abs(event.at_ns - gap.start_ns) < thresholds.TOLD_LATE_NS and _took_it(told, gap.limit):
                 self.gaps[place] = told
+                self._explained += 1
 
     def _change_before(self, at_ns: int) -> Happening | None:
         change = self._link_change

@@ -20,7 +20,7 @@ BURST_ROUNDING_BYTES = 200  # two ticks at 12.5 Gbit/s
 #: on a loaded host its main loop takes longer).
 LINK_CHANGE_BEFORE_NS = 1_000_000_000
 
-#: A removal that is told of so long after the limit was seen to be gone, at most, is that of this limit.
+#: A removal that is heard of this close to when the limit was seen to be gone, at most, is that of this limit.
 TOLD_LATE_NS = 10_000_000_000
 #: A gap between two policers is told from this length on, or as soon as more passed than the limit would have let
 #: through: a program that changes a limit deletes and adds within milliseconds, on a loaded host in tenths of a second.
