@@ -97,7 +97,7 @@ class GapTracker:
         now_ns: int,
         passed: Mapping[Direction, int | None],
     ) -> bool:
-        """Take in events and what is installed after them; whether a limit came, went or changed, or it is known who did.
+        """Take in events and what is installed after them; whether one came, went, changed, or it is known who did it.
 
         passed: charged bytes that have passed since the start, by direction; None where not known.
         """
@@ -149,8 +149,8 @@ class GapTracker:
             self._explain(event)
 
     def _explain(self, event: Happening) -> None:
-        """A limit that was seen to be gone before its removal was heard of: a look comes between the two, or between the
-        message and its reader, as where Open vSwitch answers a link change that is being looked into.
+        """A limit that was seen to be gone before its removal was heard of: a look comes between the two, or between
+        the message and its reader, as where Open vSwitch answers a link change that is being looked into.
         """
         for place, gap in enumerate(self.gaps):
             if gap.direction is not event.direction or gap.removal is not None or gap.limit is None:
