@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from inbound_kit import (
@@ -34,7 +35,7 @@ from vifprobe.kernel.build import make_programs
 from vifprobe.kernel.features import read_features, read_trace_fields
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.symbols import function_ranges
-from vifprobe.layout import PacketClass, Verdict
+from vifprobe.layout import WHAT_IFS_MAX, PacketClass, Verdict
 from vifprobe.testing import frames as f
 from vifprobe.testing.netns import private_netns
 from vifprobe.testing.taps import Tap, write_gso
@@ -270,10 +271,13 @@ def test_packets_that_go_another_way_are_missed(tap: Tap, require: Require) -> N
 
 
 def test_this_kernel_takes_all_that_capture_asks_for(tap: Tap) -> None:
-    """Inbound packets followed, with timeline, samples and SYN measures: the verifier's largest programs."""
+    """Inbound packets followed, with timeline, samples, SYN measures and limits that are tried out: the verifier's
+    largest programs.
+    """
     fields = read_trace_fields()
     trace = None if has_tcx(tap.ifindex) else fields
-    settings = Settings(cpus=possible_cpus(), bin_ns=BIN_NS, follow=fields, trace=trace, samples=True, syn=True)
+    asked = Settings(cpus=possible_cpus(), bin_ns=BIN_NS, follow=fields, trace=trace, samples=True, syn=True)
+    settings = replace(asked, what_ifs=WHAT_IFS_MAX)
     programs = make_programs(settings, read_features())
     try:
         assert programs.unfollowed == ""

@@ -15,13 +15,16 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from probe_kit import OUT, SYN, capturing, forwarding, watching
+from inbound_kit import guest, neighbour, senders
+from probe_kit import FIRST_CPU, OUT, SYN, capturing, forwarding, watch_flood, watching
 
 from vifprobe.analysis.bucket import TokenBucket
+from vifprobe.analysis.reading import Limit
 from vifprobe.analysis.whatif import WhatIf, rows_of, total
 from vifprobe.capture.reader import load
 from vifprobe.commands.options import parse_what_if
 from vifprobe.kernel import libbpf
+from vifprobe.kernel.attach import NoHookError, has_tcx
 from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
@@ -54,6 +57,27 @@ BUCKETS = st.lists(
     min_size=WHAT_IFS_MAX,
     max_size=WHAT_IFS_MAX,
 )
+#: In the order of KINDS, without padding: a bridge with netfilter cuts that off.
+FRAMES = [
+    f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN, bytes(47))), f.EtherType.IPV4),
+    f.eth(f.ipv4(f.udp(bytes(59))), f.EtherType.IPV4),
+    b"\xff" * 6 + b"\x02\0\0\0\0\x09" + b"\x88\xcc" + bytes(87),
+]
+COUNT = 3019
+#: What a packet of FRAMES costs: as installed, a policer at tc ingress charges what follows the L2 header.
+COSTS = {
+    Direction.OUTBOUND: {Charge.INSTALLED: 87, Charge.L2: 101, Charge.L3: 87, Charge.WIRE: 125, Charge.PACKET: 1},
+    Direction.INBOUND: {Charge.INSTALLED: 101, Charge.L2: 101, Charge.L3: 87, Charge.WIRE: 125, Charge.PACKET: 1},
+}
+#: A byte a second adds no packet within a minute: time does not matter. The last two stop none, and all.
+EIGHT = [
+    *(f"rate=8bit,burst={packets * cost},charge={charge}" for packets, cost, charge in (
+        (1, 101, "l2"), (499, 101, "l2"), (997, 87, "l3"), (1499, 125, "wire"), (2003, 87, "installed"),
+        (3011, 125, "wire"),
+    )),
+    f"pps=1,burst={COUNT}",
+    "rate=8bit,burst=86",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +136,10 @@ def test_eight_limits_are_eight_models(
 def test_each_packet_is_passed_or_stopped_by_each_limit(tap: Tap) -> None:
     """On a real tap: sums are what was offered, interval by interval and in the totals."""
     limits = [parse_what_if(text) for text in ("pps=499,burst=499", "rate=1gbit", "rate=8kbit,burst=97,charge=wire")]
-    frames = [frame + bytes(101 - len(frame)) for frame in KINDS.values()]
     with forwarding(tap), Probe("tap0", directions=(OUT,), what_ifs=limits) as probe:
-        flood([tap.fd], frames, count=3019, seconds=20)
+        flood([tap.fd], FRAMES, count=COUNT, seconds=20)
         *intervals, final = probe.readings(0.05, 0.15)
-    assert [total(row for row in final.what_ifs if row.limit == limit.text).packets for limit in limits] == [3019] * 3
+    assert [total(row for row in final.what_ifs if row.limit == limit.text).packets for limit in limits] == [COUNT] * 3
     for row in final.what_ifs:
         assert row.passed_packets + row.stopped_packets == final.offered(OUT, row.packet_class).packets
         assert row.passed_frame_bytes + row.stopped_frame_bytes == 101 * (row.passed_packets + row.stopped_packets)
@@ -127,6 +150,51 @@ def test_each_packet_is_passed_or_stopped_by_each_limit(tap: Tap) -> None:
     assert 499 <= total(by_packets).passed_packets <= 499 * (1 + final.duration_ns / 1e9) + 1
     assert total(roomy).stopped_packets == 0
     assert total(tight).passed_packets == 0  # 125 bytes on the wire are more than its burst
+
+
+@pytest.fixture(params=["tc", "tracepoint"])
+def way(request: pytest.FixtureRequest, tap: Tap, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a tap's packets are seen. Without tcx, a tap that has no qdisc is seen by the tracepoints anyway."""
+    if request.param == "tc":
+        return "tcx" if has_tcx(tap.ifindex) else "tracepoint"
+
+    def no_hook(*_: object) -> None:
+        raise NoHookError("as on a kernel without tcx")
+
+    monkeypatch.setattr("vifprobe.opening.has_tcx", lambda _: False)
+    monkeypatch.setattr("vifprobe.watched.attach", no_hook)
+    return "tracepoint"
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_eight_limits_beside_all_that_capture_asks_for(tap: Tap, way: str, direction: Direction) -> None:
+    """With timeline, samples, SYN measures and a declared limit: the largest programs, and each packet as modelled."""
+    limits = [parse_what_if(text) for text in EIGHT]
+    declared = dict.fromkeys(Direction, Limit(8_000_000))
+    with (
+        neighbour(tap) as other,
+        guest(tap),
+        senders((tap if direction is OUT else other, COUNT, FIRST_CPU), frames=FRAMES) as writers,
+        Probe("tap0", bin_ns=1_000_000, samples=20_011, limits=declared, what_ifs=limits) as probe,
+    ):
+        assert set(probe.hooks["tap0"].values()) == {way}
+        final = watch_flood(probe, writers, checked=False).totals["tap0"]
+        assert probe.take_samples().size > 0
+    assert final.offered(direction).packets + final.missed == COUNT
+    assert {len(frame) for frame in FRAMES} == {101}
+    wanted: Counter[tuple[str, PacketClass, str]] = Counter()
+    models = [(limit, TokenBucket(limit.bucket), COSTS[direction][limit.bucket.charge]) for limit in limits]
+    for number in range(COUNT):
+        kind = list(KINDS)[number % len(KINDS)]
+        for limit, model, packet_cost in models:
+            word = "passed" if model.conforms(0, packet_cost) else "stopped"
+            wanted[limit.text, kind, f"{word}_packets"] += 1
+            wanted[limit.text, kind, f"{word}_frame_bytes"] += 101
+    found: Counter[tuple[str, PacketClass, str]] = Counter()
+    for row in final.what_ifs:
+        assert row.direction is direction
+        found.update({(row.limit, row.packet_class, name): getattr(row, name) for name in row._fields[4:]})
+    assert +found == +wanted
 
 
 def test_capture_and_watch_tell_it(tap: Tap, tmp_path: Path) -> None:
