@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -71,10 +71,10 @@ def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
     with ThreadPoolExecutor(1) as pool:
         # The compiler runs outside Python's lock: the host side is read meanwhile.
         compiling = pool.submit(make_programs, settings, features)
+        stack.callback(_close, compiling)
         events = stack.enter_context(Events(link.ifindex for link in links))
         found = installed_of(links)
         programs = compiling.result()
-    stack.callback(programs.close)
     counters = Counters(programs)
     if counters.samples is not None:
         counters.samples.per_second = wanted.samples_per_second
@@ -85,6 +85,12 @@ def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
     host = _host(wanted, stack)
     forensics = _forensics(wanted, counters, watched, auditor)
     return Parts(features, events, programs, counters, watched, auditor, hooks, host, forensics)
+
+
+def _close(compiling: Future[Programs]) -> None:
+    """Whether or not anybody came to use them."""
+    if compiling.exception() is None:
+        compiling.result().close()
 
 
 def _settings(wanted: Wanted, links: Sequence[Link]) -> Settings:

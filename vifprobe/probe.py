@@ -93,6 +93,7 @@ class Probe:
         self._watched: tuple[WatchedTap, ...] = ()
         self._end: Snapshot | None = None
         self._stopped = False
+        self._stop_write: int | None = None
         self._last_bins: npt.NDArray[np.void]
         self.start_ns = 0
 
@@ -138,7 +139,7 @@ class Probe:
     def stop(self) -> None:
         """End `readings` early, with the last partial interval and the totals. Safe in a signal handler."""
         self._stopped = True
-        with suppress(AttributeError):  # not open yet: the first wait sees the flag
+        if self._stop_write is not None:  # not open yet: entering sees the flag
             os.write(self._stop_write, b"x")
 
     def readings(self, seconds: float = 1.0, duration_seconds: float | None = None) -> Iterator[Reading]:
@@ -222,9 +223,13 @@ class Probe:
         self._stack.close()
 
     def _open(self) -> None:
-        self._stop_read, self._stop_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stop_read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stack.callback(os.close, self._stop_read)
-        self._stack.callback(os.close, self._stop_write)
+        self._stack.callback(os.close, write)
+        self._stack.callback(setattr, self, "_stop_write", None)
+        self._stop_write = write
+        if self._stopped:
+            self.stop()
         if self._netns is not None:
             self._stack.callback(netns.return_to, netns.own())
             netns.enter(self._netns)
