@@ -46,8 +46,8 @@ BOTH = (Direction.OUTBOUND, Direction.INBOUND)
 #: Limits are read again this often even if netlink tells of no change: of tcx programs it never does, and of nft only
 #: once nf_tables is there to be listened to.
 _REFRESH_NS = 1_000_000_000
-#: An interval ends so soon after a limit came, went or changed, for that to be seen at once; what belongs to the same
-#: change (qdisc, then filter) has arrived by then.
+#: An interval ends so soon after it was told that a limit came, went or changed, for that to be seen at once; what
+#: belongs to the same change (qdisc, then filter) has arrived by then.
 _CHANGE_SHOWN_NS = 30_000_000
 _END_HEARD_NS = 1_000_000_000
 #: So often it is looked whether samples must be taken before the interval ends: a CPU's ring holds half a second of
@@ -119,7 +119,7 @@ class Probe:
         self._end: Snapshot | None = None
         self._stopped = False
         self._last_bins: npt.NDArray[np.void]
-        self._changed = False
+        self._show_by_ns: int | None = None
         self.start_ns = self._last_ns = self._refreshed_ns = 0
 
     def __enter__(self) -> Probe:
@@ -334,7 +334,7 @@ class Probe:
 
         Where a limit came, went or changed, the wait is over at once.
         """
-        left_ns = until_ns - time.monotonic_ns()
+        left_ns, is_cut = until_ns - time.monotonic_ns(), False
         while True:  # once at least: `stop` is heard even where each reading takes longer than the interval
             wait_ns = max(0, min(left_ns, _LOOK_NS) if self._forensics is not None else left_ns)
             ready, _, _ = select.select([self._stop_read, self._events.fileno()], [], [], wait_ns / 1e9)
@@ -345,11 +345,14 @@ class Probe:
             self._follow_events()
             if all(watched.gone for watched in self._watched):
                 return True
-            if self._changed:
-                until_ns = min(until_ns, time.monotonic_ns() + _CHANGE_SHOWN_NS)
-                self._changed = False
+            if self._show_by_ns is not None:
+                until_ns, self._show_by_ns = min(until_ns, self._show_by_ns), None
+                is_cut = True
             left_ns = until_ns - time.monotonic_ns()
             if left_ns <= 0:
+                if is_cut:  # to take a change in can take longer than that: what has come meanwhile belongs to it
+                    self._follow_events()
+                    self._show_by_ns = None
                 return False
 
     def _follow_events(self) -> None:
@@ -366,7 +369,7 @@ class Probe:
             if own:
                 own = watched.on_events(own, self._programs)
                 self._seen += [(watched.link.name, event) for event in own]
-            if due and not watched.gone:
+            if due and not watched.gone and watched.looked_ns < now_ns:
                 watched.refresh()
             changed |= bool(own)
             if (own or due) and not watched.gone:
@@ -377,7 +380,9 @@ class Probe:
                     snapshot = self._counters.snapshot()
                 cells = self._cells_of(snapshot, watched) if own and snapshot else watched.before
                 audit = self._auditor.taps[watched.link.ifindex]
-                self._changed |= audit.follow(own, watched.installed, passed_bytes(cells, self._features.reasons))
+                if audit.follow(own, watched.installed, passed_bytes(cells, self._features.reasons)):
+                    show_by_ns = (own[0].at_ns if own else now_ns) + _CHANGE_SHOWN_NS
+                    self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
             self._tell_gaps(watched)
         if not any(watched.droppers.is_ambiguous for watched in self._watched):
             self._programs.unwatch_police()

@@ -102,7 +102,7 @@ class GapTracker:
         """
         tentative = dict(self._limits)
         before = dict(self._limits)
-        opened = len(self.gaps)
+        opened, removals = len(self.gaps), [gap.removal for gap in self.gaps]
         for event in events:
             self._take(event, tentative, limits, passed)
         self._limits = dict(limits)
@@ -111,7 +111,7 @@ class GapTracker:
                 self._limits[direction] = None
         self.progress(passed)
         changed = any(_setting(before.get(one)) != _setting(limits.get(one)) for one in Direction)
-        return changed or opened != len(self.gaps)
+        return changed or removals != [gap.removal for gap in self.gaps]
 
     def progress(self, passed: Mapping[Direction, int | None]) -> None:
         """Count what has passed in the gaps that are still open."""
@@ -148,14 +148,16 @@ class GapTracker:
             self._explain(event)
 
     def _explain(self, event: Happening) -> None:
-        """A limit that was seen to be gone before its removal was told of: a slow reader looks in between."""
+        """A limit that was seen to be gone before its removal was told of: somebody looked in between. What was told
+        while that look went on has an earlier time than the look.
+        """
         for place, gap in enumerate(self.gaps):
             late_ns = event.at_ns - gap.start_ns
-            if gap.direction is not event.direction or gap.removal is not None or gap.limit is None:
+            if event.direction not in (None, gap.direction) or gap.removal is not None or gap.limit is None:
                 continue
             told = replace(gap, removal=event, link_change=self._change_before(event.at_ns))
-            if 0 <= late_ns < thresholds.TOLD_LATE_NS and _took_it(told, gap.limit):
-                self.gaps[place] = told
+            if abs(late_ns) < thresholds.TOLD_LATE_NS and _took_it(told, gap.limit):
+                self.gaps[place] = replace(told, start_ns=min(gap.start_ns, event.at_ns))
 
     def _change_before(self, at_ns: int) -> Happening | None:
         change = self._link_change
@@ -169,6 +171,7 @@ class GapTracker:
         passed: Mapping[Direction, int | None],
     ) -> None:
         """A transaction of nft: to delete a limit and add one in the same transaction leaves no gap."""
+        self._explain(event)
         for direction in Direction:
             was, now = tentative.get(direction), limits.get(direction)
             is_deleted = was is not None and was.where.partition(" ")[2] in event.deleted
