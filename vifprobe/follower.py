@@ -16,8 +16,8 @@ from vifprobe.watched import WatchedTap
 #: Limits are read again this often even if netlink tells of no change: of tcx programs it never does, and of nft only
 #: once nf_tables is there to be listened to.
 _REFRESH_NS = 1_000_000_000
-#: An interval ends so soon after a limit came, went or changed, for that to be seen at once; what belongs to the same
-#: change (qdisc, then filter) has arrived by then.
+#: An interval ends so soon after it was told that a limit came, went or changed, for that to be seen at once; what
+#: belongs to the same change (qdisc, then filter) has arrived by then.
 _CHANGE_SHOWN_NS = 30_000_000
 _END_HEARD_NS = 1_000_000_000
 #: So often it is looked whether samples must be taken before the interval ends: a CPU's ring holds half a second of
@@ -40,7 +40,7 @@ class Follower:
         self._stop_fd = stop_fd
         self._seen: list[tuple[str, Event]] = []
         self._gap_teller = GapTeller()
-        self._limit_changed = False
+        self._show_by_ns: int | None = None
         self._refreshed_ns = time.monotonic_ns()
 
     def wait(self, until_ns: int) -> bool:
@@ -48,7 +48,7 @@ class Follower:
 
         Where a limit came, went or changed, the wait is over at once.
         """
-        left_ns = until_ns - time.monotonic_ns()
+        left_ns, is_cut = until_ns - time.monotonic_ns(), False
         while True:  # once at least: a stop is heard even where each reading takes longer than the interval
             wait_ns = max(0, min(left_ns, _LOOK_NS) if self._forensics is not None else left_ns)
             ready, _, _ = select.select([self._stop_fd, self._events.fileno()], [], [], wait_ns / 1e9)
@@ -59,17 +59,21 @@ class Follower:
             self.follow()
             if all(watched.gone for watched in self._hooks.watched):
                 return True
-            if self._limit_changed:
-                until_ns = min(until_ns, time.monotonic_ns() + _CHANGE_SHOWN_NS)
-                self._limit_changed = False
+            if self._show_by_ns is not None:
+                until_ns, self._show_by_ns = min(until_ns, self._show_by_ns), None
+                is_cut = True
             left_ns = until_ns - time.monotonic_ns()
             if left_ns <= 0:
+                if is_cut:  # to take a change in can take longer than that: what has come meanwhile belongs to it
+                    self.follow()
+                    self._show_by_ns = None
                 return False
 
     def follow(self) -> None:
         """Take into account what has happened until now."""
         events = self._events.read()
-        is_due = self._is_refresh_due()
+        now_ns = time.monotonic_ns()
+        is_due = self._is_refresh_due(now_ns)
         snapshot: Snapshot | None = None
         changed = False
         for watched in self._hooks.watched:
@@ -77,7 +81,7 @@ class Follower:
             if own:
                 own = watched.on_events(own, self._hooks.programs)
                 self._seen += [(watched.link.name, event) for event in own]
-            if is_due and not watched.gone:
+            if is_due and not watched.gone and watched.looked_ns < now_ns:
                 watched.refresh()
             changed |= bool(own)
             if (own or is_due) and not watched.gone:
@@ -86,7 +90,9 @@ class Follower:
                 watched.covered()
                 if own and snapshot is None:
                     snapshot = self._hooks.counters.snapshot()
-                self._audit(watched, own, snapshot)
+                if self._audit(watched, own, snapshot):
+                    show_by_ns = (own[0].at_ns if own else now_ns) + _CHANGE_SHOWN_NS
+                    self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
             self._tell_gaps(watched)
         if not any(watched.droppers.is_ambiguous for watched in self._hooks.watched):
             self._hooks.programs.unwatch_police()
@@ -108,19 +114,21 @@ class Follower:
         seen, self._seen = self._seen, []
         return seen
 
-    def _is_refresh_due(self) -> bool:
-        now_ns = time.monotonic_ns()
+    def _is_refresh_due(self, now_ns: int) -> bool:
         is_due = now_ns - self._refreshed_ns > _REFRESH_NS
         if is_due:
             self._refreshed_ns = now_ns
             self._events.follow_nft()
         return is_due
 
-    def _audit(self, watched: WatchedTap, own: list[Event], snapshot: Snapshot | None) -> None:
-        """Have the audit follow the tap's own events; snapshot: taken after them, if there are any."""
+    def _audit(self, watched: WatchedTap, own: list[Event], snapshot: Snapshot | None) -> bool:
+        """Have the audit follow the tap's own events; snapshot: taken after them, if there are any.
+
+        Whether a limit came, went or changed.
+        """
         cells = snapshot.cells_of(watched.number) if own and snapshot else watched.before
         audit = self._auditor.taps[watched.link.ifindex]
-        self._limit_changed |= audit.follow(own, watched.installed, passed_bytes(cells, self._reasons))
+        return audit.follow(own, watched.installed, passed_bytes(cells, self._reasons))
 
     def _hear_of_ends(self) -> None:
         """A deleted tap can't be found some time before the kernel tells of its end, and who brought it about."""

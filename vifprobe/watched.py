@@ -35,6 +35,8 @@ from vifprobe.layout import LIMIT_TRAITS, Bucket, Charge, Direction, TapTrait
 
 #: Kinds of events after which limits are read again begin so; "over": some were lost.
 _ABOUT_LIMITS = ("qdisc", "filter", "class", "nft", "over")
+#: What nft changed is told so long after it could be seen, at most.
+_TOLD_AFTER_NS = 1_000_000_000
 _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapTrait.TRACED_INBOUND}
 
 
@@ -42,7 +44,7 @@ class WatchedTap:
     """A tap, its number in the kernel's tables, and what hangs on it.
 
     `before`, `missed_before`, `what_ifs_before`: what was counted up to the last reading. `gone`: it was deleted
-    meanwhile.
+    meanwhile. `looked_ns`: when its limits were last read.
     """
 
     def __init__(self, link: Link, number: int, found: Installed) -> None:
@@ -55,6 +57,8 @@ class WatchedTap:
         self.what_ifs_before: WhatIfCounts | None = None
         self.notes: list[str] = []
         self.gaps: list[Coverage] = []
+        self.looked_ns = time.monotonic_ns()
+        self._nft_before, self._nft_changed_ns = found.nft, 0
         self.gone = self.heard_of_end = False
         self.droppers = self._droppers()
         self.blame = Blame(found, self.droppers)
@@ -156,10 +160,13 @@ class WatchedTap:
 
     def refresh(self) -> None:
         """Read again what limits the tap; what can't be read stays as it was."""
+        before, self.looked_ns = self.installed.nft, time.monotonic_ns()
         try:
             self.installed = installed(self.link)
         except HostError as error:
             self.note(f"limits could not be read again: {error.message}")
+        if self.installed.nft.settings != before.settings:
+            self._nft_before, self._nft_changed_ns = before, self.looked_ns
         self.droppers = self._droppers()
 
     def _droppers(self) -> Droppers:
@@ -183,9 +190,10 @@ class WatchedTap:
         self.heard_of_end = self.heard_of_end or any(event.kind == "link_del" for event in events)
         if self.gone or not any(event.kind.startswith(_ABOUT_LIMITS) for event in events):
             return events
-        before = self.installed.nft
         self.refresh()
-        events = own_events(events, before, self.installed.nft)
+        # A look just before them may have seen already what they tell.
+        is_late = self.looked_ns - self._nft_changed_ns < _TOLD_AFTER_NS
+        events = own_events(events, self._nft_before if is_late else self.installed.nft, self.installed.nft)
         for direction, attachment in list(self.attachments.items()):
             if isinstance(attachment, FilterAttachment) and not self._is_ours_there(attachment):
                 self._lost(direction, _removal(events), programs)

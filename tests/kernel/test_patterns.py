@@ -15,12 +15,13 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from host_fixtures import run
+from inbound_kit import DATA, guest, neighbour
 
 from vifprobe import auditor
 from vifprobe.analysis import thresholds
@@ -42,8 +43,7 @@ TESTS = Path(__file__).parents[1]
 
 #: Pattern -> test file, test. Those in vm/, and those with `police` in their file's name, run on stock kernels with
 #: act_police, Open vSwitch, libvirt; the others on any. Negatives are beside them: the same with what makes the
-#: difference taken away. P14 is proved from a reading alone: it needs the verdicts of inbound packets. P15's uplink
-#: has not been seen to pass on a stock kernel yet.
+#: difference taken away.
 PROOFS = {
     "P1": (
         ("kernel/test_policer_live.py", "test_no_limit_at_all"),
@@ -95,7 +95,10 @@ PROOFS = {
         ("kernel/test_patterns.py", "test_p13_a_clsact_qdisc_where_the_switch_wants_its_own"),
         ("vm/test_policer_ovs.py", "test_a_clsact_qdisc_keeps_the_switch_from_policing"),
     ),
-    "P14": (("unit/test_policer_findings.py", "test_p14_the_ring_is_full"),),
+    "P14": (
+        ("kernel/test_patterns.py", "test_p14_the_guest_leaves_its_packets_in_the_ring"),
+        ("kernel/test_inbound_limits.py", "test_p14_a_guest_that_does_not_read"),
+    ),
     "P15": (
         ("unit/test_policer_findings.py", "test_p15_the_uplink_is_full"),
         ("vm/test_uplink_full.py", "test_an_uplink_that_is_full"),
@@ -286,6 +289,35 @@ def test_p13_a_clsact_qdisc_where_the_switch_wants_its_own(tap: Tap, declares: P
     with switch(declares, tap0=100_000):
         found = audit_tap("tap0", {}, (OUT,), 0.1, packets=False)
     assert patterns(found) == ({"P13"} if qdisc == "clsact" else {"P1"}), found.findings
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_p14_the_guest_leaves_its_packets_in_the_ring(tap: Tap, reads: bool) -> None:
+    """What the device itself counts as dropped, to the packet; the same packets to a guest that takes them are fine."""
+    came = 3_001
+
+    def send() -> None:
+        to_guest.start()
+        to_guest.wait()
+
+    with (
+        neighbour(tap) as other,
+        guest(tap) if reads else nullcontext() as reader,
+        writer(other.fds, [DATA], count=came, seconds=60, packets_per_second=5_003) as to_guest,
+    ):
+        found = audit_tap("tap0", {}, (IN,), 60.0, stoppable=functools.partial(acting, send))
+    lost = tap.counters()["tx_dropped"]
+    assert patterns(found) == (set() if reads else {"P14"}), found.findings
+    if reader is not None:
+        assert reader.packets == came - lost
+        assert lost < thresholds.RING_PACKETS
+    for finding in found.findings:
+        assert came // 2 < lost < came
+        assert finding.evidence == {
+            "full_ring_packets": lost,
+            "full_ring_frame_bytes": lost * len(DATA),
+            "offered_packets": came,
+        }
 
 
 def test_a_clsact_qdisc_alone_is_nothing(tap: Tap, declares: Path) -> None:

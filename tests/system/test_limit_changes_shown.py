@@ -46,9 +46,10 @@ def nft(rate: int) -> str:
 
 
 def police(word: str, rate: str) -> str:
+    """Without an index of the action: a filter that names one is bound to that as it is (act_police.c, ACT_P_BOUND)."""
     return (
         f"tc filter {word} dev tap0 parent ffff: protocol all pref 7 handle 800::800 u32 match u32 0 0 "
-        f"action police index 7 rate {rate} burst 3125kb mtu 64kb conform-exceed drop"
+        f"action police rate {rate} burst 3125kb mtu 64kb conform-exceed drop"
     )
 
 

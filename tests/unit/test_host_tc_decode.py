@@ -274,6 +274,14 @@ def test_htb_default_class_and_the_rates_beyond_32_bits() -> None:
     assert (shaper.rate_bps, shaper.ceil_bps) == (2**36, 2**37)
 
 
+@pytest.mark.parametrize(("kind", "duplicate"), [("netem", 429_496_730), ("netem", 0), ("sfq", 429_496_730)])
+def test_a_netem_that_duplicates_copies(kind: str, duplicate: int) -> None:
+    """As tc wrote it for `netem delay 50ms duplicate 10% limit 997`: struct tc_netem_qopt."""
+    options = struct.pack("=6I", 781_250, 997, 0, 0, duplicate, 0)
+    body = TCMSG.pack(0, 5, 0x10000, 0xFFFFFFFF, 2) + attribute(1, kind.encode() + b"\0") + attribute(2, options)
+    assert qdisc(Message(36, 0, 0, 0, body)).copies is (kind == "netem" and duplicate > 0)
+
+
 def test_tbf_with_its_peak_rate_and_blocks_of_an_ingress_qdisc() -> None:
     main = rate_spec(875_000) + rate_spec(1_125_000) + struct.pack("=3I", 53750, 178_562, 0)
     body = TCMSG.pack(0, 5, 0x20000, 0x10001, 2) + attribute(1, b"tbf\0") + attribute(2, attribute(1, main))

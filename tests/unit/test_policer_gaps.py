@@ -254,3 +254,26 @@ def test_the_end_of_another_qdisc_leaves_no_gap() -> None:
     leaf = Happening(4 * MS, "qdisc_del", IN, "tc", 4711, "sfq qdisc 2: at 1:1", "sfq")
     follow(tracker, [qdisc_del(3, "tc"), leaf], both, 5, 0)
     assert tracker.gaps == []
+
+
+def test_nft_removed_it_and_somebody_looked_before_that_was_told() -> None:
+    """The look may have ended after the removal was told of, too: its time counts then."""
+    for told_ms in (1_003, 997):
+        tracker = GapTracker({OUT: NFT, IN: None})
+        assert follow(tracker, [], NOT_THERE, 1_000, 0)
+        assert one(tracker).removal is None
+        assert not follow(tracker, [rules(told_ms, "netdev t c rule 11")], NOT_THERE, 1_004, 0)
+        assert one(tracker).removal is None
+        assert follow(tracker, [rules(told_ms, "netdev t c rule 3")], NOT_THERE, 1_005, 0)
+        gap = one(tracker)
+        assert gap.removal is not None
+        assert (gap.removal.by, gap.start_ns) == ("nft", min(told_ms, 1_000) * MS)
+
+
+def test_a_qdisc_that_was_deleted_while_somebody_looked() -> None:
+    tracker = GapTracker(THERE)
+    assert follow(tracker, [], NOT_THERE, 1_000, 0)
+    assert follow(tracker, [qdisc_del(991)], NOT_THERE, 1_005, 0)
+    gap = one(tracker)
+    assert gap.removal is not None
+    assert (gap.removal.by, gap.start_ns) == ("ovs-vswitchd", 991 * MS)

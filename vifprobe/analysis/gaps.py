@@ -88,7 +88,6 @@ class GapTracker:
         self._limits = dict(limits)
         self._passed_at: dict[tuple[Direction, int], int | None] = {}
         self._link_change: Happening | None = None
-        self._explained = 0
 
     def follow(
         self,
@@ -97,13 +96,13 @@ class GapTracker:
         now_ns: int,
         passed: Mapping[Direction, int | None],
     ) -> bool:
-        """Take in events and what is installed after them; whether one came, went, changed, or it is known who did it.
+        """Take in events and what is installed after them; whether a limit came, went or changed.
 
         passed: charged bytes that have passed since the start, by direction; None where not known.
         """
         tentative = dict(self._limits)
         before = dict(self._limits)
-        opened, explained = len(self.gaps), self._explained
+        opened, removals = len(self.gaps), [gap.removal for gap in self.gaps]
         for event in events:
             self._take(event, tentative, limits, passed)
         self._limits = dict(limits)
@@ -112,7 +111,7 @@ class GapTracker:
                 self._limits[direction] = None
         self.progress(passed)
         changed = any(_setting(before.get(one)) != _setting(limits.get(one)) for one in Direction)
-        return changed or opened != len(self.gaps) or explained != self._explained
+        return changed or removals != [gap.removal for gap in self.gaps]
 
     def progress(self, passed: Mapping[Direction, int | None]) -> None:
         """Count what has passed in the gaps that are still open."""
@@ -149,17 +148,16 @@ class GapTracker:
             self._explain(event)
 
     def _explain(self, event: Happening) -> None:
-        """A limit that was seen to be gone before its removal was heard of: a look comes between the two, or between
-        the message and its reader, as where Open vSwitch answers a link change that is being looked into.
+        """A limit that was seen to be gone before its removal was told of: somebody looked in between. What was told
+        while that look went on has an earlier time than the look.
         """
         for place, gap in enumerate(self.gaps):
-            if gap.direction is not event.direction or gap.removal is not None or gap.limit is None:
+            late_ns = event.at_ns - gap.start_ns
+            if event.direction not in (None, gap.direction) or gap.removal is not None or gap.limit is None:
                 continue
-            began_ns = min(gap.start_ns, event.at_ns)
-            told = replace(gap, start_ns=began_ns, removal=event, link_change=self._change_before(event.at_ns))
-            if abs(event.at_ns - gap.start_ns) < thresholds.TOLD_LATE_NS and _took_it(told, gap.limit):
-                self.gaps[place] = told
-                self._explained += 1
+            told = replace(gap, removal=event, link_change=self._change_before(event.at_ns))
+            if abs(late_ns) < thresholds.TOLD_LATE_NS and _took_it(told, gap.limit):
+                self.gaps[place] = replace(told, start_ns=min(gap.start_ns, event.at_ns))
 
     def _change_before(self, at_ns: int) -> Happening | None:
         change = self._link_change
@@ -173,6 +171,7 @@ class GapTracker:
         passed: Mapping[Direction, int | None],
     ) -> None:
         """A transaction of nft: to delete a limit and add one in the same transaction leaves no gap."""
+        self._explain(event)
         for direction in Direction:
             was, now = tentative.get(direction), limits.get(direction)
             is_deleted = was is not None and was.where.partition(" ")[2] in event.deleted

@@ -98,9 +98,10 @@ def read_counters_of(
     limits = installed_of(links)
     found = {}
     for link in links:
-        samples = (*_device(*devices.get(link.ifindex, (link, None))), *_installed(limits[link.ifindex]))
+        own = limits[link.ifindex]
+        samples = (*_device(*devices.get(link.ifindex, (link, None))), *_installed(own))
         growing = unwrapped(samples, (previous or {}).get(link.ifindex, ()))
-        found[link.ifindex] = (*growing, *_total(limits[link.ifindex], growing), *_arrived(growing))
+        found[link.ifindex] = (*growing, *_total(own, growing), *_arrived(own, growing))
     return found
 
 
@@ -236,14 +237,17 @@ def _total(found: Installed, samples: Iterable[CounterSample]) -> Iterator[Count
     yield CounterSample("policer drops", Direction.OUTBOUND, Counts.POLICED, Unit.PACKETS, total)
 
 
-def _arrived(samples: Iterable[CounterSample]) -> Iterator[CounterSample]:
-    """All that came to the root: what waits was counted when it came, whatever becomes of it later."""
+def _arrived(found: Installed, samples: Iterable[CounterSample]) -> Iterator[CounterSample]:
+    """All that came to the root: what waits was counted when it came, whatever becomes of it later. Copies that a queue
+    makes are seen only as they leave it.
+    """
     parts = {one.counter: one.value for one in samples if one.counter.startswith("tc root ")}
     names = [f"tc root {name}" for name in ("packets", "drops", "backlog")]
     if parts.keys() >= set(names):
         total = sum(parts[name] for name in names)
         name = "tc root packets + drops + backlog"
-        yield CounterSample(name, Direction.INBOUND, Counts.ARRIVED, Unit.PACKETS, total)
+        counts = Counts.PART if any(one.copies for one in found.tc.qdiscs) else Counts.ARRIVED
+        yield CounterSample(name, Direction.INBOUND, counts, Unit.PACKETS, total)
 
 
 def _sample(

@@ -87,6 +87,9 @@ def header(message: Message) -> tuple[int, int, int, int]:
     _, ifindex, handle, parent, info = TCMSG.unpack_from(message.body)
     return ifindex, handle, parent, info
 
+#: struct tc_netem_qopt, include/uapi/linux/pkt_sched.h: latency, limit, loss, gap, duplicate, jitter.
+_NETEM = struct.Struct("=6I")
+
 
 def qdisc(message: Message) -> TcQdisc:
     """An RTM_NEWQDISC or RTM_DELQDISC message. Raises NetlinkError where it can't be taken apart."""
@@ -112,6 +115,7 @@ def qdisc(message: Message) -> TcQdisc:
         ingress_block=u32(found.get(TCA_INGRESS_BLOCK)),
         egress_block=u32(found.get(TCA_EGRESS_BLOCK)),
         size_table=TCA_STAB in found,
+        copies=kind == "netem" and len(options) >= _NETEM.size and _NETEM.unpack_from(options)[4] > 0,
         stats=stats(found.get(TCA_STATS2), found.get(TCA_STATS)),
     )
 

@@ -144,7 +144,7 @@ class TcQdisc:
     """One queueing discipline. hook: `ingress` (kinds ingress and clsact) or `root`. handle, parent: as tc prints them.
 
     shaper: for `tbf`. default_class: of `htb`, as tc prints it. ingress_block, egress_block: shared filter blocks.
-    size_table: whether `stab` changes what packets are charged.
+    size_table: whether `stab` changes what packets are charged. copies: whether it is a `netem` that duplicates some.
     """
 
     ifindex: int
@@ -157,6 +157,7 @@ class TcQdisc:
     ingress_block: int | None = None
     egress_block: int | None = None
     size_table: bool = False
+    copies: bool = False
     stats: Stats = Stats()
 
 
