@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vifprobe.kernel.build import Programs
+from vifprobe.kernel.ring import unread
 from vifprobe.layout import BIN, Direction, PacketClass, take_apart
 
 Array = npt.NDArray[Any]
@@ -55,15 +56,10 @@ class Bins:
         return rows
 
     def _logged(self, lanes: Array, cpu: int) -> Array:
-        taken, size = int(self._taken[cpu]), self._log.shape[1]
-        head = int(lanes["logged_bins"][cpu])
-        oldest = max(taken, head - size)
-        rows: Array = self._log[cpu][np.arange(oldest, head) % size]
-        # What the kernel side has written over since, or may be writing over now, was not read whole.
-        whole = min(max(taken, int(lanes["logged_bins"][cpu]) + 1 - size), head)
-        self.lost += whole - taken
+        rows, lost, head = unread(self._log[cpu], int(self._taken[cpu]), lambda: int(lanes["logged_bins"][cpu]))
+        self.lost += lost
         self._taken[cpu] = head
-        return rows[max(0, whole - oldest) :]
+        return rows
 
 
 def _single(packets: Array) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vifprobe.kernel.build import Programs
+from vifprobe.kernel.ring import unread
 from vifprobe.kernel.settings import SAMPLE_FIRST
 from vifprobe.layout import (
     SAMPLE,
@@ -95,15 +96,10 @@ class Samples:
         return rows[np.argsort(rows["at_ns"], kind="stable")]
 
     def _new(self, cpu: int, lanes: Array) -> Array:
-        taken, size = int(self._taken[cpu]), self._ring.shape[1]
-        head = int(lanes["samples"][cpu])
-        oldest = max(taken, head - size)
-        rows: Array = self._ring[cpu][np.arange(oldest, head) % size]
-        # What the kernel side has written over since, or may be writing over now, was not read whole.
-        whole = min(max(taken, int(lanes["samples"][cpu]) + 1 - size), head)
-        self.lost += whole - taken
+        rows, lost, head = unread(self._ring[cpu], int(self._taken[cpu]), lambda: int(lanes["samples"][cpu]))
+        self.lost += lost
         self._taken[cpu] = self._told[cpu] = head
-        return rows[max(0, whole - oldest) :]
+        return rows
 
     def _passed(self, cpu: int, what: np.uint64) -> Array:
         """The staged packet, as bpf/sample.c would have taken it: commit_sample() and weight_of(). what: its lane's."""
