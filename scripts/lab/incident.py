@@ -32,7 +32,7 @@ from vifprobe.testing.waiting import wait_until
 AVERAGE, BURST = 5, 6  # kB/s, KiB
 RATE_KBIT = AVERAGE * 8
 TAPS = ("tap834d76e9-5f", "tapc1d0f2aa-17")
-UPLINK, BRIDGE = "uplink", "br-int"
+UPLINK, FAR_END, BRIDGE = "uplink", "far-end", "br-int"
 CHARGED_SYN = 40
 OVS_CHARGED_SYN = 60  # Open vSwitch sets the policer's mpu to a shortest frame (lib/netdev-linux.c)
 # include/uapi/linux/if_tun.h
@@ -223,9 +223,13 @@ def _stage() -> Iterator[Stage]:
     subprocess.run([lab / "start-ovs"], check=True)
     with ExitStack() as stack:
         _run("ovs-vsctl", "--may-exist", "add-br", BRIDGE)
-        _run("ip", "link", "add", UPLINK, "type", "dummy")
+        # A dummy would take packets for nothing; a line's card has work with each, and its host with it. Without IPv6,
+        # or the two ends would say something of their own.
+        _run("ip", "link", "add", UPLINK, "type", "veth", "peer", "name", FAR_END)
         stack.callback(_run, "ip", "link", "delete", UPLINK)
-        set_link_up(UPLINK)
+        for end in (UPLINK, FAR_END):
+            Path(f"/proc/sys/net/ipv6/conf/{end}/disable_ipv6").write_text("1")
+            set_link_up(end)
         _run("ovs-vsctl", "add-port", BRIDGE, UPLINK)
         stack.callback(_run, "ovs-vsctl", "--if-exists", "del-br", BRIDGE)
         taps = [stack.enter_context(tap(name, vnet_hdr=True)) for name in TAPS]
