@@ -237,5 +237,6 @@ def status(reading: Reading, width: int, glyphs: Glyphs, running: bool) -> Line:
     parts.append(VERDICTS_KNOWN.get(reading.verdicts, f"verdicts {clean(reading.verdicts, glyphs)}"))
     parts.append(reading.at.astimezone().strftime("%H:%M:%S"))
     if not reading.final:
-        parts.append(f"every {duration(round(reading.duration_ns, -7) or reading.duration_ns)}")
+        word = "every" if running else "rates of the last"  # which is seldom a whole interval
+        parts.append(f"{word} {duration(round(reading.duration_ns, -7) or reading.duration_ns)}")
     return one_line([line(Span(part, "faint")) for part in parts], width, glyphs)
