@@ -87,6 +87,7 @@ def header(message: Message) -> tuple[int, int, int, int]:
     _, ifindex, handle, parent, info = TCMSG.unpack_from(message.body)
     return ifindex, handle, parent, info
 
+
 #: struct tc_netem_qopt, include/uapi/linux/pkt_sched.h: latency, limit, loss, gap, duplicate, jitter.
 _NETEM = struct.Struct("=6I")
 
