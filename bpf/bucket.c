@@ -62,20 +62,6 @@ static __always_inline void surer(struct bucket *bucket, u64 overflow)
 }
 
 #if HAS_CMPXCHG
-/* One try to take `cost` out of what the bucket held when it was `*seen`; else it is what another CPU made of it. */
-static __always_inline bool try_to_take(struct bucket *bucket, u64 *seen, s64 cost, s64 over)
-{
-	u64 found = __sync_val_compare_and_swap(&bucket->empty_ns, *seen, *seen + over + cost);
-
-	if (unlikely(found != *seen)) {
-		*seen = found;
-		return false;
-	}
-	if (unlikely(over))
-		surer(bucket, over);
-	return true;
-}
-
 /* What has run over by `now`. */
 static __always_inline s64 overflow_at(u64 now, u64 empty_ns, s64 burst)
 {
@@ -84,26 +70,45 @@ static __always_inline s64 overflow_at(u64 now, u64 empty_ns, s64 burst)
 	return unlikely(over > 0) ? over : 0;
 }
 
-/* Take the cost of a packet that came at `now` out of the bucket, if it holds `least`. */
-static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
+/* Another CPU took from it meanwhile, and left it at `seen`. */
+static __always_inline bool take_again(struct bucket *bucket, u64 now, s64 cost, s64 least, u64 seen)
 {
-	u64 seen = *(volatile u64 *)&bucket->empty_ns;
-	s64 burst = bucket->burst_ns, over = overflow_at(now, seen, burst);
+	s64 burst = bucket->burst_ns, over;
+	u64 found;
 
-	if (tokens_at(now, seen) - over < least)
-		return false;
-	if (likely(try_to_take(bucket, &seen, cost, over)))
-		return true;
-	/* Verifier: a bounded loop. Each further round means that another CPU took from it meanwhile. */
+	/* Verifier: a bounded loop. */
 #pragma nounroll
 	for (u32 i = 1; i < COST_TRIES; i++) {
 		over = overflow_at(now, seen, burst);
 		if (tokens_at(now, seen) - over < least)
 			return false;
-		if (try_to_take(bucket, &seen, cost, over))
+		found = __sync_val_compare_and_swap(&bucket->empty_ns, seen, seen + over + cost);
+		if (found == seen) {
+			if (over)
+				surer(bucket, over);
 			return true;
+		}
+		seen = found;
 	}
 	return false;
+}
+
+/* Take the cost of a packet that came at `now` out of the bucket, if it holds `least`. */
+static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
+{
+	u64 seen = *(volatile u64 *)&bucket->empty_ns, found;
+	s64 over = overflow_at(now, seen, bucket->burst_ns);
+
+	if (tokens_at(now, seen) - over < least)
+		return false;
+	found = __sync_val_compare_and_swap(&bucket->empty_ns, seen, seen + over + cost);
+	/* Or the compiler would make a number of whether it went well, and look at that. */
+	asm volatile("" : "+r"(found));
+	if (unlikely(found != seen))
+		return take_again(bucket, now, cost, least, found);
+	if (unlikely(over))
+		surer(bucket, over);
+	return true;
 }
 
 static __always_inline void move(struct bucket *bucket, s64 by)

@@ -40,7 +40,10 @@ static __always_inline u64 policer_charge(struct tap *tap, u64 length)
 	if (likely(!*(u32 *)&tap->mpu))
 		return length;
 	length = (u32)length + tap->overhead;
-	return (u32)length < tap->mpu ? tap->mpu : (u32)length;
+	length = (u32)length < tap->mpu ? tap->mpu : (u32)length;
+	/* Or it would be cut to 32 bits for those, too, who don't come this far. */
+	asm volatile("" : "+r"(length));
+	return length;
 }
 
 /* Find or make this CPU's cell of a key. NULL: the table is full, the packet is counted as missed by the caller. */

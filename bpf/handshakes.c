@@ -69,11 +69,11 @@ static __always_inline struct syn_counts *counts_of(u32 cpu, u32 owner)
  * change places, as a sum would be; of odd numbers, it takes all odd values alike. The key's upper half says who is
  * followed, its lower half where.
  */
-static __always_inline u64 flow_key(struct endpoints *ends, u32 tap)
+static __always_inline u64 flow_key(struct endpoints *ends, u64 tap)
 {
 	u64 one = (ends->source + ends->source_port * MIXER) | 1;
 	u64 other = (ends->destination + ends->destination_port * MIXER) | 1;
-	u64 key = one * other + ((u64)tap << 1);
+	u64 key = one * other + (tap << 1);
 
 	return (key ^ key >> 32) * MIXER | 1;
 }
@@ -212,11 +212,11 @@ static __always_inline bool is_chosen(u64 key, u32 shift)
 }
 
 /* At arrival of any packet. now: 0 where nobody asked yet. */
-static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet,
-					u64 what, u64 *now)
+static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct tap *tap, u64 direction, struct frame *frame,
+					struct packet *packet, u64 what, u64 *now)
 {
-	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xff, tap = ((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
-	u32 owner = tap * DIRECTION_COUNT + ((what >> KEY_DIRECTION_SHIFT) & 0xf);
+	u64 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xff;
+	u32 owner = tap->number * DIRECTION_COUNT + direction;
 	struct syn_control *control;
 	struct endpoints ends = {};
 	struct syn_side *side;
@@ -237,8 +237,8 @@ static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame
 		return;
 	if (class == CLASS_TCP_SYN)
 		note_syn(side, &ends);
-	key = flow_key(&ends, tap);
-	if (!is_chosen(key, class == CLASS_TCP_SYN ? control->shift : control->lookup_shift))
+	key = flow_key(&ends, tap->number);
+	if (likely(!is_chosen(key, class == CLASS_TCP_SYN ? control->shift : control->lookup_shift)))
 		return;
 	row = row_of_flow(key);
 	if (!row)
@@ -252,6 +252,6 @@ static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame
 		flow_goes_on(cpu, class, flow, owner, now);
 }
 #else
-static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct frame *frame, struct packet *packet,
-					u64 what, u64 *now) {}
+static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct tap *tap, u64 direction, struct frame *frame,
+					struct packet *packet, u64 what, u64 *now) {}
 #endif

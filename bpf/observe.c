@@ -102,6 +102,7 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 				     struct packet *packet, u64 what, u64 now, u64 charged_bytes, u64 wire)
 {
 	u32 number = (cpu * TAPS + tap->number) * DIRECTION_COUNT + DIRECTION_OUTBOUND;
+	u64 epoch = (u64)lane->now + 1;
 	struct desk *desk = desk_at(lane, number);
 
 	if (!desk)
@@ -113,15 +114,18 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 	/* Own CPU's lane. */
 	lane->what = what;
 	lane->sequence++;
-	lane->ifindex = tap->ifindex;
+	/* Which tap, all in one word. */
+	*(u64 *)&lane->ifindex = *(u64 *)&tap->ifindex;
 	/* While the reader waits (odd), a packet belongs to the next epoch: only what began before is waited for. */
-	lane->epoch = (lane->now + 1) & ~1U;
+	/* Assembly: in 32 bits, the compiler would load the mask. */
+	asm volatile("%0 &= -2" : "+r"(epoch));
+	lane->epoch = epoch;
 	lane->frame_bytes = frame->length;
 	lane->charged_bytes = charged_bytes;
 	lane->wire_bytes = wire;
-	lane->traits = tap->traits;
 	lane->desk = number;
-	lane->sampled = sample(cpu, lane, desk, frame, packet, what, now, charged_bytes, wire);
+	if (unlikely(sample(cpu, lane, desk, frame, packet, what, now, charged_bytes, wire)))
+		lane->traits |= LANE_SAMPLED;
 	lane->skb = skb;
 }
 
@@ -144,6 +148,8 @@ int observe(struct __sk_buff *skb)
 	u64 direction = own_direction(), now, what, wire;
 	struct packet packet;
 
+	/* There is one: what a tracepoint does without is not compiled into this. */
+	__builtin_assume(skb != NULL);
 	if (unlikely(!tap) || unlikely(!lane))
 		return GO_ON;
 	what = identify_quickly(&frame, direction, tap, lane, &packet);
@@ -151,7 +157,7 @@ int observe(struct __sk_buff *skb)
 	if (direction == DIRECTION_OUTBOUND)
 		make_way(cpu, lane);
 	now = arrival_ns(skb->tstamp);
-	measure_syn(cpu, lane, &frame, &packet, what, &now);
+	measure_syn(cpu, lane, tap, direction, &frame, &packet, what, &now);
 	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
 	if (direction == DIRECTION_INBOUND)
 		inbound(cpu, lane, tap, (u64)(long)skb, skb->ingress_ifindex, &frame, &packet, what, now, skb->wire_len, wire);

@@ -40,7 +40,8 @@ static __always_inline bool parse_plain(struct frame *frame, struct packet *pack
 	packet->network_offset = ETH_HEADER_LEN;
 	packet->transport_offset = PLAIN_TRANSPORT;
 	packet->is_ipv6 = false;
-	packet->ethertype = frame->tagged ? ETHERTYPE_VLAN : ETHERTYPE_IPV4;
+	/* Without a branch. */
+	packet->ethertype = ETHERTYPE_IPV4 + frame->tagged * (ETHERTYPE_VLAN - ETHERTYPE_IPV4);
 	packet->packet_class = tcp_flags_class(flags, total > IPV4_MIN_LEN + header);
 	return true;
 }

@@ -83,7 +83,7 @@ int replay(struct __sk_buff *skb)
 	if (!desk)
 		return GO_ON;
 	turn_bin_of(desk, cpu, lane, what, now);
-	measure_syn(cpu, lane, &frame, &packet, what, &now);
+	measure_syn(cpu, lane, tap, direction, &frame, &packet, what, &now);
 	if (sample(cpu, lane, desk, &frame, &packet, what, now, charged, wire))
 		commit_sample(cpu, lane, what, 0);
 	count(cpu, lane, what, 0, frame.length, charged, wire);

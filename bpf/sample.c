@@ -182,10 +182,8 @@ static __always_inline void commit_sample(u32 cpu, struct lane *lane, u64 what, 
 
 static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why)
 {
-	if (unlikely(lane->sampled)) {
-		lane->sampled = 0;
+	if (unlikely(lane->traits & LANE_SAMPLED))
 		commit_sample(cpu, lane, what, why);
-	}
 }
 #else
 static __always_inline bool sample(u32 cpu, struct lane *lane, struct desk *desk, struct frame *frame,

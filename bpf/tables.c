@@ -33,7 +33,7 @@ struct tap {
 	u16 mpu;      /* its outbound policer charges no packet less than that ... */
 	s16 overhead; /* ... after adding this */
 	u32 spare2;
-};
+} __attribute__((aligned(8)));
 
 #if FOLLOW_INBOUND
 /* One inbound packet on its way from the tap's egress hook to the driver. One cache line. */
@@ -59,14 +59,14 @@ struct lane {
 	u64 skb;      /* 0: nothing pending */
 	u64 what;     /* its key but for the verdict */
 	u64 sequence; /* packets this lane has held */
-	u32 ifindex;
+	u32 ifindex;  /* of struct tap, with the two that follow */
+	u16 number;
+	u16 traits;   /* with LANE_SAMPLED: its headers wait for its verdict, see sample.c */
 	u32 epoch;
+	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes */
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 wire_bytes;
-	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes */
-	u16 traits;
-	u16 sampled;  /* its headers wait for its verdict, see sample.c */
 	u32 desk;     /* number of its desk */
 	u64 scratch;  /* see forget() */
 	/* second line: what the ideal bucket saw of that packet, see bucket.c */

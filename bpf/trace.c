@@ -28,7 +28,7 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 	untag(&frame, &packet);
 	what |= size_key(lane, frame.length);
 	make_way(cpu, lane);
-	measure_syn(cpu, lane, &frame, &packet, what, &now);
+	measure_syn(cpu, lane, tap, DIRECTION_OUTBOUND, &frame, &packet, what, &now);
 	/* tc at ingress charges what follows the L2 header; here qdisc_skb_cb is not filled yet. */
 	outbound(cpu, lane, tap, skb, &frame, &packet, what, now, frame.length - ETH_HEADER_LEN,
 		 wire_bytes(&frame, &packet));
@@ -52,7 +52,7 @@ int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 	if (is_missed(cpu, what, &frame))
 		return 0;
 	what |= size_key(lane, frame.length);
-	measure_syn(cpu, lane, &frame, &packet, what, &now);
+	measure_syn(cpu, lane, tap, DIRECTION_INBOUND, &frame, &packet, what, &now);
 	inbound(cpu, lane, tap, skb, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), &frame, &packet, what, now,
 		FIELD(u32, skb, SKB_CB + QDISC_CB_PKT_LEN), wire_bytes(&frame, &packet));
 	return 0;

@@ -21,7 +21,7 @@ static __always_inline bool within(u32 location, u32 from, u32 end)
 	({                                                                                       \
 		u64 loaded;                                                                      \
 		asm volatile("%0 = " XSTR(placeholder) " ll" : "=r"(loaded));                    \
-		(u32)loaded;                                                                     \
+		loaded;                                                                          \
 	})
 
 /*
@@ -82,7 +82,7 @@ static __always_inline bool by_policer(struct lane *lane)
  * Whose drop it is: the tap's own policer's, or somebody else's, there or later in the call chain.
  * location: low half of the address that freed it; a function lies within [_FROM, _END) of it.
  */
-static __always_inline u64 verdict_of(void *ctx, u64 skb, u32 reason, u32 location, struct lane *lane)
+static __always_inline u64 verdict_of(void *ctx, u64 skb, u64 reason, u32 location, struct lane *lane)
 {
 #if HAS_REASON
 	/* Every shot at tc ingress: the police action, but any other action or program there too. */
@@ -131,7 +131,7 @@ static __always_inline bool is_foreign(u64 skb, struct lane *lane)
 }
 
 /* The pending outbound packet was freed. True: that was all there is to it. */
-static __always_inline bool drop_outbound(void *ctx, u32 cpu, struct lane *lane, u64 skb, u32 reason,
+static __always_inline bool drop_outbound(void *ctx, u32 cpu, struct lane *lane, u64 skb, u64 reason,
 					  u32 location)
 {
 	u64 verdict;
@@ -146,7 +146,7 @@ static __always_inline bool drop_outbound(void *ctx, u32 cpu, struct lane *lane,
 		return false;
 	}
 	verdict = verdict_of(ctx, skb, reason, location, lane);
-	settle(cpu, lane, verdict, (u64)reason << 32 | location);
+	settle(cpu, lane, verdict, reason << 32 | location);
 	/* What the policer took never came to another tap, or back to this one. */
 	return verdict == VERDICT_POLICED;
 }
@@ -154,19 +154,19 @@ static __always_inline bool drop_outbound(void *ctx, u32 cpu, struct lane *lane,
 #if FOLLOW_INBOUND
 #if HAS_QDISC_REASON
 /* The reasons of queueing disciplines, a bit each; given in call chains with bottom halves off only. */
-static __always_inline bool is_qdisc_reason(u32 reason)
+static __always_inline bool is_qdisc_reason(u64 reason)
 {
 	return reason < 128 && (reason < 64 ? QDISC_REASONS_LOW : QDISC_REASONS_HIGH) >> (reason & 63) & 1;
 }
 #else
-static __always_inline bool is_qdisc_reason(u32 reason)
+static __always_inline bool is_qdisc_reason(u64 reason)
 {
 	return false;
 }
 #endif
 
 /* Who dropped an inbound packet that had not come to the driver yet: the tap's shaper, or a police action before it. */
-static __always_inline u64 inbound_verdict_of(u32 reason, u32 location, u32 traits)
+static __always_inline u64 inbound_verdict_of(u64 reason, u32 location, u32 traits)
 {
 #if HAS_QDISC_REASON
 	bool by_shaper = is_qdisc_reason(reason), at_tc = reason == REASON_TC_EGRESS;
@@ -238,9 +238,9 @@ static __always_inline bool is_told(struct lane *lane, u64 address)
 	return false;
 }
 
-static __always_inline void drop_inbound(u32 cpu, struct lane *lane, u64 skb, u32 reason, u32 location)
+static __always_inline void drop_inbound(u32 cpu, struct lane *lane, u64 skb, u64 reason, u32 location)
 {
-	u64 device = FIELD(u64, skb, SKB_DEV_OFFSET), why = (u64)reason << 32 | location;
+	u64 device = FIELD(u64, skb, SKB_DEV_OFFSET), why = reason << 32 | location;
 	struct ending ending = { .address = skb, .reason = reason }, now;
 	struct flight ended;
 	struct tap *tap;
@@ -280,9 +280,9 @@ static __always_inline void drop_inbound(u32 cpu, struct lane *lane, u64 skb, u3
 
 int drop(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 cpu = bpf_get_smp_processor_id(), reason = 0, location;
+	u32 cpu = bpf_get_smp_processor_id(), location;
 	struct lane *lane = lanes.lookup(&cpu);
-	u64 skb = ctx->args[0], address = skb;
+	u64 skb = ctx->args[0], address = skb, reason = 0;
 
 	/* Verifier: or the compiler would follow the number in the lane below, equal by then but no typed pointer. */
 	asm volatile("" : "+r"(address));
@@ -290,7 +290,7 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 	if (!lane || (!FOLLOW_INBOUND && lane->skb != address))
 		return 0;
 #if HAS_REASON
-	reason = ctx->args[2];
+	reason = ctx->args[2]; /* an enum of 32 bits, without a sign: trace/bpf_probe.h, CAST_TO_U64 */
 #endif
 	location = ctx->args[1];
 	if (lane->skb == address && drop_outbound(ctx, cpu, lane, skb, reason, location))

@@ -192,6 +192,7 @@ CELL_KEY_FIELDS = (
     ("tap", 16),
 )
 
+LANE_SAMPLED = 0x8000  # beside a tap's traits in a lane: the pending packet's headers wait for its verdict
 TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifindex
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
 CELL_PROBES = 8  # slots tried for a cell before the packet is counted as missed
@@ -291,6 +292,7 @@ def c_header() -> str:
         f"#define PORTS {PORTS}",
         f"#define AGE_BUCKETS {AGE_BUCKETS}",
         f"#define FLOW_EXPIRES_NS {FLOW_EXPIRES_NS}ULL",
+        f"#define LANE_SAMPLED {LANE_SAMPLED:#x}",
         f"#define SAMPLE_HEADER_BYTES {SAMPLE_HEADER_BYTES}",
         f"#define SAMPLE_PROBE_MASK {SAMPLE_PROBE_MASK}",
         f"#define SAMPLE_EAGER_LOOKS {SAMPLE_EAGER_LOOKS}",

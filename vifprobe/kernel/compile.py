@@ -18,6 +18,7 @@ import numpy as np
 from vifprobe.errors import KernelError
 from vifprobe.kernel.code import FD_LOAD, immediates
 from vifprobe.kernel.features import missing_capabilities
+from vifprobe.kernel.placement import cold_last
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def _extract(module: Any) -> Compiled:
         flags = libbcc.lib.bpf_table_flags_id(module.module, number)
         shapes.append(MapShape(name.decode(), kind, key_bytes, value_bytes, table.max_entries, flags, leaf))
     names = [name_of_function(module.module, number) for number in range(count_of_functions(module.module))]
-    return Compiled(tuple(shapes), {name.decode(): _by_place(module.dump_func(name), places) for name in names})
+    code = {name.decode(): cold_last(_by_place(module.dump_func(name), places)) for name in names}
+    return Compiled(tuple(shapes), code)
 
 
 def _by_place(code: bytes, places: dict[int, int]) -> bytes:

@@ -14,6 +14,7 @@ from vifprobe.kernel.build import Programs
 from vifprobe.kernel.ring import unread
 from vifprobe.kernel.settings import SAMPLE_FIRST
 from vifprobe.layout import (
+    LANE_SAMPLED,
     SAMPLE,
     SAMPLE_BRAKES,
     SAMPLE_MEAN_MAX,
@@ -90,7 +91,7 @@ class Samples:
         is known to have passed; only once, at the end.
         """
         parts = [self._new(cpu, lanes) for cpu in range(self._cpus)]
-        parts += [self._passed(cpu, lanes["what"][cpu]) for cpu in settled if lanes["sampled"][cpu]]
+        parts += [self._passed(cpu, lanes["what"][cpu]) for cpu in settled if lanes["traits"][cpu] & LANE_SAMPLED]
         rows = _decode(np.concatenate(parts))
         self.adapt()
         return rows[np.argsort(rows["at_ns"], kind="stable")]

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block placement: code that is seldom run goes behind the code that almost every packet runs.
+
+Between two packets of a flood the kernel does so much that a program's code is in no first-level cache when its turn
+comes: what lies between two pieces that run is fetched for nothing. A compiler places blocks by `__builtin_expect`;
+bcc's does not, it keeps the order of the source. So `unlikely()` of bpf/frame.h leaves a mark where the seldom branch
+begins, and what can be reached only past marks is moved to the end here. The marks are taken out.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+# include/uapi/linux/bpf.h and bpf_common.h
+_LOAD_IMM64 = 0x18  # takes two slots of 8 bytes
+_JUMP_CLASSES = (0x05, 0x06)  # BPF_JMP, BPF_JMP32
+_JA, _CALL, _EXIT = 0x0, 0x8, 0x9
+#: Each condition's opposite: JEQ JNE, JGT JLE, JGE JLT, JSGT JSLE, JSGE JSLT. JSET has none.
+_OPPOSITE = {0x1: 0x5, 0x2: 0xB, 0x3: 0xA, 0x6: 0xD, 0x7: 0xC}
+_OPPOSITE |= {there: here for here, there in _OPPOSITE.items()}
+#: `goto +0`: what bpf/frame.h leaves where a seldom branch begins.
+MARK = bytes((0x05, 0, 0, 0, 0, 0, 0, 0))
+
+
+@dataclass
+class _Block:
+    """Instructions that run one after the other, jumps at the end left out.
+
+    jump: the conditional jump that ends it, `taken` where that goes; `follows` what runs else, None after an exit.
+    """
+
+    body: list[bytes]
+    jump: bytes | None = None
+    taken: int | None = None
+    follows: int | None = None
+    marked: bool = False
+
+    @property
+    def successors(self) -> Iterator[int]:
+        return (number for number in (self.taken, self.follows) if number is not None)
+
+
+def cold_last(code: bytes) -> bytes:
+    """The same program: from its begin on what runs where no MARK is passed, the rest at the end; no MARK is left."""
+    blocks = _blocks(code)
+    order = _chained(blocks)
+    hot = set(order)
+    return _joined(blocks, [*order, *(number for number in range(len(blocks)) if number not in hot)])
+
+
+def _blocks(code: bytes) -> list[_Block]:
+    """In the order in which they lie; blocks are known by their place there."""
+    slots, at = [], 0
+    while at < len(code):
+        size = 16 if code[at] == _LOAD_IMM64 else 8
+        slots.append((at // 8, code[at : at + size]))
+        at += size
+    begins = {0}
+    for slot, instruction in slots:
+        if (target := _target(slot, instruction)) is not None:
+            begins |= {target, slot + 1}
+        elif _operation(instruction) == _EXIT:
+            begins.add(slot + 1)
+    numbers = {slot: number for number, slot in enumerate(sorted(begins))}
+    blocks: list[_Block] = []
+    for slot, instruction in slots:
+        if slot in begins:
+            blocks.append(_Block([], follows=len(blocks) + 1))
+        block, target = blocks[-1], _target(slot, instruction)
+        if instruction == MARK:
+            block.marked = True
+        elif target is None:
+            block.body.append(instruction)
+            if _operation(instruction) == _EXIT:
+                block.follows = None
+        elif _operation(instruction) == _JA:
+            block.follows = numbers[target]
+        else:
+            block.jump, block.taken = instruction, numbers[target]
+    return blocks
+
+
+def _operation(instruction: bytes) -> int | None:
+    """The operation of a jump, call or exit; None for anything else."""
+    return instruction[0] >> 4 if instruction[0] & 7 in _JUMP_CLASSES else None
+
+
+def _target(slot: int, instruction: bytes) -> int | None:
+    """The slot that a jump goes to; None for what is no jump."""
+    if _operation(instruction) in (None, _CALL, _EXIT):
+        return None
+    return slot + 1 + int(struct.unpack_from("<h", instruction, 2)[0])
+
+
+def _chained(blocks: Sequence[_Block]) -> list[int]:
+    """What is reached past no mark: each block with what runs after it right behind it, as far as that can be."""
+    order: list[int] = []
+    waiting, known = [0], {0}
+    while waiting:
+        order.append(waiting.pop())
+        following = [n for n in blocks[order[-1]].successors if n not in known and not blocks[n].marked]
+        known.update(following)
+        waiting += following
+    return order
+
+
+def _joined(blocks: Sequence[_Block], order: Sequence[int]) -> bytes:
+    """The blocks in this order, each of all once, with jumps where what follows lies elsewhere."""
+    parts: list[tuple[bytes, int | None]] = []  # instruction; the block it jumps to
+    begins: dict[int, int] = {}  # where a block's parts begin
+    for number, after in zip(order, [*order[1:], None], strict=True):
+        block = blocks[number]
+        begins[number] = len(parts)
+        parts += [(instruction, None) for instruction in block.body]
+        jump, taken, follows = block.jump, block.taken, block.follows
+        if jump is not None and taken == after and jump[0] >> 4 in _OPPOSITE:
+            opposite = _OPPOSITE[jump[0] >> 4] << 4 | jump[0] & 0xF
+            jump, taken, follows = bytes((opposite,)) + jump[1:], follows, taken
+        if jump is not None:
+            parts.append((jump, taken))
+        if follows is not None and follows != after:
+            parts.append((MARK, follows))
+    slots, slot = [], 0
+    for instruction, _ in parts:
+        slots.append(slot)
+        slot += len(instruction) // 8
+    code = bytearray()
+    for (instruction, goal), slot in zip(parts, slots, strict=True):
+        code += instruction
+        if goal is not None:
+            struct.pack_into("<h", code, len(code) - len(instruction) + 2, slots[begins[goal]] - slot - 1)
+    return bytes(code)
