@@ -30,7 +30,16 @@ struct bucket {
 	u16 pad;
 };
 
-BPF_ARRAY(buckets, struct bucket, TAPS * DIRECTION_COUNT);
+struct all_buckets {
+	struct bucket at[TAPS * DIRECTION_COUNT];
+};
+
+BPF_F_TABLE("array", u32, struct all_buckets, buckets, 1, BPF_F_MMAPABLE);
+
+static __always_inline struct bucket *bucket_of(u64 tap, u64 direction)
+{
+	return ELEMENT(struct bucket, BUCKETS_PLACEHOLDER, tap * DIRECTION_COUNT + direction, TAPS * DIRECTION_COUNT);
+}
 
 static __always_inline u64 cost_of(u8 charge, u64 charged_bytes, u64 frame_bytes, u64 wire_bytes)
 {
@@ -97,8 +106,12 @@ static __always_inline bool take_again(struct bucket *bucket, u64 now, s64 cost,
 static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
 {
 	u64 seen = *(volatile u64 *)&bucket->empty_ns, found;
-	s64 over = overflow_at(now, seen, bucket->burst_ns);
+	s64 over;
 
+	/* Most of a flood: where it is not there, nothing has run over. */
+	if (tokens_at(now, seen) < least)
+		return false;
+	over = overflow_at(now, seen, bucket->burst_ns);
 	if (tokens_at(now, seen) - over < least)
 		return false;
 	found = __sync_val_compare_and_swap(&bucket->empty_ns, seen, seen + over + cost);
@@ -145,17 +158,13 @@ static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 dire
 {
 	struct bucket *bucket;
 	u64 cost;
-	u32 at;
 
 	if (!(tap->traits & TRAIT_LIMIT_OUTBOUND << direction))
 		return 0;
-	at = tap->number * DIRECTION_COUNT + (u32)direction;
-	bucket = buckets.lookup(&at);
-	if (unlikely(!bucket))
-		return 0;
+	bucket = bucket_of(tap->number, direction);
 	if (!*now)
 		*now = bpf_ktime_get_ns();
-	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> (bucket->shift & 63);
+	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> bucket->shift;
 	/* Own CPU's lane, which holds no inbound packets; but one can come while an outbound one waits for its verdict. */
 	if (direction == DIRECTION_OUTBOUND) {
 		lane->pledged_at_ns = *now;
@@ -207,21 +216,16 @@ static __always_inline u64 settle_bucket(struct lane *lane, u64 what, u64 verdic
 {
 	u64 says = what >> KEY_EXPECTED_SHIFT & 0xf, other = (EXPECTED_CONFORM ^ EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
 	struct bucket *bucket;
-	u32 at;
 
-	if (likely(!says || (says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED)))
+	/* It does where the two are the same number: conform and passed, exceed and policed. */
+	if (likely(!says || says == verdict) || (says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED))
 		return what;
 	if (!(lane->traits & (TRAIT_NFT_POLICER | TRAIT_TC_POLICER)))
 		return what;
 	/* The reader has counted it already, as it was. */
 	if ((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)
 		return what;
-	/* Or the compiler would work it out for those, too, who don't come this far. */
-	asm volatile("" : "+r"(what));
-	at = ((u32)(what >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((u32)(what >> KEY_DIRECTION_SHIFT) & 0xf);
-	bucket = buckets.lookup(&at);
-	if (!bucket)
-		return what;
+	bucket = bucket_of(lane->number, DIRECTION_OUTBOUND);
 	if (verdict == VERDICT_POLICED)
 		return give_back(bucket, lane) ? what ^ other : what;
 	return take_late(bucket, lane) ? what ^ other : what;

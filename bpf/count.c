@@ -13,21 +13,27 @@
 /* The upper bits of a 64-bit hash that are a cell's place. */
 #define CELL_HASH_SHIFT (64 - __builtin_ctz(CELLS_PER_CPU))
 
+/* A CPU's own. */
+static __always_inline struct lane *lane_of(u32 cpu)
+{
+	return ELEMENT(struct lane, LANES_PLACEHOLDER, cpu, CPUS);
+}
+
 /* The watched tap behind an ifindex, or NULL: this is what every other device's packets pay. */
 static __always_inline struct tap *tap_of(u32 ifindex)
 {
 	u32 at = ifindex & (TAP_SLOTS - 1);
-	struct tap *tap = taps.lookup(&at);
+	struct tap *tap = ELEMENT(struct tap, TAPS_PLACEHOLDER, at, TAP_SLOTS);
 
 	/* Almost every packet's tap is in the first slot. */
-	if (likely(tap != NULL) && likely(tap->ifindex == ifindex))
+	if (likely(tap->ifindex == ifindex))
 		return tap;
 	/* Verifier: a bounded loop. */
 #pragma nounroll
-	for (u32 i = 1; i < TAP_PROBES && tap && tap->ifindex; i++) {
+	for (u32 i = 1; i < TAP_PROBES && tap->ifindex; i++) {
 		at = (ifindex + i) & (TAP_SLOTS - 1);
-		tap = taps.lookup(&at);
-		if (tap && tap->ifindex == ifindex)
+		tap = ELEMENT(struct tap, TAPS_PLACEHOLDER, at, TAP_SLOTS);
+		if (tap->ifindex == ifindex)
 			return tap;
 	}
 	return NULL;

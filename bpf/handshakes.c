@@ -233,10 +233,10 @@ static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct tap *
 	/* What only completes handshakes is looked at only while one waits for it. */
 	if (class > CLASS_TCP_RST && likely(!control->waiting))
 		return;
-	if (!endpoints_of(frame, packet, control->seed, &ends))
+	if (!endpoints_of(lane, frame, packet, owner, control->seed, &ends))
 		return;
 	if (class == CLASS_TCP_SYN)
-		note_syn(side, &ends);
+		note_syn(lane, side, &ends);
 	key = flow_key(&ends, tap->number);
 	if (likely(!is_chosen(key, class == CLASS_TCP_SYN ? control->shift : control->lookup_shift)))
 		return;

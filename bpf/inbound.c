@@ -68,9 +68,7 @@ int depart(struct bpf_raw_tracepoint_args *ctx)
 	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
 		return 0;
 	cpu = bpf_get_smp_processor_id();
-	lane = lanes.lookup(&cpu);
-	if (!lane)
-		return 0;
+	lane = lane_of(cpu);
 	/* Verifier: a number, no pointer: sums are done with it. */
 	address = forget(&lane->scratch, skb);
 	/* A device above this one (a bridge) has it in its hands: it has handed it on. */
@@ -87,14 +85,14 @@ int depart(struct bpf_raw_tracepoint_args *ctx)
 int departed(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lanes.lookup(&cpu);
+	struct lane *lane = lane_of(cpu);
 	u64 address = ctx->args[0], device = ctx->args[2];
 	struct tap *tap;
 
 	/* Verifier: or the compiler would follow the number in the lane, equal by then but no typed pointer, see drop(). */
 	asm volatile("" : "+r"(address));
 	/* Every other device's packets leave here ... */
-	if (!lane || !lane->leaving.skb || lane->leaving.skb != address)
+	if (!lane->leaving.skb || lane->leaving.skb != address)
 		return 0;
 	/* ... but for those that a watched bridge hands on. */
 	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
@@ -114,12 +112,10 @@ int departed(struct bpf_raw_tracepoint_args *ctx)
 int cut(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lanes.lookup(&cpu);
+	struct lane *lane = lane_of(cpu);
 	struct flight whole;
 	u64 segments;
 
-	if (!lane)
-		return 0;
 	segments = forget(&lane->scratch, ctx->args[3]);
 	/* NULL: left whole; an error: the caller frees it. */
 	if (segments && segments < ERRORS_FROM)
@@ -136,12 +132,12 @@ int consume(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 skb = ctx->args[0], device = FIELD(u64, skb, SKB_DEV_OFFSET);
 	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lanes.lookup(&cpu);
+	struct lane *lane = lane_of(cpu);
 	struct flight whole;
 	struct tap *tap;
 	u64 address;
 
-	if (!lane || !device)
+	if (!device)
 		return 0;
 	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
 	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))

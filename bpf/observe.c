@@ -26,6 +26,16 @@ static __always_inline u64 kind_of(const struct packet *packet)
 	return (u64)packet->ethertype << KEY_ETHERTYPE_SHIFT | (u64)packet->packet_class << KEY_PACKET_CLASS_SHIFT;
 }
 
+/* The part of the key that says whose it is; in few instructions. */
+static __always_inline u64 whose(struct tap *tap, u64 direction)
+{
+	u64 whose = (tap->number + 1ULL) << (KEY_TAP_SHIFT - KEY_DIRECTION_SHIFT) | direction;
+
+	/* Or the compiler would shift each on its own, and load a constant for it. */
+	asm volatile("" : "+r"(whose));
+	return whose << KEY_DIRECTION_SHIFT;
+}
+
 /* A packet's key but for the verdict. */
 static __always_inline u64 identify(struct frame *frame, u64 direction, struct tap *tap, struct lane *lane,
 				    struct packet *packet)
@@ -35,7 +45,7 @@ static __always_inline u64 identify(struct frame *frame, u64 direction, struct t
 	parse(frame, packet, &lane->scratch);
 	unpack(forget(&lane->scratch, packed(packet)), packet);
 	what = forget(&lane->scratch, kind_of(packet));
-	return what | (tap->number + 1ULL) << KEY_TAP_SHIFT | direction << KEY_DIRECTION_SHIFT;
+	return what | whose(tap, direction);
 }
 
 static __always_inline u64 size_key(struct lane *lane, u32 frame_bytes)
@@ -67,7 +77,7 @@ static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, 
 		kind = kind_of(packet);
 	}
 	unpack(forget(&lane->scratch, found), packet);
-	return forget(&lane->scratch, size | kind) | (tap->number + 1ULL) << KEY_TAP_SHIFT | direction << KEY_DIRECTION_SHIFT;
+	return forget(&lane->scratch, size | kind) | whose(tap, direction);
 }
 
 /* An inbound packet. skb: its address; iif: where it was received. */
@@ -143,14 +153,14 @@ int observe(struct __sk_buff *skb)
 {
 	u32 cpu = bpf_get_smp_processor_id();
 	struct tap *tap = tap_of(skb->ifindex);
-	struct lane *lane = lanes.lookup(&cpu);
+	struct lane *lane = lane_of(cpu);
 	struct frame frame = { .skb = skb, .length = skb->len, .gso_size = skb->gso_size, .tagged = skb->vlan_present };
 	u64 direction = own_direction(), now, what, wire;
 	struct packet packet;
 
 	/* There is one: what a tracepoint does without is not compiled into this. */
 	__builtin_assume(skb != NULL);
-	if (unlikely(!tap) || unlikely(!lane))
+	if (unlikely(!tap))
 		return GO_ON;
 	what = identify_quickly(&frame, direction, tap, lane, &packet);
 	wire = wire_bytes(&frame, &packet);

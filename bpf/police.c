@@ -16,12 +16,12 @@
 int police(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lanes.lookup(&cpu);
+	struct lane *lane = lane_of(cpu);
 	u64 address = ctx->args[0];
 
 	/* Verifier: or the compiler would follow the number in the lane, equal by then but no typed pointer. */
 	asm volatile("" : "+r"(address));
-	if (!lane || lane->skb != address || (u32)ctx->args[3] != SHOT)
+	if (lane->skb != address || (u32)ctx->args[3] != SHOT)
 		return 0;
 	/*
 	 * Own CPU's lane. It says of which packet: the next one has another number, nothing is to be cleared. Of a foreign

@@ -54,7 +54,7 @@ int replay(struct __sk_buff *skb)
 {
 	u32 cpu = bpf_get_smp_processor_id(), charged;
 	struct tap *tap = tap_of(skb->ifindex);
-	struct lane *lane = lanes.lookup(&cpu);
+	struct lane *lane = lane_of(cpu);
 	struct frame frame = replayed_frame(skb);
 	u64 direction = own_direction(), now = skb->tstamp, bucket_now = now, what, wire;
 	struct packet packet;
@@ -62,7 +62,7 @@ int replay(struct __sk_buff *skb)
 
 	skb->cb[CB_WHAT] = 0;
 	skb->cb[CB_WHAT + 1] = 0;
-	if (!tap || !lane)
+	if (!tap)
 		return GO_ON;
 	what = identify(&frame, direction, tap, lane, &packet);
 	if (is_missed(cpu, what, &frame))

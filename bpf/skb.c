@@ -7,9 +7,6 @@
  * Writes: nothing
  * Needs:  BTF
  */
-#define STR(text) #text
-#define XSTR(text) STR(text)
-
 /* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
 #define FIELD(size, from, offset)                                                                \
 	({                                                                                       \

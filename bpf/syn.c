@@ -52,6 +52,9 @@ struct endpoints {
 
 BPF_F_TABLE("array", u32, struct syn_side, syn_sides, TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 
+/* No generation, these have 32 bits. */
+#define UNMET (1ULL << 32)
+
 #define MIXER 0xd6e8feb86659fd93ULL
 
 /* A finalizer in the manner of MurmurHash3 and splitmix64, of a seed with an address in its lower half. */
@@ -100,20 +103,40 @@ static __always_inline bool find_endpoints(struct frame *frame, struct packet *p
 	return true;
 }
 
-/* The same, with a short way for the plain frame, see parse_plain(). */
-static __always_inline bool endpoints_of(struct frame *frame, struct packet *packet, u64 seed, struct endpoints *to)
+/*
+ * The destination's hash, of address, port and owner: almost always those of the packet before, whatever else a flood
+ * makes up. Own CPU's lane.
+ */
+static __always_inline u64 meet(struct lane *lane, u32 address, u16 port, u32 owner, u64 seed)
 {
-	void *data;
+	u64 met = address | (u64)port << 32 | (owner + 1ULL) << 48;
 
-	if (!frame->skb)
+	if (unlikely(lane->met != met)) {
+		lane->met = met;
+		lane->met_hash = mixed(address ^ seed);
+		lane->met_generation = UNMET;
+	}
+	return lane->met_hash;
+}
+
+/* Addresses and ports, with a short way for the plain frame, see parse_plain(). */
+static __always_inline bool endpoints_of(struct lane *lane, struct frame *frame, struct packet *packet, u32 owner, u64 seed,
+					 struct endpoints *to)
+{
+	void *data = NULL;
+
+	if (frame->skb)
+		data = (void *)(long)frame->skb->data;
+	if (!frame->skb || unlikely(!packet->is_plain) ||
+	    unlikely(data + PLAIN_TRANSPORT + 4 > (void *)(long)frame->skb->data_end)) {
+		lane->met = 0;
+		lane->met_generation = UNMET;
 		return find_endpoints(frame, packet, seed, to);
-	data = (void *)(long)frame->skb->data;
-	if (unlikely(!packet->is_plain) || unlikely(data + PLAIN_TRANSPORT + 4 > (void *)(long)frame->skb->data_end))
-		return find_endpoints(frame, packet, seed, to);
-	to->source = mixed(*(u32 *)(data + ETH_HEADER_LEN + 12) ^ seed);
-	to->destination = mixed(*(u32 *)(data + ETH_HEADER_LEN + 16) ^ seed);
+	}
 	to->source_port = *(u16 *)(data + PLAIN_TRANSPORT);
 	to->destination_port = *(u16 *)(data + PLAIN_TRANSPORT + 2);
+	to->source = mixed(*(u32 *)(data + ETH_HEADER_LEN + 12) ^ seed);
+	to->destination = meet(lane, *(u32 *)(data + ETH_HEADER_LEN + 16), to->destination_port, owner, seed);
 	return true;
 }
 
@@ -138,7 +161,7 @@ static __always_inline void note_address(u8 *registers, u64 hash)
 	/* Verifier: an index; assembly, because kernels before 6.2 lose sight of what the compiler makes of it. */
 	asm volatile("%0 &= %1" : "+r"(at) : "i"(HLL_REGISTERS - 1));
 	own = &registers[at];
-	run = *own & 63;
+	run = *own;
 
 	if (likely(rest >> run << run != rest))
 		return;
@@ -162,13 +185,18 @@ static __always_inline void note_port(u8 *bits, u16 port)
 		*own |= 1 << (host & 7);
 }
 
-static __always_inline void note_syn(struct syn_side *side, struct endpoints *ends)
+static __always_inline void note_syn(struct lane *lane, struct syn_side *side, struct endpoints *ends)
 {
-	struct syn_sets *sets = &side->sets[side->control.generation & 1];
+	u64 generation = side->control.generation;
+	struct syn_sets *sets = &side->sets[generation & 1];
 
 	note_address(sets->sources, ends->source);
-	note_address(sets->destinations, ends->destination);
 	note_port(sets->source_ports, ends->source_port);
+	/* The same destination as the last one's, and noted since the sets were emptied. */
+	if (likely(lane->met_generation == generation))
+		return;
+	note_address(sets->destinations, ends->destination);
 	note_port(sets->destination_ports, ends->destination_port);
+	lane->met_generation = generation;
 }
 #endif

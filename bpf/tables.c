@@ -14,6 +14,24 @@
 #include <linux/types.h>
 #include "plain.h"
 
+#define STR(text) #text
+#define XSTR(text) STR(text)
+
+/*
+ * An element of a table of one value, which is an array: the loader writes the table's address in the place of `where`.
+ * A lookup takes twice as many instructions. Verifier: an index below `count`; the first stands in for what can't be.
+ */
+#define ELEMENT(type, where, number, count)                                                             \
+	({                                                                                              \
+		u64 index, address;                                                                     \
+		asm volatile("%0 = %1\n\tif %0 < %2 goto +1\n\t%0 = 0" : "=r"(index) : "r"(number), "i"(count)); \
+		asm volatile("%0 = " XSTR(where) " ll" : "=r"(address));                                \
+		address += index * sizeof(type);                                                        \
+		/* Or the compiler would add it up again at each use. */                                \
+		asm volatile("" : "+r"(address));                                                       \
+		(type *)address;                                                                        \
+	})
+
 /* What is counted apart: who, what, and what became of it (layout.py, CELL_KEY_FIELDS). One cache line. */
 struct cell {
 	u64 what; /* 0: free */
@@ -72,7 +90,11 @@ struct lane {
 	/* second line: what the ideal bucket saw of that packet, see bucket.c */
 	u64 pledged_at_ns;
 	u64 pledged_cost_ns;
-	u64 spares[6];
+	/* ... and where the last TCP packet went, see syn.c */
+	u64 met;
+	u64 met_hash;
+	u64 met_generation;
+	u64 spares[3];
 	/* third line */
 	u64 cells;          /* cells in use: entries of this CPU's roster */
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
@@ -146,9 +168,19 @@ struct desk {
 
 BPF_F_TABLE("array", u32, struct cell, cells, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u32, roster, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct lane, lanes, CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct tap, taps, TAP_SLOTS, BPF_F_MMAPABLE);
+
+/* What every packet touches is a table of one value each, an array, whose address is in the program. */
+struct all_lanes {
+	struct lane at[CPUS];
+};
+
+struct all_taps {
+	struct tap at[TAP_SLOTS];
+};
+
+BPF_F_TABLE("array", u32, struct all_lanes, lanes, 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct all_taps, taps, 1, BPF_F_MMAPABLE);
 #if BIN_NS || SAMPLES
 BPF_F_TABLE("array", u32, struct desk, desks, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 #endif

@@ -12,13 +12,13 @@
 int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lanes.lookup(&cpu);
+	struct lane *lane = lane_of(cpu);
 	u64 skb = ctx->args[0], now, what;
 	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
 	struct packet packet;
 	struct frame frame;
 
-	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_OUTBOUND) || in_other_netns(skb))
+	if (!tap || !(tap->traits & TRAIT_TRACED_OUTBOUND) || in_other_netns(skb))
 		return 0;
 	now = arrival_ns(0);
 	frame = frame_of(skb);
@@ -38,13 +38,13 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lanes.lookup(&cpu);
+	struct lane *lane = lane_of(cpu);
 	u64 skb = ctx->args[0], now, what;
 	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
 	struct packet packet;
 	struct frame frame;
 
-	if (!tap || !lane || !(tap->traits & TRAIT_TRACED_INBOUND) || in_other_netns(skb))
+	if (!tap || !(tap->traits & TRAIT_TRACED_INBOUND) || in_other_netns(skb))
 		return 0;
 	now = arrival_ns(0);
 	frame = frame_of(skb);

@@ -281,13 +281,13 @@ static __always_inline void drop_inbound(u32 cpu, struct lane *lane, u64 skb, u6
 int drop(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 cpu = bpf_get_smp_processor_id(), location;
-	struct lane *lane = lanes.lookup(&cpu);
+	struct lane *lane = lane_of(cpu);
 	u64 skb = ctx->args[0], address = skb, reason = 0;
 
 	/* Verifier: or the compiler would follow the number in the lane below, equal by then but no typed pointer. */
 	asm volatile("" : "+r"(address));
 	/* Almost every skb of the host leaves here ... */
-	if (!lane || (!FOLLOW_INBOUND && lane->skb != address))
+	if (!FOLLOW_INBOUND && lane->skb != address)
 		return 0;
 #if HAS_REASON
 	reason = ctx->args[2]; /* an enum of 32 bits, without a sign: trace/bpf_probe.h, CAST_TO_U64 */

@@ -192,7 +192,7 @@ CELL_KEY_FIELDS = (
     ("tap", 16),
 )
 
-LANE_SAMPLED = 0x8000  # beside a tap's traits in a lane: the pending packet's headers wait for its verdict
+LANE_SAMPLED = 0x4000  # beside a tap's traits in a lane: the pending packet's headers wait for its verdict
 TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifindex
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
 CELL_PROBES = 8  # slots tried for a cell before the packet is counted as missed
@@ -201,6 +201,9 @@ HOOKS_FROM_PLACEHOLDER = 0x76707061  # in the same, where the function lies that
 HOOKS_END_PLACEHOLDER = 0x76707062
 CHAINS_FROM_PLACEHOLDER = 0x76707063  # ... and the one that has it run a device's own (__netif_receive_skb_core)
 CHAINS_END_PLACEHOLDER = 0x76707065
+LANES_PLACEHOLDER = 0x76707001  # in all programs, where the loader writes the address of a table
+TAPS_PLACEHOLDER = 0x76707002
+BUCKETS_PLACEHOLDER = 0x76707003
 NETNS_PLACEHOLDER = 0x7670706E  # in the compiled tracepoint program, where the loader writes the taps' namespace
 VLAN_TAGS_MAX = 2
 EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other`
@@ -273,6 +276,9 @@ def c_header() -> str:
         f"#define SIZE_BUCKETS {len(SIZE_EDGES_BYTES)}",
         "",
         f"#define DIRECTION_PLACEHOLDER {DIRECTION_PLACEHOLDER:#x}",
+        f"#define LANES_PLACEHOLDER {LANES_PLACEHOLDER:#x}",
+        f"#define BUCKETS_PLACEHOLDER {BUCKETS_PLACEHOLDER:#x}",
+        f"#define TAPS_PLACEHOLDER {TAPS_PLACEHOLDER:#x}",
         f"#define NETNS_PLACEHOLDER {NETNS_PLACEHOLDER:#x}",
         f"#define HOOKS_FROM_PLACEHOLDER {HOOKS_FROM_PLACEHOLDER:#x}",
         f"#define HOOKS_END_PLACEHOLDER {HOOKS_END_PLACEHOLDER:#x}",

@@ -16,20 +16,23 @@ import numpy.typing as npt
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.cache import compiled
-from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, as_immediate, replaced
+from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, as_immediate, replaced, with_addresses
 from vifprobe.kernel.features import Features, missing_capabilities
 from vifprobe.kernel.police import police_function
 from vifprobe.kernel.settings import Settings
 from vifprobe.kernel.symbols import function_ranges
 from vifprobe.kernel.tables import Tables
 from vifprobe.layout import (
+    BUCKETS_PLACEHOLDER,
     CHAINS_END_PLACEHOLDER,
     CHAINS_FROM_PLACEHOLDER,
     DIRECTION_PLACEHOLDER,
     HOOKS_END_PLACEHOLDER,
     HOOKS_FROM_PLACEHOLDER,
+    LANES_PLACEHOLDER,
     NETNS_PLACEHOLDER,
     TAPS_MAX,
+    TAPS_PLACEHOLDER,
     Bucket,
     Direction,
 )
@@ -39,6 +42,8 @@ _COUNTING = ("tables.c", "count.c", "staged.c", "sample.c", "syn.c", "handshakes
 _LIBRARY = (*_COUNTING, "skb.c", "flights.c")
 SOURCES = (*_LIBRARY, "observe.c", "inbound.c", "verdict.c", "police.c", "trace.c", "replay.c")
 
+#: Tables of one value whose address is in the programs.
+_ADDRESSES = {LANES_PLACEHOLDER: "lanes", TAPS_PLACEHOLDER: "taps", BUCKETS_PLACEHOLDER: "buckets"}
 _FUNCTION_PLACEHOLDERS = (
     HOOKS_FROM_PLACEHOLDER,
     HOOKS_END_PLACEHOLDER,
@@ -271,7 +276,8 @@ class Programs:
 
     def _code(self, function: str) -> bytes:
         """A program's code with the tables' fds in it."""
-        return replaced(self._compiled.code[function], FD_LOAD, dict(enumerate(self._tables.fds)))
+        code = replaced(self._compiled.code[function], FD_LOAD, dict(enumerate(self._tables.fds)))
+        return with_addresses(code, {number: self._tables.fd(name) for number, name in _ADDRESSES.items()})
 
     def _unload(self, name: str) -> None:
         if name in self._fds:

@@ -7,9 +7,11 @@ import struct
 from collections.abc import Iterator
 
 _LOAD_IMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW, include/uapi/linux/bpf.h; takes two slots of 8 bytes
-#: Source register of an imm64 load: a plain number, or (BPF_PSEUDO_MAP_FD) a map's fd.
+#: Source register of an imm64 load: a plain number, (BPF_PSEUDO_MAP_FD) a map's fd, or (BPF_PSEUDO_MAP_VALUE) a map's
+#: fd in the place of the address of its only value.
 NUMBER_LOAD = 0
 FD_LOAD = 1
+VALUE_LOAD = 2
 
 
 def immediates(code: bytes, kind: int) -> Iterator[tuple[int, int]]:
@@ -30,6 +32,16 @@ def replaced(code: bytes, kind: int, values: dict[int, int]) -> bytes:
     for at, value in immediates(code, kind):
         if value in values:
             struct.pack_into("<i", changed, at, values[value])
+    return bytes(changed)
+
+
+def with_addresses(code: bytes, fds: dict[int, int]) -> bytes:
+    """The code with the address of a map's only value where it loads a number: number -> the map's fd."""
+    changed = bytearray(code)
+    for at, value in immediates(code, NUMBER_LOAD):
+        if value in fds:
+            changed[at - 3] |= VALUE_LOAD << 4
+            struct.pack_into("<i", changed, at, fds[value])
     return bytes(changed)
 
 

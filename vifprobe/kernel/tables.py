@@ -15,6 +15,9 @@ from vifprobe.kernel import libbpf
 from vifprobe.kernel.compile import MapShape
 from vifprobe.kernel.mapped import MappedArray
 
+#: Members of the value of a table that has only one: its rows are in that.
+_ARRAY = ("at",)
+
 
 class Tables:
     """All of one compilation's. fds: in the order in which the code knows them.
@@ -34,16 +37,25 @@ class Tables:
             raise KernelError(f"the kernel refuses the table {shape.name}: {error.strerror}.") from error
 
     def rows(self, name: str, writable: bool = False) -> npt.NDArray[np.void]:
-        """A table's values: the kernel's own memory, no copy."""
+        """A table's values, or the elements of its only value: the kernel's own memory, no copy."""
         place = self._place(name)
-        return MappedArray(self.fds[place], self._leaf(place), self._shapes[place].entries, writable).rows
+        rows = MappedArray(self.fds[place], self._leaf(place), self._shapes[place].entries, writable).rows
+        return rows["at"][0] if rows.dtype.names == _ARRAY else rows
+
+    def fd(self, name: str) -> int:
+        """A table's."""
+        return self.fds[self._place(name)]
 
     def blank(self, name: str) -> npt.NDArray[np.void]:
-        """A value to be filled in, for `write`; shape (1,)."""
-        return np.zeros(1, self._leaf(self._place(name)))
+        """A row to be filled in, for `write`; shape (1,)."""
+        leaf = self._leaf(self._place(name))
+        return np.zeros(1, leaf["at"].base if leaf.names == _ARRAY else leaf)
 
     def write(self, name: str, number: int, value: npt.NDArray[np.void]) -> None:
-        """Replace a value as a whole; OSError where the kernel refuses it."""
+        """Replace a row as a whole; OSError where the kernel refuses it."""
+        if self._leaf(self._place(name)).names == _ARRAY:
+            self.rows(name, writable=True)[number] = value[0]
+            return
         libbpf.update_map(self.fds[self._place(name)], number.to_bytes(4, sys.byteorder), value.tobytes())
 
     def close(self) -> None:
