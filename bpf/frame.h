@@ -6,20 +6,7 @@
 #define VIFPROBE_FRAME_H
 
 #include "layout.h"
-
-/*
- * They keep the plain packet's path together: what runs between two packets' caches is what costs. bcc's compiler does
- * not place blocks by what is expected, so a mark stands where the seldom branch begins; vifprobe/kernel/placement.py
- * moves what is behind it to the program's end, and takes it out.
- */
-#define unlikely(condition)                      \
-	({                                       \
-		bool is_so = !!(condition);      \
-		if (is_so)                       \
-			asm volatile("goto +0"); \
-		is_so;                           \
-	})
-#define likely(condition) (!unlikely(!(condition)))
+#include "likely.h"
 
 #define ETH_HEADER_LEN 14
 #define ETH_TYPE_OFFSET 12

@@ -18,10 +18,9 @@
  * softirq programs write to words of their own, and none of them nests in itself: plain stores are enough.
  */
 #include <linux/types.h>
+#include "likely.h"
 
-#define unlikely(condition) __builtin_expect(!!(condition), 0)
 #define barrier() asm volatile("" ::: "memory")
-#define likely(condition) __builtin_expect(!!(condition), 1)
 
 /* What one task did on one CPU in one interval. One cache line. */
 struct task_row {
