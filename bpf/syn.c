@@ -5,14 +5,15 @@
  *
  * Hook:   none of its own; called where a packet arrives
  * Reads:  addresses and ports of TCP packets; the control of each side, set from user space
- * Writes: the sets of syn_sides
+ * Writes: the sets of syn_sides; in the lane, the last destination
  * Needs:  nothing new; compiled out without SYN_MEASURES
  *
  * Memory is bounded whatever is spoofed: sets are HyperLogLog registers (addresses) and bitmaps (ports).
  *
  * Sets are shared by all CPUs and written without a lock: a table each per CPU would be 128 times as large on a large
  * node. Two CPUs that write to the same byte at the same moment lose one of both: a port that is not marked until its
- * next SYN, or one register of 4096 that stays lower than it should.
+ * next SYN, or one register of 4096 that stays lower than it should. Of the destination that a CPU remembers, which it
+ * notes once an interval, for that interval.
  */
 #if SYN_MEASURES
 

@@ -68,6 +68,42 @@ def test_what_is_different_in_syns(side: KernelSide, tap: Tap) -> None:
     assert (three.total.sources == two.total.sources).all()
 
 
+def test_where_the_same_cpu_was_asked_to_before(side: KernelSide, tap: Tap) -> None:
+    """Each CPU remembers the last destination: it is in each interval's sets all the same, and so is what came between."""
+    to_one, to_other, to_third = (segment(SYN, client=number, back=True) for number in (11, 13, 17))
+    over_ipv6 = segment(SYN, client=19, back=True, ipv6=True)
+    rounds = [
+        ([to_one] * 101, {20_011}),
+        ([to_one] * 7, {20_011}),
+        ([to_one, to_other] * 53 + [over_ipv6, to_one, over_ipv6], {20_011, 20_013, 20_019}),
+        ([over_ipv6] * 3, {20_019}),
+        ([over_ipv6, to_one, to_third], {20_011, 20_017, 20_019}),
+        # What is no SYN is none, though it is remembered.
+        ([segment(ACK, client=11, back=True), to_third, segment(RST, client=13, back=True), to_third], {20_017}),
+        ([segment(RST, client=13, back=True), to_other], {20_013}),
+    ]
+    with on_cpu(FIRST_CPU):
+        for number, (frames, ports) in enumerate(rounds):
+            write(tap, frames)
+            found = measures(side).interval
+            assert set(np.flatnonzero(found.destination_ports[0, OUT]).tolist()) == ports, number
+            check_estimate(found.destinations[0, OUT], len(ports))
+            assert np.flatnonzero(found.source_ports[0, OUT]).tolist() == [443]
+
+
+def test_two_taps_that_ask_the_same_server(netns: Netns) -> None:
+    """On one CPU, in turn: the destination is in the sets of both, and of both directions."""
+    with two_taps(netns) as (one, other, side), on_cpu(FIRST_CPU):
+        for _ in range(5):
+            for tap in (one, other):
+                write(tap, [segment(SYN, client=1)])
+        found = measures(side).interval
+        for number in range(2):
+            for direction in (OUT, IN):
+                check_estimate(found.destinations[number, direction], 1)
+                assert np.flatnonzero(found.destination_ports[number, direction]).tolist() == [443]
+
+
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
 def test_handshakes_to_their_end(netns: Netns, ipv6: bool) -> None:
     """Completed by an ACK or by data, refused, never answered, answered and left; each once, however often a SYN is
