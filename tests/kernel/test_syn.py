@@ -69,7 +69,7 @@ def test_what_is_different_in_syns(side: KernelSide, tap: Tap) -> None:
 
 
 def test_where_the_same_cpu_was_asked_to_before(side: KernelSide, tap: Tap) -> None:
-    """Each CPU remembers the last destination: it is in each interval's sets all the same, and so is what came between."""
+    """Each CPU remembers the last destination: it is in each interval all the same, and so is what came between."""
     to_one, to_other, to_third = (segment(SYN, client=number, back=True) for number in (11, 13, 17))
     over_ipv6 = segment(SYN, client=19, back=True, ipv6=True)
     rounds = [
