@@ -20,6 +20,7 @@ from functools import partial
 import bench_inbound
 import bench_program
 import bench_switch
+import bench_verifier
 from bench_program import LIMIT as OTHER_LIMIT
 from bench_stats import median_interval, own_ns
 from bench_variant import EXIT, Variant
@@ -76,7 +77,11 @@ def main() -> None:
     options.add_argument("--program", action="store_true", help="the tc program alone, by BPF_PROG_TEST_RUN")
     options.add_argument("--inbound", action="store_true", help="a packet towards a guest, followed to its end")
     options.add_argument("--switch", action="store_true", help="a context switch, where the host's work is counted")
+    options.add_argument("--verifier", action="store_true", help="what the verifier looks at in each program")
     chosen = options.parse_args()
+    if chosen.verifier:
+        bench_verifier.measure()
+        return
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
     frame = frames.pad(frames.eth(frames.ipv4(frames.tcp(frames.TcpFlag.SYN)), frames.EtherType.IPV4))

@@ -265,7 +265,11 @@ class Programs:
     @property
     def loaded(self) -> tuple[int, ...]:
         """Fds of the programs that are loaded."""
-        return tuple(fd for name, fd in self._fds.items() if name.startswith("vifprobe_"))
+        return tuple(fd for _, fd in self.named())
+
+    def named(self) -> list[tuple[str, int]]:
+        """The same, each after its name without the `vifprobe_`."""
+        return [(name[9:], fd) for name, fd in self._fds.items() if name.startswith("vifprobe_")]
 
     def close(self) -> None:
         """Free programs and tables; harmless when called again."""
