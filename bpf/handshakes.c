@@ -14,6 +14,9 @@
 #if SYN_MEASURES
 #define FLOW_WAYS 4
 #define SHIFT_MAX 20
+/* In a flow's key, where its place begins, and where what says who is followed. */
+#define FLOW_TAP_SHIFT 16
+#define FLOW_CHOICE_SHIFT 44
 
 /* A handshake that was begun and has not ended. */
 struct flow {
@@ -65,22 +68,17 @@ static __always_inline struct syn_counts *counts_of(u32 cpu, u32 owner)
 }
 
 /*
- * The same for both directions of a flow, never 0. A product is the same both ways round, and not the same where ports
- * change places, as a sum would be; of odd numbers, it takes all odd values alike. The key's upper half says who is
- * followed, its lower half where.
+ * The same for both directions of a flow, never 0: a sum is the same both ways round. The key's upper half says who is
+ * followed, its lower half where; the same flow on another tap is another one, elsewhere.
  */
 static __always_inline u64 flow_key(struct endpoints *ends, u64 tap)
 {
-	u64 one = (ends->source + ends->source_port * MIXER) | 1;
-	u64 other = (ends->destination + ends->destination_port * MIXER) | 1;
-	u64 key = one * other + (tap << 1);
-
-	return (key ^ key >> 32) * MIXER | 1;
+	return ends->from + ends->to + (tap << FLOW_TAP_SHIFT) | 1;
 }
 
 static __always_inline struct flow_row *row_of_flow(u64 key)
 {
-	u32 at = (u32)key >> 16 & (FLOWS / FLOW_WAYS - 1);
+	u32 at = (u32)key >> FLOW_TAP_SHIFT & (FLOWS / FLOW_WAYS - 1);
 
 	return flows.lookup(&at);
 }
@@ -208,7 +206,7 @@ static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, 
 /* Whether it is one of the share that is followed. */
 static __always_inline bool is_chosen(u64 key, u32 shift)
 {
-	return !(key >> 44 & ((1U << (shift & 31)) - 1));
+	return !(key >> FLOW_CHOICE_SHIFT & ((1U << (shift & 31)) - 1));
 }
 
 /* At arrival of any packet. now: 0 where nobody asked yet. */

@@ -47,6 +47,8 @@ struct syn_side {
 struct endpoints {
 	u64 source; /* hashes of the addresses */
 	u64 destination;
+	u64 from; /* and of each with its port */
+	u64 to;
 	u16 source_port; /* network order */
 	u16 destination_port;
 };
@@ -74,13 +76,21 @@ static __always_inline u64 mixed_whole(u64 value)
 	return mixed(value ^ value >> 32);
 }
 
+/* An address's hash and a port: one that is no more like that of the next port than like any other. */
+static __always_inline u64 mixed_endpoint(u64 address, u16 port)
+{
+	u64 value = (address + port * MIXER) * MIXER;
+
+	return value ^ value >> 32;
+}
+
 static __always_inline u64 mixed_ipv6(const u64 *address, u64 seed)
 {
 	return mixed_whole(address[1] ^ mixed_whole(address[0] ^ seed));
 }
 
 /* Addresses and ports of a TCP packet, wherever its headers lie; false where they can't be read. */
-static __always_inline bool find_endpoints(struct frame *frame, struct packet *packet, u64 seed, struct endpoints *to)
+static __always_inline bool find_endpoints(struct frame *frame, struct packet *packet, u64 seed, struct endpoints *ends)
 {
 	u32 words[2];
 	u16 ports[2];
@@ -88,41 +98,45 @@ static __always_inline bool find_endpoints(struct frame *frame, struct packet *p
 
 	if (!load(frame, packet->transport_offset, ports, sizeof(ports)))
 		return false;
-	to->source_port = ports[0];
-	to->destination_port = ports[1];
 	if (packet->is_ipv6) {
 		if (!load(frame, packet->network_offset + 8, longs, sizeof(longs)))
 			return false;
-		to->source = mixed_ipv6(longs, seed);
-		to->destination = mixed_ipv6(longs + 2, seed);
-		return true;
+		ends->source = mixed_ipv6(longs, seed);
+		ends->destination = mixed_ipv6(longs + 2, seed);
+	} else {
+		if (!load(frame, packet->network_offset + 12, words, sizeof(words)))
+			return false;
+		ends->source = mixed(words[0] ^ seed);
+		ends->destination = mixed(words[1] ^ seed);
 	}
-	if (!load(frame, packet->network_offset + 12, words, sizeof(words)))
-		return false;
-	to->source = mixed(words[0] ^ seed);
-	to->destination = mixed(words[1] ^ seed);
+	ends->source_port = ports[0];
+	ends->destination_port = ports[1];
+	ends->from = mixed_endpoint(ends->source, ports[0]);
+	ends->to = mixed_endpoint(ends->destination, ports[1]);
 	return true;
 }
 
 /*
- * The destination's hash, of address, port and owner: almost always those of the packet before, whatever else a flood
- * makes up. Own CPU's lane.
+ * The destination: almost always the one of the packet before, of the same owner, whatever else a flood makes up. Own
+ * CPU's lane.
  */
-static __always_inline u64 meet(struct lane *lane, u32 address, u16 port, u32 owner, u64 seed)
+static __always_inline void meet(struct lane *lane, u32 address, u32 owner, u64 seed, struct endpoints *ends)
 {
-	u64 met = address | (u64)port << 32 | (owner + 1ULL) << 48;
+	u64 met = address | (u64)ends->destination_port << 32 | (owner + 1ULL) << 48;
 
 	if (unlikely(lane->met != met)) {
 		lane->met = met;
-		lane->met_hash = mixed(address ^ seed);
+		lane->met_address = mixed(address ^ seed);
+		lane->met_endpoint = mixed_endpoint(lane->met_address, ends->destination_port);
 		lane->met_generation = UNMET;
 	}
-	return lane->met_hash;
+	ends->destination = lane->met_address;
+	ends->to = lane->met_endpoint;
 }
 
 /* Addresses and ports, with a short way for the plain frame, see parse_plain(). */
 static __always_inline bool endpoints_of(struct lane *lane, struct frame *frame, struct packet *packet, u32 owner, u64 seed,
-					 struct endpoints *to)
+					 struct endpoints *ends)
 {
 	void *data = NULL;
 
@@ -132,12 +146,13 @@ static __always_inline bool endpoints_of(struct lane *lane, struct frame *frame,
 	    unlikely(data + PLAIN_TRANSPORT + 4 > (void *)(long)frame->skb->data_end)) {
 		lane->met = 0;
 		lane->met_generation = UNMET;
-		return find_endpoints(frame, packet, seed, to);
+		return find_endpoints(frame, packet, seed, ends);
 	}
-	to->source_port = *(u16 *)(data + PLAIN_TRANSPORT);
-	to->destination_port = *(u16 *)(data + PLAIN_TRANSPORT + 2);
-	to->source = mixed(*(u32 *)(data + ETH_HEADER_LEN + 12) ^ seed);
-	to->destination = meet(lane, *(u32 *)(data + ETH_HEADER_LEN + 16), to->destination_port, owner, seed);
+	ends->source_port = *(u16 *)(data + PLAIN_TRANSPORT);
+	ends->destination_port = *(u16 *)(data + PLAIN_TRANSPORT + 2);
+	ends->source = mixed(*(u32 *)(data + ETH_HEADER_LEN + 12) ^ seed);
+	ends->from = mixed_endpoint(ends->source, ends->source_port);
+	meet(lane, *(u32 *)(data + ETH_HEADER_LEN + 16), owner, seed, ends);
 	return true;
 }
 

@@ -92,9 +92,10 @@ struct lane {
 	u64 pledged_cost_ns;
 	/* ... and where the last TCP packet went, see syn.c */
 	u64 met;
-	u64 met_hash;
+	u64 met_address;
+	u64 met_endpoint;
 	u64 met_generation;
-	u64 spares[3];
+	u64 spares[2];
 	/* third line */
 	u64 cells;          /* cells in use: entries of this CPU's roster */
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
