@@ -15,6 +15,7 @@ from probe_kit import FIRST_CPU, FLOOD_SECONDS, KERNEL, SYN, Watched, forwarding
 
 from vifprobe import Probe
 from vifprobe.kernel import build
+from vifprobe.kernel.source import source_text
 from vifprobe.layout import Verdict
 from vifprobe.testing.flood import writer
 from vifprobe.testing.links import nft_ingress_limit
@@ -63,7 +64,7 @@ def own_torn_frames(stack: ExitStack, tap: Tap) -> tuple[list[int], list[bytes]]
 @contextmanager
 def without(check: tuple[str, str]) -> Iterator[None]:
     """The programs compiled without one of their checks."""
-    text = build.source_text()
+    text = source_text()
     assert text.count(check[0]) == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "source_text", lambda: text.replace(*check))

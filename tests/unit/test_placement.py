@@ -149,3 +149,13 @@ def test_a_condition_without_an_opposite_stays() -> None:
     code = b"".join((instruction(JSET, 2, 1), MARK, add(5), instruction(EXIT)))
     for r0 in (0, 1):
         assert run(cold_last(code), r0) == run(code, r0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [bytes((0x06, 0, 0, 0, 1, 0, 0, 0)), bytes((0xE5, 0, 1, 0, 0, 0, 0, 0)), bytes((0x85, 0x10, 0, 0, 1, 0, 0, 0))],
+    ids=["gotol", "may_goto", "call of its own function"],
+)
+def test_a_program_with_jumps_of_another_kind_stays_as_it_is(other: bytes) -> None:
+    code = b"".join((instruction(0x15, 2), MARK, other, add(1), instruction(EXIT)))
+    assert cold_last(code) == code

@@ -20,6 +20,7 @@ from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, as_immediate, replaced, w
 from vifprobe.kernel.features import Features, missing_capabilities
 from vifprobe.kernel.police import police_function
 from vifprobe.kernel.settings import Settings
+from vifprobe.kernel.source import source_directory, source_text
 from vifprobe.kernel.symbols import function_ranges
 from vifprobe.kernel.tables import Tables
 from vifprobe.layout import (
@@ -36,11 +37,6 @@ from vifprobe.layout import (
     Bucket,
     Direction,
 )
-
-#: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-_COUNTING = ("tables.c", "count.c", "staged.c", "sample.c", "syn.c", "handshakes.c", "bucket.c", "whatif.c")
-_LIBRARY = (*_COUNTING, "skb.c", "flights.c")
-SOURCES = (*_LIBRARY, "observe.c", "inbound.c", "verdict.c", "police.c", "trace.c", "replay.c")
 
 #: Tables of one value whose address is in the programs.
 _ADDRESSES = {LANES_PLACEHOLDER: "lanes", TAPS_PLACEHOLDER: "taps", BUCKETS_PLACEHOLDER: "buckets"}
@@ -311,21 +307,6 @@ def make_programs(settings: Settings, features: Features) -> Programs:
         programs = Programs(replace(settings, follow=None), features)
         programs.unfollowed = error.message
     return programs
-
-
-def source_directory() -> Path:
-    """Where `bpf/` lies: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    for place in (package / "bpf", package.parent / "bpf"):
-        if (place / SOURCES[0]).is_file():
-            return place
-    raise KernelError(f"the programs' C source is not in {package / 'bpf'}.", "Install vifprobe again.")
-
-
-def source_text() -> str:
-    """The joined C text, with #line so that messages name file and line."""
-    directory = source_directory()
-    return "".join(f'#line 1 "{directory / name}"\n{(directory / name).read_text()}' for name in SOURCES)
 
 
 def _own_netns() -> int:

@@ -15,6 +15,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from vifprobe.kernel import placement
 from vifprobe.kernel.compile import Compiled
 from vifprobe.kernel.compiler import compile_apart
 
@@ -56,7 +57,7 @@ def _place() -> Path | None:
 
 def _key(text: str, directory: Path, flags: list[str]) -> str:
     parts = [text, *sorted(flags), os.uname().machine]
-    parts += [path.read_text() for path in sorted(directory.glob("**/*.h"))]
+    parts += [path.read_text() for path in (*sorted(directory.glob("**/*.h")), Path(placement.__file__))]
     for path in map(Path, _COMPILERS):
         with suppress(OSError):
             parts.append(f"{path} {path.stat().st_mtime_ns}")

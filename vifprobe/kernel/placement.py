@@ -3,7 +3,7 @@
 
 Between two packets of a flood the kernel does so much that a program's code is in no first-level cache when its turn
 comes: what lies between two pieces that run is fetched for nothing. A compiler places blocks by `__builtin_expect`;
-bcc's does not, it keeps the order of the source. So `unlikely()` of bpf/frame.h leaves a mark where the seldom branch
+bcc's does not, it keeps the order of the source. So `unlikely()` of bpf/likely.h leaves a mark where the seldom branch
 begins, and what can be reached only past marks is moved to the end here. The marks are taken out.
 """
 
@@ -16,11 +16,13 @@ from dataclasses import dataclass
 # include/uapi/linux/bpf.h and bpf_common.h
 _LOAD_IMM64 = 0x18  # takes two slots of 8 bytes
 _JUMP_CLASSES = (0x05, 0x06)  # BPF_JMP, BPF_JMP32
-_JA, _CALL, _EXIT = 0x0, 0x8, 0x9
+_JA, _CALL, _EXIT, _MAY_GOTO = 0x0, 0x8, 0x9, 0xE
+_LONG_JUMP = 0x06  # BPF_JMP32 | BPF_JA: its distance is in the immediate
+_CALL_OF_OWN = 1  # source register of a call: BPF_PSEUDO_CALL, a function of this program
 #: Each condition's opposite: JEQ JNE, JGT JLE, JGE JLT, JSGT JSLE, JSGE JSLT. JSET has none.
 _OPPOSITE = {0x1: 0x5, 0x2: 0xB, 0x3: 0xA, 0x6: 0xD, 0x7: 0xC}
 _OPPOSITE |= {there: here for here, there in _OPPOSITE.items()}
-#: `goto +0`: what bpf/frame.h leaves where a seldom branch begins.
+#: `goto +0`: what bpf/likely.h leaves where a seldom branch begins.
 MARK = bytes((0x05, 0, 0, 0, 0, 0, 0, 0))
 
 
@@ -43,20 +45,37 @@ class _Block:
 
 
 def cold_last(code: bytes) -> bytes:
-    """The same program: from its begin on what runs where no MARK is passed, the rest at the end; no MARK is left."""
+    """The same program: from its begin on what runs where no MARK is passed, the rest at the end; no MARK is left.
+
+    One with jumps of another kind, which none of bcc's compilers so far makes of our text, stays as it is, marks (which
+    do nothing) included.
+    """
+    if any(_is_other_jump(instruction) for _, instruction in _slots(code)):
+        return code
     blocks = _blocks(code)
     order = _chained(blocks)
     hot = set(order)
     return _joined(blocks, [*order, *(number for number in range(len(blocks)) if number not in hot)])
 
 
-def _blocks(code: bytes) -> list[_Block]:
-    """In the order in which they lie; blocks are known by their place there."""
-    slots, at = [], 0
+def _slots(code: bytes) -> Iterator[tuple[int, bytes]]:
+    """(Slot, instruction) of each instruction."""
+    at = 0
     while at < len(code):
         size = 16 if code[at] == _LOAD_IMM64 else 8
-        slots.append((at // 8, code[at : at + size]))
+        yield at // 8, code[at : at + size]
         at += size
+
+
+def _is_other_jump(instruction: bytes) -> bool:
+    operation = _operation(instruction)
+    is_own_call = operation == _CALL and instruction[1] >> 4 == _CALL_OF_OWN
+    return instruction[0] == _LONG_JUMP or operation == _MAY_GOTO or is_own_call
+
+
+def _blocks(code: bytes) -> list[_Block]:
+    """In the order in which they lie; blocks are known by their place there."""
+    slots = list(_slots(code))
     begins = {0}
     for slot, instruction in slots:
         if (target := _target(slot, instruction)) is not None:

@@ -21,13 +21,13 @@ import numpy.typing as npt
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.btf import Btf
-from vifprobe.kernel.build import source_directory
 from vifprobe.kernel.cache import compiled
 from vifprobe.kernel.code import FD_LOAD, replaced
 from vifprobe.kernel.features import require_capabilities
 from vifprobe.kernel.mapped import MappedArray
 from vifprobe.kernel.settings import possible_cpus
 from vifprobe.kernel.slices import PF_KTHREAD, Slices, crossing, listed_cpus, no_slices, thread_from_proc, visit_cpus
+from vifprobe.kernel.source import source_directory
 from vifprobe.records import HOST_TASK
 
 Array = npt.NDArray[Any]
