@@ -22,7 +22,7 @@ ENTER, LEAVE, SHOW_CURSOR = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
 DEADLINE_SECONDS = 30.0
 
 PROGRAM = """
-import signal, sys
+import select, signal, sys
 import render_kit as kit
 from vifprobe.render.screen import LiveScreen
 how = sys.argv[1]
@@ -31,8 +31,8 @@ with LiveScreen(sys.stdout, {kit.TAP: kit.CONTEXT}) as screen:
         screen.update([kit.at(number)])
     if how == "error":
         raise RuntimeError("boom")
-    if how in ("SIGTERM", "SIGINT"):
-        signal.pause()
+    while how in ("SIGTERM", "SIGINT"):
+        select.select([], [], [], 0.1)  # signal.pause() would sleep through one that comes right before it
 assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 """
 
