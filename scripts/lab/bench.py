@@ -170,10 +170,17 @@ class _Floor:
 
     def __init__(self, on: Tap, features: Features) -> None:
         self._on = on
-        self.fds = (load_typed_tracepoint("vifprobe_empty", EXIT, features.kfree_skb_btf_id), load_empty())
+        drop = features.kfree_skb_btf_id
+        self._copies = [(load_typed_tracepoint("vifprobe_empty", EXIT, drop), load_empty()) for _ in range(COPIES)]
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        """Of the copy that was attached last."""
+        return self._copies[-1]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
+        self._copies.append(self._copies.pop(0))
         link = attach_typed_tracepoint(self.fds[0])
         hook = attach(self.fds[1], self._on.name, self._on.ifindex, Direction.OUTBOUND, None)
         try:
