@@ -33,8 +33,9 @@ def measure() -> None:
             programs.load_followers()
         seconds = time.monotonic() - begun
         for program, fd in programs.named():
-            looked_at = struct.unpack_from("=I", object_info(fd), _VERIFIED_OFFSET)[0]
-            print(f"{name:24s} {program:16s} {looked_at or 'not told':>22}")
+            about = object_info(fd)[_VERIFIED_OFFSET:]
+            looked_at = struct.unpack_from("=I", about)[0] if about else "not told"
+            print(f"{name:24s} {program:16s} {looked_at:>22}")
         print(f"{name:24s} {'all, seconds':16s} {seconds:22.2f}")
         programs.close()
 
