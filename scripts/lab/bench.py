@@ -43,7 +43,7 @@ RUNS_INSIDE = 7  # of each variant while it is attached: starting tcpdump takes 
 RUNS_BARE = 3  # before it and after it
 TOOL_EVERY = 4  # rounds: a tool takes a second to start and to end
 BIN_NS = 10_000_000
-COPIES = 4  # where the kernel puts code and tables makes up to 20 ns either way: each variant is loaded so many times
+COPIES = 4  # where the kernel puts code and tables makes some 10 ns either way: each variant is loaded so many times
 #: What nft passes, which holds a second's worth beside the burst: see nft_ingress_limit.
 RATE_BYTES, BURST_BYTES = 100_000, 10_000
 LIMIT = Bucket(RATE_BYTES, RATE_BYTES + BURST_BYTES)
