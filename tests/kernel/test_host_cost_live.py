@@ -83,13 +83,17 @@ def test_two_guests_share_a_cpu_and_one_takes_it_all_when_the_other_stops(netns:
         first_costs(probe, 2)
         together = used_ns(probe)
         guests[1].kill()
-        alone = used_ns(probe)
+        alone: dict[str, float] = {}
+
+        def has_risen() -> bool:
+            """What the other one leaves goes to everybody who wants this CPU: look again while somebody else does."""
+            alone.update(used_ns(probe))
+            return alone["tap0"] > 1.4 * together["tap0"]
+
+        wait_until(has_risen, 60)
     assert together["tap0"] == pytest.approx(together["tap1"], rel=0.5)
     assert together["tap0"] > 0.01e9
     assert alone["tap1"] < 0.1 * together["tap1"]
-    # What the other one leaves goes to everybody who wants this CPU: to this guest, where nobody else does.
-    others = 1e9 - sum(together.values())
-    assert alone["tap0"] > (1.4 if others < 0.2e9 else 0.7) * together["tap0"]
 
 
 def an_interval(probe: Probe) -> list[Reading]:
