@@ -121,10 +121,25 @@ def test_the_same_is_done(code: bytes, r0: int) -> None:
 def test_what_is_marked_lies_at_the_end_and_is_jumped_over_no_more() -> None:
     seldom = instruction(0x15, 2), MARK, add(7)  # if r0 == 0 goto behind it
     code = b"".join((add(1), *seldom, add(2), instruction(EXIT)))
-    # The condition is turned round, so that what runs runs on.
-    assert cold_last(code) == b"".join(
-        (add(1), instruction(0x55, 2), add(2), instruction(EXIT), add(7), instruction(JA, -4))
-    )
+    # The condition is turned round, so that what runs runs on; the end is short and comes twice, without a jump to it.
+    end = add(2), instruction(EXIT)
+    assert cold_last(code) == b"".join((add(1), instruction(0x55, 2), *end, add(7), *end))
+
+
+def test_a_longer_end_comes_once() -> None:
+    end = add(2), add(3), instruction(EXIT)
+    code = b"".join((add(1), instruction(0x15, 2), MARK, add(7), *end))
+    assert cold_last(code) == b"".join((add(1), instruction(0x55, 3), *end, add(7), instruction(JA, -5)))
+
+
+def test_what_leads_to_marks_alone_is_seldom() -> None:
+    """The compiler works things out before the mark, with branches of their own."""
+    early = add(4), instruction(0x15, 1, 9), add(5)
+    code = b"".join((instruction(0x15, 5), *early, MARK, add(7), add(2), add(3), instruction(EXIT)))
+    placed = cold_last(code)
+    assert placed[8:32] == b"".join((add(2), add(3), instruction(EXIT)))
+    for r0 in (0, 1, 5):
+        assert run(placed, r0) == run(code, r0)
 
 
 def test_what_only_seldom_code_leads_to_is_seldom() -> None:

@@ -22,6 +22,7 @@ _CALL_OF_OWN = 1  # source register of a call: BPF_PSEUDO_CALL, a function of th
 #: Each condition's opposite: JEQ JNE, JGT JLE, JGE JLT, JSGT JSLE, JSGE JSLT. JSET has none.
 _OPPOSITE = {0x1: 0x5, 0x2: 0xB, 0x3: 0xA, 0x6: 0xD, 0x7: 0xC}
 _OPPOSITE |= {there: here for here, there in _OPPOSITE.items()}
+_SHORT_END = 2  # instructions: an end of so few is repeated where a jump to it would be
 #: `goto +0`: what bpf/likely.h leaves where a seldom branch begins.
 MARK = bytes((0x05, 0, 0, 0, 0, 0, 0, 0))
 
@@ -113,13 +114,27 @@ def _target(slot: int, instruction: bytes) -> int | None:
     return slot + 1 + int(struct.unpack_from("<h", instruction, 2)[0])
 
 
+def _seldom(blocks: Sequence[_Block]) -> set[int]:
+    """Marked, or leading to marked ones alone: the compiler moves what it can work out early to before a mark."""
+    seldom = {number for number, block in enumerate(blocks) if block.marked}
+    found = -1
+    while found != len(seldom):
+        found = len(seldom)
+        for number, block in enumerate(blocks):
+            after = set(block.successors)
+            if after and after <= seldom:
+                seldom.add(number)
+    return seldom
+
+
 def _chained(blocks: Sequence[_Block]) -> list[int]:
     """What is reached past no mark: each block with what runs after it right behind it, as far as that can be."""
+    seldom = _seldom(blocks)
     order: list[int] = []
     waiting, known = [0], {0}
     while waiting:
         order.append(waiting.pop())
-        following = [n for n in blocks[order[-1]].successors if n not in known and not blocks[n].marked]
+        following = [n for n in blocks[order[-1]].successors if n not in known and n not in seldom]
         known.update(following)
         waiting += following
     return order
@@ -140,7 +155,11 @@ def _joined(blocks: Sequence[_Block], order: Sequence[int]) -> bytes:
         if jump is not None:
             parts.append((jump, taken))
         if follows is not None and follows != after:
-            parts.append((MARK, follows))
+            end = blocks[follows]
+            if end.follows is None and end.jump is None and len(end.body) <= _SHORT_END:
+                parts += [(instruction, None) for instruction in end.body]
+            else:
+                parts.append((MARK, follows))
     slots, slot = [], 0
     for instruction, _ in parts:
         slots.append(slot)
