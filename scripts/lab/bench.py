@@ -45,7 +45,7 @@ RUNS_BARE = 3  # before it and after it
 TOOL_EVERY = 4  # rounds: a tool takes a second to start and to end
 BIN_NS = 10_000_000
 FLOOD_PER_SECOND = 1_000_000
-COPIES = 4  # where the kernel puts code and tables makes some 10 ns either way: each variant is loaded so many times
+COPIES = 8  # where the kernel puts code and tables makes some 10 ns either way: each variant is loaded so many times
 #: What nft passes, which holds a second's worth beside the burst: see nft_ingress_limit.
 RATE_BYTES, BURST_BYTES = 100_000, 10_000
 LIMIT = Bucket(RATE_BYTES, RATE_BYTES + BURST_BYTES)
@@ -124,6 +124,7 @@ def _run(on: Tap, sent: list[bytes]) -> float:
 
 
 def _runs(on: Tap, sent: list[bytes], count: int) -> float:
+    _run(on, sent)  # what was attached or detached just now has left nothing in the caches: of few runs one would be it
     return statistics.median(_run(on, sent) for _ in range(count))
 
 
@@ -206,8 +207,9 @@ def _vifprobe(
 ) -> Variant:
     """What `watch` attaches outbound; with the ideal bucket of a declared limit, which is the one that nft enforces or
     ("disputed") another one, whose word half of the packets are settled against; with a timeline, as `capture` does;
-    with one packet in 64 sampled; with SYNs' addresses, ports and handshakes measured, one in 512 of them followed: both
-    as user space sets them at a million packets a second; while inbound packets are followed, too, of which there are none.
+    with one packet in 64 sampled; with SYNs' addresses, ports and handshakes measured, one in 512 of them followed:
+    both as user space sets them at a million packets a second; while inbound packets are followed, too, of which there
+    are none.
     """
     fields = read_trace_fields() if follows else None
     settings = Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus(), samples=samples, syn=syn, follow=fields)
