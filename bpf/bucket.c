@@ -20,25 +20,9 @@
  */
 #define COST_TRIES 32
 
-struct bucket {
-	u64 empty_ns;  /* when there would be, or was, nothing in it: now - empty_ns is what it holds */
-	u64 burst_ns;  /* what it holds at most */
-	u64 unsure_ns; /* how much less the installed policer's bucket may hold */
-	u32 mult;
-	u8 shift;
-	u8 charge; /* CHARGE_* */
-	u16 pad;
-};
-
-struct all_buckets {
-	struct bucket at[TAPS * DIRECTION_COUNT];
-};
-
-BPF_F_TABLE("array", u32, struct all_buckets, buckets, 1, BPF_F_MMAPABLE);
-
 static __always_inline struct bucket *bucket_of(u64 tap, u64 direction)
 {
-	return ELEMENT(struct bucket, BUCKETS_PLACEHOLDER, tap * DIRECTION_COUNT + direction, TAPS * DIRECTION_COUNT);
+	return SHARED(struct bucket, buckets, tap * DIRECTION_COUNT + direction, BUCKETS);
 }
 
 static __always_inline u64 cost_of(u8 charge, u64 charged_bytes, u64 frame_bytes, u64 wire_bytes)
@@ -109,7 +93,7 @@ static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 l
 	s64 over;
 
 	/* Most of a flood: where it is not there, nothing has run over. */
-	if (tokens_at(now, seen) < least)
+	if (likely(tokens_at(now, seen) < least))
 		return false;
 	over = overflow_at(now, seen, bucket->burst_ns);
 	if (tokens_at(now, seen) - over < least)
@@ -162,7 +146,7 @@ static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 dire
 	if (!(tap->traits & TRAIT_LIMIT_OUTBOUND << direction))
 		return 0;
 	bucket = bucket_of(tap->number, direction);
-	if (!*now)
+	if (unlikely(!*now))
 		*now = bpf_ktime_get_ns();
 	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> bucket->shift;
 	/* Own CPU's lane, which holds no inbound packets; but one can come while an outbound one waits for its verdict. */
@@ -217,8 +201,12 @@ static __always_inline u64 settle_bucket(struct lane *lane, u64 what, u64 verdic
 	u64 says = what >> KEY_EXPECTED_SHIFT & 0xf, other = (EXPECTED_CONFORM ^ EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
 	struct bucket *bucket;
 
-	/* It does where the two are the same number: conform and passed, exceed and policed. */
-	if (likely(!says || says == verdict) || (says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED))
+	if (!says)
+		return what;
+	/* The two are the same number: conform and passed, exceed and policed. */
+	if (likely(says == verdict))
+		return what;
+	if ((says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED))
 		return what;
 	if (!(lane->traits & (TRAIT_NFT_POLICER | TRAIT_TC_POLICER)))
 		return what;

@@ -16,14 +16,13 @@
 /* A CPU's own. */
 static __always_inline struct lane *lane_of(u32 cpu)
 {
-	return ELEMENT(struct lane, LANES_PLACEHOLDER, cpu, CPUS);
+	return SHARED(struct lane, lanes, cpu, LANES);
 }
 
 /* The watched tap behind an ifindex, or NULL: this is what every other device's packets pay. */
 static __always_inline struct tap *tap_of(u32 ifindex)
 {
-	u32 at = ifindex & (TAP_SLOTS - 1);
-	struct tap *tap = ELEMENT(struct tap, TAPS_PLACEHOLDER, at, TAP_SLOTS);
+	struct tap *tap = SHARED(struct tap, taps, ifindex, TAP_SLOTS);
 
 	/* Almost every packet's tap is in the first slot. */
 	if (likely(tap->ifindex == ifindex))
@@ -31,8 +30,7 @@ static __always_inline struct tap *tap_of(u32 ifindex)
 	/* Verifier: a bounded loop. */
 #pragma nounroll
 	for (u32 i = 1; i < TAP_PROBES && tap->ifindex; i++) {
-		at = (ifindex + i) & (TAP_SLOTS - 1);
-		tap = ELEMENT(struct tap, TAPS_PLACEHOLDER, at, TAP_SLOTS);
+		tap = SHARED(struct tap, taps, ifindex + i, TAP_SLOTS);
 		if (tap->ifindex == ifindex)
 			return tap;
 	}
@@ -109,7 +107,9 @@ static __always_inline u32 desk_number(u32 cpu, u64 what)
 /* NULL: there is none of that number. Where nothing lies on it, it is no place either, and no look is needed. */
 static __always_inline struct desk *desk_at(struct lane *lane, u32 number)
 {
-#if BIN_NS || SAMPLES
+#if DESKS_SHARED
+	return SHARED(struct desk, desks, number, DESKS);
+#elif BIN_NS || SAMPLES
 	return desks.lookup(&number);
 #else
 	return (struct desk *)lane;
@@ -142,13 +142,13 @@ static __always_inline void turn_bin_of(struct desk *desk, u32 cpu, struct lane 
 static __always_inline void count_bin(struct lane *lane, u32 number, u64 what, u64 frame_bytes)
 {
 	struct desk *desk = desk_at(lane, number);
-	u32 verdict = (what >> KEY_VERDICT_SHIFT) & 0xf;
+	/* Verifier: an index into the bin's array, which has no place for QUEUED: no packet ends as that. */
+	u32 place = (what >> KEY_VERDICT_SHIFT) & (VERDICT_QUEUED - 1);
 	struct bin_counts *counts;
 
-	/* Verifier: an index into the bin's array. */
-	if (unlikely(!desk) || unlikely(verdict >= VERDICT_QUEUED))
+	if (unlikely(!desk))
 		return;
-	counts = &desk->bin.counts[verdict];
+	counts = &desk->bin.counts[place];
 	/* Own CPU's bin: no packet of this tap comes between a packet's arrival and its verdict. */
 	counts->packets++;
 	counts->frame_bytes += frame_bytes;

@@ -125,7 +125,7 @@ static __always_inline struct flow *room_for_flow(struct lane *lane, struct flow
 static __always_inline void give_up(u32 cpu, struct flow *flow, struct syn_control *control, u64 now)
 {
 	u32 owner = flow->owner;
-	struct syn_side *own = syn_sides.lookup(&owner);
+	struct syn_side *own = side_of(owner);
 	struct syn_counts *counts = counts_of(cpu, owner);
 
 	if (!own || !counts)
@@ -174,7 +174,7 @@ static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_
 static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, u32 owner, u64 *now)
 {
 	u32 flow_owner = flow->owner;
-	struct syn_side *own = syn_sides.lookup(&flow_owner);
+	struct syn_side *own = side_of(flow_owner);
 	struct syn_counts *counts = counts_of(cpu, flow_owner);
 	u64 stands_for = 1ULL << (flow->shift & 63);
 
@@ -224,12 +224,12 @@ static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct tap *
 
 	if (class > CLASS_TCP_ACK)
 		return;
-	side = syn_sides.lookup(&owner);
+	side = side_of(owner);
 	if (unlikely(!side))
 		return;
 	control = &side->control;
 	/* What only completes handshakes is looked at only while one waits for it. */
-	if (class > CLASS_TCP_RST && likely(!control->waiting))
+	if (unlikely(class > CLASS_TCP_RST) && likely(!control->waiting))
 		return;
 	if (!endpoints_of(lane, frame, packet, owner, control->seed, &ends))
 		return;

@@ -115,7 +115,7 @@ static __always_inline void outbound(u32 cpu, struct lane *lane, struct tap *tap
 	u64 epoch = (u64)lane->now + 1;
 	struct desk *desk = desk_at(lane, number);
 
-	if (!desk)
+	if (unlikely(!desk))
 		return;
 	charged_bytes = policer_charge(tap, charged_bytes);
 	what |= expected(lane, tap, DIRECTION_OUTBOUND, &now, charged_bytes, frame->length, wire);
@@ -169,7 +169,7 @@ int observe(struct __sk_buff *skb)
 	now = arrival_ns(skb->tstamp);
 	measure_syn(cpu, lane, tap, direction, &frame, &packet, what, &now);
 	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
-	if (direction == DIRECTION_INBOUND)
+	if (unlikely(direction == DIRECTION_INBOUND))
 		inbound(cpu, lane, tap, (u64)(long)skb, skb->ingress_ifindex, &frame, &packet, what, now, skb->wire_len, wire);
 	else
 		/* The context pointer of a tc program is the skb's address: the tracepoint gets the same. */

@@ -123,9 +123,11 @@ static __always_inline bool sample(u32 cpu, struct lane *lane, struct desk *desk
 	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf;
 
 	own->seen++;
-	if (likely(own->seen < own->wake_at && own->calm >> class & 1 && own->mean == own->drawn_mean))
-		return false;
-	return look(cpu, lane, own, frame, packet, what, now, charged_bytes, wire);
+	/* Each apart: what is left out lies behind what is not. */
+	if (unlikely(own->seen >= own->wake_at) || unlikely(!(own->calm >> class & 1)) ||
+	    unlikely(own->mean != own->drawn_mean))
+		return look(cpu, lane, own, frame, packet, what, now, charged_bytes, wire);
+	return false;
 }
 
 /* How many packets a staged one stands for; 0: not taken. what: with its verdict. */

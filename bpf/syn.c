@@ -17,33 +17,6 @@
  */
 #if SYN_MEASURES
 
-/* Of a tap and the direction of its SYNs. */
-struct syn_control {
-	u64 seed;         /* of the hashes: the same for all; a guest that doesn't know it can't choose its hashes */
-	u32 generation;   /* user space turns it: SYNs go to the sets of generation & 1 */
-	u32 shift;        /* one new flow in 2^shift is followed; raised here when too many come, set by user space */
-	u32 lookup_shift; /* the lowest shift of the last FLOW_EXPIRES_NS: what may be in the table */
-	u32 spare;
-	u64 spares[5];
-	/* second line: written with each followed handshake */
-	u64 waiting;      /* flows that were answered, and not completed so far */
-	u64 crowded;      /* flows that took a living one's place */
-	u64 more_spares[6];
-};
-
-struct syn_sets {
-	u8 sources[HLL_REGISTERS];
-	u8 destinations[HLL_REGISTERS];
-	u8 source_ports[PORTS / 8];
-	u8 destination_ports[PORTS / 8];
-};
-
-/* All that a SYN touches is found by one look. */
-struct syn_side {
-	struct syn_control control;
-	struct syn_sets sets[2];
-};
-
 struct endpoints {
 	u64 source; /* hashes of the addresses */
 	u64 destination;
@@ -53,7 +26,19 @@ struct endpoints {
 	u16 destination_port;
 };
 
-BPF_F_TABLE("array", u32, struct syn_side, syn_sides, TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+#if SIDES_SHARED
+static __always_inline struct syn_side *side_of(u32 owner)
+{
+	return SHARED(struct syn_side, syn_sides, owner, SIDES);
+}
+#else
+BPF_F_TABLE("array", u32, struct syn_side, syn_sides, SIDES, BPF_F_MMAPABLE);
+
+static __always_inline struct syn_side *side_of(u32 owner)
+{
+	return syn_sides.lookup(&owner);
+}
+#endif
 
 /* No generation, these have 32 bits. */
 #define UNMET (1ULL << 32)

@@ -17,21 +17,6 @@
 #define STR(text) #text
 #define XSTR(text) STR(text)
 
-/*
- * An element of a table of one value, which is an array: the loader writes the table's address in the place of `where`.
- * A lookup takes twice as many instructions. Verifier: an index below `count`; the first stands in for what can't be.
- */
-#define ELEMENT(type, where, number, count)                                                             \
-	({                                                                                              \
-		u64 index, address;                                                                     \
-		asm volatile("%0 = %1\n\tif %0 < %2 goto +1\n\t%0 = 0" : "=r"(index) : "r"(number), "i"(count)); \
-		asm volatile("%0 = " XSTR(where) " ll" : "=r"(address));                                \
-		address += index * sizeof(type);                                                        \
-		/* Or the compiler would add it up again at each use. */                                \
-		asm volatile("" : "+r"(address));                                                       \
-		(type *)address;                                                                        \
-	})
-
 /* What is counted apart: who, what, and what became of it (layout.py, CELL_KEY_FIELDS). One cache line. */
 struct cell {
 	u64 what; /* 0: free */
@@ -115,6 +100,17 @@ struct lane {
 #endif
 };
 
+/* The ideal bucket of a tap and direction, see bucket.c. */
+struct bucket {
+	u64 empty_ns;  /* when there would be, or was, nothing in it: now - empty_ns is what it holds */
+	u64 burst_ns;  /* what it holds at most */
+	u64 unsure_ns; /* how much less the installed policer's bucket may hold */
+	u32 mult;
+	u8 shift;
+	u8 charge; /* CHARGE_* */
+	u16 pad;
+};
+
 /* Packets of one tap that found no free cell, or went another way than to the driver. */
 struct missed {
 	u64 packets;
@@ -167,23 +163,75 @@ struct desk {
 #endif
 };
 
+#if SYN_MEASURES
+/* Of a tap and the direction of its SYNs. */
+struct syn_control {
+	u64 seed;         /* of the hashes: the same for all; a guest that doesn't know it can't choose its hashes */
+	u32 generation;   /* user space turns it: SYNs go to the sets of generation & 1 */
+	u32 shift;        /* one new flow in 2^shift is followed; raised here when too many come, set by user space */
+	u32 lookup_shift; /* the lowest shift of the last FLOW_EXPIRES_NS: what may be in the table */
+	u32 spare;
+	u64 spares[5];
+	/* second line: written with each followed handshake */
+	u64 waiting;      /* flows that were answered, and not completed so far */
+	u64 crowded;      /* flows that took a living one's place */
+	u64 more_spares[6];
+};
+
+struct syn_sets {
+	u8 sources[HLL_REGISTERS];
+	u8 destinations[HLL_REGISTERS];
+	u8 source_ports[PORTS / 8];
+	u8 destination_ports[PORTS / 8];
+};
+
+/* All that a SYN touches is found by one look. */
+struct syn_side {
+	struct syn_control control;
+	struct syn_sets sets[2];
+};
+#endif
+
 BPF_F_TABLE("array", u32, struct cell, cells, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u32, roster, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS, BPF_F_MMAPABLE);
 
-/* What every packet touches is a table of one value each, an array, whose address is in the program. */
-struct all_lanes {
-	struct lane at[CPUS];
+/*
+ * What every packet touches, in one table of one value: few pages, and its address is in the programs, where the loader
+ * writes it. A lookup takes three times as many instructions.
+ */
+struct shared {
+	struct lane lanes[LANES];
+	struct tap taps[TAP_SLOTS];
+	struct bucket buckets[BUCKETS];
+#if DESKS_SHARED
+	struct desk desks[DESKS];
+#endif
+#if SIDES_SHARED
+	struct syn_side syn_sides[SIDES];
+#endif
 };
 
-struct all_taps {
-	struct tap at[TAP_SLOTS];
-};
+BPF_F_TABLE("array", u32, struct shared, shared, 1, BPF_F_MMAPABLE);
 
-BPF_F_TABLE("array", u32, struct all_lanes, lanes, 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct all_taps, taps, 1, BPF_F_MMAPABLE);
-#if BIN_NS || SAMPLES
-BPF_F_TABLE("array", u32, struct desk, desks, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+/*
+ * One of an array of struct shared. Verifier: an index below `count`, which is a power of two, so that no branch is
+ * needed to bound it.
+ */
+#define SHARED(type, array, number, count)                                                               \
+	({                                                                                              \
+		u64 index = number, address;                                                            \
+		asm volatile("%0 &= %1" : "+r"(index) : "i"((count) - 1));                              \
+		asm volatile("%0 = " XSTR(SHARED_PLACEHOLDER) " ll" : "=r"(address));                   \
+		address += __builtin_offsetof(struct shared, array) + index * sizeof(type);             \
+		__builtin_assume(address != 0);                                                         \
+		/* Or the compiler would add it up again at each use. */                                \
+		asm volatile("" : "+r"(address));                                                       \
+		(type *)address;                                                                        \
+	})
+
+#if !DESKS_SHARED && (BIN_NS || SAMPLES)
+BPF_F_TABLE("array", u32, struct desk, desks, DESKS, BPF_F_MMAPABLE);
 #endif
 #if BIN_NS
 BPF_F_TABLE("array", u32, struct bin, bin_log, CPUS * BIN_LOG, BPF_F_MMAPABLE);

@@ -93,13 +93,16 @@ static __always_inline u64 verdict_of(void *ctx, u64 skb, u64 reason, u32 locati
 	bool by_netfilter = within(location, NETFILTER_FROM, NETFILTER_END);
 #endif
 
-	if (at_tc)
-		return by_policer(lane) ? VERDICT_POLICED : VERDICT_DROPPED;
+	if (at_tc) {
+		if (unlikely(!by_policer(lane)))
+			return VERDICT_DROPPED;
+		return VERDICT_POLICED;
+	}
 	/* A netfilter drop is the tap's policer's only where an nft netdev chain hangs on the tap. */
-	if (!by_netfilter || !(lane->traits & TRAIT_NFT_POLICER))
+	if (unlikely(!by_netfilter) || unlikely(!(lane->traits & TRAIT_NFT_POLICER)))
 		return VERDICT_DROPPED;
 	/* Where other chains than the tap's can have. Verifier: 0 where they can't, and the branch is taken out. */
-	if (LOADED(HOOKS_FROM_PLACEHOLDER) && !by_own_chain(ctx, skb, lane))
+	if (unlikely(LOADED(HOOKS_FROM_PLACEHOLDER)) && !by_own_chain(ctx, skb, lane))
 		return VERDICT_DROPPED;
 	return VERDICT_POLICED;
 }

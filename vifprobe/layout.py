@@ -201,9 +201,7 @@ HOOKS_FROM_PLACEHOLDER = 0x76707061  # in the same, where the function lies that
 HOOKS_END_PLACEHOLDER = 0x76707062
 CHAINS_FROM_PLACEHOLDER = 0x76707063  # ... and the one that has it run a device's own (__netif_receive_skb_core)
 CHAINS_END_PLACEHOLDER = 0x76707065
-LANES_PLACEHOLDER = 0x76707001  # in all programs, where the loader writes the address of a table
-TAPS_PLACEHOLDER = 0x76707002
-BUCKETS_PLACEHOLDER = 0x76707003
+SHARED_PLACEHOLDER = 0x76707001  # in all programs, where the loader writes the address of the table `shared`
 NETNS_PLACEHOLDER = 0x7670706E  # in the compiled tracepoint program, where the loader writes the taps' namespace
 VLAN_TAGS_MAX = 2
 EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other`
@@ -276,9 +274,7 @@ def c_header() -> str:
         f"#define SIZE_BUCKETS {len(SIZE_EDGES_BYTES)}",
         "",
         f"#define DIRECTION_PLACEHOLDER {DIRECTION_PLACEHOLDER:#x}",
-        f"#define LANES_PLACEHOLDER {LANES_PLACEHOLDER:#x}",
-        f"#define BUCKETS_PLACEHOLDER {BUCKETS_PLACEHOLDER:#x}",
-        f"#define TAPS_PLACEHOLDER {TAPS_PLACEHOLDER:#x}",
+        f"#define SHARED_PLACEHOLDER {SHARED_PLACEHOLDER:#x}",
         f"#define NETNS_PLACEHOLDER {NETNS_PLACEHOLDER:#x}",
         f"#define HOOKS_FROM_PLACEHOLDER {HOOKS_FROM_PLACEHOLDER:#x}",
         f"#define HOOKS_END_PLACEHOLDER {HOOKS_END_PLACEHOLDER:#x}",

@@ -18,6 +18,7 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf, settings
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import TAP_PROBES, Direction, Verdict
+from vifprobe.testing import syns
 from vifprobe.testing.case import Run
 from vifprobe.testing.flood import flood, writer
 from vifprobe.testing.netns import Netns
@@ -167,6 +168,36 @@ def test_many_taps_fed_in_turn(netns: Netns) -> None:
             assert found.total(tap=tap.name).packets == found.written[0].by_fd[number]
             assert found.binned(tap=number)[0] == found.written[0].by_fd[number]
             assert count(found.totals[tap.name].where(Direction.INBOUND)).packets == 0
+
+
+def test_tables_that_are_too_large_to_be_shared(tap: Tap) -> None:
+    """As on a node of many CPUs and taps: what is in tables of its own there counts the same."""
+    bins = 10_000_000
+    large = Settings(taps=40, cpus=max(64, possible_cpus()), bin_ns=bins, samples=True, syn=True)
+    small = Settings(taps=1, cpus=possible_cpus(), bin_ns=bins, samples=True, syn=True)
+    frames = syns.spoofed(1_009)
+    found = []
+    with forwarding(tap), on_cpu(FIRST_CPU):
+        for wanted in (small, large):
+            assert (wanted.desks > settings.DESKS_SHARED) is (wanted is large)
+            assert (wanted.taps > settings.SIDES_SHARED) is (wanted is large)
+            with kernel_side(tap, wanted) as kernel:
+                flood([tap.fd], frames, count=3_001, seconds=FLOOD_SECONDS)
+                cells = kernel.counters.snapshot().cells
+                measured = kernel.counters.syn_measures()
+                assert measured is not None
+                rows = kernel.counters.take_samples(final=True)
+                found.append(
+                    (
+                        cells.tolist(),
+                        int(kernel.counters.take_bins(final=True)["packets"].sum()),
+                        measured.interval.source_ports[0, OUT].tolist(),
+                        (len(rows) > 16, int(rows["frame_bytes"].max())),
+                    )
+                )
+    assert found[0][1] == 3_001
+    assert sum(found[0][2]) > 900
+    assert found[0] == found[1]
 
 
 def test_bins_that_are_overwritten_are_said(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:

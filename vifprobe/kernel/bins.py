@@ -23,7 +23,7 @@ class Bins:
         settings = programs.settings
         self._cpus = settings.cpus
         self._bin_ns = settings.bin_ns
-        self._open = programs.table("desks")["bin"]
+        self._open = programs.table("desks")["bin"][: settings.desks]
         self._log = programs.table("bin_log").reshape(self._cpus, -1)
         self._taken = np.zeros(self._cpus, dtype=np.int64)
         self.lost = 0

@@ -24,22 +24,18 @@ from vifprobe.kernel.source import source_directory, source_text
 from vifprobe.kernel.symbols import function_ranges
 from vifprobe.kernel.tables import Tables
 from vifprobe.layout import (
-    BUCKETS_PLACEHOLDER,
     CHAINS_END_PLACEHOLDER,
     CHAINS_FROM_PLACEHOLDER,
     DIRECTION_PLACEHOLDER,
     HOOKS_END_PLACEHOLDER,
     HOOKS_FROM_PLACEHOLDER,
-    LANES_PLACEHOLDER,
     NETNS_PLACEHOLDER,
+    SHARED_PLACEHOLDER,
     TAPS_MAX,
-    TAPS_PLACEHOLDER,
     Bucket,
     Direction,
 )
 
-#: Tables of one value whose address is in the programs.
-_ADDRESSES = {LANES_PLACEHOLDER: "lanes", TAPS_PLACEHOLDER: "taps", BUCKETS_PLACEHOLDER: "buckets"}
 _FUNCTION_PLACEHOLDERS = (
     HOOKS_FROM_PLACEHOLDER,
     HOOKS_END_PLACEHOLDER,
@@ -277,7 +273,7 @@ class Programs:
     def _code(self, function: str) -> bytes:
         """A program's code with the tables' fds in it."""
         code = replaced(self._compiled.code[function], FD_LOAD, dict(enumerate(self._tables.fds)))
-        return with_addresses(code, {number: self._tables.fd(name) for number, name in _ADDRESSES.items()})
+        return with_addresses(code, {SHARED_PLACEHOLDER: self._tables.fd("shared")})
 
     def _unload(self, name: str) -> None:
         if name in self._fds:

@@ -85,7 +85,7 @@ class Counters:
     def __init__(self, programs: Programs) -> None:
         settings = programs.settings
         self._cells = CellTable(programs)
-        self._lanes = programs.table("lanes", writable=True)
+        self._lanes = programs.table("lanes", writable=True)[: settings.cpus]
         self._misses = programs.table("misses").reshape(settings.cpus, -1)
         self._taps = programs.table("taps", writable=True)
         self._flights = Flights(programs)

@@ -49,7 +49,8 @@ class Samples:
         self._ring = programs.table("samples").reshape(self._cpus, -1)
         self._staged = programs.table("staged").reshape(self._cpus, len(Direction))
         # Both sides write `mean` and `brakes`: the newer one holds, and the kernel side brakes again if need be.
-        self._samplers = programs.table("desks", writable=True)["sampler"].reshape(self._cpus, -1, len(Direction))
+        samplers = programs.table("desks", writable=True)["sampler"][: settings.desks]
+        self._samplers = samplers.reshape(self._cpus, -1, len(Direction))
         self._told = programs.table("samples_taken", writable=True)["count"]
         self._taken = np.zeros(self._cpus, np.int64)
         self._seen = np.zeros(self._samplers.shape, np.int64)

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vifprobe.kernel.features import Features, TraceFields, takes_cmpxchg
-from vifprobe.layout import FLIGHT_WAYS
+from vifprobe.layout import FLIGHT_WAYS, Direction
 
 #: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
 CELLS_PER_TAP = 256
 CELLS_MIN = 2048
 BIN_LOG_ENTRIES = 4096
+#: Desks that share a table of one value with what else every packet touches, 320 bytes each; more have one of their
+#: own: older kernels take no value above 4 MiB (KMALLOC_MAX_SIZE; kernel/bpf/arraymap.c, array_map_alloc_check).
+DESKS_SHARED = 4096
+#: Taps whose SYN measures do, 96 KiB each.
+SIDES_SHARED = 16
 #: Samples of all CPUs that wait for the reader, 192 bytes each, and how many of them are one CPU's.
 SAMPLES_WAITING = 16384
 SAMPLES_PER_CPU = (1024, 8192)
@@ -61,6 +66,11 @@ class Settings:
         return _power_of_two(max(CELLS_MIN, self.taps * CELLS_PER_TAP))
 
     @property
+    def desks(self) -> int:
+        """One a CPU, tap and direction."""
+        return self.cpus * self.taps * len(Direction)
+
+    @property
     def tap_slots(self) -> int:
         """Slots of the table of watched taps, a power of two."""
         return _power_of_two(max(64, 8 * self.taps))
@@ -86,7 +96,13 @@ class Settings:
         """The compiler's -D flags."""
         values: dict[str, int | str] = {
             "CPUS": self.cpus,
+            "LANES": _power_of_two(self.cpus),
             "TAPS": self.taps,
+            "BUCKETS": _power_of_two(self.taps * len(Direction)),
+            "SIDES": _power_of_two(self.taps * len(Direction)),
+            "SIDES_SHARED": int(self.syn and self.taps <= SIDES_SHARED),
+            "DESKS": _power_of_two(self.desks),
+            "DESKS_SHARED": int(bool(self.bin_ns or self.samples) and self.desks <= DESKS_SHARED),
             "TAP_SLOTS": self.tap_slots,
             "CELLS_PER_CPU": self.cells_per_cpu,
             "BIN_NS": self.bin_ns,

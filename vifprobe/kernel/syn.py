@@ -34,7 +34,7 @@ class SynReader:
     def __init__(self, programs: Programs) -> None:
         settings = programs.settings
         shape = settings.taps, len(Direction)
-        sides = programs.table("syn_sides", writable=True).reshape(shape)
+        sides = programs.table("syn_sides", writable=True)[: np.prod(shape)].reshape(shape)
         self._controls = sides["control"]
         self._sets = np.moveaxis(sides["sets"], -1, 0)
         self._flows = programs.table("flows")["way"].reshape(-1)

@@ -15,9 +15,6 @@ from vifprobe.kernel import libbpf
 from vifprobe.kernel.compile import MapShape
 from vifprobe.kernel.mapped import MappedArray
 
-#: Members of the value of a table that has only one: its rows are in that.
-_ARRAY = ("at",)
-
 
 class Tables:
     """All of one compilation's. fds: in the order in which the code knows them.
@@ -37,26 +34,28 @@ class Tables:
             raise KernelError(f"the kernel refuses the table {shape.name}: {error.strerror}.") from error
 
     def rows(self, name: str, writable: bool = False) -> npt.NDArray[np.void]:
-        """A table's values, or the elements of its only value: the kernel's own memory, no copy."""
-        place = self._place(name)
+        """A table's values, or an array in the only value of one: the kernel's own memory, no copy."""
+        place, member = self._find(name)
         rows = MappedArray(self.fds[place], self._leaf(place), self._shapes[place].entries, writable).rows
-        return rows["at"][0] if rows.dtype.names == _ARRAY else rows
+        return rows[member][0] if member else rows
 
     def fd(self, name: str) -> int:
         """A table's."""
-        return self.fds[self._place(name)]
+        return self.fds[self._find(name)[0]]
 
     def blank(self, name: str) -> npt.NDArray[np.void]:
         """A row to be filled in, for `write`; shape (1,)."""
-        leaf = self._leaf(self._place(name))
-        return np.zeros(1, leaf["at"].base if leaf.names == _ARRAY else leaf)
+        place, member = self._find(name)
+        leaf = self._leaf(place)
+        return np.zeros(1, leaf[member].base if member else leaf)
 
     def write(self, name: str, number: int, value: npt.NDArray[np.void]) -> None:
         """Replace a row as a whole; OSError where the kernel refuses it."""
-        if self._leaf(self._place(name)).names == _ARRAY:
+        place, member = self._find(name)
+        if member:
             self.rows(name, writable=True)[number] = value[0]
             return
-        libbpf.update_map(self.fds[self._place(name)], number.to_bytes(4, sys.byteorder), value.tobytes())
+        libbpf.update_map(self.fds[place], number.to_bytes(4, sys.byteorder), value.tobytes())
 
     def close(self) -> None:
         """Give the fds back; harmless when called again."""
@@ -64,8 +63,12 @@ class Tables:
             os.close(fd)
         self.fds.clear()
 
-    def _place(self, name: str) -> int:
-        return next(place for place, shape in enumerate(self._shapes) if shape.name == name)
+    def _find(self, name: str) -> tuple[int, str]:
+        """A table's place; or the place of the one that has an array of this name in it, and that name."""
+        names = [shape.name for shape in self._shapes]
+        if name in names:
+            return names.index(name), ""
+        return next(place for place in range(len(names)) if name in (self._leaf(place).names or ())), name
 
     def _leaf(self, place: int) -> np.dtype[np.void]:
         return np.lib.format.descr_to_dtype(self._shapes[place].leaf)
