@@ -123,7 +123,7 @@ static __always_inline bool sample(u32 cpu, struct lane *lane, struct desk *desk
 	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf;
 
 	own->seen++;
-	/* Each apart: what is left out lies behind what is not. */
+	/* Each apart, so that each branch has its mark (likely.h). */
 	if (unlikely(own->seen >= own->wake_at) || unlikely(!(own->calm >> class & 1)) ||
 	    unlikely(own->mean != own->drawn_mean))
 		return look(cpu, lane, own, frame, packet, what, now, charged_bytes, wire);

@@ -6,10 +6,10 @@ from __future__ import annotations
 import select
 import time
 
+from vifprobe.analysis.reading import Cells
 from vifprobe.auditor import passed_bytes
 from vifprobe.coverage import GapTeller
 from vifprobe.host.events import Event
-from vifprobe.kernel.counters import Snapshot
 from vifprobe.opening import Parts
 from vifprobe.watched import WatchedTap
 
@@ -74,7 +74,7 @@ class Follower:
         events = self._events.read()
         now_ns = time.monotonic_ns()
         is_due = self._is_refresh_due(now_ns)
-        snapshot: Snapshot | None = None
+        cells: Cells | None = None
         changed = False
         for watched in self._hooks.watched:
             own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
@@ -88,9 +88,10 @@ class Follower:
                 watched.tell_apart(self._hooks.programs)
                 self._hooks.count(watched)
                 watched.covered()
-                if own and snapshot is None:
-                    snapshot = self._hooks.counters.snapshot()
-                if self._audit(watched, own, snapshot):
+                if own and cells is None:
+                    # As they are: to wait for verdicts can take long, and what passes meanwhile counts.
+                    cells = self._hooks.counters.cells_now()
+                if self._audit(watched, own, cells):
                     show_by_ns = (own[0].at_ns if own else now_ns) + _CHANGE_SHOWN_NS
                     self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
             self._tell_gaps(watched)
@@ -121,14 +122,14 @@ class Follower:
             self._events.follow_nft()
         return is_due
 
-    def _audit(self, watched: WatchedTap, own: list[Event], snapshot: Snapshot | None) -> bool:
-        """Have the audit follow the tap's own events; snapshot: taken after them, if there are any.
+    def _audit(self, watched: WatchedTap, own: list[Event], cells: Cells | None) -> bool:
+        """Have the audit follow the tap's own events; cells: of all taps, read after them, if there are any.
 
         Whether a limit came, went or changed.
         """
-        cells = snapshot.cells_of(watched.number) if own and snapshot else watched.before
+        counted = watched.before if cells is None or not own else cells[cells["tap"] == watched.number]
         audit = self._auditor.taps[watched.link.ifindex]
-        return audit.follow(own, watched.installed, passed_bytes(cells, self._reasons))
+        return audit.follow(own, watched.installed, passed_bytes(counted, self._reasons))
 
     def _hear_of_ends(self) -> None:
         """A deleted tap can't be found some time before the kernel tells of its end, and who brought it about."""

@@ -35,8 +35,9 @@ from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType, TcpFlag
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.scenario import forwarded, syn_flood_packets
-from vifprobe.testing.taps import Tap, gso_packet
+from vifprobe.testing.taps import Tap, device_counters, gso_packet
 from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.waiting import wait_until
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 TESTS = Path(__file__).parents[1]
@@ -210,6 +211,36 @@ def test_p3_a_limit_that_is_away_for_a_while(tap: Tap, away_seconds: float) -> N
         assert (finding.evidence["removed_by"] or "").startswith("nft")
         assert (finding.evidence["restored_by"] or "").startswith("nft")
         assert 1.2e9 < finding.evidence["gap_ns"] < 30e9
+
+
+def test_what_passed_counts_from_when_a_removal_was_heard_of(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long call chains take to end: half a minute has been seen with two floods on two emulated CPUs."""
+    ended = threading.Event()
+    ended.set()
+    monkeypatch.setattr("vifprobe.kernel.grace.wait_for_call_chains", lambda: ended.wait(120))
+    nft(12_500_000, 3_200_000)
+
+    def remove() -> None:
+        ended.clear()
+        try:
+            run("nft delete table netdev t")
+            before = device_counters("tap0")["rx_packets"]
+            wait_until(lambda: device_counters("tap0")["rx_packets"] >= before + 5_003, 60)
+        finally:
+            ended.set()
+
+    with Probe("tap0", directions=(OUT,)) as probe, sending(tap, syn_flood_packets(tap), 5_000):
+        removing = threading.Thread(target=remove)
+        removing.start()
+        final = None
+        for reading in probe.readings(0.2, 100):
+            if not removing.is_alive():
+                probe.stop()
+            final = reading
+    removing.join()
+    assert final is not None
+    (found,) = [one for one in final.findings if one.pattern == "P2"]
+    assert 0.8 * 5_003 * 40 < found.evidence["passed_since_bytes"] <= final.offered(OUT).charged_bytes
 
 
 @pytest.mark.parametrize("in_packets", [True, False])
