@@ -214,7 +214,7 @@ def test_p3_a_limit_that_is_away_for_a_while(tap: Tap, away_seconds: float) -> N
 
 
 def test_what_passed_counts_from_when_a_removal_was_heard_of(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long call chains take to end: half a minute has been seen with two floods on two emulated CPUs."""
+    """However long call chains take to end, which where CPUs are scarce is seconds."""
     ended = threading.Event()
     ended.set()
     monkeypatch.setattr("vifprobe.kernel.grace.wait_for_call_chains", lambda: ended.wait(120))
