@@ -32,7 +32,7 @@ static __always_inline struct syn_side *side_of(u32 owner)
 	return SHARED(struct syn_side, syn_sides, owner, SIDES);
 }
 #else
-BPF_F_TABLE("array", u32, struct syn_side, syn_sides, SIDES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct syn_side, syn_sides, TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 
 static __always_inline struct syn_side *side_of(u32 owner)
 {

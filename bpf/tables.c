@@ -231,7 +231,7 @@ BPF_F_TABLE("array", u32, struct shared, shared, 1, BPF_F_MMAPABLE);
 	})
 
 #if !DESKS_SHARED && (BIN_NS || SAMPLES)
-BPF_F_TABLE("array", u32, struct desk, desks, DESKS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct desk, desks, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 #endif
 #if BIN_NS
 BPF_F_TABLE("array", u32, struct bin, bin_log, CPUS * BIN_LOG, BPF_F_MMAPABLE);
