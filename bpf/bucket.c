@@ -196,25 +196,24 @@ static __always_inline bool take_late(struct bucket *bucket, struct lane *lane)
  * An offset that comes about all the same (a hypervisor that stops the CPU between the two) costs one packet's wrong
  * word, not one with each packet for ever: what was taken in vain leaves the bucket no emptier than credit covers.
  */
-static __always_inline u64 settle_bucket(struct lane *lane, u64 what, u64 verdict)
+static __always_inline void settle_bucket(struct lane *lane, u64 verdict)
 {
-	u64 says = what >> KEY_EXPECTED_SHIFT & 0xf, other = (EXPECTED_CONFORM ^ EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
+	u64 says = lane->what >> KEY_EXPECTED_SHIFT & 0xf;
 	struct bucket *bucket;
 
 	if (!says)
-		return what;
+		return;
 	/* The two are the same number: conform and passed, exceed and policed. */
 	if (likely(says == verdict))
-		return what;
+		return;
 	if ((says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED))
-		return what;
+		return;
 	if (!(lane->traits & (TRAIT_NFT_POLICER | TRAIT_TC_POLICER)))
-		return what;
+		return;
 	/* The reader has counted it already, as it was. */
 	if ((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)
-		return what;
+		return;
 	bucket = bucket_of(lane->number, DIRECTION_OUTBOUND);
-	if (verdict == VERDICT_POLICED)
-		return give_back(bucket, lane) ? what ^ other : what;
-	return take_late(bucket, lane) ? what ^ other : what;
+	if (verdict == VERDICT_POLICED ? give_back(bucket, lane) : take_late(bucket, lane))
+		lane->what ^= (EXPECTED_CONFORM ^ EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
 }

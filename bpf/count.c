@@ -13,18 +13,23 @@
 /* The upper bits of a 64-bit hash that are a cell's place. */
 #define CELL_HASH_SHIFT (64 - __builtin_ctz(CELLS_PER_CPU))
 
-/* A CPU's own. */
-static __always_inline struct lane *lane_of(u32 cpu)
+/* This CPU's own. */
+static __always_inline struct lane *own_lane(void)
 {
-	return SHARED(struct lane, lanes, cpu, LANES);
+	return SHARED(struct lane, lanes, bpf_get_smp_processor_id(), LANES);
+}
+
+/* Where almost every packet's tap is; or it is another one's, or free. */
+static __always_inline struct tap *likely_tap_of(u32 ifindex)
+{
+	return SHARED(struct tap, taps, ifindex, TAP_SLOTS);
 }
 
 /* The watched tap behind an ifindex, or NULL: this is what every other device's packets pay. */
 static __always_inline struct tap *tap_of(u32 ifindex)
 {
-	struct tap *tap = SHARED(struct tap, taps, ifindex, TAP_SLOTS);
+	struct tap *tap = likely_tap_of(ifindex);
 
-	/* Almost every packet's tap is in the first slot. */
 	if (likely(tap->ifindex == ifindex))
 		return tap;
 	/* Verifier: a bounded loop. */
@@ -51,10 +56,10 @@ static __always_inline u64 policer_charge(struct tap *tap, u64 length)
 }
 
 /* Find or make this CPU's cell of a key. NULL: the table is full, the packet is counted as missed by the caller. */
-static __always_inline struct cell *cell_of(u32 cpu, struct lane *lane, u64 what, u64 why)
+static __always_inline struct cell *cell_of(struct lane *lane, u64 what, u64 why)
 {
 	u64 home = (what ^ why) * 0x9e3779b97f4a7c15ULL >> CELL_HASH_SHIFT;
-	u32 at = cpu * CELLS_PER_CPU + (u32)home;
+	u32 at = lane->cpu * CELLS_PER_CPU + (u32)home;
 	struct cell *cell = cells.lookup(&at);
 
 	/* Almost every packet finds its cell in the first slot. */
@@ -63,14 +68,14 @@ static __always_inline struct cell *cell_of(u32 cpu, struct lane *lane, u64 what
 	/* Verifier: a bounded loop. */
 #pragma nounroll
 	for (u32 i = 0; i < CELL_PROBES; i++) {
-		at = cpu * CELLS_PER_CPU + (((u32)home + i) & (CELLS_PER_CPU - 1));
+		at = lane->cpu * CELLS_PER_CPU + (((u32)home + i) & (CELLS_PER_CPU - 1));
 		cell = cells.lookup(&at);
 		if (!cell)
 			return NULL;
 		if (cell->what == what && cell->why == why)
 			return cell;
 		if (!cell->what) {
-			u32 entry = cpu * CELLS_PER_CPU + (u32)lane->cells;
+			u32 entry = lane->cpu * CELLS_PER_CPU + (u32)lane->cells;
 			u32 *listed = roster.lookup(&entry);
 
 			if (!listed)
@@ -98,9 +103,9 @@ static __always_inline u64 arrival_ns(u64 given)
 #endif
 }
 
-static __always_inline u32 desk_number(u32 cpu, u64 what)
+static __always_inline u32 desk_number(struct lane *lane, u64 what)
 {
-	return (cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1) * DIRECTION_COUNT +
+	return (lane->cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1) * DIRECTION_COUNT +
 	       (u32)((what >> KEY_DIRECTION_SHIFT) & 0xf);
 }
 
@@ -117,16 +122,21 @@ static __always_inline struct desk *desk_at(struct lane *lane, u32 number)
 }
 
 #if BIN_NS
+static __always_inline bool is_bin_over(struct desk *desk, u64 now)
+{
+	return now - desk->bin.start_ns >= BIN_NS;
+}
+
 /* Enter the time bin of now: if the tap's current one on this CPU is over, it goes to the log. */
-static __always_inline void turn_bin_of(struct desk *desk, u32 cpu, struct lane *lane, u64 what, u64 now)
+static __always_inline void turn_bin_of(struct desk *desk, struct lane *lane, u64 what, u64 now)
 {
 	struct bin *bin = &desk->bin, *logged;
 	u32 at;
 
-	if (likely(now - bin->start_ns < BIN_NS))
+	if (likely(!is_bin_over(desk, now)))
 		return;
 	if (bin->tap_direction) {
-		at = cpu * BIN_LOG + ((u32)lane->logged_bins & (BIN_LOG - 1));
+		at = lane->cpu * BIN_LOG + ((u32)lane->logged_bins & (BIN_LOG - 1));
 		logged = bin_log.lookup(&at);
 		if (logged) {
 			*logged = *bin;
@@ -156,21 +166,25 @@ static __always_inline void count_bin(struct lane *lane, u32 number, u64 what, u
 		counts->syn_packets++;
 }
 #else
-static __always_inline void turn_bin_of(struct desk *desk, u32 cpu, struct lane *lane, u64 what, u64 now) {}
+static __always_inline bool is_bin_over(struct desk *desk, u64 now)
+{
+	return false;
+}
+static __always_inline void turn_bin_of(struct desk *desk, struct lane *lane, u64 what, u64 now) {}
 static __always_inline void count_bin(struct lane *lane, u32 number, u64 what, u64 frame_bytes) {}
 #endif
 
-static __always_inline void turn_bin(u32 cpu, struct lane *lane, u64 what, u64 now)
+static __always_inline void turn_bin(struct lane *lane, u64 what, u64 now)
 {
-	struct desk *desk = desk_at(lane, desk_number(cpu, what));
+	struct desk *desk = desk_at(lane, desk_number(lane, what));
 
 	if (desk)
-		turn_bin_of(desk, cpu, lane, what, now);
+		turn_bin_of(desk, lane, what, now);
 }
 
-static __always_inline void miss(u32 cpu, u64 what, u32 frame_bytes)
+static __always_inline void miss(struct lane *lane, u64 what, u32 frame_bytes)
 {
-	u32 at = cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
+	u32 at = lane->cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
 	struct missed *missed = misses.lookup(&at);
 
 	if (!missed)
@@ -180,48 +194,56 @@ static __always_inline void miss(u32 cpu, u64 what, u32 frame_bytes)
 	__sync_fetch_and_add(&missed->frame_bytes, frame_bytes);
 }
 
-/* Count one packet, its verdict known (or never to be known). desk: its number. */
-static __always_inline void count_at(u32 cpu, struct lane *lane, u32 desk, u64 what, u64 why, u32 frame_bytes,
-				     u32 charged_bytes, u64 wire_bytes)
+/* One packet more. Own CPU's cell, see the head of tables.c. */
+static __always_inline void add(struct cell *cell, u32 frame_bytes, u32 charged_bytes, u64 wire_bytes)
 {
-	struct cell *cell = cell_of(cpu, lane, what, why);
-
-	/* Own CPU's cells, see the head of tables.c. */
-	if (unlikely(!cell)) {
-		miss(cpu, what, frame_bytes);
-		return;
-	}
 	cell->packets++;
 	cell->frame_bytes += frame_bytes;
 	cell->charged_bytes += charged_bytes;
 	cell->wire_bytes += wire_bytes;
-	count_bin(lane, desk, what, frame_bytes);
 }
 
-static __always_inline void count(u32 cpu, struct lane *lane, u64 what, u64 why, u32 frame_bytes, u32 charged_bytes,
+/* Count one packet, its verdict known (or never to be known). */
+static __always_inline void count(struct lane *lane, u64 what, u64 why, u32 frame_bytes, u32 charged_bytes,
 				  u64 wire_bytes)
 {
-	count_at(cpu, lane, desk_number(cpu, what), what, why, frame_bytes, charged_bytes, wire_bytes);
+	struct cell *cell = cell_of(lane, what, why);
+
+	if (unlikely(!cell)) {
+		miss(lane, what, frame_bytes);
+		return;
+	}
+	add(cell, frame_bytes, charged_bytes, wire_bytes);
+	count_bin(lane, desk_number(lane, what), what, frame_bytes);
 }
 
-static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why);
-static __always_inline u64 settle_bucket(struct lane *lane, u64 what, u64 verdict);
+static __always_inline void settle_sample(struct lane *lane, u64 what, u64 why);
+static __always_inline void settle_bucket(struct lane *lane, u64 verdict);
 
-/* Close the books on the pending packet. */
-static __always_inline void settle(u32 cpu, struct lane *lane, u64 verdict, u64 why)
+/* Close the books on the pending packet. What the lane knows of it is read where it is needed: registers are few. */
+static __always_inline void settle(struct lane *lane, u64 verdict, u64 why)
 {
-	u64 what = settle_bucket(lane, lane->what, verdict) | verdict << KEY_VERDICT_SHIFT;
+	struct cell *cell;
+	u64 what;
 
+	settle_bucket(lane, verdict);
+	what = lane->what | verdict << KEY_VERDICT_SHIFT;
 	lane->skb = 0;
-	settle_sample(cpu, lane, what, why);
-	count_at(cpu, lane, lane->desk, what, why, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
+	settle_sample(lane, what, why);
+	cell = cell_of(lane, what, why);
+	if (unlikely(!cell)) {
+		miss(lane, what, lane->frame_bytes);
+		return;
+	}
+	add(cell, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
+	count_bin(lane, lane->desk, what, lane->frame_bytes);
 }
 
 /* A header that can't be read has no class: said to be missed, not guessed. */
-static __always_inline bool is_missed(u32 cpu, u64 what, struct frame *frame)
+static __always_inline bool is_missed(struct lane *lane, u64 what, struct frame *frame)
 {
 	if (likely(!frame->unreadable))
 		return false;
-	miss(cpu, what, frame->length);
+	miss(lane, what, frame->length);
 	return true;
 }

@@ -43,10 +43,10 @@ static __always_inline bool has_ended(const struct flight *flight)
 }
 
 /* Count a packet whose end is known: its key has the verdict in it. With bottom halves off, see the head of tables.c. */
-static __always_inline void conclude(u32 cpu, struct lane *lane, const struct flight *flight)
+static __always_inline void conclude(struct lane *lane, const struct flight *flight)
 {
-	turn_bin(cpu, lane, flight->what, arrival_ns(0));
-	count(cpu, lane, flight->what, flight->why, flight->frame_bytes, flight->charged_bytes, flight->wire_bytes);
+	turn_bin(lane, flight->what, arrival_ns(0));
+	count(lane, flight->what, flight->why, flight->frame_bytes, flight->charged_bytes, flight->wire_bytes);
 }
 
 /* The way of a row that holds this address, FLIGHT_WAYS where none does. */
@@ -71,7 +71,7 @@ static __always_inline u64 *berth(struct row *row, u32 way)
 }
 
 /* Keep a packet. What held its place before has ended: seen, and counted now, or unseen. */
-static __always_inline void remember(u32 cpu, struct lane *lane, struct flight *new)
+static __always_inline void remember(struct lane *lane, struct flight *new)
 {
 	u32 number = row_of(new->skb), way, place;
 	struct row *row = berths.lookup(&number);
@@ -92,9 +92,9 @@ static __always_inline void remember(u32 cpu, struct lane *lane, struct flight *
 		return;
 	if (unlikely(*berth(row, way))) {
 		if (has_ended(flight))
-			conclude(cpu, lane, flight);
+			conclude(lane, flight);
 		else if (same || flight->lost)
-			miss(cpu, flight->what, flight->frame_bytes);
+			miss(lane, flight->what, flight->frame_bytes);
 	}
 	new->seal = seal_of(new);
 	*flight = *new;

@@ -14,9 +14,8 @@
 #if SYN_MEASURES
 #define FLOW_WAYS 4
 #define SHIFT_MAX 20
-/* In a flow's key, where its place begins, and where what says who is followed. */
+/* In a flow's key, where its place begins. */
 #define FLOW_TAP_SHIFT 16
-#define FLOW_CHOICE_SHIFT 44
 
 /* A handshake that was begun and has not ended. */
 struct flow {
@@ -60,16 +59,16 @@ static __always_inline u32 age_bucket(u64 age_ns)
 	return bucket < AGE_BUCKETS ? bucket : AGE_BUCKETS - 1;
 }
 
-static __always_inline struct syn_counts *counts_of(u32 cpu, u32 owner)
+static __always_inline struct syn_counts *counts_of(struct lane *lane, u32 owner)
 {
-	u32 at = cpu * TAPS * DIRECTION_COUNT + owner;
+	u32 at = lane->cpu * TAPS * DIRECTION_COUNT + owner;
 
 	return syn_counts.lookup(&at);
 }
 
 /*
- * The same for both directions of a flow, never 0: a sum is the same both ways round. The key's upper half says who is
- * followed, its lower half where; the same flow on another tap is another one, elsewhere.
+ * The same for both directions of a flow, never 0: a sum is the same both ways round. The same flow on another tap is
+ * another one, elsewhere.
  */
 static __always_inline u64 flow_key(struct endpoints *ends, u64 tap)
 {
@@ -122,11 +121,11 @@ static __always_inline struct flow *room_for_flow(struct lane *lane, struct flow
 }
 
 /* A flow loses its place: its end was not seen. Too many of those, and fewer are followed. */
-static __always_inline void give_up(u32 cpu, struct flow *flow, struct syn_control *control, u64 now)
+static __always_inline void give_up(struct lane *lane, struct flow *flow, struct syn_control *control, u64 now)
 {
 	u32 owner = flow->owner;
 	struct syn_side *own = side_of(owner);
-	struct syn_counts *counts = counts_of(cpu, owner);
+	struct syn_counts *counts = counts_of(lane, owner);
 
 	if (!own || !counts)
 		return;
@@ -142,7 +141,7 @@ static __always_inline void give_up(u32 cpu, struct flow *flow, struct syn_contr
 		control->shift++;
 }
 
-static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_control *control, struct flow_row *row,
+static __always_inline void flow_started(struct lane *lane, struct syn_control *control, struct flow_row *row,
 					 u64 key, u32 owner, u64 *now)
 {
 	struct flow *flow = find_flow(lane, row, key);
@@ -152,14 +151,14 @@ static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_
 	/* Sent again: it is as old as its first SYN. */
 	if (flow && flow->owner == owner)
 		return;
-	counts = counts_of(cpu, owner);
+	counts = counts_of(lane, owner);
 	if (!counts)
 		return;
 	flow = room_for_flow(lane, row);
 	if (!*now)
 		*now = bpf_ktime_get_ns();
 	if (flow->key)
-		give_up(cpu, flow, control, *now);
+		give_up(lane, flow, control, *now);
 	flow->started_ns = *now;
 	flow->owner = owner;
 	flow->shift = shift;
@@ -171,11 +170,11 @@ static __always_inline void flow_started(u32 cpu, struct lane *lane, struct syn_
 }
 
 /* SYN-ACK, RST, or what completes a handshake: the next step of the flow, if it is followed. */
-static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, u32 owner, u64 *now)
+static __always_inline void flow_goes_on(struct lane *lane, u32 class, struct flow *flow, u32 owner, u64 *now)
 {
 	u32 flow_owner = flow->owner;
 	struct syn_side *own = side_of(flow_owner);
-	struct syn_counts *counts = counts_of(cpu, flow_owner);
+	struct syn_counts *counts = counts_of(lane, flow_owner);
 	u64 stands_for = 1ULL << (flow->shift & 63);
 
 	if (!own || !counts)
@@ -203,14 +202,45 @@ static __always_inline void flow_goes_on(u32 cpu, u32 class, struct flow *flow, 
 	flow->key = 0;
 }
 
-/* Whether it is one of the share that is followed. */
-static __always_inline bool is_chosen(u64 key, u32 shift)
+/*
+ * Whether it is one of the share that is followed; the same for both directions. Worked out of every SYN, so in fewer
+ * steps than a key: no more has to be the same for two flows than chance wants.
+ */
+static __always_inline bool is_chosen(struct endpoints *ends, u32 shift)
 {
-	return !(key >> FLOW_CHOICE_SHIFT & ((1U << (shift & 31)) - 1));
+	u64 ports = (u64)ends->source_port + ends->destination_port;
+	u64 choice = (ends->source + ends->destination + ports * MIXER) * MIXER;
+
+	/* The highest bits are 0: as many as `shift`, which may be none. */
+	return !(choice >> 1 >> (63 - (u64)shift));
+}
+
+/*
+ * Most of measure_syn() for most packets: a plain frame, its handshake not followed. False: measure_syn() is to do it all.
+ * data: see plain_endpoints().
+ */
+static __always_inline bool measure_plain_syn(struct lane *lane, struct tap *tap, u64 direction, void *data, u64 class)
+{
+	u32 owner = tap->number * DIRECTION_COUNT + direction;
+	struct endpoints ends;
+	struct syn_side *side;
+
+	if (class > CLASS_TCP_ACK)
+		return true;
+	side = side_of(owner);
+	if (unlikely(!side))
+		return true;
+	if (class != CLASS_TCP_SYN)
+		return class > CLASS_TCP_RST && likely(!side->control.waiting);
+	plain_endpoints(lane, data, owner, side->control.seed, &ends);
+	if (unlikely(is_chosen(&ends, side->control.shift)))
+		return false;
+	note_syn(lane, side, &ends);
+	return true;
 }
 
 /* At arrival of any packet. now: 0 where nobody asked yet. */
-static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct tap *tap, u64 direction, struct frame *frame,
+static __always_inline void measure_syn(struct lane *lane, struct tap *tap, u64 direction, struct frame *frame,
 					struct packet *packet, u64 what, u64 *now)
 {
 	u64 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xff;
@@ -235,21 +265,25 @@ static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct tap *
 		return;
 	if (class == CLASS_TCP_SYN)
 		note_syn(lane, side, &ends);
-	key = flow_key(&ends, tap->number);
-	if (likely(!is_chosen(key, class == CLASS_TCP_SYN ? control->shift : control->lookup_shift)))
+	if (likely(!is_chosen(&ends, class == CLASS_TCP_SYN ? control->shift : control->lookup_shift)))
 		return;
+	key = flow_key(&ends, tap->number);
 	row = row_of_flow(key);
 	if (!row)
 		return;
 	if (class == CLASS_TCP_SYN) {
-		flow_started(cpu, lane, control, row, key, owner, now);
+		flow_started(lane, control, row, key, owner, now);
 		return;
 	}
 	flow = find_flow(lane, row, key);
 	if (flow)
-		flow_goes_on(cpu, class, flow, owner, now);
+		flow_goes_on(lane, class, flow, owner, now);
 }
 #else
-static __always_inline void measure_syn(u32 cpu, struct lane *lane, struct tap *tap, u64 direction, struct frame *frame,
+static __always_inline bool measure_plain_syn(struct lane *lane, struct tap *tap, u64 direction, void *data, u64 class)
+{
+	return true;
+}
+static __always_inline void measure_syn(struct lane *lane, struct tap *tap, u64 direction, struct frame *frame,
 					struct packet *packet, u64 what, u64 *now) {}
 #endif

@@ -20,9 +20,9 @@
 /* include/linux/err.h: pointers from here on are error codes */
 #define ERRORS_FROM (-4095ULL)
 
-static __always_inline void unannounced(u32 cpu, u64 what)
+static __always_inline void unannounced(struct lane *lane, u64 what)
 {
-	u32 at = cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
+	u32 at = lane->cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
 	struct missed *missed = misses.lookup(&at);
 
 	if (missed)
@@ -30,15 +30,15 @@ static __always_inline void unannounced(u32 cpu, u64 what)
 }
 
 /* A packet that comes to its end unknown: queued since before the hook was there, or a segment of a GSO frame. */
-static __always_inline bool look_at(u32 cpu, struct lane *lane, struct tap *tap, u64 skb, struct flight *found)
+static __always_inline bool look_at(struct lane *lane, struct tap *tap, u64 skb, struct flight *found)
 {
 	struct frame frame = frame_of(skb);
 	struct packet packet;
 	u64 what = identify(&frame, DIRECTION_INBOUND, tap, lane, &packet);
 
-	if (is_missed(cpu, what, &frame))
+	if (is_missed(lane, what, &frame))
 		return false;
-	unannounced(cpu, what);
+	unannounced(lane, what);
 	found->what = what | size_key(lane, frame.length);
 	found->why = 0;
 	found->wire_bytes = wire_bytes(&frame, &packet);
@@ -48,12 +48,12 @@ static __always_inline bool look_at(u32 cpu, struct lane *lane, struct tap *tap,
 	return true;
 }
 
-static __always_inline void passed(u32 cpu, struct lane *lane)
+static __always_inline void passed(struct lane *lane)
 {
 	lane->leaving.skb = 0;
 	lane->leaving.why = 0;
 	lane->leaving.what |= (u64)VERDICT_PASSED << KEY_VERDICT_SHIFT;
-	conclude(cpu, lane, &lane->leaving);
+	conclude(lane, &lane->leaving);
 }
 
 /* net_dev_start_xmit(skb, dev) */
@@ -62,19 +62,17 @@ int depart(struct bpf_raw_tracepoint_args *ctx)
 	u64 skb = ctx->args[0], device = ctx->args[1], address;
 	struct tap *tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
 	struct lane *lane;
-	u32 cpu;
 
 	/* Every other device's packets leave here. */
 	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
 		return 0;
-	cpu = bpf_get_smp_processor_id();
-	lane = lane_of(cpu);
+	lane = own_lane();
 	/* Verifier: a number, no pointer: sums are done with it. */
 	address = forget(&lane->scratch, skb);
 	/* A device above this one (a bridge) has it in its hands: it has handed it on. */
 	if (unlikely(lane->leaving.skb))
-		passed(cpu, lane);
-	if (likely(recall(lane, address, &lane->leaving)) || look_at(cpu, lane, tap, skb, &lane->leaving))
+		passed(lane);
+	if (likely(recall(lane, address, &lane->leaving)) || look_at(lane, tap, skb, &lane->leaving))
 		lane->leaving.skb = address;
 	else
 		lane->leaving.skb = 0;
@@ -84,8 +82,7 @@ int depart(struct bpf_raw_tracepoint_args *ctx)
 /* net_dev_xmit(skb, rc, dev, length). The skb may be gone: its address is a number only. */
 int departed(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lane_of(cpu);
+	struct lane *lane = own_lane();
 	u64 address = ctx->args[0], device = ctx->args[2];
 	struct tap *tap;
 
@@ -101,7 +98,7 @@ int departed(struct bpf_raw_tracepoint_args *ctx)
 	if (unlikely((u32)ctx->args[1] == NETDEV_TX_BUSY))
 		lane->leaving.skb = 0; /* Back to the queue with it: looked at anew when it comes again. */
 	else
-		passed(cpu, lane);
+		passed(lane);
 	return 0;
 }
 
@@ -111,8 +108,7 @@ int departed(struct bpf_raw_tracepoint_args *ctx)
  */
 int cut(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lane_of(cpu);
+	struct lane *lane = own_lane();
 	struct flight whole;
 	u64 segments;
 
@@ -131,8 +127,7 @@ int cut(struct bpf_raw_tracepoint_args *ctx)
 int consume(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 skb = ctx->args[0], device = FIELD(u64, skb, SKB_DEV_OFFSET);
-	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lane_of(cpu);
+	struct lane *lane = own_lane();
 	struct flight whole;
 	struct tap *tap;
 	u64 address;
@@ -146,7 +141,7 @@ int consume(struct bpf_raw_tracepoint_args *ctx)
 	if (bpf_probe_read_kernel(&address, sizeof(address), &ctx->args[0]))
 		return 0;
 	if (recall(lane, address, &whole) && !frame_of(skb).gso_size)
-		miss(cpu, whole.what, whole.frame_bytes);
+		miss(lane, whole.what, whole.frame_bytes);
 	return 0;
 }
 #endif

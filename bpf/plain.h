@@ -10,31 +10,39 @@
 /* Words of a plain frame in network order, what may differ left out: see parse_plain(). */
 #define PLAIN_TYPE_AND_VERSION bpf_htonl(TYPE_IPV4 << 16 | 0x4500)
 #define PLAIN_TYPE_AND_VERSION_MASK bpf_htonl(0xffffff00)
-#define PLAIN_FRAGMENT_AND_PROTO bpf_htonl(PROTO_TCP)
 #define PLAIN_FRAGMENT_AND_PROTO_MASK bpf_htonl(0x1fff00ff)
 
 /*
- * What almost all frames are: TCP over IPv4, no options in between, no tag in the bytes, all headers whole and in the
- * skb's linear part. Bounds are checked once and each word is read once; where this says true, it says what parse() would.
+ * What almost all frames are: TCP or UDP over IPv4, no options in between, no tag in the bytes, all headers whole and in
+ * the skb's linear part. Bounds are checked once and each word is read once; where this says true, it says what parse()
+ * would. data: the frame's first byte.
  */
-static __always_inline bool parse_plain(struct frame *frame, struct packet *packet)
+static __always_inline bool parse_plain(void *data, struct frame *frame, struct packet *packet)
 {
-	void *data = (void *)(long)frame->skb->data;
-	u64 total, header, flags; /* whole registers, see struct packet */
+	u64 total, header, flags, proto; /* whole registers, see struct packet */
 
 	if (unlikely(data + PLAIN_TRANSPORT + TCP_MIN_LEN > (void *)(long)frame->skb->data_end))
 		return false;
 	if (unlikely((*(u32 *)(data + ETH_TYPE_OFFSET) & PLAIN_TYPE_AND_VERSION_MASK) != PLAIN_TYPE_AND_VERSION))
 		return false;
-	if (unlikely((*(u32 *)(data + ETH_HEADER_LEN + 6) & PLAIN_FRAGMENT_AND_PROTO_MASK) != PLAIN_FRAGMENT_AND_PROTO))
-		return false;
+	proto = *(u32 *)(data + ETH_HEADER_LEN + 6) & PLAIN_FRAGMENT_AND_PROTO_MASK;
 	total = bpf_ntohs(*(u16 *)(data + ETH_HEADER_LEN + 2));
-	flags = bpf_ntohs(*(u16 *)(data + PLAIN_TRANSPORT + 12));
-	header = flags >> 10 & 0x3c;
 	/* Lengths that don't fit, or that stand for others. */
-	if (unlikely(header < TCP_MIN_LEN) || unlikely(total < IPV4_MIN_LEN + header) ||
-	    unlikely(ETH_HEADER_LEN + total > frame->length))
+	if (unlikely(ETH_HEADER_LEN + total > frame->length))
 		return false;
+	if (proto == bpf_htonl(PROTO_TCP)) {
+		header = *(u8 *)(data + PLAIN_TRANSPORT + 12) >> 2 & 0x3c;
+		flags = *(u8 *)(data + PLAIN_TRANSPORT + 13);
+		if (unlikely(header < TCP_MIN_LEN) || unlikely(total < IPV4_MIN_LEN + header))
+			return false;
+		packet->packet_class = tcp_flags_class(flags, total > IPV4_MIN_LEN + header);
+	} else {
+		header = UDP_LEN;
+		if (unlikely(proto != bpf_htonl(PROTO_UDP)) || unlikely(total < IPV4_MIN_LEN + UDP_LEN) ||
+		    unlikely(bpf_ntohs(*(u16 *)(data + PLAIN_TRANSPORT + 4)) < UDP_LEN))
+			return false;
+		packet->packet_class = CLASS_UDP;
+	}
 	packet->frame_bytes = frame->length;
 	packet->header_bytes = PLAIN_TRANSPORT + header;
 	packet->network_offset = ETH_HEADER_LEN;
@@ -42,7 +50,6 @@ static __always_inline bool parse_plain(struct frame *frame, struct packet *pack
 	packet->is_ipv6 = false;
 	/* Without a branch. */
 	packet->ethertype = ETHERTYPE_IPV4 + frame->tagged * (ETHERTYPE_VLAN - ETHERTYPE_IPV4);
-	packet->packet_class = tcp_flags_class(flags, total > IPV4_MIN_LEN + header);
 	return true;
 }
 

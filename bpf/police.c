@@ -15,8 +15,7 @@
 /* args: those of tcf_police_act (skb, action, result), and what it returned. */
 int police(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lane_of(cpu);
+	struct lane *lane = own_lane();
 	u64 address = ctx->args[0];
 
 	/* Verifier: or the compiler would follow the number in the lane, equal by then but no typed pointer. */

@@ -52,9 +52,9 @@ static __always_inline struct frame replayed_frame(struct __sk_buff *skb)
 
 int replay(struct __sk_buff *skb)
 {
-	u32 cpu = bpf_get_smp_processor_id(), charged;
+	u32 charged;
 	struct tap *tap = tap_of(skb->ifindex);
-	struct lane *lane = lane_of(cpu);
+	struct lane *lane = own_lane();
 	struct frame frame = replayed_frame(skb);
 	u64 direction = own_direction(), now = skb->tstamp, bucket_now = now, what, wire;
 	struct packet packet;
@@ -65,7 +65,7 @@ int replay(struct __sk_buff *skb)
 	if (!tap)
 		return GO_ON;
 	what = identify(&frame, direction, tap, lane, &packet);
-	if (is_missed(cpu, what, &frame))
+	if (is_missed(lane, what, &frame))
 		return GO_ON;
 	/* A frame that ends within its tag gets to no tc hook: counted as it is. */
 	if (!ends_within_tag(&frame, &packet))
@@ -77,16 +77,16 @@ int replay(struct __sk_buff *skb)
 	if (direction == DIRECTION_OUTBOUND)
 		charged -= charged < ETH_HEADER_LEN ? charged : ETH_HEADER_LEN;
 	what |= expected(lane, tap, direction, latest(&bucket_now), charged, frame.length, wire);
-	what_if(cpu, tap, direction, what, &bucket_now, charged, frame.length, wire);
+	what_if(lane, tap, direction, what, &bucket_now, charged, frame.length, wire);
 	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
-	desk = desk_at(lane, desk_number(cpu, what));
+	desk = desk_at(lane, desk_number(lane, what));
 	if (!desk)
 		return GO_ON;
-	turn_bin_of(desk, cpu, lane, what, now);
-	measure_syn(cpu, lane, tap, direction, &frame, &packet, what, &now);
-	if (sample(cpu, lane, desk, &frame, &packet, what, now, charged, wire))
-		commit_sample(cpu, lane, what, 0);
-	count(cpu, lane, what, 0, frame.length, charged, wire);
+	turn_bin_of(desk, lane, what, now);
+	measure_syn(lane, tap, direction, &frame, &packet, what, &now);
+	if (is_wanted(desk, what) && look(lane, desk, &frame, &packet, what, now, charged, wire))
+		commit_sample(lane, what, 0);
+	count(lane, what, 0, frame.length, charged, wire);
 	skb->cb[CB_WHAT] = what;
 	skb->cb[CB_WHAT + 1] = what >> 32;
 	return GO_ON;

@@ -61,9 +61,9 @@ static __always_inline void draw_anew(struct sampler *own, u32 mean, u64 from)
  * the next draw makes up for, and a draw as if it had always gone on does not. With a larger mean N a whole interval
  * makes up for (N - 1) / 3. So it is one with probability (M - 1) / (N - 1): sums stay unbiased.
  */
-static __always_inline bool brake(u32 cpu, struct lane *lane, struct sampler *own, u64 at)
+static __always_inline bool brake(struct lane *lane, struct sampler *own, u64 at)
 {
-	struct samples_taken *taken = samples_taken.lookup(&cpu);
+	struct samples_taken *taken = samples_taken.lookup(&lane->cpu);
 	u64 waiting = taken ? lane->samples + 1 - taken->count : 0, room = waiting < SAMPLES ? SAMPLES - waiting : 0;
 	u32 brakes = own->brakes, mean = own->drawn_mean;
 
@@ -79,12 +79,13 @@ static __always_inline bool brake(u32 cpu, struct lane *lane, struct sampler *ow
 }
 
 /* A packet that may be wanted, or the one before it. Own CPU's sampler and staging place. True: it is staged. */
-static __always_inline bool look(u32 cpu, struct lane *lane, struct sampler *own, struct frame *frame,
+static __always_inline bool look(struct lane *lane, struct desk *desk, struct frame *frame,
 				 struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
 {
+	struct sampler *own = &desk->sampler;
 	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf, mean = own->mean;
 	bool tentative = !(own->calm >> class & 1);
-	struct sample *to = staged_of(cpu, what);
+	struct sample *to = staged_of(lane, what);
 	s64 gap = -1;
 
 	if (!to || !mean)
@@ -115,9 +116,8 @@ static __always_inline bool look(u32 cpu, struct lane *lane, struct sampler *own
 	return true;
 }
 
-/* At arrival, after the packet before it has its verdict. True: its headers wait for its own. */
-static __always_inline bool sample(u32 cpu, struct lane *lane, struct desk *desk, struct frame *frame,
-				   struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
+/* At arrival, after the packet before it has its verdict. True: look() at it. */
+static __always_inline bool is_wanted(struct desk *desk, u64 what)
 {
 	struct sampler *own = &desk->sampler;
 	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf;
@@ -126,12 +126,12 @@ static __always_inline bool sample(u32 cpu, struct lane *lane, struct desk *desk
 	/* Each apart, so that each branch has its mark (likely.h). */
 	if (unlikely(own->seen >= own->wake_at) || unlikely(!(own->calm >> class & 1)) ||
 	    unlikely(own->mean != own->drawn_mean))
-		return look(cpu, lane, own, frame, packet, what, now, charged_bytes, wire);
+		return true;
 	return false;
 }
 
 /* How many packets a staged one stands for; 0: not taken. what: with its verdict. */
-static __always_inline u32 weight_of(u32 cpu, struct lane *lane, struct sampler *own, struct sample *staged, u64 what)
+static __always_inline u32 weight_of(struct lane *lane, struct sampler *own, struct sample *staged, u64 what)
 {
 	u64 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf, verdict = (what >> KEY_VERDICT_SHIFT) & 3;
 	u64 kind = class * 4 + verdict;
@@ -155,7 +155,7 @@ static __always_inline u32 weight_of(u32 cpu, struct lane *lane, struct sampler 
 	}
 	if (staged->position >= own->next_at) {
 		weight = own->drawn_mean;
-		if (!brake(cpu, lane, own, staged->position))
+		if (!brake(lane, own, staged->position))
 			own->next_at = staged->position + uniform(2 * (u64)weight - 1);
 		set_alarm(own);
 	}
@@ -163,15 +163,15 @@ static __always_inline u32 weight_of(u32 cpu, struct lane *lane, struct sampler 
 }
 
 /* The staged packet's verdict is known. */
-static __always_inline void commit_sample(u32 cpu, struct lane *lane, u64 what, u64 why)
+static __always_inline void commit_sample(struct lane *lane, u64 what, u64 why)
 {
-	u32 at = cpu * SAMPLES + ((u32)lane->samples & (SAMPLES - 1)), weight;
-	struct sample *staged = staged_of(cpu, what), *to = samples.lookup(&at);
-	struct desk *desk = desk_at(lane, desk_number(cpu, what));
+	u32 at = lane->cpu * SAMPLES + ((u32)lane->samples & (SAMPLES - 1)), weight;
+	struct sample *staged = staged_of(lane, what), *to = samples.lookup(&at);
+	struct desk *desk = desk_at(lane, desk_number(lane, what));
 
 	if (!staged || !to || !desk)
 		return;
-	weight = weight_of(cpu, lane, &desk->sampler, staged, what);
+	weight = weight_of(lane, &desk->sampler, staged, what);
 	if (!weight)
 		return;
 	staged->what = what;
@@ -182,17 +182,21 @@ static __always_inline void commit_sample(u32 cpu, struct lane *lane, u64 what, 
 	lane->samples++;
 }
 
-static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why)
+static __always_inline void settle_sample(struct lane *lane, u64 what, u64 why)
 {
 	if (unlikely(lane->traits & LANE_SAMPLED))
-		commit_sample(cpu, lane, what, why);
+		commit_sample(lane, what, why);
 }
 #else
-static __always_inline bool sample(u32 cpu, struct lane *lane, struct desk *desk, struct frame *frame,
-				   struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
+static __always_inline bool is_wanted(struct desk *desk, u64 what)
 {
 	return false;
 }
-static __always_inline void commit_sample(u32 cpu, struct lane *lane, u64 what, u64 why) {}
-static __always_inline void settle_sample(u32 cpu, struct lane *lane, u64 what, u64 why) {}
+static __always_inline bool look(struct lane *lane, struct desk *desk, struct frame *frame,
+				 struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
+{
+	return false;
+}
+static __always_inline void commit_sample(struct lane *lane, u64 what, u64 why) {}
+static __always_inline void settle_sample(struct lane *lane, u64 what, u64 why) {}
 #endif

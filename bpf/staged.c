@@ -33,10 +33,10 @@ static __always_inline u32 direction_of(u64 what)
 	return (what >> KEY_DIRECTION_SHIFT) & 0xf;
 }
 
-static __always_inline struct sample *staged_of(u32 cpu, u64 what)
+static __always_inline struct sample *staged_of(struct lane *lane, u64 what)
 {
 	/* By direction: inbound packets come while an outbound one waits for its verdict (the host's own answer). */
-	u32 at = cpu * DIRECTION_COUNT + direction_of(what);
+	u32 at = lane->cpu * DIRECTION_COUNT + direction_of(what);
 
 	return staged.lookup(&at);
 }

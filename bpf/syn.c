@@ -119,6 +119,16 @@ static __always_inline void meet(struct lane *lane, u32 address, u32 owner, u64 
 	ends->to = lane->met_endpoint;
 }
 
+/* Of a plain frame. data: its first PLAIN_TRANSPORT + 4 bytes at least. */
+static __always_inline void plain_endpoints(struct lane *lane, void *data, u32 owner, u64 seed, struct endpoints *ends)
+{
+	ends->source_port = *(u16 *)(data + PLAIN_TRANSPORT);
+	ends->destination_port = *(u16 *)(data + PLAIN_TRANSPORT + 2);
+	ends->source = mixed(*(u32 *)(data + ETH_HEADER_LEN + 12) ^ seed);
+	ends->from = mixed_endpoint(ends->source, ends->source_port);
+	meet(lane, *(u32 *)(data + ETH_HEADER_LEN + 16), owner, seed, ends);
+}
+
 /* Addresses and ports, with a short way for the plain frame, see parse_plain(). */
 static __always_inline bool endpoints_of(struct lane *lane, struct frame *frame, struct packet *packet, u32 owner, u64 seed,
 					 struct endpoints *ends)
@@ -133,11 +143,7 @@ static __always_inline bool endpoints_of(struct lane *lane, struct frame *frame,
 		lane->met_generation = UNMET;
 		return find_endpoints(frame, packet, seed, ends);
 	}
-	ends->source_port = *(u16 *)(data + PLAIN_TRANSPORT);
-	ends->destination_port = *(u16 *)(data + PLAIN_TRANSPORT + 2);
-	ends->source = mixed(*(u32 *)(data + ETH_HEADER_LEN + 12) ^ seed);
-	ends->from = mixed_endpoint(ends->source, ends->source_port);
-	meet(lane, *(u32 *)(data + ETH_HEADER_LEN + 16), owner, seed, ends);
+	plain_endpoints(lane, data, owner, seed, ends);
 	return true;
 }
 

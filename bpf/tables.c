@@ -71,7 +71,8 @@ struct lane {
 	u32 charged_bytes;
 	u32 wire_bytes;
 	u32 desk;     /* number of its desk */
-	u64 scratch;  /* see forget() */
+	u32 cpu;      /* whose lane it is; written by user space before anything is attached */
+	u32 spare;
 	/* second line: what the ideal bucket saw of that packet, see bucket.c */
 	u64 pledged_at_ns;
 	u64 pledged_cost_ns;
@@ -80,7 +81,8 @@ struct lane {
 	u64 met_address;
 	u64 met_endpoint;
 	u64 met_generation;
-	u64 spares[2];
+	u64 scratch; /* see forget() */
+	u64 spare_word;
 	/* third line */
 	u64 cells;          /* cells in use: entries of this CPU's roster */
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
@@ -220,13 +222,12 @@ BPF_F_TABLE("array", u32, struct shared, shared, 1, BPF_F_MMAPABLE);
  */
 #define SHARED(type, array, number, count)                                                               \
 	({                                                                                              \
-		u64 index = number, address;                                                            \
-		asm volatile("%0 &= %1" : "+r"(index) : "i"((count) - 1));                              \
+		u64 index = (number) & ((count) - 1), address;                                          \
 		asm volatile("%0 = " XSTR(SHARED_PLACEHOLDER) " ll" : "=r"(address));                   \
 		address += __builtin_offsetof(struct shared, array) + index * sizeof(type);             \
-		__builtin_assume(address != 0);                                                         \
 		/* Or the compiler would add it up again at each use. */                                \
 		asm volatile("" : "+r"(address));                                                       \
+		__builtin_assume(address != 0);                                                         \
 		(type *)address;                                                                        \
 	})
 

@@ -11,8 +11,7 @@
 
 int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lane_of(cpu);
+	struct lane *lane = own_lane();
 	u64 skb = ctx->args[0], now, what;
 	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
 	struct packet packet;
@@ -23,22 +22,21 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 	now = arrival_ns(0);
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_OUTBOUND, tap, lane, &packet);
-	if (ends_within_tag(&frame, &packet) || is_missed(cpu, what, &frame))
+	if (ends_within_tag(&frame, &packet) || is_missed(lane, what, &frame))
 		return 0;
 	untag(&frame, &packet);
 	what |= size_key(lane, frame.length);
-	make_way(cpu, lane);
-	measure_syn(cpu, lane, tap, DIRECTION_OUTBOUND, &frame, &packet, what, &now);
+	make_way(lane);
+	measure_syn(lane, tap, DIRECTION_OUTBOUND, &frame, &packet, what, &now);
 	/* tc at ingress charges what follows the L2 header; here qdisc_skb_cb is not filled yet. */
-	outbound(cpu, lane, tap, skb, &frame, &packet, what, now, frame.length - ETH_HEADER_LEN,
+	outbound(lane, tap, skb, &frame, &packet, what, now, frame.length - ETH_HEADER_LEN,
 		 wire_bytes(&frame, &packet));
 	return 0;
 }
 
 int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 cpu = bpf_get_smp_processor_id();
-	struct lane *lane = lane_of(cpu);
+	struct lane *lane = own_lane();
 	u64 skb = ctx->args[0], now, what;
 	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
 	struct packet packet;
@@ -49,11 +47,11 @@ int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 	now = arrival_ns(0);
 	frame = frame_of(skb);
 	what = identify(&frame, DIRECTION_INBOUND, tap, lane, &packet);
-	if (is_missed(cpu, what, &frame))
+	if (is_missed(lane, what, &frame))
 		return 0;
 	what |= size_key(lane, frame.length);
-	measure_syn(cpu, lane, tap, DIRECTION_INBOUND, &frame, &packet, what, &now);
-	inbound(cpu, lane, tap, skb, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), &frame, &packet, what, now,
+	measure_syn(lane, tap, DIRECTION_INBOUND, &frame, &packet, what, &now);
+	inbound(lane, tap, skb, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), &frame, &packet, what, now,
 		FIELD(u32, skb, SKB_CB + QDISC_CB_PKT_LEN), wire_bytes(&frame, &packet));
 	return 0;
 }

@@ -134,7 +134,7 @@ static __always_inline bool is_foreign(u64 skb, struct lane *lane)
 }
 
 /* The pending outbound packet was freed. True: that was all there is to it. */
-static __always_inline bool drop_outbound(void *ctx, u32 cpu, struct lane *lane, u64 skb, u64 reason,
+static __always_inline bool drop_outbound(void *ctx, struct lane *lane, u64 skb, u64 reason,
 					  u32 location)
 {
 	u64 verdict;
@@ -149,7 +149,7 @@ static __always_inline bool drop_outbound(void *ctx, u32 cpu, struct lane *lane,
 		return false;
 	}
 	verdict = verdict_of(ctx, skb, reason, location, lane);
-	settle(cpu, lane, verdict, reason << 32 | location);
+	settle(lane, verdict, reason << 32 | location);
 	/* What the policer took never came to another tap, or back to this one. */
 	return verdict == VERDICT_POLICED;
 }
@@ -241,7 +241,7 @@ static __always_inline bool is_told(struct lane *lane, u64 address)
 	return false;
 }
 
-static __always_inline void drop_inbound(u32 cpu, struct lane *lane, u64 skb, u64 reason, u32 location)
+static __always_inline void drop_inbound(struct lane *lane, u64 skb, u64 reason, u32 location)
 {
 	u64 device = FIELD(u64, skb, SKB_DEV_OFFSET), why = reason << 32 | location;
 	struct ending ending = { .address = skb, .reason = reason }, now;
@@ -272,19 +272,19 @@ static __always_inline void drop_inbound(u32 cpu, struct lane *lane, u64 skb, u6
 		if (known || !is_qdisc_reason(now.reason) || is_told(lane, now.address))
 			return;
 		/* Unknown, and all the same the tap's: in its queue since before the hook was there, or cut from a GSO frame. */
-		if (!look_at(cpu, lane, tap, skb, &ended))
+		if (!look_at(lane, tap, skb, &ended))
 			return;
 	}
 	ended.why = why;
 	ended.what |= now.verdict << KEY_VERDICT_SHIFT;
-	conclude(cpu, lane, &ended);
+	conclude(lane, &ended);
 }
 #endif
 
 int drop(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 cpu = bpf_get_smp_processor_id(), location;
-	struct lane *lane = lane_of(cpu);
+	u32 location;
+	struct lane *lane = own_lane();
 	u64 skb = ctx->args[0], address = skb, reason = 0;
 
 	/* Verifier: or the compiler would follow the number in the lane below, equal by then but no typed pointer. */
@@ -296,10 +296,10 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 	reason = ctx->args[2]; /* an enum of 32 bits, without a sign: trace/bpf_probe.h, CAST_TO_U64 */
 #endif
 	location = ctx->args[1];
-	if (lane->skb == address && drop_outbound(ctx, cpu, lane, skb, reason, location))
+	if (lane->skb == address && drop_outbound(ctx, lane, skb, reason, location))
 		return 0;
 #if FOLLOW_INBOUND
-	drop_inbound(cpu, lane, skb, reason, location);
+	drop_inbound(lane, skb, reason, location);
 #endif
 	return 0;
 }

@@ -20,7 +20,7 @@ BPF_ARRAY(what_if_buckets, struct bucket, TAPS * DIRECTION_COUNT * WHAT_IFS);
 BPF_F_TABLE("array", u32, struct what_if_count, what_if_counts, CPUS * TAPS * DIRECTION_COUNT * WHAT_IFS * CLASS_COUNT,
 	    BPF_F_MMAPABLE);
 
-static __always_inline void what_if(u32 cpu, struct tap *tap, u64 direction, u64 what, u64 *now, u32 charged_bytes,
+static __always_inline void what_if(struct lane *lane, struct tap *tap, u64 direction, u64 what, u64 *now, u32 charged_bytes,
 				    u32 frame_bytes, u64 wire_bytes)
 {
 	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xff, first, at, stopped;
@@ -36,7 +36,7 @@ static __always_inline void what_if(u32 cpu, struct tap *tap, u64 direction, u64
 	for (u32 i = 0; i < WHAT_IFS; i++) {
 		at = first + i;
 		bucket = what_if_buckets.lookup(&at);
-		at = (cpu * TAPS * DIRECTION_COUNT * WHAT_IFS + first + i) * CLASS_COUNT + class;
+		at = (lane->cpu * TAPS * DIRECTION_COUNT * WHAT_IFS + first + i) * CLASS_COUNT + class;
 		count = what_if_counts.lookup(&at);
 		if (!bucket || !count)
 			return;
@@ -48,6 +48,6 @@ static __always_inline void what_if(u32 cpu, struct tap *tap, u64 direction, u64
 	}
 }
 #else
-static __always_inline void what_if(u32 cpu, struct tap *tap, u64 direction, u64 what, u64 *now, u32 charged_bytes,
+static __always_inline void what_if(struct lane *lane, struct tap *tap, u64 direction, u64 what, u64 *now, u32 charged_bytes,
 				    u32 frame_bytes, u64 wire_bytes) {}
 #endif

@@ -63,6 +63,8 @@ class Programs:
         self._drop_code = b""
         self._compiled = compiled(source_text(), source_directory(), settings.flags(features))
         self._tables = Tables(self._compiled.maps)
+        lanes = self.table("lanes", writable=True)
+        lanes["cpu"] = np.arange(len(lanes))
 
     def table(self, name: str, writable: bool = False) -> npt.NDArray[np.void]:
         """A table's values as a numpy array: the kernel's own memory, no copy."""
