@@ -254,7 +254,7 @@ def test_p7_too_many_packets_within_the_limit(tap: Tap, monkeypatch: pytest.Monk
     limits = {OUT: Limit(10_000_000_000, burst_bytes=1_250_000_000)}
     with sending(tap, syn_flood_packets(tap), 20_000):
         # What is held by the sender alone is its cost; of two that hold the tap, either may send.
-        with open(os.devnull) as nothing:
+        with Path(os.devnull).open() as nothing:
             os.dup2(nothing.fileno(), tap.fd)
         with Probe("tap0", directions=(OUT,), limits=limits) as probe:
             seen: set[str] = set()
