@@ -22,7 +22,7 @@ import bench_program
 import bench_switch
 import bench_verifier
 from bench_program import LIMIT as OTHER_LIMIT
-from bench_stats import median_interval, own_ns
+from bench_stats import median_interval, own_ns, ratio_interval
 from bench_variant import EXIT, Variant
 
 from vifprobe.errors import VifprobeError
@@ -41,11 +41,12 @@ from vifprobe.testing.taps import Tap, private_netns, tap
 
 FRAMES = 2_000  # a run of some 4 ms: short against the minutes in which a shared machine changes its speed
 RUNS_INSIDE = 7  # of each variant while it is attached: starting tcpdump takes longer than a run
-RUNS_BARE = 3  # before it and after it
+RUNS_BARE = 4  # before it and after it
+RUNS_AFTER_CHANGE = 2  # thrown away: what was attached or detached just now has left nothing in the caches
 TOOL_EVERY = 4  # rounds: a tool takes a second to start and to end
 BIN_NS = 10_000_000
 FLOOD_PER_SECOND = 1_000_000
-COPIES = 8  # where the kernel puts code and tables makes some 10 ns either way: each variant is loaded so many times
+COPIES = 12  # where the kernel puts code and tables makes some 10 ns either way: each variant is loaded so many times
 #: What nft passes, which holds a second's worth beside the burst: see nft_ingress_limit.
 RATE_BYTES, BURST_BYTES = 100_000, 10_000
 LIMIT = Bucket(RATE_BYTES, RATE_BYTES + BURST_BYTES)
@@ -124,7 +125,8 @@ def _run(on: Tap, sent: list[bytes]) -> float:
 
 
 def _runs(on: Tap, sent: list[bytes], count: int) -> float:
-    _run(on, sent)  # what was attached or detached just now has left nothing in the caches: of few runs one would be it
+    for _ in range(RUNS_AFTER_CHANGE):
+        _run(on, sent)
     return statistics.median(_run(on, sent) for _ in range(count))
 
 
@@ -214,19 +216,23 @@ def _vifprobe(
     fields = read_trace_fields() if follows else None
     settings = Settings(taps=1, bin_ns=bin_ns, cpus=possible_cpus(), samples=samples, syn=syn, follow=fields)
     traits = TapTrait.NFT_POLICER | (TapTrait.INBOUND if follows else 0)
-    copies = [Programs(settings, features) for _ in range(COPIES)]
-    for programs in copies:
+    if limit is not None:
+        traits |= TapTrait.LIMIT_OUTBOUND
+    copies: list[Programs] = []
+
+    def loaded() -> Programs:
+        programs = Programs(settings, features)
         if limit is not None:
             programs.set_bucket(0, Direction.OUTBOUND, limit)
-            traits |= TapTrait.LIMIT_OUTBOUND
         Counters(programs).watch(on.ifindex, 0, int(traits))
         if syn:
             control = programs.table("syn_sides", writable=True)["control"]
             control["shift"] = control["lookup_shift"] = math.ceil(math.log2(FLOOD_PER_SECOND / FOLLOWED_PER_SECOND))
+        return programs
 
     @contextmanager
     def attached() -> Iterator[None]:
-        copies.append(programs := copies.pop(0))
+        copies.append(programs := copies.pop(0) if len(copies) == COPIES else loaded())
         programs.attach_verdicts()
         if follows:
             programs.attach_followers()
@@ -277,15 +283,20 @@ def _refuses(tool: Tool, cpu: int) -> str | None:
 
 def _print(variants: list[Variant], base_ns: list[float], flooded: str, rounds: int) -> None:
     floor = next((variant for variant in variants if variant.name == "floor"), None)
-    floor_ns = statistics.median(floor.added_ns) if floor else 0.0
     print(f"flood of {flooded}: {statistics.median(base_ns):.0f} ns a packet bare")
-    print(f"{'attached':10s} {'adds ns':>8s} {'95 %':>11s} {'of floor':>9s} {'programs ns':>12s}   ({rounds} rounds)")
+    print(
+        f"{'attached':10s} {'adds ns':>8s} {'95 %':>11s} {'of floor':>9s} {'95 %':>12s} {'programs ns':>12s}"
+        f"   ({rounds} rounds)"
+    )
     for variant in variants:
         low, middle, high = median_interval(variant.added_ns)
-        ratio = f"{middle / floor_ns:8.2f}x" if floor_ns > 0 and variant.name != "nothing" else " " * 9
+        ratio = " " * 22
+        if floor is not None and variant is not floor and variant.name != "nothing":
+            least, ratio_itself, most = ratio_interval(variant.added_ns, floor.added_ns)
+            ratio = f"{ratio_itself:8.2f}x {least:5.2f}..{most:5.2f}"
         own = "" if math.isnan(variant.own_ns) or not variant.own_ns else f"{variant.own_ns:12.0f}"
         print(f"{variant.name:10s} {middle:8.0f} {low:5.0f} {high:5.0f} {ratio} {own}")
-    print("adds: medians of differences to bare runs before and after, with their 95 % interval; programs: their own")
+    print("adds: medians of differences to bare runs before and after; of floor: their ratio; programs: their own")
     print("time by bpf_stats, in which an empty program has the price of reading the clock twice")
 
 

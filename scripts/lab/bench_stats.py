@@ -9,10 +9,13 @@ import statistics
 import struct
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from vifprobe.kernel.libbpf import library, object_info
 
 # struct bpf_prog_info: run_time_ns, run_cnt (include/uapi/linux/bpf.h)
 _RUN_TIME_OFFSET = 192
+_DRAWS = 2_000
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -20,6 +23,19 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     ordered = sorted(values)
     rank = max(0, math.floor((len(ordered) - 1.96 * math.sqrt(len(ordered))) / 2))
     return ordered[rank], statistics.median(ordered), ordered[len(ordered) - 1 - rank]
+
+
+def ratio_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
+    """(lower, ratio, upper): of the medians, values over others, with its 95 % interval by the bootstrap. Rounds are
+    drawn anew from those that were measured: the same ones for both where there are as many of each.
+    """
+    random = np.random.default_rng(1)
+    own, other = np.asarray(values), np.asarray(others)
+    drawn = random.integers(0, len(own), (_DRAWS, len(own)))
+    drawn_others = drawn if len(other) == len(own) else random.integers(0, len(other), (_DRAWS, len(other)))
+    ratios = np.median(own[drawn], axis=1) / np.median(other[drawn_others], axis=1)
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    return float(low), float(np.median(own) / np.median(other)), float(high)
 
 
 def own_ns(programs: Iterable[int], run: Callable[[], object], packets: int) -> float:
