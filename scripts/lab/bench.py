@@ -6,16 +6,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import bench_inbound
 import bench_program
@@ -23,9 +20,9 @@ import bench_switch
 import bench_verifier
 from bench_program import LIMIT as OTHER_LIMIT
 from bench_stats import median_interval, own_ns, ratio_interval
+from bench_tools import TOOLS, attached, refuses
 from bench_variant import EXIT, Variant
 
-from vifprobe.errors import VifprobeError
 from vifprobe.kernel.attach import attach, load_empty
 from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
@@ -50,26 +47,6 @@ COPIES = 12  # where the kernel puts code and tables makes some 10 ns either way
 #: What nft passes, which holds a second's worth beside the burst: see nft_ingress_limit.
 RATE_BYTES, BURST_BYTES = 100_000, 10_000
 LIMIT = Bucket(RATE_BYTES, RATE_BYTES + BURST_BYTES)
-
-
-@dataclass(frozen=True)
-class Tool:
-    """Another program that watches. ready: what it prints once it does."""
-
-    name: str
-    program: str
-    command: tuple[str, ...]
-    ready: bytes
-
-
-_COUNT_REASONS = 'BEGIN { printf("ready\\n") } tracepoint:skb:kfree_skb { @[args->reason] = count(); }'
-# netqtop looks its interface up in /sys, which shows the namespace that it was mounted in.
-_NETQTOP = "mount -t sysfs sysfs /sys && exec netqtop-bpfcc -n tap0 -i 1"
-TOOLS = (
-    Tool("tcpdump", "tcpdump", ("tcpdump", "-p", "-n", "-i", "tap0", "-s", "96", "-w", "/dev/null"), b"listening on"),
-    Tool("bpftrace", "bpftrace", ("bpftrace", "-e", _COUNT_REASONS), b"ready"),
-    Tool("netqtop", "netqtop-bpfcc", ("unshare", "--mount", "sh", "-c", _NETQTOP), b"TX"),
-)
 
 
 def main() -> None:
@@ -112,6 +89,8 @@ def main() -> None:
 
 
 def _compare(variants: list[Variant], on: Tap, sent: list[bytes], chosen: argparse.Namespace, flooded: str) -> None:
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
+        print("This process has several threads, see scripts/bench: each packet costs more.", file=sys.stderr)
     names = chosen.only.split(",") if chosen.only else [variant.name for variant in variants]
     variants = [variant for variant in variants if variant.name in names]
     _print(variants, _measure(variants, on, sent, chosen.rounds), flooded, chosen.rounds)
@@ -165,9 +144,9 @@ def _variants(on: Tap, features: Features, other_cpu: int) -> Iterator[Variant]:
     yield _vifprobe("all", on, features, limit=LIMIT, bin_ns=BIN_NS, samples=True, syn=True)
     yield _vifprobe("followed", on, features, follows=True)
     for tool in TOOLS:
-        why = _refuses(tool, other_cpu)
+        why = refuses(tool, other_cpu)
         if why is None:
-            yield Variant(tool.name, partial(_attached, tool, other_cpu), every=TOOL_EVERY)
+            yield Variant(tool.name, partial(attached, tool, other_cpu), every=TOOL_EVERY)
         else:
             print(f"{tool.name}: not measured: {why}", file=sys.stderr)
 
@@ -245,40 +224,6 @@ def _vifprobe(
             programs.detach_verdicts()
 
     return Variant(name, attached, lambda: copies[-1].loaded)
-
-
-@contextmanager
-def _attached(tool: Tool, cpu: int) -> Iterator[None]:
-    """Another tool, in this namespace and on the other CPU, from the moment that it watches."""
-    process = subprocess.Popen(
-        ["taskset", "-c", str(cpu), *tool.command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    said = b""
-    try:
-        while process.stdout and tool.ready not in said:
-            line = process.stdout.readline()
-            if not line:
-                raise VifprobeError(said.decode(errors="replace").strip().splitlines()[-1] if said else "it ended")
-            said += line
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=5)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def _refuses(tool: Tool, cpu: int) -> str | None:
-    """Why a tool can't be measured here, None where it can."""
-    if shutil.which(tool.program) is None:
-        return f"{tool.program} is not installed"
-    try:
-        with _attached(tool, cpu):
-            return None
-    except VifprobeError as error:
-        return error.message
 
 
 def _print(variants: list[Variant], base_ns: list[float], flooded: str, rounds: int) -> None:
