@@ -134,7 +134,7 @@ static __always_inline void hold(struct lane *lane, struct tap *tap)
 	lane->epoch = epoch;
 }
 
-/* ... and how long it is. charged_bytes: what its policer charges. */
+/* What it is and how long, in the lane as well; before hold(). charged_bytes: what its policer charges. */
 static __always_inline void describe(struct lane *lane, u64 what, u64 frame_bytes, u64 charged_bytes, u64 wire)
 {
 	/* Own CPU's lane. */

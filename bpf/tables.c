@@ -74,7 +74,7 @@ struct lane {
 	u32 cpu;      /* whose lane it is; written by user space before anything is attached */
 	u32 spare;
 	/* second line: what the ideal bucket saw of that packet, see bucket.c */
-	u64 pledged_at_ns;
+	u64 pledged_at_ns; /* its arrival; of a plain packet also where there is no bucket, see observe_plain() */
 	u64 pledged_cost_ns;
 	/* ... and where the last TCP packet went, see syn.c */
 	u64 met;
