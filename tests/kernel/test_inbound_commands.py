@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from inbound_kit import IN, neighbour, senders, statistics
+from inbound_kit import IN, SECONDS, neighbour, senders, statistics, tc
 from probe_kit import FIRST_CPU, SYN, capturing, watching
 from test_inbound import make_htb
 
@@ -14,6 +14,7 @@ from vifprobe import load
 from vifprobe.analysis.reading import count
 from vifprobe.layout import Verdict
 from vifprobe.testing.taps import Tap
+from vifprobe.testing.waiting import wait_until
 
 COUNT = 5_003
 VERDICTS = (Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED, Verdict.QUEUED)
@@ -50,6 +51,25 @@ def test_a_shaped_tap(tap: Tap, tmp_path: Path) -> None:
     drops = next(row for row in found.reconcile if row.counter == "tc root drops")
     assert (drops.delta, drops.vifprobe_low) == (leaf["drops"], leaf["drops"])
     assert f"queued {packets[Verdict.QUEUED]}" in summary
+
+
+def test_a_backlog_that_shrinks(tap: Tap, tmp_path: Path) -> None:
+    """What waited at the start and has gone at the end: a gauge below where it began, which the folder's reader takes."""
+    make_htb(tap, "8kbit", 127)
+    with neighbour(tap) as other, senders((other, COUNT, FIRST_CPU)) as (writer,):
+        writer.start()
+        writer.wait()
+        waiting = statistics("qdisc", "tap0", "2:")["qlen"]
+        assert waiting > 100
+        with capturing(tmp_path) as capture:
+            tc("class", "change", "dev", "tap0", "parent", "1:", "classid", "1:1", "htb", "rate", "1gbit")
+            wait_until(lambda: not statistics("qdisc", "tap0", "2:")["qlen"], SECONDS)
+            capture.end()
+    found = load(tmp_path / "capture")
+    backlog = next(row for row in found.reconcile if row.counter == "tc root backlog")
+    assert (backlog.before, backlog.after) == (-(backlog.delta or 0), 0)
+    assert 50 < (backlog.before or 0) <= waiting
+    assert found.manifest.complete
 
 
 def check_json(intervals: list[dict[str, object]], final: dict[str, object], policed: int) -> None:

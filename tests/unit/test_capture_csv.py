@@ -13,6 +13,7 @@ from capture_kit import OUT
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from vifprobe.capture.codecs import decode_text, encode_text
 from vifprobe.capture.csvio import (
     DROPS,
     EVENTS,
@@ -24,8 +25,6 @@ from vifprobe.capture.csvio import (
     TIMELINE,
     Table,
     decode,
-    decode_text,
-    encode_text,
 )
 from vifprobe.capture.rows import DropRow, EventRow, FloodRow, HistogramRow, PolicerRow, ReconcileRow, TimelineRow
 from vifprobe.errors import CaptureError

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from vifprobe.analysis import thresholds
+from vifprobe.analysis.quantities import Foreign
 from vifprobe.layout import Direction
 
 
@@ -22,14 +23,14 @@ class PolicerRow(NamedTuple):
     direction: Direction
     source: str
     kind: str
-    rate_bps: int | None
-    burst_bytes: int | None
-    rate_pps: int | None
+    rate_bps: Foreign | None
+    burst_bytes: Foreign | None
+    rate_pps: Foreign | None
     protocol: str
     matches_declared: bool | None
-    packets: int | None
-    bytes: int | None
-    drops: int | None
+    packets: Foreign | None
+    bytes: Foreign | None
+    drops: Foreign | None
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+from vifprobe.analysis.quantities import Change, Foreign
 from vifprobe.layout import Direction
 
 
 class ReconcileRow(NamedTuple):
-    """One row of reconcile.csv. `before`, `after`, `delta`: the counter's outer samples and their difference.
+    """One row of reconcile.csv. `before`, `after`, `delta`: the counter's outer samples and their difference, which
+    is negative where a gauge fell.
 
     vifprobe_low = vifprobe_high: the probe's count is exact; low < high: it missed packets, some are undecided, or the
     counter counts them a little later (what lies in the tap's ring).
@@ -30,11 +32,11 @@ class ReconcileRow(NamedTuple):
     tap: str
     direction: Direction
     counter: str
-    before: int | None
-    after: int | None
-    delta: int | None
-    vifprobe_low: int | None
-    vifprobe_high: int | None
+    before: Foreign | None
+    after: Foreign | None
+    delta: Change | None
+    vifprobe_low: Foreign | None
+    vifprobe_high: Foreign | None
     agrees: bool | None
 
 

@@ -9,152 +9,18 @@ formula gets a leading apostrophe. The reader undoes both.
 from __future__ import annotations
 
 import csv
-import math
-import re
-import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from decimal import Decimal
-from enum import IntEnum
 from functools import cached_property
-from numbers import Integral
-from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from vifprobe.capture import rows as r
+from vifprobe.capture.codecs import Codec, codec_of
 from vifprobe.errors import CaptureError
-from vifprobe.layout import Expected, Verdict
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
-#: Codes that mean "not known" or "nothing to hold it against": an empty cell.
-EMPTY_CODES: Mapping[type[IntEnum], IntEnum] = {Verdict: Verdict.UNKNOWN, Expected: Expected.NONE}
-
-# What starts a formula in a spreadsheet (OWASP, "CSV Injection"), full-width forms included. Tab and CR are in the
-# list too, but never reach a file: they are unprintable and so written as an escape.
-_FORMULA_STARTS = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
-_APOSTROPHE = "'"
-# A semicolon splits cells where the decimal sign is a comma: what follows it must not start a formula either.
-_NEEDS_QUOTES = re.compile('[,;"]|^ | $')
-_ESCAPE = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
-_INTEGER = re.compile(r"-?[0-9]{1,19}", re.ASCII)
-_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?", re.ASCII)
-_INT64_MAX = 2**63 - 1
 _SHOWN_CHARACTERS = 60
-
-
-@dataclass(frozen=True)
-class Codec:
-    """How one type of column is written and read. `decode` raises ValueError; `expects` says what it takes."""
-
-    encode: Callable[[Any], str]
-    decode: Callable[[str], Any]
-    expects: str
-
-
-def _escape(character: str) -> str:
-    if character == "\\":
-        return "\\\\"
-    if character.isprintable():
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def printable(text: str) -> str:
-    """Text with each character that a terminal or a reader of lines could act upon as a backslash escape."""
-    return text if text.isprintable() and "\\" not in text else "".join(map(_escape, text))
-
-
-def encode_text(text: str) -> str:
-    """Text as it stands in a cell, before CSV quoting: printable, and no formula."""
-    safe = printable(text)
-    if safe.startswith(_APOSTROPHE) or safe.lstrip(" ")[:1] in _FORMULA_STARTS:
-        return _APOSTROPHE + safe
-    return safe
-
-
-def decode_text(cell: str) -> str:
-    """The text that :func:`encode_text` was given. Raises ValueError for a character number that there is not."""
-    return _ESCAPE.sub(
-        lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), cell.removeprefix(_APOSTROPHE)
-    )
-
-
-def _quote(cell: str) -> str:
-    return '"' + cell.replace('"', '""') + '"' if _NEEDS_QUOTES.search(cell) else cell
-
-
-def _decode_integer(cell: str) -> int:
-    if not _INTEGER.fullmatch(cell) or abs(int(cell)) > _INT64_MAX:
-        raise ValueError
-    return int(cell)
-
-
-def _decode_count(cell: str) -> int:
-    number = _decode_integer(cell)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def _encode_number(value: float) -> str:
-    if not math.isfinite(value):
-        return ""
-    return f"{value:d}" if isinstance(value, Integral) else format(Decimal(repr(float(value))), "f")
-
-
-def _decode_number(cell: str) -> float:
-    if not _DECIMAL.fullmatch(cell):
-        raise ValueError
-    return float(cell) if "." in cell else _decode_integer(cell)
-
-
-def _decode_bool(cell: str) -> bool:
-    if cell not in ("true", "false"):
-        raise ValueError
-    return cell == "true"
-
-
-def _code_codec(codes: type[IntEnum]) -> Codec:
-    names = {int(code): code.name.lower() for code in codes}
-    empty = EMPTY_CODES.get(codes)
-    if empty is not None:
-        names[int(empty)] = ""
-    numbers = {name: codes(number) for number, name in names.items()}
-
-    def decode(cell: str) -> IntEnum:
-        if cell not in numbers:
-            raise ValueError
-        return numbers[cell]
-
-    return Codec(lambda code: names[int(code)], decode, "one of " + ", ".join(name or "(empty)" for name in numbers))
-
-
-_CODECS: Mapping[Any, Codec] = {
-    str: Codec(lambda text: _quote(encode_text(text)), decode_text, "text"),
-    int: Codec("{:d}".format, _decode_count, "a whole number from 0 to 2^63 - 1"),
-    r.Moment: Codec("{:d}".format, _decode_integer, "a whole number"),
-    float: Codec(_encode_number, _decode_number, "a decimal number"),
-    bool: Codec(lambda value: "true" if value else "false", _decode_bool, "true or false"),
-}
-
-
-def _optional(codec: Codec) -> Codec:
-    return Codec(
-        lambda value: "" if value is None else codec.encode(value),
-        lambda cell: None if cell == "" else codec.decode(cell),
-        f"{codec.expects}, or empty",
-    )
-
-
-def _codec(hint: Any) -> Codec:
-    if get_origin(hint) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-        codec = _codec(float if float in kinds else kinds[0])
-        return _optional(codec) if len(kinds) < len(get_args(hint)) else codec
-    if isinstance(hint, type) and issubclass(hint, IntEnum):
-        return _code_codec(hint)
-    return _CODECS[hint]
 
 
 @dataclass(frozen=True)
@@ -167,7 +33,7 @@ class Table(Generic[Row]):
     @cached_property
     def codecs(self) -> dict[str, Codec]:
         """Column name -> codec, in the order of the file."""
-        return {name: _codec(hint) for name, hint in get_type_hints(self.row, include_extras=True).items()}
+        return {name: codec_of(hint) for name, hint in get_type_hints(self.row, include_extras=True).items()}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -179,10 +45,25 @@ class Table(Generic[Row]):
         return (",".join(self.columns) + "\n").encode()
 
     def encode(self, rows: Iterable[Row]) -> bytes:
-        """The lines of some rows, without the header."""
-        encoders = [codec.encode for codec in self.codecs.values()]
-        lines = (",".join([encode(value) for encode, value in zip(encoders, row, strict=True)]) for row in rows)
-        return "".join(line + "\n" for line in lines).encode()
+        """The lines of some rows, without the header. Raises ValueError for a value that a reader would refuse."""
+        encoders = list(self.codecs.values())
+        lines = []
+        for row in rows:
+            try:
+                cells = [codec.encode(value) for codec, value in zip(encoders, row, strict=True)]
+            except ValueError as error:
+                raise ValueError(f"{self._refused(row)}: {error}") from None
+            lines.append(",".join(cells) + "\n")
+        return "".join(lines).encode()
+
+    def _refused(self, row: Row) -> str:
+        """The first column whose codec can't write its value."""
+        for (name, codec), value in zip(self.codecs.items(), row, strict=False):
+            try:
+                codec.encode(value)
+            except ValueError:
+                return name
+        return f"{len(row)} values"
 
 
 HISTOGRAM = Table("histogram.csv", r.HistogramRow)

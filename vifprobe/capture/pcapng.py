@@ -19,10 +19,17 @@ _IF_NAME, _IF_DESCRIPTION, _IF_TSRESOL = 2, 3, 9
 _EPB_FLAGS, _EPB_VERDICT = 2, 7
 _TEN_TO_MINUS_9 = 9
 _VERDICT_LINUX_TC = 1
+_OPTION_BYTES_MAX = 4096  # of a text; the format takes 65,535
 #: include/uapi/linux/pkt_cls.h
 TC_ACT_OK, TC_ACT_SHOT = 0, 2
 #: Bits 0 and 1 of epb_flags.
 FLAG_INBOUND, FLAG_OUTBOUND = 1, 2
+
+
+def _text(code: int, text: str) -> bytes:
+    """An option of UTF-8. Names of files and devices can be other bytes, which Python holds as lone surrogates."""
+    value = text.encode("utf-8", "backslashreplace")
+    return _option(code, value[:_OPTION_BYTES_MAX].decode("utf-8", "ignore").encode())
 
 
 def _option(code: int, value: bytes) -> bytes:
@@ -38,13 +45,13 @@ def _block(kind: int, body: bytes, options: bytes) -> bytes:
 
 def section_header(system: str, application: str) -> bytes:
     """The block that a file begins with."""
-    options = _option(_SHB_OS, system.encode()) + _option(_SHB_USERAPPL, application.encode())
+    options = _text(_SHB_OS, system) + _text(_SHB_USERAPPL, application)
     return _block(SECTION_HEADER, struct.pack("<IHHQ", _BYTE_ORDER_MAGIC, 1, 0, _UNKNOWN_LENGTH), options)
 
 
 def interface(name: str, description: str, snap_bytes: int) -> bytes:
     """An Ethernet interface; the first one in a section is number 0. snap_bytes: the most that is kept of a packet."""
-    options = _option(_IF_NAME, name.encode()) + _option(_IF_DESCRIPTION, description.encode())
+    options = _text(_IF_NAME, name) + _text(_IF_DESCRIPTION, description)
     options += _option(_IF_TSRESOL, bytes([_TEN_TO_MINUS_9]))
     return _block(INTERFACE, struct.pack("<HHI", LINKTYPE_ETHERNET, 0, snap_bytes), options)
 
@@ -55,7 +62,7 @@ def packet(
     """A packet of interface `number`. kept: its first bytes; frame_bytes: how many it had. tc_verdict: TC_ACT_*, None
     where nothing is known.
     """
-    options = _option(_COMMENT, comment.encode()) + _option(_EPB_FLAGS, struct.pack("<I", flags))
+    options = _text(_COMMENT, comment) + _option(_EPB_FLAGS, struct.pack("<I", flags))
     if tc_verdict is not None:
         options += _option(_EPB_VERDICT, struct.pack("<Bq", _VERDICT_LINUX_TC, tc_verdict))
     body = struct.pack("<IIIII", number, at_ns >> 32, at_ns & 0xFFFFFFFF, len(kept), frame_bytes)

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from vifprobe.analysis.reading import Finding, Reading
 from vifprobe.capture import csvio
 from vifprobe.capture import rows as r
-from vifprobe.capture.csvio import Row, Table, printable, show
+from vifprobe.capture.codecs import printable
+from vifprobe.capture.csvio import Row, Table, show
 from vifprobe.capture.files import digest, read_regular
 from vifprobe.capture.findings import findings_from_json
 from vifprobe.capture.flood import floods_of

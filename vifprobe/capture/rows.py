@@ -2,14 +2,16 @@
 """The tables of a capture folder: one row type a CSV file, whose fields are the columns, in order.
 
 Nothing else names a column: header, writer, reader and tests take names, order and types from here. Columns are only
-ever added, at the end. None, "" and the codes in `csvio.EMPTY_CODES` are an empty cell: unknown.
+ever added, at the end. What a whole number may be: analysis.quantities. None, "" and the codes in `codecs.EMPTY_CODES`
+are an empty cell: unknown.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 from vifprobe.analysis.policer import PolicerRow
+from vifprobe.analysis.quantities import Moment
 from vifprobe.analysis.reconcile import ReconcileRow
 from vifprobe.analysis.whatif import WhatIfRow
 from vifprobe.layout import Direction, Ethertype, Expected, PacketClass, Verdict
@@ -28,10 +30,6 @@ __all__ = [
     "TopRow",
     "WhatIfRow",
 ]
-
-#: Nanoseconds on the monotonic clock from the capture's start; negative for what began just before it. All other
-#: integers in these tables are counts, at least 0.
-Moment = Annotated[int, "from the capture's start"]
 
 
 class HistogramRow(NamedTuple):

@@ -109,6 +109,7 @@ class CaptureWriter:
         self._open = True
         self._streams: dict[str, Stream] = {}
         self._encoder: SampleEncoder | None = None
+        self._left_out: dict[str, str] = {}
         self._folder = Folder(Path(directory), force, _RESERVE_BYTES + _RESERVE_BYTES_PER_TAP * len(manifest.taps))
         try:
             self._folder.replace(MANIFEST, to_json(manifest))
@@ -159,13 +160,27 @@ class CaptureWriter:
         with self._telling():
             self._folder.replace(MANIFEST, to_json(manifest))
 
+    def _lines(self, table: Table[Row], rows: Iterable[Row]) -> bytes:
+        """The rows as lines. One that no reader would take is left out and :meth:`finish` says so; the rest is kept."""
+        rows = list(rows)
+        try:
+            return table.encode(rows)
+        except ValueError:
+            lines = []
+        for row in rows:
+            try:
+                lines.append(table.encode([row]))
+            except ValueError as error:
+                self._left_out.setdefault(table.file, f"{table.file}: rows left out, the first for its {error}")
+        return b"".join(lines)
+
     def _append(self, table: Table[Row], rows: Iterable[Row]) -> None:
         if not self._open:
             raise ValueError(f"{self._folder.path}: nothing can be added after the end")
         if self._error:
             raise self._error
         with self._telling():
-            self._stream(table).append(table.encode(rows))
+            self._stream(table).append(self._lines(table, rows))
 
     def add_bins(self, bins: Bins) -> None:
         """Add time bins (dtype layout.BIN) to timeline.csv; ``bins["tap"]`` is the tap's place in manifest.taps.
@@ -221,7 +236,7 @@ class CaptureWriter:
 
     def _replace(self, table: Table[Row], rows: Iterable[Row] | None) -> None:
         if rows is not None:
-            self._folder.replace(table.file, table.header() + table.encode(rows))
+            self._folder.replace(table.file, table.header() + self._lines(table, rows))
 
     def _write_totals(self, totals: Totals) -> None:
         """Most telling first: on a full disk the later ones may not fit."""
@@ -260,7 +275,7 @@ class CaptureWriter:
         self.manifest = replace(_with_totals(self.manifest, totals), samples=self._samples(totals.lost_samples))
         with self._telling():
             self._write_totals(totals)
-            why = error or (self._error.message if self._error else None)
+            why = error or (self._error.message if self._error else next(iter(self._left_out.values()), None))
             sums = self._folder.digests(name for name in FILES if name != MANIFEST)
             self.manifest = replace(self.manifest, sha256=sums, complete=why is None, error=why)
             self._folder.replace(MANIFEST, to_json(self.manifest))

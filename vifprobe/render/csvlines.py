@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vifprobe.analysis.quantities import Change, Moment
 from vifprobe.analysis.reading import Reading, count
 from vifprobe.capture.csvio import Table
-from vifprobe.capture.rows import Moment
 from vifprobe.layout import Direction, PacketClass, Verdict
 
 
@@ -27,10 +27,10 @@ class WatchRow(NamedTuple):
     duration_ns: int
     packet_class: PacketClass
     verdict: Verdict
-    packets: int
-    frame_bytes: int
-    charged_bytes: int
-    wire_bytes: int
+    packets: Change
+    frame_bytes: Change
+    charged_bytes: Change
+    wire_bytes: Change
 
 
 WATCH = Table("watch.csv", WatchRow)
