@@ -54,7 +54,7 @@ def test_a_shaped_tap(tap: Tap, tmp_path: Path) -> None:
 
 
 def test_a_backlog_that_shrinks(tap: Tap, tmp_path: Path) -> None:
-    """What waited at the start and has gone at the end: a gauge below where it began, which the folder's reader takes."""
+    """What waited at the start has gone at the end: a gauge below where it began, which the reader takes."""
     make_htb(tap, "8kbit", 127)
     with neighbour(tap) as other, senders((other, COUNT, FIRST_CPU)) as (writer,):
         writer.start()
