@@ -36,7 +36,10 @@ _UNDECIDED = ("continue", "pipe", "")
 
 @dataclass(frozen=True)
 class Look:
-    """What was read of one tap at one moment; None: not read. beyond: other interfaces that limit its packets."""
+    """What was read of one tap at one moment; None: not read. beyond: other interfaces that limit its packets.
+
+    gone: there was no such interface (any more).
+    """
 
     at_ns: int
     installed: Installed | None = None
@@ -46,6 +49,7 @@ class Look:
     load: LoadSample | None = None
     uplink: UplinkSample | None = None
     problems: tuple[str, ...] = ()
+    gone: bool = False
 
 
 def given_limits(limits: Mapping[Direction, Limit], device: str) -> list[told.DeclaredLimit]:
@@ -76,7 +80,7 @@ def look(
         found = installed_of(wanted.values())
     except HostError as error:
         return {link.ifindex: Look(time.monotonic_ns(), problems=(error.message,)) for link in links}
-    gone = {link.ifindex: Look(time.monotonic_ns(), problems=("the interface is gone",)) for link in links}
+    gone = {link.ifindex: Look(time.monotonic_ns(), problems=("the interface is gone",), gone=True) for link in links}
     return gone | {
         link.ifindex: Look(
             at_ns=time.monotonic_ns(),

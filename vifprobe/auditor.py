@@ -29,7 +29,7 @@ from vifprobe.host import processes
 from vifprobe.host.declared import Declared, DeclaredLimit, declared_of
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed
-from vifprobe.host.links import Link
+from vifprobe.host.links import Link, is_there
 from vifprobe.host.meters import Meter
 from vifprobe.layout import Direction, Verdict
 
@@ -67,6 +67,7 @@ class TapAudit:
         self._last_ns = self._changed_ns = 0
         self._remembered: dict[str, Finding] = {}
         self.forensics: TapForensics | None = None
+        self.gone = False
 
     def _set_up(self) -> SetUp:
         seen = self.looks[-1] if self.looks else None
@@ -84,7 +85,10 @@ class TapAudit:
         return [one for one in self.given if not both or one.direction in limited]
 
     def take(self, look: Look) -> None:
-        """A new look; those of the last seconds are kept, and the first one."""
+        """A new look; those of the last seconds are kept, and the first one. What was known of a tap outlives it."""
+        if look.gone:
+            self.gone = True
+            return
         kept = [one for one in self.looks[1:] if look.at_ns - one.at_ns < _WINDOW_NS]
         self.looks = (*self.looks[:1], *kept, look)
 
@@ -270,6 +274,8 @@ class Auditor:
         holders = processes.holders(self._links)
         neighbours = host_neighbours()
         for ifindex, tap in self.taps.items():
+            if tap.gone or not is_there(tap.link):  # so is what libvirt and Open vSwitch said of it
+                continue
             declared = found[ifindex]
             try:
                 tap.meters = audit.meters(declared)

@@ -16,8 +16,8 @@ from vifprobe.watched import WatchedTap
 #: Limits are read again this often even if netlink tells of no change: of tcx programs it never does, and of nft only
 #: once nf_tables is there to be listened to.
 _REFRESH_NS = 1_000_000_000
-#: An interval ends so soon after it was told that a limit came, went or changed, for that to be seen at once; what
-#: belongs to the same change (qdisc, then filter) has arrived by then.
+#: An interval ends so soon after it was told that a limit came, went or changed, or that a tap was deleted, for that to
+#: be seen at once; what belongs to the same change (qdisc, then filter) has arrived by then.
 _CHANGE_SHOWN_NS = 30_000_000
 _END_HEARD_NS = 1_000_000_000
 #: So often it is looked whether samples must be taken before the interval ends: a CPU's ring holds half a second of
@@ -78,6 +78,7 @@ class Follower:
         changed = False
         for watched in self._hooks.watched:
             own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
+            was_there = not watched.gone
             if own:
                 own = watched.on_events(own, self._hooks.programs)
                 self._seen += [(watched.link.name, event) for event in own]
@@ -94,6 +95,9 @@ class Follower:
                 if self._audit(watched, own, cells):
                     show_by_ns = (own[0].at_ns if own else now_ns) + _CHANGE_SHOWN_NS
                     self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
+            if was_there and watched.gone:
+                show_by_ns = now_ns + _CHANGE_SHOWN_NS
+                self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
             self._tell_gaps(watched)
         if not any(watched.droppers.is_ambiguous for watched in self._hooks.watched):
             self._hooks.programs.unwatch_police()

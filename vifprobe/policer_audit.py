@@ -7,7 +7,7 @@ import select
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from vifprobe.analysis.findings import findings
@@ -18,7 +18,7 @@ from vifprobe.errors import KernelError
 from vifprobe.host import netns as namespaces
 from vifprobe.host.events import Events
 from vifprobe.host.limits import installed, installed_of
-from vifprobe.host.links import Link, find_link
+from vifprobe.host.links import Link, find_link, is_there
 from vifprobe.layout import Direction
 from vifprobe.probe import Probe
 from vifprobe.watched import own_events
@@ -31,7 +31,8 @@ Stoppable = Callable[[Callable[[], None]], AbstractContextManager[None]]
 class PolicerReport:
     """The audit of one tap. at: wall clock at its end. duration_ns: how long its packets or counters were watched.
 
-    domain: libvirt's name of the guest, "" where not known. notes: what was not looked at, and why.
+    domain: libvirt's name of the guest, "" where not known. notes: what was not looked at, and why. gone: the tap was
+    deleted meanwhile; all else is what was known of it before.
     """
 
     tap: str
@@ -42,6 +43,7 @@ class PolicerReport:
     findings: tuple[Finding, ...] = ()
     domain: str = ""
     notes: tuple[str, ...] = ()
+    gone: bool = False
 
     @property
     def rows(self) -> tuple[PolicerRow, ...]:
@@ -93,7 +95,8 @@ def _with_packets(
 ) -> PolicerReport:
     with Probe(tap, directions=directions, netns=netns, limits=limits) as probe, stoppable(probe.stop):
         *_, last = probe.readings(min(seconds, 1.0), seconds)
-        return _report(probe.audit(tap), last.duration_ns, directions, last.findings, last.notes)
+        report = _report(probe.audit(tap), last.duration_ns, directions, last.findings, last.notes)
+        return replace(report, gone=last.gone)
 
 
 def _without_packets(
@@ -106,16 +109,16 @@ def _without_packets(
         began_ns = time.monotonic_ns()
         auditor.look()
         until_ns = began_ns + round(seconds * 1e9)
-        while (left_ns := until_ns - time.monotonic_ns()) > 0:
+        while (left_ns := until_ns - time.monotonic_ns()) > 0 and is_there(link):
             select.select([events], [], [], left_ns / 1e9)
             own = events.read()
-            if own:
+            if own and is_there(link):
                 before, now = audit.installed, installed(link)
                 audit.follow(own_events(own, before.nft, now.nft), now, {})
         auditor.look()
     duration_ns = time.monotonic_ns() - began_ns
     found = findings(audit.situation_without_packets(directions))
-    return _report(audit, duration_ns, directions, found, (why,))
+    return replace(_report(audit, duration_ns, directions, found, (why,)), gone=audit.gone)
 
 
 def _report(

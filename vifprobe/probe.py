@@ -146,8 +146,15 @@ class Probe:
         """One Reading a tap and interval, until the duration is over, `stop` is called or all taps are gone.
 
         Then the rest as a shorter interval, then (``final``) the totals of the whole run: everything is detached first,
-        so that totals and intervals add up to the packet. seconds: 0.01 and more.
+        so that totals and intervals add up to the packet. seconds: 0.01 and more. A tap that is deleted ends the
+        interval at once. Its reading is then marked `gone` and is its last one but for the totals, and for packets
+        whose verdict came later.
         """
+        for batch in self.intervals(seconds, duration_seconds):
+            yield from batch
+
+    def intervals(self, seconds: float = 1.0, duration_seconds: float | None = None) -> Iterator[tuple[Reading, ...]]:
+        """The same, the readings of all taps of one interval together; the totals are the last ones."""
         if seconds < 0.01:
             raise UsageError(f"an interval of {seconds} s is too short.", "Use 10ms or more; a timeline has 1 ms bins.")
         end_ns = None if duration_seconds is None else self.start_ns + round(duration_seconds * 1e9)
@@ -161,9 +168,9 @@ class Probe:
             if is_due:  # what a slow reader is late for is left out, or the end would come late, too
                 due_ns = max(due_ns + round(seconds * 1e9), time.monotonic_ns())
             self._parts.hooks.write_off()
-            yield from self._interval(self._maker.snapshot(patience_seconds=seconds / 2))
-        yield from self._interval(self._detach())
-        yield from self.totals()
+            yield self._interval(self._maker.snapshot(patience_seconds=seconds / 2))
+        yield self._interval(self._detach())
+        yield self.totals()
 
     def totals(self) -> tuple[Reading, ...]:
         """Counts since the start, one Reading a tap, marked ``final``. After the end: the exact totals."""
@@ -279,11 +286,17 @@ class Probe:
         self._parts.auditor.look()
         return self._end
 
-    def _interval(self, snapshot: Snapshot) -> Iterator[Reading]:
+    def _interval(self, snapshot: Snapshot) -> tuple[Reading, ...]:
         self._maker.end_interval(snapshot)
+        readings = []
         for watched in self._watched:
-            yield self._maker.interval(watched, snapshot)
-            self._parts.hooks.renew(watched)
+            if watched.ended and not self._maker.has_news(watched, snapshot):
+                continue
+            readings.append(self._maker.interval(watched, snapshot))
+            watched.ended = watched.gone
+            if not watched.gone:
+                self._parts.hooks.renew(watched)
+        return tuple(readings)
 
     def _see_bins(self, bins: npt.NDArray[np.void], final: bool = False) -> None:
         for audit in self._parts.auditor.taps.values():

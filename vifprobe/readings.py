@@ -47,6 +47,11 @@ class ReadingMaker:
         if self._forensics is not None:
             self._forensics.end_interval()
 
+    def has_news(self, watched: WatchedTap, snapshot: Snapshot) -> bool:
+        """Whether anything was counted since the interval before: of a tap that is gone, verdicts that came late."""
+        is_missed = int(snapshot.missed_packets[watched.number]) != watched.missed_before
+        return is_missed or len(subtract(snapshot.cells_of(watched.number), watched.before)) > 0
+
     def interval(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
         """What has come since the interval before; once for each tap."""
         cells = snapshot.cells_of(watched.number)
@@ -81,6 +86,7 @@ class ReadingMaker:
             what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
             queued=so_far[so_far["verdict"] == Verdict.QUEUED] if not final else no_cells(),
             unannounced=int(snapshot.unannounced[watched.number]) if final else 0,
+            gone_ns=None if watched.gone_ns is None else watched.gone_ns - self._start_ns,
         )
         reading = replace(reading, host=self._host_cost(watched, reading))
         if self._forensics is not None:

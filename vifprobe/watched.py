@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from vifprobe.droppers import Blame, Droppers, droppers_of
 from vifprobe.errors import HostError, KernelError
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, installed
-from vifprobe.host.links import Link
+from vifprobe.host.links import Link, is_there
 from vifprobe.host.nft import NftState
 from vifprobe.host.nft_events import NftChange
 from vifprobe.host.tc_records import TcAction, TcFilter, TcQdisc
@@ -43,8 +42,9 @@ _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapT
 class WatchedTap:
     """A tap, its number in the kernel's tables, and what hangs on it.
 
-    `before`, `missed_before`, `what_ifs_before`: what was counted up to the last reading. `gone`: it was deleted
-    meanwhile. `looked_ns`: when its limits were last read.
+    `before`, `missed_before`, `what_ifs_before`: what was counted up to the last reading. `gone_ns`: when the tap was
+    seen to be deleted, monotonic; None while it is there. `ended`: an interval's reading has said so. `looked_ns`: when
+    its limits were last read.
     """
 
     def __init__(self, link: Link, number: int, found: Installed) -> None:
@@ -59,13 +59,24 @@ class WatchedTap:
         self.gaps: list[Coverage] = []
         self.looked_ns = time.monotonic_ns()
         self._nft_before, self._nft_changed_ns = found.nft, 0
-        self.gone = self.heard_of_end = False
+        self.gone_ns: int | None = None
+        self.heard_of_end = self.ended = False
         self.droppers = self._droppers()
         self.blame = Blame(found, self.droppers)
         self._apart = self._traced = TapTrait(0)
         self._follows = False
         self._qdisc: OwnQdisc | None = None
         self._buckets: dict[Direction, Bucket] = {}
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was deleted meanwhile, or moved to another network namespace."""
+        return self.gone_ns is not None
+
+    def _check_gone(self) -> bool:
+        if self.gone_ns is None and not is_there(self.link):
+            self.gone_ns = time.monotonic_ns()
+        return self.gone
 
     @property
     def is_traced(self) -> bool:
@@ -159,10 +170,13 @@ class WatchedTap:
             self._qdisc = None
 
     def refresh(self) -> None:
-        """Read again what limits the tap; what can't be read stays as it was."""
+        """Read again what limits the tap; what can't be read, or went with the tap, stays as it was."""
         before, self.looked_ns = self.installed.nft, time.monotonic_ns()
         try:
-            self.installed = installed(self.link)
+            found = installed(self.link)
+            if self.installed.limits and not found.limits and self._check_gone():
+                return
+            self.installed = found
         except HostError as error:
             self.note(f"limits could not be read again: {error.message}")
         if self.installed.nft.settings != before.settings:
@@ -186,9 +200,8 @@ class WatchedTap:
 
         The events that were about this tap: nft's may be about any.
         """
-        self.gone = self.gone or not is_there(self.link)
         self.heard_of_end = self.heard_of_end or any(event.kind == "link_del" for event in events)
-        if self.gone or not any(event.kind.startswith(_ABOUT_LIMITS) for event in events):
+        if self._check_gone() or not any(event.kind.startswith(_ABOUT_LIMITS) for event in events):
             return events
         self.refresh()
         # A look just before them may have seen already what they tell.
@@ -285,11 +298,3 @@ def _polices(action: TcAction) -> bool:
 
 def _is_own(found: TcFilter) -> bool:
     return is_own_filter(found.pref, found.handle, found.bpf.name if found.bpf else "")
-
-
-def is_there(link: Link) -> bool:
-    """Asked of the kernel, not of /sys, which shows the namespace that it was mounted in."""
-    try:
-        return socket.if_indextoname(link.ifindex) != ""
-    except OSError:
-        return False

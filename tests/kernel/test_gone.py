@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,12 @@ from probe_kit import (
 )
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import count
+from vifprobe.analysis.reading import Limit, Reading, count
 from vifprobe.errors import TapError
+from vifprobe.host.links import find_link, is_there
 from vifprobe.layout import Verdict
+from vifprobe.policer_audit import audit_tap
+from vifprobe.render.policer import policer_lines
 from vifprobe.testing.flood import flood, writer
 from vifprobe.testing.links import nft_ingress_limit
 from vifprobe.testing.netns import Netns, private_netns
@@ -84,6 +89,104 @@ def test_one_of_two_is_deleted(tap: Tap, tmp_path: Path) -> None:
         assert "tap1: deleted while it was watched." in watch.told()
     assert final_of(out, "tap0")["outbound"]["offered"]["packets"] == 2 * COUNT
     assert final_of(out, "tap1")["outbound"]["offered"]["packets"] == COUNT
+
+
+def test_one_of_two_is_marked_gone(netns: Netns, tmp_path: Path) -> None:
+    """At once and once: in JSON, in lines and in CSV; its limit is not said to be none. Then only in the totals."""
+    with ExitStack() as stack:
+        taps = [stack.enter_context(make_tap(name)) for name in ("tap0", "tap1")]
+        limit = stack.enter_context(nft_ingress_limit("tap1", rate_bytes_per_second=100_003, burst_bytes=40_009))
+        file = tmp_path / "watch.csv"
+        watch = stack.enter_context(watching(tmp_path, "--csv", str(file), taps=("tap0", "tap1")))
+        both = ("watch", "tap0", "tap1", "--interval", "60s")
+        lines = stack.enter_context(command(*both, folder=tmp_path, PYTHONUNBUFFERED="1"))
+        lines.wait_for(lines.printed)
+        flood([taps[1].fd], [SYN], count=COUNT, seconds=FLOOD_SECONDS)
+        policed = limit.read().packets
+        run("ip link delete tap1")
+        lines.wait_for(lambda: " gone " in lines.printed(), 20)  # long before the interval's end
+        lines.end(1)
+        seen = len(watch.printed().splitlines())
+        watch.wait_for(lambda: len(watch.printed().splitlines()) > seen + 2)
+        out = watch.end(1)
+    mine = [found for found in map(json.loads, out.splitlines()) if found["tap"] == "tap1"]
+    assert [found["gone"] for found in mine] == [False] * (len(mine) - 2) + [True, True]
+    *_, last, final = mine
+    assert last["gone_ns"] == final["gone_ns"] > 0
+    assert last["outbound"]["limit"]["installed_bps"] == final["outbound"]["limit"]["installed_bps"] == 800_024
+    assert final_of(out, "tap1")["outbound"]["policed"]["packets"] == policed
+    assert not any(found["gone"] for found in map(json.loads, out.splitlines()) if found["tap"] == "tap0")
+    rows = list(csv.DictReader(file.open()))
+    assert {row["tap"] for row in rows if row["gone"] == "true"} == {"tap1"}
+    assert sum(int(row["packets"]) for row in rows if row["tap"] == "tap1" and row["direction"] == "outbound") == COUNT
+    told = [line.split(" gone ") for line in lines.printed().splitlines() if " tap1 " in line]
+    assert [len(parts) for parts in told[-2:]] == [2, 2]
+    assert "of     0.8 Mbit/s" in told[-2][0]
+
+
+def test_one_of_two_is_gone_from_a_capture(netns: Netns, tmp_path: Path) -> None:
+    """Summary, folder and readings say which, and since when; the other tap's do not."""
+    with ExitStack() as stack:
+        taps = [stack.enter_context(make_tap(name)) for name in ("tap0", "tap1")]
+        capture = stack.enter_context(capturing(tmp_path, "--no-samples", taps=("tap0", "tap1")))
+        flood([taps[1].fd], [SYN], count=COUNT, seconds=FLOOD_SECONDS)
+        run("ip link delete tap1")
+        capture.wait_for(lambda: "link_del" in (tmp_path / "capture/events.csv").read_text())
+        capture.process.terminate()
+        text = capture.ended(1)
+    found = load(tmp_path / "capture")
+    assert text.count(" TAP IS GONE  deleted ") == 1
+    assert [reading.gone for reading in found.readings()] == [False, True]
+    entries = [entry.gone_ns for entry in found.manifest.taps]
+    assert entries[0] is None
+    assert entries[1] == found.reading("tap1").gone_ns
+    assert found.reading("tap1").offered(OUT).packets == COUNT
+
+
+@pytest.mark.parametrize("packets", [True, False])
+def test_deleted_while_it_is_audited(tap: Tap, packets: bool) -> None:
+    """The audit ends at once, says so, and keeps to what was set before: a deleted tap has not lost its limit."""
+
+    @contextmanager
+    def deleting(stop: Callable[[], None]) -> Iterator[None]:
+        run("ip link delete tap0")
+        yield
+
+    link, limits = find_link("tap0"), {OUT: Limit(declared_bps=800_024)}
+
+    def there_for_the_last_time(_link: object) -> bool:
+        was_there = is_there(link)
+        if was_there:
+            run("ip link delete tap0")
+        return was_there
+
+    with nft_ingress_limit("tap0", **LIMIT), pytest.MonkeyPatch.context() as patch:
+        if not packets:  # nothing else runs between the first look and the end
+            patch.setattr("vifprobe.policer_audit.is_there", there_for_the_last_time)
+        report = audit_tap("tap0", limits, (OUT,), 60.0, packets=packets, stoppable=deleting)
+    assert report.gone
+    assert report.duration_ns < 30e9
+    assert not {finding.pattern for finding in report.findings} & {"P1", "P2"}
+    assert report.set_up.main_enforced(OUT) is not None
+    shown = "".join(row.plain + "\n" for row in policer_lines(report.set_up, report.rows, report.findings, gone=True))
+    assert shown.startswith(" TAP IS GONE ")
+    assert "NO POLICER" not in shown
+
+
+def test_readings_of_a_tap_end_with_it(netns: Netns) -> None:
+    """The last one is marked, and comes at once; the totals are, too; the other tap's readings go on."""
+    with make_tap("tap0"), make_tap("tap1"), Probe("tap0", "tap1") as probe:
+        run("ip link delete tap1")
+        seen: list[Reading] = []
+        for batch in probe.intervals(0.5, 60):
+            seen += batch
+            if len(batch) == 1:
+                probe.stop()
+    assert probe.gone == ("tap1",)
+    ended = [reading for reading in seen if reading.tap == "tap1" and reading.gone]
+    assert [reading.final for reading in ended] == [False, True]
+    assert ended[0].duration_ns < 0.5e9
+    assert not any(reading.gone for reading in seen if reading.tap == "tap0")
 
 
 def test_deleted_in_the_middle_of_a_flood(netns: Netns) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import render_kit as kit
 
-from vifprobe.analysis.reading import Counts, Reading, count
+from vifprobe.analysis.reading import Counts, Reading, count, no_cells
 from vifprobe.layout import Direction, Expected, PacketClass, Verdict
 from vifprobe.render.csvlines import csv_header, csv_rows
 from vifprobe.render.jsonlines import dumps, reading_object
@@ -33,6 +33,7 @@ def test_every_key_of_the_contract_in_its_order() -> None:
     assert list(found) == [
         *("schema", "tap", "at", "start_ns", "duration_ns", "final"),
         *("outbound", "inbound", "missed", "verdicts", "host", "findings", "flood"),
+        *("gone", "gone_ns"),
     ]
     both = ["offered", *OUTCOMES, "bypass", "overpoliced", "classes", "limit", "what_if"]
     assert list(found["outbound"]) == both
@@ -128,6 +129,7 @@ def test_csv_adds_up_to_the_reading() -> None:
     assert list(rows[0]) == [
         *("at", "tap", "direction", "start_ns", "duration_ns", "packet_class", "verdict"),
         *COUNTS,
+        "gone",
     ]
     for direction in Direction:
         mine = [row for row in rows if row["direction"] == direction.name.lower()]
@@ -149,3 +151,18 @@ def test_csv_leaves_the_totals_out_and_makes_names_safe() -> None:
     assert csv_rows(replace(kit.BASE, final=True)) == ""
     row = next(csv.reader(io.StringIO(csv_rows(replace(kit.BASE, tap='=cmd|"x"!A1\n')))))
     assert row[1] == '\'=cmd|"x"!A1\\x0a'
+
+
+def test_a_deleted_tap_is_marked_in_json_and_csv() -> None:
+    """Also where its last interval has no packets: a row of none then says it, in each direction."""
+    found = parsed(replace(kit.BASE, gone_ns=3_217_000_000))
+    assert (found["gone"], found["gone_ns"]) == (True, 3_217_000_000)
+    assert (parsed(kit.BASE)["gone"], parsed(kit.BASE)["gone_ns"]) == (False, None)
+    busy = replace(kit.BASE, gone_ns=1)
+    silent = replace(busy, cells=no_cells(), queued=no_cells())
+    rows = [list(csv.DictReader(io.StringIO(csv_header() + csv_rows(one)))) for one in (kit.BASE, busy, silent)]
+    assert {row["gone"] for row in rows[0]} == {"false"}
+    assert {row["gone"] for row in rows[1]} == {"true"}
+    names = ("direction", "packet_class", "verdict", "packets", "gone")
+    found_rows = [tuple(row[name] for name in names) for row in rows[2]]
+    assert found_rows == [(direction, "", "", "0", "true") for direction in ("outbound", "inbound")]

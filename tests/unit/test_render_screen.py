@@ -256,3 +256,17 @@ def test_the_policer_line_says_none_only_where_it_was_looked_for() -> None:
     assert "declared 100 Mbit/s · installed NONE ·  THEY DIFFER" in known
     assert "NO POLICER" in known
     assert "declared unknown · installed unknown" in shown(Screen([NOWHERE]))
+
+
+def test_a_deleted_tap_is_marked_and_comes_last() -> None:
+    """No state of a limit, no figures of its last interval as if they were of now."""
+    last = replace(kit.at(0), tap="tapgone", gone_ns=1_500_000_000)
+    kept = [replace(kit.at(second), tap="tapkept", cells=kit.flood(0.01)) for second in range(3)]
+    text = shown(Screen([last, *kept]))
+    rows = [row for row in text.splitlines() if row.split()[:1] in (["tapgone"], [">"]) or " tapgone" in row]
+    assert rows[-1].split() == ["tapgone", "?", "?", "?", "?", "?", "GONE"]
+    assert text.index("tapkept") < text.index("tapgone")
+    details = shown(Screen([last, *kept], chosen="tapgone"))
+    assert " TAP IS GONE " in details
+    assert "deleted 1.5 s after the start" in details
+    assert "LIMIT" not in details

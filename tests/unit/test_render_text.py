@@ -152,3 +152,15 @@ def test_plain_text_goes_to_what_is_no_terminal() -> None:
     assert "\x1b" not in stream.getvalue()
     assert stream.getvalue().isascii()
     assert " LIMIT HOLDS " in stream.getvalue()
+
+
+def test_a_deleted_tap_is_marked_in_lines_and_summary() -> None:
+    """The totals still say whether the limit held."""
+    gone = replace(kit.BASE, gone_ns=3_217_000_000)
+    assert interval_line(gone).endswith(" gone 3.217 s")
+    assert interval_line(replace(gone, final=True)).endswith(" gone 3.217 s")
+    text = kit.text_of(summary_lines(replace(gone, final=True), kit.CONTEXT))
+    assert " TAP IS GONE  deleted 3.2 s after the start" in text
+    assert kit.text_of(summary_lines(replace(kit.BASE, final=True), kit.CONTEXT)) == text.replace(
+        " TAP IS GONE  deleted 3.2 s after the start\n", ""
+    )

@@ -126,6 +126,7 @@ class Reading:
     host did meanwhile, None where that is not counted (yet). flood: what its SYNs are like, by direction; {} where
     nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. unannounced: in
     totals, inbound packets of which only the end was seen: waiting since before the start, or cut from a longer frame.
+    gone_ns: when the tap was seen to be deleted, monotonic, from the start of the run; None while it is there.
     """
 
     tap: str
@@ -145,6 +146,12 @@ class Reading:
     what_ifs: tuple[WhatIfRow, ...] = ()
     unannounced: int = 0
     queued: Cells = field(default_factory=no_cells)
+    gone_ns: int | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the tap was deleted before this reading was made: no later interval has one of it."""
+        return self.gone_ns is not None
 
     def where(
         self,

@@ -59,7 +59,8 @@ class TapEntry:
     """One captured tap. domain, port: libvirt domain and Neutron port, None where unknown.
 
     hooks: direction -> tcx, clsact, ingress or tracepoint. The fields from `verdicts` on are those of its last
-    Reading (see vifprobe.analysis.reading); duration_ns and at are None until totals were written.
+    Reading (see vifprobe.analysis.reading); duration_ns and at are None until totals were written. gone_ns: when it was
+    deleted, None where it was there at the end.
     """
 
     name: str
@@ -75,6 +76,7 @@ class TapEntry:
     limits: Mapping[Direction, Limit] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     directions: tuple[Direction, ...] = tuple(Direction)
+    gone_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def _tap_json(tap: TapEntry) -> dict[str, Any]:
         "limits": {direction.name.lower(): asdict(limit) for direction, limit in sorted(tap.limits.items())},
         "notes": tap.notes,
         "directions": tap.directions,
+        "gone_ns": tap.gone_ns,
     }
 
 
@@ -208,6 +211,7 @@ def _tap(keys: JsonObject) -> TapEntry:
         limits={direction: _limit(limits.object(name)) for direction, name in limits.directions().items()},
         notes=tuple(str(note) for note in keys.get("notes", list)),
         directions=keys.codes("directions", Direction),
+        gone_ns=keys.maybe("gone_ns", int),
     )
 
 

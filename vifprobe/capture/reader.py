@@ -107,6 +107,7 @@ class Capture:
             notes=tap.notes,
             final=True,
             directions=tap.directions,
+            gone_ns=tap.gone_ns,
             flood=floods_of(tap.name, self.flood, self.top),
             what_ifs=tuple(row for row in self.what_ifs if row.tap == tap.name),
         )

@@ -74,6 +74,7 @@ def _seen(entry: TapEntry, reading: Reading) -> TapEntry:
         limits=dict(reading.limits),
         notes=tuple(reading.notes),
         directions=tuple(reading.directions),
+        gone_ns=reading.gone_ns,
     )
 
 

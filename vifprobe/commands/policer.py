@@ -19,7 +19,7 @@ from vifprobe.commands.options import (
     fail_on,
     fails,
 )
-from vifprobe.errors import EXIT_DONE, EXIT_FINDING
+from vifprobe.errors import EXIT_DONE, EXIT_FINDING, TapError
 from vifprobe.layout import Direction
 from vifprobe.policer_audit import PolicerReport, audit_tap
 
@@ -65,6 +65,8 @@ def command(
         _json(report)
     else:
         _text(report)
+    if report.gone:
+        raise TapError(f"{tap}: deleted during the audit.", "What was known of it before is above.")
     sys.exit(EXIT_FINDING if fails(report.findings, fail_on) else EXIT_DONE)
 
 
@@ -83,6 +85,7 @@ def _text(report: PolicerReport) -> None:
         report.notes,
         width,
         glyphs,
+        report.gone,
     )
     print_lines(stream, lines)
 
@@ -96,6 +99,7 @@ def _json(report: PolicerReport) -> None:
         "tap": report.tap,
         "at": report.at.isoformat(timespec="microseconds"),
         "duration_ns": report.duration_ns,
+        "gone": report.gone,
         "domain": report.domain or None,
         **{direction.name.lower(): _direction(report, direction) for direction in report.directions},
         "rows": [{**row._asdict(), "direction": row.direction.name.lower()} for row in report.rows],

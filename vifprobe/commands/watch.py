@@ -85,23 +85,14 @@ def command(
         shows = [stack.enter_context(_csv(csv_file))] if csv_file else []
         shows.append(_json if as_json else stack.enter_context(_view(sys.stdout, probe)))
         seconds = None if duration is None else duration / 1e9
-        for last in _by_interval(probe.readings(interval / 1e9, seconds), len(set(taps))):
+        for batch in probe.intervals(interval / 1e9, seconds):
+            last = list(batch)
             probe.take_samples()  # worked out; nobody needs them any more
             for show in shows:
                 show(last)
     if probe.gone:
         raise TapError(f"{', '.join(probe.gone)}: deleted while it was watched.", "What was seen until then is above.")
     sys.exit(exit_code(last, fail_on))
-
-
-def _by_interval(readings: Iterable[Reading], taps: int) -> Iterator[list[Reading]]:
-    """The readings of all taps of one interval together."""
-    batch: list[Reading] = []
-    for reading in readings:
-        batch.append(reading)
-        if len(batch) == taps:
-            yield batch
-            batch = []
 
 
 def _json(readings: list[Reading]) -> None:
@@ -160,7 +151,7 @@ def _view(stream: TextIO, probe: Probe) -> Iterator[Show]:
             def update(readings: list[Reading]) -> None:
                 # What is declared becomes known while the screen is up.
                 screen.contexts.update({reading.tap: context(reading.tap) for reading in readings})
-                if not readings[0].final:
+                if readings and not readings[0].final:
                     screen.update(readings)
 
             yield update

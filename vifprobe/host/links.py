@@ -204,6 +204,14 @@ def _name_of(netlink: Netlink, ifindex: int) -> str:
         return ""
 
 
+def is_there(link: Link) -> bool:
+    """Whether the interface still exists in the calling thread's network namespace, under whatever name."""
+    try:  # asked of the kernel, not of /sys, which shows the namespace that it was mounted in
+        return socket.if_indextoname(link.ifindex) != ""
+    except OSError:
+        return False
+
+
 def link_counters(ifindex: int) -> LinkCounters:
     """Counters of the interface with this ifindex. Raises TapError where it is gone, HostError where netlink fails."""
     with Netlink() as netlink:

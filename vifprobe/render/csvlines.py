@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vifprobe.analysis.quantities import Change, Moment
-from vifprobe.analysis.reading import Reading, count
+from vifprobe.analysis.reading import Counts, Reading, count
 from vifprobe.capture.csvio import Table
 from vifprobe.layout import Direction, PacketClass, Verdict
 
@@ -17,7 +17,8 @@ from vifprobe.layout import Direction, PacketClass, Verdict
 class WatchRow(NamedTuple):
     """Packets of one class and fate in one interval; a verdict that is not known is an empty cell.
 
-    `queued` is a gauge: what was in the queue at the interval's end.
+    `queued` is a gauge: what was in the queue at the interval's end. gone: the tap was deleted in this interval; where
+    nothing was counted in it, a row of 0 packets without class and verdict says so.
     """
 
     at: str
@@ -25,12 +26,13 @@ class WatchRow(NamedTuple):
     direction: Direction
     start_ns: Moment
     duration_ns: int
-    packet_class: PacketClass
+    packet_class: PacketClass | None
     verdict: Verdict
     packets: Change
     frame_bytes: Change
     charged_bytes: Change
     wire_bytes: Change
+    gone: bool = False
 
 
 WATCH = Table("watch.csv", WatchRow)
@@ -67,6 +69,11 @@ def watch_rows(reading: Reading) -> list[WatchRow]:
                 PacketClass(packet_class),
                 Verdict(verdict),
                 *count(cells),
+                reading.gone,
             )
         )
+    if reading.gone and not rows:
+        for one in reading.directions:
+            key_and_time = (at, reading.tap, one, reading.start_ns, reading.duration_ns)
+            rows.append(WatchRow(*key_and_time, None, Verdict.UNKNOWN, *Counts(), gone=True))
     return rows

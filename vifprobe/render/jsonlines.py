@@ -38,6 +38,8 @@ def reading_object(reading: Reading) -> _Object:
         "host": host_object(reading.host),
         "findings": [finding_object(finding) for finding in reading.findings],
         "flood": {direction.name.lower(): _flood(flood) for direction, flood in reading.flood.items()} or None,
+        "gone": reading.gone,
+        "gone_ns": reading.gone_ns,
     }
 
 

@@ -13,7 +13,7 @@ from enum import Enum
 from vifprobe.analysis.reading import Counts, Limit, Reading
 from vifprobe.layout import Direction, Expected, Verdict
 from vifprobe.render.context import TapContext
-from vifprobe.render.units import bit_rate, packet_rate, percent
+from vifprobe.render.units import bit_rate, duration, packet_rate, percent
 
 #: Passed may be this much above rate x time + burst: clocks of policer and interval are not the same.
 SLACK = 0.01
@@ -38,6 +38,7 @@ class State(Enum):
     UNKNOWN = ("LIMIT UNKNOWN", "unknown", "warn")
     NO_VERDICT = ("OFFERED ONLY", "?", "warn")
     IDLE = ("NO TRAFFIC", "idle", "plain")
+    GONE = ("TAP IS GONE", "GONE", "bad")
 
     @property
     def headline(self) -> str:
@@ -74,8 +75,13 @@ def per_second(value: float | None, reading: Reading) -> float | None:
 
 
 def judge(readings: Sequence[Reading], direction: Direction, context: TapContext) -> Judgement:
-    """Whether the limit of one direction is in force, by the newest of `readings` and those just before it."""
+    """Whether the limit of one direction is in force, by the newest of `readings` and those just before it.
+
+    Of a tap that is gone the totals of the run are judged, but no interval.
+    """
     reading = readings[-1]
+    if reading.gone and not reading.final:
+        return Judgement(State.GONE, (gone_words(reading),))
     limit = reading.limits.get(direction, Limit())
     passed = reading.counts(direction, Verdict.PASSED)
     policed = reading.counts(direction, Verdict.POLICED)
@@ -83,6 +89,11 @@ def judge(readings: Sequence[Reading], direction: Direction, context: TapContext
         return Judgement(State.NO_VERDICT, (_ideal_words(reading, direction, limit),))
     state = _state(readings, direction, limit, context, passed, policed)
     return Judgement(state, _words(state, reading, direction, limit, passed, policed))
+
+
+def gone_words(reading: Reading) -> str:
+    """When a tap was deleted; "" while it is there."""
+    return "" if reading.gone_ns is None else f"deleted {duration(reading.gone_ns)} after the start"
 
 
 def _ideal_words(reading: Reading, direction: Direction, limit: Limit) -> str:

@@ -29,7 +29,10 @@ def lines_header() -> str:
 
 
 def interval_line(reading: Reading, glyphs: Glyphs = ASCII) -> str:
-    """One line without its line end. The totals of a run begin with ``total`` in place of the time."""
+    """One line without its line end. The totals of a run begin with ``total`` in place of the time.
+
+    ``gone 3.217 s`` at the end: the tap was deleted so long after the start of the run, and has no further lines.
+    """
     moment = reading.at.astimezone()
     clock = moment.strftime("%H:%M:%S")
     if 0 < reading.duration_ns < 950_000_000:  # an interval of a second is a few ms more or less
@@ -53,6 +56,7 @@ def interval_line(reading: Reading, glyphs: Glyphs = ASCII) -> str:
         f"missed {reading.missed}",
         host_fields(reading.host),
         f"top {_top(reading)}",
+        *([f"gone {reading.gone_ns / 1e9:.3f} s"] if reading.gone_ns is not None else []),
     ]
     return " ".join(fields)
 

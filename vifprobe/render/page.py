@@ -13,7 +13,7 @@ from vifprobe.capture.reader import Capture
 from vifprobe.errors import MissingPieceError
 from vifprobe.layout import Direction, Expected, Verdict
 from vifprobe.render import plots
-from vifprobe.render.judgement import per_second
+from vifprobe.render.judgement import gone_words, per_second
 from vifprobe.render.policer import proof
 from vifprobe.render.tap_view import VERDICTS_KNOWN, by_severity
 from vifprobe.render.units import UNKNOWN, bit_rate, clean, duration, packet_rate, percent, tc_size, whole
@@ -95,7 +95,7 @@ def _tap(capture: Capture, entry: TapEntry, reading: Reading | None) -> TapView:
     if reading is None:
         return TapView(clean(entry.name), who, (), (), ("no totals were written for this tap",))
     known = VERDICTS_KNOWN.get(reading.verdicts, "")
-    notes = [*reading.notes, f"{whole(reading.missed)} packets missed", known]
+    notes = [gone_words(reading), *reading.notes, f"{whole(reading.missed)} packets missed", known]
     return TapView(
         clean(entry.name),
         who,

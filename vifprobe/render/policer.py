@@ -39,10 +39,13 @@ def policer_lines(
     notes: Sequence[str] = (),
     width: int = 80,
     glyphs: Glyphs = BLOCKS,
+    gone: bool = False,
 ) -> list[Line]:
-    """The audit of one tap; `rows` of the given directions only."""
+    """The audit of one tap; `rows` of the given directions only. gone: it was deleted meanwhile."""
     proved = {finding.id for finding in findings}
-    lines = [row for direction in directions for row in _answer(set_up, direction, proved, width, glyphs)]
+    words = f" {set_up.tap}: deleted during the audit; this is what was set before"
+    lines = wrapped(Span(" TAP IS GONE ", "bad"), clean(words, glyphs), width, _INDENT) if gone else []
+    lines += [row for direction in directions for row in _answer(set_up, direction, proved, width, glyphs)]
     if domain:
         lines.append(line(Span("guest    ", "name"), clean(domain, glyphs)))
     lines += [Line(), *_table(rows, width, glyphs)] if rows else []

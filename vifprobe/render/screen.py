@@ -19,7 +19,7 @@ from vifprobe.analysis.reading import Reading
 from vifprobe.layout import Verdict
 from vifprobe.render.context import TapContext
 from vifprobe.render.host import share_line
-from vifprobe.render.judgement import judge, per_second
+from vifprobe.render.judgement import State, judge, per_second
 from vifprobe.render.line import STYLES, Column, Line, Span, cells, head, line
 from vifprobe.render.sections import Section, fit, fixed, more_line
 from vifprobe.render.tap_tables import ROOMY, bps, verdict_span
@@ -52,12 +52,12 @@ class Screen:
         if not taps:
             return [line("Waiting for the first interval to end ...").fitted(width, glyphs)]
         laid_width = max(width, LEAST_WIDTH)
-        busiest = sorted(taps, key=lambda tap: _busy(taps[tap][-1]), reverse=True)
+        busiest = sorted(taps, key=lambda tap: (not taps[tap][-1].gone, _busy(taps[tap][-1])), reverse=True)
         shown = self.chosen if self.chosen in taps else busiest[0]
         sections: list[Section] = []
         if len(taps) > 1:
             sections.append(_overview([taps[tap] for tap in busiest], self.contexts, shown, laid_width, glyphs))
-            newest = [taps[tap][-1] for tap in busiest]
+            newest = [taps[tap][-1] for tap in busiest if not taps[tap][-1].gone]
             sections.append(fixed(share_line(newest, laid_width, glyphs), keep=3))
         context = self.contexts.get(shown, TapContext())
         sections += tap_sections(taps[shown], context, laid_width, glyphs, self.running)
@@ -111,6 +111,8 @@ def _overview(
     def row(readings: Sequence[Reading]) -> Line:
         """Drawn only where it is seen: judging hundreds of taps an interval would cost."""
         context = contexts.get(readings[-1].tap, TapContext())
+        if readings[-1].gone:
+            return cells(columns, _gone_row(readings[-1], context, shown, columns, glyphs), glyphs)
         stale = _end_ns(readings[-1]) + readings[-1].duration_ns < newest_ns
         return cells(columns, _overview_row(readings, context, shown, stale, len(columns), glyphs), glyphs)
 
@@ -155,6 +157,19 @@ def _overview_row(
     if columns > 8:
         values.append(clean(context.domain, glyphs))
     return values
+
+
+def _gone_row(
+    reading: Reading, context: TapContext, shown: str, columns: Sequence[Column], glyphs: Glyphs
+) -> list[str | Span]:
+    """Of a tap that was deleted: nothing is known of it now."""
+    known: dict[str, str | Span] = {
+        columns[0].title: ">" if reading.tap == shown else "",
+        columns[1].title: Span(clean(reading.tap, glyphs), "name"),
+        "limit": Span(State.GONE.word, State.GONE.style),
+        "domain": clean(context.domain, glyphs),
+    }
+    return [known.get(column.title, UNKNOWN) for column in columns]
 
 
 def console_for(stream: TextIO) -> Console:

@@ -40,6 +40,7 @@ def summary_lines(
     return [
         tap_view.title(reading, context, direction, width, glyphs),
         tap_view.headline([reading], context, direction, width, glyphs),
+        *tap_view.gone(reading, width, glyphs),
         *tap_view.missed(reading),
         *tap_view.policer(reading.limits.get(direction, Limit()), context, width, glyphs),
         *totals_table(reading, direction, width, glyphs),

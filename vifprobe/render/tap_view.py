@@ -13,7 +13,7 @@ from vifprobe.render import tap_tables
 from vifprobe.render.context import Loss, TapContext, losses
 from vifprobe.render.flood import flood_lines
 from vifprobe.render.host import host_section
-from vifprobe.render.judgement import judge, per_second, same_rate
+from vifprobe.render.judgement import gone_words, judge, per_second, same_rate
 from vifprobe.render.line import Line, Span, flow, line, one_line, wrapped
 from vifprobe.render.sections import Section, beside, fixed, listed
 from vifprobe.render.units import (
@@ -106,6 +106,13 @@ def headline(
     badge = Span(f" {found.state.headline} ", found.state.style)
     words = [line(Span(word, "strong")) for word in found.words]
     return line(badge, " ") + one_line(words, width - len(badge.text) - 1, glyphs)
+
+
+def gone(reading: Reading, width: int, glyphs: Glyphs) -> list[Line]:
+    """That the tap of these totals was deleted meanwhile; nothing while it is there."""
+    if not reading.gone:
+        return []
+    return [line(Span(" TAP IS GONE ", "bad"), f" {gone_words(reading)}").fitted(width, glyphs)]
 
 
 def missed(reading: Reading) -> list[Line]:
