@@ -20,7 +20,7 @@ from vifprobe.analysis.flood.bursts import Bucket
 from vifprobe.analysis.gaps import GapTracker
 from vifprobe.analysis.policer import Enforced, PolicerRow, SetUp, policer_rows
 from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, count, no_cells, subtract
-from vifprobe.analysis.situation import Sample, Situation, let_through
+from vifprobe.analysis.situation import Sample, Situation, let_through, span
 from vifprobe.audit import Look
 from vifprobe.errors import HostError
 from vifprobe.forensics import TapForensics, host_neighbours, own_addresses
@@ -112,6 +112,16 @@ class TapAudit:
         return {direction: self.limits(direction) for direction in directions}
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the findings must know."""
+        return tuple(
+            f"the first {one.number:,} times without a limit ({direction.name.lower()}, {span(one.duration_ns)} in all)"
+            " are no findings each: the newest are"
+            for direction, one in self.tracker.earlier.items()
+            if one.number
+        )
+
+    @property
     def declared_known(self) -> bool:
         """Whether each place that could declare a limit was read."""
         return self.declared is not None and not self.declared.problems
@@ -171,6 +181,7 @@ class TapAudit:
             growth=audit.growth(then, now) if then and now else (),
             gaps=tuple(self.tracker.gaps),
             installs=tuple(self.tracker.installs),
+            installs_before=self.tracker.installs_before,
             load=audit.load(then, now) if then and now else None,
             uplink=audit.uplink(then, now) if then and now else None,
             directions=directions,

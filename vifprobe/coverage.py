@@ -4,20 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vifprobe.analysis.gaps import Gap
 from vifprobe.analysis.situation import bits, size, span
 from vifprobe.host.events import Event
 from vifprobe.layout import Direction
 
+#: So many spans that are over are kept of a direction one by one, the newest.
+KEPT = 32
+
 
 @dataclass(frozen=True)
 class Coverage:
     """A span in which a direction of a tap was not watched, monotonic ns; end None: until the end of the run.
 
-    start_ns: when the removal was told of. by_pid, by_comm: who made it, None where that is not known. hook: what
-    watches it since the end of the span.
+    start_ns: when the removal was told of. times, unwatched_ns: where it stands for several, how many, and how long all
+    of them were. by_pid, by_comm: who made it, None where that is not known. hook: what watches it since the end of
+    the span.
     """
 
     tap: str
@@ -28,6 +32,8 @@ class Coverage:
     by_pid: int | None = None
     by_comm: str | None = None
     hook: str = ""
+    times: int = 1
+    unwatched_ns: int = 0
 
     @property
     def duration_ns(self) -> int | None:
@@ -38,24 +44,43 @@ class Coverage:
     def words(self) -> str:
         """For events.csv and the manifest."""
         lasted = _lasted("not watched", self.start_ns, self.end_ns)
+        if self.times > 1:
+            lasted = f"not watched {self.times:,} times within this one, {span(self.unwatched_ns)} in all"
         since = f"; by {self.hook} since" if self.hook else ""
         return f"{self.direction.name.lower()} packets {lasted}: {self.why}{since}"
+
+
+def without_old(spans: list[Coverage], direction: Direction) -> list[Coverage]:
+    """With the oldest spans of a direction put together to one, so that KEPT are left of those that are over."""
+    over = [one for one in spans if one.direction is direction and one.end_ns is not None]
+    old = over[: max(0, len(over) - KEPT + 1)]
+    if len(old) < 2:
+        return spans
+    whole = replace(
+        old[0],
+        end_ns=old[-1].end_ns,
+        hook=old[-1].hook,
+        times=sum(one.times for one in old),
+        unwatched_ns=sum(one.unwatched_ns or one.duration_ns or 0 for one in old),
+    )
+    return [whole, *(one for one in spans if one not in old)]
 
 
 class GapTeller:
     """Gives each span as an event, once: when it is over, or at the end of the run."""
 
     def __init__(self) -> None:
-        self._told: set[tuple[object, ...]] = set()
+        self._told: dict[int, frozenset[tuple[object, ...]]] = {}
 
     def news(
         self, tap: str, ifindex: int, unwatched: Iterable[Coverage], unlimited: Iterable[Gap], final: bool
     ) -> list[tuple[str, Event]]:
         """Those of one tap that were not told before; with `final`, the ones that still last, too."""
         found = [*_unwatched(ifindex, unwatched, final), *_unlimited(ifindex, unlimited, final)]
-        new = [(tap, event) for key, event in found if key not in self._told]
-        self._told.update(key for key, _ in found)
-        return new
+        told = self._told.get(ifindex, frozenset())
+        # What is not there any more does not come back.
+        self._told[ifindex] = frozenset(key for key, _ in found)
+        return [(tap, event) for key, event in found if key not in told]
 
 
 _Told = tuple[tuple[object, ...], Event]

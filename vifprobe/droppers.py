@@ -17,6 +17,8 @@ from vifprobe.kernel.ahead import TcxProgram, program_name
 from vifprobe.kernel.attach import is_own_filter
 from vifprobe.layout import Direction, Verdict
 
+#: So many of those that could drop are named; the programs of a tcx hook can change all day.
+_NAMED_MAX = 16
 #: Actions that drop only where they are told to, in their `control`. All others also drop what they can't act on.
 _PLAIN_ACTIONS = ("gact", "skbedit", "simple", "connmark")
 
@@ -69,7 +71,9 @@ class Blame:
         """What can drop now. is_guessing: drops at tc ingress count as policed whoever did them."""
         # The kernel tells nobody of a new tcx program: for up to a second its drops have counted as the policer's.
         is_late = bool(now.policers) and any(one not in self._others for one in now.others)
-        self._others |= dict.fromkeys(now.others)
+        room = max(0, _NAMED_MAX - len(self._others))
+        new = [one for one in now.others if one not in self._others]
+        self._others |= dict.fromkeys((*new[:room], *(["others"] if len(new) > room else [])))
         self.guessed |= is_guessing or is_late
 
     def notes(self, cells: Cells, tc_ingress: int | None, found: Installed) -> list[str]:

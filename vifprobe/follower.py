@@ -7,6 +7,7 @@ import select
 import time
 
 from vifprobe.analysis.reading import Cells
+from vifprobe.analysis.recent import Recent
 from vifprobe.auditor import passed_bytes
 from vifprobe.coverage import GapTeller
 from vifprobe.host.events import Event
@@ -23,6 +24,8 @@ _END_HEARD_NS = 1_000_000_000
 #: So often it is looked whether samples must be taken before the interval ends: a CPU's ring holds half a second of
 #: them at least.
 _LOOK_NS = 200_000_000
+#: Events kept for who takes them.
+KEPT = 20_000
 
 
 class Follower:
@@ -38,7 +41,7 @@ class Follower:
         self._reasons = parts.features.reasons
         self._forensics = parts.forensics  # looked at while waiting
         self._stop_fd = stop_fd
-        self._seen: list[tuple[str, Event]] = []
+        self._seen: Recent[tuple[str, Event]] = Recent(KEPT)
         self._gap_teller = GapTeller()
         self._show_by_ns: int | None = None
         self._refreshed_ns = time.monotonic_ns()
@@ -81,7 +84,7 @@ class Follower:
             was_there = not watched.gone
             if own:
                 own = watched.on_events(own, self._hooks.programs)
-                self._seen += [(watched.link.name, event) for event in own]
+                self._seen.extend((watched.link.name, event) for event in own)
             if is_due and not watched.gone and watched.looked_ns < now_ns:
                 watched.refresh()
             changed |= bool(own)
@@ -115,8 +118,14 @@ class Follower:
             self._tell_gaps(watched, final=True)
 
     def take(self) -> list[tuple[str, Event]]:
-        """What happened since the last call: (tap name, event)."""
-        seen, self._seen = self._seen, []
+        """What happened since the last call: (tap name, event). Of more than KEPT the newest, and how many there were
+        before them.
+        """
+        left_out, seen = self._seen.left_out, self._seen.take()
+        if left_out:
+            tap, oldest = seen[0]
+            words = f"{left_out:,} events before this one were not kept: nobody took them in time"
+            seen.insert(0, (tap, Event(oldest.at_ns, 0, "overflow", words)))
         return seen
 
     def _is_refresh_due(self, now_ns: int) -> bool:
@@ -146,4 +155,4 @@ class Follower:
 
     def _tell_gaps(self, watched: WatchedTap, final: bool = False) -> None:
         link, tracker = watched.link, self._auditor.taps[watched.link.ifindex].tracker
-        self._seen += self._gap_teller.news(link.name, link.ifindex, watched.gaps, tracker.gaps, final)
+        self._seen.extend(self._gap_teller.news(link.name, link.ifindex, watched.gaps, tracker.gaps, final))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
@@ -90,7 +91,8 @@ class Forensics:
     ) -> None:
         self.taps = [TapForensics(number, directions, bin_ns, thresholds) for number in range(taps)]
         self._counters = counters
-        self._kept: list[Array] = []
+        self._kept: deque[Array] = deque()
+        self._kept_rows = self._lost = 0
         self._found: SynMeasures | None = None
         self._ended = False
 
@@ -105,17 +107,23 @@ class Forensics:
             return np.zeros(0, SAMPLE)
         self._ended = final
         fresh = self._counters.take_samples(final)
-        for tap in self.taps:
-            tap.add(fresh, self._counters.lost_samples)
-        self._kept.append(fresh)
-        while len(self._kept) > 1 and sum(map(len, self._kept)) > self.KEPT:
-            self._kept.pop(0)
+        lost = self._counters.lost_samples
+        # Where nothing came and nothing was lost there is nothing to add; with hundreds of taps that is most of them.
+        numbers = range(len(self.taps)) if lost != self._lost else np.unique(fresh["tap"]).tolist()
+        self._lost = lost
+        for number in numbers:
+            self.taps[number].add(fresh, lost)
+        if len(fresh):  # of nothing, too, there could be too much
+            self._kept.append(fresh)
+            self._kept_rows += len(fresh)
+        while len(self._kept) > 1 and self._kept_rows > self.KEPT:
+            self._kept_rows -= len(self._kept.popleft())
         return fresh
 
     def take_samples(self) -> Array:
         """Samples (rows of layout.SAMPLE) since the last call."""
         self.look()
-        kept, self._kept = self._kept, []
+        kept, self._kept, self._kept_rows = self._kept, deque(), 0
         return np.concatenate([np.zeros(0, SAMPLE), *kept])
 
     def end_interval(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vifprobe.analysis.host_cost import HostCost, Tally, scaled_packets
+from vifprobe.analysis.recent import Recent
 from vifprobe.errors import VifprobeError
 from vifprobe.host.threads import Threads
 from vifprobe.kernel.sched import HostCounters, HostCounts
@@ -19,6 +20,8 @@ from vifprobe.records import HostScope
 
 #: Readings closer together than this share one interval of the host's.
 LEAST_NS = 95_000_000
+#: Intervals kept for who takes them, the newest: some 10 KiB each.
+KEPT = 512
 _COUNTS = ("voluntary", "involuntary", "cpu_ns")
 
 
@@ -50,7 +53,7 @@ class HostCollector:
         self._total: HostCost | None = None
         self._tally = Tally()
         self._offered: dict[str, _Offered] = {}
-        self._new: list[HostCost] = []
+        self._new: Recent[HostCost] = Recent(KEPT)
 
     def start(self) -> None:
         """Begin to load the programs."""
@@ -100,7 +103,7 @@ class HostCollector:
         tally = self._tally_of(counts)
         self._tally.add_all(tally)
         self._cost = self._as_cost(counts, tally)
-        self._new.append(self._cost)
+        self._new.add(self._cost)
         before = self._total or replace(self._cost, duration_ns=0, bound_ns=0, missed_switches=0, unnamed_switches=0)
         self._total = replace(
             before,
@@ -133,9 +136,8 @@ class HostCollector:
         return replace(self._total, rows=self._tally.rows(), pid=pid, offered_packets=offered)
 
     def take(self) -> list[HostCost]:
-        """Intervals since the last call."""
-        new, self._new = self._new, []
-        return new
+        """Intervals since the last call, the newest KEPT of them."""
+        return self._new.take()
 
     def _tally_of(self, counts: HostCounts) -> Tally:
         tally = Tally()

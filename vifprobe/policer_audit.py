@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ def _with_packets(
     stoppable: Stoppable,
 ) -> PolicerReport:
     with Probe(tap, directions=directions, netns=netns, limits=limits) as probe, stoppable(probe.stop):
-        *_, last = probe.readings(min(seconds, 1.0), seconds)
+        (last,) = deque(probe.readings(min(seconds, 1.0), seconds), maxlen=1)
         report = _report(probe.audit(tap), last.duration_ns, directions, last.findings, last.notes)
         return replace(report, gone=last.gone)
 

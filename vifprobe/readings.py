@@ -80,7 +80,7 @@ class ReadingMaker:
             missed=int(snapshot.missed_packets[watched.number]),
             verdicts="reason" if self._features.has_drop_reason and not watched.blame.guessed else "inferred",
             limits=watched.limits(audit.declared_limits(self._directions), self._directions),
-            notes=(*watched.notes, *self._drop_notes(watched, so_far, snapshot), *self._host_notes()),
+            notes=(*watched.notes, *audit.notes, *self._drop_notes(watched, so_far, snapshot), *self._host_notes()),
             directions=self._directions,
             final=final,
             what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),

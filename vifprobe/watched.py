@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from vifprobe.analysis.reading import Cells, Limit, no_cells
 from vifprobe.analysis.whatif import WhatIf, WhatIfCounts
-from vifprobe.coverage import Coverage
+from vifprobe.coverage import Coverage, without_old
 from vifprobe.droppers import Blame, Droppers, droppers_of
 from vifprobe.errors import HostError, KernelError
 from vifprobe.host.events import Event
@@ -36,6 +36,7 @@ from vifprobe.layout import LIMIT_TRAITS, Bucket, Charge, Direction, TapTrait
 _ABOUT_LIMITS = ("qdisc", "filter", "class", "nft", "over")
 #: What nft changed is told so long after it could be seen, at most.
 _TOLD_AFTER_NS = 1_000_000_000
+_NOTES_MAX = 32
 _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapTrait.TRACED_INBOUND}
 
 
@@ -192,8 +193,8 @@ class WatchedTap:
 
     def note(self, text: str) -> None:
         """Something that whoever reads the counts must know; said once."""
-        if text not in self.notes:
-            self.notes.append(text)
+        if text not in self.notes and len(self.notes) < _NOTES_MAX:
+            self.notes.append(text if len(self.notes) < _NOTES_MAX - 1 else "there is more to note, which is left out")
 
     def on_events(self, events: list[Event], programs: Programs) -> list[Event]:
         """Follow what happened to the tap: deleted, limits changed, our filter gone with somebody's qdisc.
@@ -223,7 +224,7 @@ class WatchedTap:
             why = f"{by.detail} deleted" if by.kind.endswith("_del") else "its qdisc was deleted or replaced"
             why += f" by {by.by_words}" if by.by_words else ""
             open_gap = Coverage(self.link.name, direction, by.at_ns, None, why, by.by_pid, by.by_comm)
-            self.gaps.append(open_gap)
+            self.gaps = [*without_old(self.gaps, direction), open_gap]
         # Into the new qdisc; while there is none, the tracepoints count.
         try:
             self._attach(programs, direction)

@@ -105,7 +105,7 @@ def _p9(situation: Situation, direction: Direction) -> Iterator[Finding]:
     """The guest offers more since a policer drops early, for a drop costs its host less than forwarding."""
     if direction is not Direction.OUTBOUND:
         return
-    for number, (where, at_ns) in enumerate(situation.installs, 1):
+    for number, (where, at_ns) in enumerate(situation.installs, 1 + situation.installs_before):
         if where is not direction:
             continue
         side = thresholds.AMPLIFIED_SIDE_NS

@@ -14,6 +14,10 @@ from vifprobe.analysis import thresholds
 from vifprobe.analysis.policer import Enforced
 from vifprobe.layout import Direction
 
+#: So many gaps that are over are kept of a direction, the newest, and so many limits that came: somebody may change a
+#: limit all day long.
+KEPT = 32
+
 #: What an event means for the limits of a tap. `link`: any notification about the link itself. `limit_new`: a policer
 #: or shaper is there. `limit_maybe`: something is there that is a limit if one is found. `limit_del`: one filter or
 #: class is gone, others may be left. `qdisc_del`: and all in it. `rules`: some were deleted or added, and what that
@@ -76,15 +80,26 @@ class Gap:
         return allowed is not None and self.passed_bytes is not None and self.passed_bytes > allowed
 
 
-class GapTracker:
-    """Keeps the gaps of one tap.
+@dataclass(frozen=True)
+class EarlierGaps:
+    """Gaps of one direction that are not kept one by one any more. duration_ns: of all together."""
 
-    installs: (direction, monotonic ns) of each limit that came where there had been none.
+    number: int = 0
+    duration_ns: int = 0
+
+
+class GapTracker:
+    """Keeps the gaps of one tap: the newest KEPT of each direction, one batch of events more at most.
+
+    installs: (direction, monotonic ns) of each limit that came where there had been none, the newest KEPT.
+    installs_before: how many came before those. earlier: gaps that are not in `gaps` any more.
     """
 
     def __init__(self, limits: Mapping[Direction, Enforced | None]) -> None:
         self.gaps: list[Gap] = []
         self.installs: list[tuple[Direction, int]] = []
+        self.installs_before = 0
+        self.earlier = {direction: EarlierGaps() for direction in Direction}
         self._limits = dict(limits)
         self._passed_at: dict[tuple[Direction, int], int | None] = {}
         self._link_change: Happening | None = None
@@ -100,6 +115,7 @@ class GapTracker:
 
         passed: charged bytes that have passed since the start, by direction; None where not known.
         """
+        self._leave_out_old()
         tentative = dict(self._limits)
         before = dict(self._limits)
         opened, removals = len(self.gaps), [gap.removal for gap in self.gaps]
@@ -112,6 +128,20 @@ class GapTracker:
         self.progress(passed)
         changed = any(_setting(before.get(one)) != _setting(limits.get(one)) for one in Direction)
         return changed or removals != [gap.removal for gap in self.gaps]
+
+    def _leave_out_old(self) -> None:
+        """Gaps of earlier batches: whoever tells of each one by one has done so by now."""
+        for direction in Direction:
+            over = [gap for gap in self.gaps if gap.direction is direction and gap.end_ns is not None]
+            old = over[: max(0, len(over) - KEPT)]
+            if old:
+                so_far = self.earlier[direction]
+                lasted_ns = sum(gap.duration_ns(0) for gap in old)
+                self.earlier[direction] = EarlierGaps(so_far.number + len(old), so_far.duration_ns + lasted_ns)
+                self.gaps = [gap for gap in self.gaps if gap.direction is not direction or gap.number > old[-1].number]
+        too_many = max(0, len(self.installs) - KEPT)
+        self.installs_before += too_many
+        del self.installs[:too_many]
 
     def progress(self, passed: Mapping[Direction, int | None]) -> None:
         """Count what has passed in the gaps that are still open."""
@@ -201,6 +231,7 @@ class GapTracker:
             if is_new and last is not None and _took_it(last, found):
                 return False
             if is_new and last is not None:
+                self._passed_at.pop((direction, last.number), None)
                 self.gaps.remove(last)  # one of several limits went, and the rest is still there
             else:
                 self._restored(direction, now_ns, "", passed)
@@ -216,7 +247,7 @@ class GapTracker:
         removal: Happening | None,
         passed: Mapping[Direction, int | None],
     ) -> None:
-        number = 1 + sum(gap.direction is direction for gap in self.gaps)
+        number = 1 + self.earlier[direction].number + sum(gap.direction is direction for gap in self.gaps)
         change = self._change_before(at_ns)
         self._passed_at[direction, number] = passed.get(direction)
         self.gaps.append(Gap(number, direction, at_ns, limit, removal, change if removal else None))
@@ -225,6 +256,7 @@ class GapTracker:
         for place, gap in enumerate(self.gaps):
             if gap.direction is direction and gap.end_ns is None:
                 counted = self._passed_in(gap, passed)
+                self._passed_at.pop((direction, gap.number), None)
                 self.gaps[place] = replace(gap, end_ns=at_ns, restored_by=by, passed_bytes=counted)
                 return
         self.installs.append((direction, at_ns))

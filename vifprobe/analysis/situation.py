@@ -88,8 +88,9 @@ class Situation:
     """All that is known of one tap when findings are asked for. now_ns: monotonic.
 
     reading: packets of the interval (or of the whole run). reasons: names of the kernel's drop reasons. installs: when
-    a limit came where there had been none. floods: what the SYNs of about a second (or of the run) are like, by
-    direction. bursts: what its timeline shows so far. own_addresses: of the port, as far as known.
+    a limit came where there had been none, the last ones; installs_before: how many came before those. floods: what the
+    SYNs of about a second (or of the run) are like, by direction. bursts: what its timeline shows so far.
+    own_addresses: of the port, as far as known.
     """
 
     set_up: SetUp
@@ -99,6 +100,7 @@ class Situation:
     growth: tuple[Growth, ...] = ()
     gaps: tuple[Gap, ...] = ()
     installs: tuple[tuple[Direction, int], ...] = ()
+    installs_before: int = 0
     samples: tuple[Sample, ...] = ()
     load: Load | None = None
     uplink: Uplink | None = None

@@ -87,7 +87,8 @@ def command(
         seconds = None if duration is None else duration / 1e9
         for batch in probe.intervals(interval / 1e9, seconds):
             last = list(batch)
-            probe.take_samples()  # worked out; nobody needs them any more
+            for take in (probe.take_samples, probe.take_events, probe.take_host):
+                take()  # worked out; nobody needs them any more
             for show in shows:
                 show(last)
     if probe.gone:

@@ -24,6 +24,7 @@ _PIDS = 1 << 22  # PID_MAX_LIMIT, include/linux/threads.h
 _SEARCH_SECONDS = 0.2  # of CPU time
 _CAUGHT_NS = 1_000_000_000  # who a port belongs to is not asked again for so long
 _CAUGHT_MAX = 1000
+_KNOWN_MAX = 1000
 
 
 class Asker(NamedTuple):
@@ -72,7 +73,9 @@ class Catcher:
 
 
 class Askers:
-    """Looks up ports, quickest way first, and remembers the sockets that stay. For one thread at a time."""
+    """Looks up ports, quickest way first, and remembers the sockets that stay (_KNOWN_MAX at most). For one thread at a
+    time.
+    """
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, Asker | None]] = {}  # port -> (inode of its socket, who)
@@ -94,6 +97,8 @@ class Askers:
             return known[1]
         pid = _holder(port, inode, ports)
         asker = by_number if pid is None else _holding(pid)
+        if len(self._known) >= _KNOWN_MAX:
+            self._known.clear()
         self._known[port] = inode, asker
         return asker
 

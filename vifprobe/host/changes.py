@@ -107,7 +107,9 @@ class Watched:
         now = {link.ifindex: link for link in links}
         found = []
         for ifindex in sorted(self._watched & self._links.keys() - now.keys()):
-            found.append(Change(ifindex, "link_del", "gone", self._links.pop(ifindex)))
+            found.append(Change(ifindex, "link_del", "gone", self._links[ifindex]))
+        for ifindex in self._links.keys() - now.keys():
+            self._forget(ifindex)
         for ifindex, link in now.items():
             if self._links.get(ifindex) != link:
                 found += self._new_link(link)
@@ -119,8 +121,9 @@ class Watched:
         link = parse(message, {ifindex: known.name for ifindex, known in self._links.items()})
         if message.type == RTM_NEWLINK:
             return self._new_link(link)
-        self._links.pop(link.ifindex, None)
-        if link.ifindex not in self._watched:
+        was_watched = link.ifindex in self._watched
+        self._forget(link.ifindex)
+        if not was_watched:
             return []
         found = attributes(message.body, _IFINFO_BYTES)
         moved = _IFLA_NEW_NETNSID in found or _IFLA_NEW_IFINDEX in found
@@ -158,6 +161,8 @@ class Watched:
             found = tc_class(message)
             return [Change(ifindex, kind, f"{found.kind} class {found.handle}", found)]
         record = qdisc(message)
+        if record.hook == "ingress":
+            self._forget_blocks(ifindex)
         if kind == "qdisc_new":
             self._note_blocks(record)
         return [Change(ifindex, kind, f"{record.kind} qdisc {record.handle} at {record.parent}", record)]
@@ -173,6 +178,16 @@ class Watched:
             return Change(ifindex, kind, f"{of_kind} filter{many} of pref {info >> 16} at {hook}")
         acts = "".join(f", {_action(action)}" for action in found.actions)
         return Change(ifindex, kind, f"filter {found.where} protocol {found.protocol}{acts}", found)
+
+    def _forget(self, ifindex: int) -> None:
+        """An interface is gone; one that comes back is known by its name."""
+        self._links.pop(ifindex, None)
+        self._watched.discard(ifindex)
+        self._forget_blocks(ifindex)
+
+    def _forget_blocks(self, ifindex: int) -> None:
+        for block in [block for block, on in self._blocks.items() if on.pop(ifindex, None) and not on]:
+            del self._blocks[block]
 
     def _note_blocks(self, found: TcQdisc) -> None:
         if found.ifindex in self._watched:
