@@ -31,6 +31,9 @@ LAB = Path(__file__).parents[1] / "scripts" / "lab"
 def pytest_configure(config: pytest.Config) -> None:
     # A run in the background begins with Ctrl-C ignored, and what it starts would be, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Under sudo: what a test starts is root's own, settings of the environment included.
+    for name in ("SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND"):
+        os.environ.pop(name, None)
     config.addinivalue_line("markers", "kernels(*versions): the stock kernels that a test in tests/vm is for")
 
 

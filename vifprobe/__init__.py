@@ -5,14 +5,13 @@
 ``vifprobe.load("capture/").readings()`` gives the same :class:`Reading` from a capture.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# No imports of the standard library: a command first restricts where these come from (vifprobe/process/startup.py).
 from vifprobe.version import __version__
 
+TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
+    from typing import Any
+
     from vifprobe.analysis.reading import Reading
     from vifprobe.capture.reader import load
     from vifprobe.layout import Direction, PacketClass, Verdict
@@ -31,8 +30,10 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """What `__all__` lists."""
+    from importlib import import_module
+
     if name not in _HOMES:
         raise AttributeError(f"module 'vifprobe' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

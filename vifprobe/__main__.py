@@ -7,9 +7,9 @@ import sys
 def main() -> None:
     """Run the command line."""
     try:
-        from vifprobe.cli import main as run
+        from vifprobe.process.startup import command_line
 
-        run()
+        command_line()()
     except KeyboardInterrupt:
         sys.stderr.write("Stopped.\n")
         sys.exit(1)  # errors.EXIT_FAILED, which may not be there yet

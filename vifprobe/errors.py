@@ -50,3 +50,7 @@ class CaptureError(VifprobeError):
 
 class MissingPieceError(VifprobeError):
     """A library that only this command needs is not installed."""
+
+
+class TrustError(VifprobeError):
+    """Root would run or load what another user can change."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,16 @@ from command_kit import assert_is_error, run
 
 Require = Callable[[str, object, str], None]
 
+_SPEC = find_spec("bcc")
+BCC = str(_SPEC.origin) if _SPEC else ""
 MISSING = 'raise ModuleNotFoundError("No module named \'bcc\'", name="bcc")\n'
+
+
+@pytest.fixture(autouse=True)
+def _bcc(require: Require) -> None:
+    require("kernel", BCC, "bcc (package python3-bpfcc)")
+
+
 COMMANDS = [("watch", "tap0"), ("capture", "tap0", "-d", "1s", "-o", "never-made")]
 
 
@@ -48,33 +58,35 @@ def test_the_capabilities_that_are_named_are_enough(require: Require) -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 @pytest.mark.usefixtures("tap")
 def test_without_bcc_the_package_is_named_and_the_wrong_one_too(command: tuple[str, ...], tmp_path: Path) -> None:
-    ended = run(*command, PYTHONPATH=module(tmp_path, MISSING), VIFPROBE_CACHE="")
+    ended = run(*command, prefix=instead_of_bcc(tmp_path, MISSING), VIFPROBE_CACHE="")
     assert_is_error(ended, 1, "bcc", "python3-bpfcc", "python3-bcc", "PyPI", "never install", "--system-site-packages")
 
 
 @pytest.mark.usefixtures("tap")
 def test_the_wrong_bcc_is_recognised(tmp_path: Path) -> None:
     """PyPI's package of that name is another project, and hides the real one."""
-    path = module(tmp_path, "def compress(): ...\n")
-    ended = run("watch", "tap0", PYTHONPATH=path, VIFPROBE_CACHE="")
-    assert_is_error(ended, 1, path, "PyPI", "python3-bpfcc", "pip uninstall bcc")
+    prefix = instead_of_bcc(tmp_path, "def compress(): ...\n")
+    ended = run("watch", "tap0", prefix=prefix, VIFPROBE_CACHE="")
+    assert_is_error(ended, 1, BCC, "PyPI", "python3-bpfcc", "pip uninstall bcc")
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["watch", "--help"], ["doctor", "--help"]])
 def test_what_needs_no_kernel_needs_no_bcc(arguments: list[str], tmp_path: Path) -> None:
-    ended = run(*arguments, PYTHONPATH=module(tmp_path, MISSING))
+    ended = run(*arguments, prefix=instead_of_bcc(tmp_path, MISSING))
     assert (ended.code, ended.err) == (0, "")
 
 
 @pytest.mark.usefixtures("netns")
 def test_doctor_tells_that_bcc_is_missing(tmp_path: Path) -> None:
-    ended = run("doctor", PYTHONPATH=module(tmp_path, MISSING))
+    ended = run("doctor", prefix=instead_of_bcc(tmp_path, MISSING))
     assert ended.code == 1
     assert "python3-bpfcc" in ended.out
     assert "Traceback" not in ended.err, ended.err
 
 
-def module(tmp_path: Path, text: str) -> str:
-    """A folder to put on PYTHONPATH, with a module `bcc` of this text."""
-    (tmp_path / "bcc.py").write_text(text)
-    return str(tmp_path)
+def instead_of_bcc(tmp_path: Path, text: str) -> list[str]:
+    """Start of a command for which the distribution's module `bcc` has this text: no other place is looked at."""
+    replaced = tmp_path / "bcc.py"
+    replaced.write_text(text)
+    script = f'mount --bind {replaced} {BCC} && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh"]

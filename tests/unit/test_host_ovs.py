@@ -23,6 +23,7 @@ from vifprobe.host.links import Link
 from vifprobe.host.meters import Meter, parse_meters
 from vifprobe.host.ovs import OvsInterface, Qos, Queue, read_ovs
 from vifprobe.layout import Direction
+from vifprobe.process import children
 from vifprobe.testing.waiting import wait_until
 
 Require = Callable[[str, object, str], None]
@@ -297,12 +298,12 @@ TOOLS = {
 
 @pytest.mark.parametrize("kind", TOOLS)
 def test_meters_that_can_not_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """An ovs-ofctl that behaves like that, in the PATH."""
+    """An ovs-ofctl that behaves like that, where programs are looked for."""
     script, says = TOOLS[kind]
     tool = tmp_path / "ovs-ofctl"
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(children, "DIRECTORIES", (str(tmp_path),))
     monkeypatch.setattr(meters, "_SECONDS", 0.2)
     began = time.monotonic()
     with pytest.raises(meters.MeterError, match=says):
@@ -314,5 +315,5 @@ def test_a_bridge_without_openflow_1_3_has_no_meters(tmp_path: Path, monkeypatch
     tool = tmp_path / "ovs-ofctl"
     tool.write_text("#!/bin/sh\necho 'br0: version negotiation failed (we support 0x04, peer 0x01)' >&2\nexit 1\n")
     tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(children, "DIRECTORIES", (str(tmp_path),))
     assert meters.meters_of(OvsInterface("tap0", bridge="br-int", ofport=7)) == ()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import subprocess
 import time
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 
 from vifprobe.errors import HostError
 from vifprobe.host.ovs import OvsInterface
+from vifprobe.process.children import ENVIRONMENT, WORKING_DIRECTORY, program
 
 _TOOL = "ovs-ofctl"
 _SECONDS = 2
@@ -59,7 +59,7 @@ def meters_of(interface: OvsInterface) -> tuple[Meter, ...]:
 
     Raises MeterError where it does not answer within some seconds, or says nothing of use.
     """
-    if interface.ofport is None or not interface.bridge or shutil.which(_TOOL) is None:
+    if interface.ofport is None or not interface.bridge or program(_TOOL) is None:
         return ()
     flows = _ask("dump-flows", interface.bridge, f"in_port={interface.ofport}")
     numbers = {int(number) for number in _FLOW_METER.findall(flows)}
@@ -92,10 +92,15 @@ def parse_meters(bridge: str, listed: str, counted: str = "") -> Iterable[Meter]
 
 
 def _ask(*arguments: str) -> str:
-    command = [_TOOL, "-O", "OpenFlow13", f"--timeout={_SECONDS}", *arguments]
+    command = [program(_TOOL) or _TOOL, "-O", "OpenFlow13", f"--timeout={_SECONDS}", *arguments]
     try:
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=WORKING_DIRECTORY,
+            env=ENVIRONMENT,
         ) as asked:
             try:
                 told = _read(asked, time.monotonic() + _SECONDS + 1)

@@ -18,6 +18,7 @@ from pathlib import Path
 from vifprobe.kernel import placement
 from vifprobe.kernel.compile import Compiled
 from vifprobe.kernel.compiler import compile_apart
+from vifprobe.process.caller import setting
 
 #: Set to another directory, or to nothing for no cache.
 VARIABLE = "VIFPROBE_CACHE"
@@ -42,7 +43,7 @@ def compiled(text: str, directory: Path, flags: list[str]) -> Compiled:
 
 def _place() -> Path | None:
     """The cache directory, made if need be; None where it is not to be trusted or can't be had."""
-    name = os.environ.get(VARIABLE, _DEFAULT)
+    name = setting(VARIABLE, _DEFAULT)
     if not name:
         return None
     place = Path(name)

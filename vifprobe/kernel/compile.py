@@ -8,8 +8,10 @@ import ctypes
 import json
 import os
 import struct
+import sys
 import sysconfig
 from dataclasses import asdict, dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel.code import FD_LOAD, immediates
 from vifprobe.kernel.features import missing_capabilities
 from vifprobe.kernel.placement import cold_last
+from vifprobe.process.startup import dropped
+from vifprobe.process.trust import problem
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,13 @@ def _as_descr(value: object) -> object:
 
 def import_bcc() -> Any:
     """The distribution's bcc module, or a KernelError that says where it comes from."""
+    _require_trusted_bcc()
     try:
         import bcc
     except ImportError as error:
         raise KernelError(
             f"Python's bcc module can't be imported: {error}.",
+            *(f"Not looked for in {place}: {why}." for place, why in dropped.items()),
             "It comes from the distribution: python3-bpfcc (Debian, Ubuntu), python3-bcc (RHEL, Fedora, SUSE).",
             "The package named bcc on PyPI is an unrelated project: never install that one.",
             "In a virtual environment, make it with --system-site-packages on the system's own python3.",
@@ -78,6 +84,16 @@ def import_bcc() -> Any:
             "Remove it (pip uninstall bcc) and install python3-bpfcc (Debian, Ubuntu) or python3-bcc (RHEL, Fedora).",
         )
     return bcc
+
+
+def _require_trusted_bcc() -> None:
+    """KernelError where it lies in a directory that others can write: what it makes is loaded into the kernel."""
+    spec = PathFinder.find_spec("bcc", sys.path)
+    if os.geteuid() == 0 and spec is not None and spec.origin and (why := problem(Path(spec.origin).parent)):
+        raise KernelError(
+            f"Python's bcc module is not imported from {spec.origin}: {why}.",
+            "Root would run what others can change there. Take that right away (chown, chmod go-w).",
+        )
 
 
 def compile_text(text: str, directory: Path, flags: list[str]) -> Compiled:

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from vifprobe.errors import KernelError
 from vifprobe.kernel.compile import Compiled, compile_text
+from vifprobe.process.caller import setting
+from vifprobe.process.children import ENVIRONMENT, WORKING_DIRECTORY, python_command
+from vifprobe.process.trust import problem
 
-#: Set to another command that answers on stdout as this file does: an emulated guest has its host compile (scripts/vm).
+#: Set to another command, by its absolute path, that answers on stdout as this file does: an emulated guest has its
+#: host compile (scripts/vm).
 VARIABLE = "VIFPROBE_COMPILER"
 #: Seconds; the slowest machine seen (5.10 under emulation) took 41.
 _LIMIT_SECONDS = 300
@@ -22,11 +27,14 @@ _LIMIT_SECONDS = 300
 def compile_apart(text: str, directory: Path, flags: list[str]) -> Compiled:
     """Compile; KernelError where it can't be done. As compile_text, whose own words on stderr are passed on."""
     order = json.dumps({"text": text, "directory": str(directory), "flags": flags})
+    command = _command()
     try:
         # A session of its own: Ctrl-C is for vifprobe, which ends cleanly, and needs the answer for that.
         done = subprocess.run(
-            shlex.split(os.environ.get(VARIABLE, "")) or [sys.executable, "-m", "vifprobe.kernel.compiler"],
+            command,
             input=order,
+            cwd=WORKING_DIRECTORY,
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -46,6 +54,21 @@ def compile_apart(text: str, directory: Path, flags: list[str]) -> Compiled:
     )
 
 
+def _command() -> list[str]:
+    """The compiler's command. What it answers is loaded into the kernel: nobody else may have a say in it."""
+    command = shlex.split(setting(VARIABLE))
+    if not command:
+        # numpy may be where an isolated interpreter does not look, in root's own site-packages, say.
+        return python_command("vifprobe.kernel.compiler", [Path(np.__file__).parents[1]])
+    try:
+        why = problem(Path(command[0])) if command[0].startswith("/") else "it is no absolute path"
+    except OSError as error:
+        why = str(error.strerror)
+    if why:
+        raise KernelError(f"{VARIABLE}={command[0]}: not run: {why}.", "Unset it to compile with bcc here.")
+    return command
+
+
 def main() -> None:
     """Standard input to standard output, for compile_apart."""
     order = json.load(sys.stdin)
@@ -54,7 +77,3 @@ def main() -> None:
     except KernelError as error:
         answer = json.dumps({"error": [error.message, *error.hints]})
     sys.stdout.write(answer)
-
-
-if __name__ == "__main__":
-    main()

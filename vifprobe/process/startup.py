@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restricts, as root, where modules are imported from: places that nobody else can write.
+
+What the interpreter has imported before can't be helped: sitecustomize from a PYTHONPATH, and what `python -m` takes
+from the current directory (runpy, this package). The script `vifprobe` that scripts/setup makes has `python -I` in its
+first line, which leaves both out, and sudo clears PYTHONPATH unless it is given -E.
+"""
+
+# Only what the interpreter has loaded in any case: even __future__ would be looked for on sys.path.
+import os
+import sys
+
+TYPE_CHECKING = False  # as typing's
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Of another user's environment: what the terminal is, and who the user is.
+_KEPT = ("TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ", "COLUMNS", "LINES", "NO_COLOR", "USER", "LOGNAME")
+_KEPT_BEGINNINGS = ("LC_", "SUDO_", "PKEXEC_", "DOAS_", "VIFPROBE_")
+_LIBRARIES = ("click", "numpy", "rich")
+
+#: Directories that were on sys.path, and why nothing is imported from them.
+dropped: dict[str, str] = {}
+
+
+def command_line() -> "Callable[[], None]":
+    """`main` of the command line, imported after `start`. Ends the process where that can't be."""
+    start()
+    try:
+        from vifprobe.cli import main
+    except ImportError as error:
+        places = "".join(f"\n  Not looked for in {place}: {why}." for place, why in dropped.items())
+        sys.exit(f"Error: {error}.{places}\n  Install vifprobe again (scripts/setup in a checkout).")
+    return main
+
+
+def start() -> None:
+    """`secure`, or the end of the process with what is wrong on stderr."""
+    try:
+        secure()
+    except OSError as error:
+        sys.exit(f"Error: {error}")
+    except Exception as error:
+        from vifprobe.errors import TrustError
+
+        if not isinstance(error, TrustError):
+            raise
+        sys.exit(f"Error: {error}")
+
+
+def secure() -> None:
+    """Have nothing imported from now on that somebody else can change, when this is root.
+
+    Called by another user (sudo, say), root also forgets that user's environment, and starts itself anew where Python
+    has already followed it. Raises TrustError where others can change this package or its libraries.
+    """
+    if os.geteuid() != 0:
+        return
+    found = sys.path[:]
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    standard = os.path.dirname(os.__file__)  # noqa: PTH120 - pathlib is not loaded yet
+    # The standard library alone, while it is found out which of the others are to be trusted.
+    sys.path[:] = [standard, f"{sys.base_exec_prefix}/{sys.platlibdir}/{version}/lib-dynload"]
+    try:
+        trusted = _trusted(found)
+        _leave_caller(trusted)
+        _require_trusted(trusted)
+    finally:
+        sys.path += [entry for entry in trusted if entry not in sys.path]
+
+
+def _trusted(entries: list[str]) -> list[str]:
+    """The directories that nobody else can write; what is not there could be made by somebody later."""
+    from pathlib import Path
+
+    from vifprobe.process.trust import problem
+
+    kept = []
+    for entry in entries:
+        try:
+            why = problem(Path(entry)) if os.path.isabs(entry) else "it depends on the current directory"  # noqa: PTH117
+        except OSError:
+            continue
+        if why:
+            dropped[entry] = why
+        else:
+            kept.append(entry)
+    return kept
+
+
+def _leave_caller(trusted: list[str]) -> None:
+    """Forget the environment of another user who called root; what Python and ld.so follow takes a new process."""
+    from vifprobe.process.caller import foreign_caller
+    from vifprobe.process.children import ENVIRONMENT, python_command
+
+    if not foreign_caller():
+        return
+    is_followed = not sys.flags.isolated or any(name.startswith("LD_") for name in os.environ)
+    for name in list(os.environ):
+        if name not in _KEPT and not name.startswith(_KEPT_BEGINNINGS):
+            del os.environ[name]
+    os.environ["PATH"] = ENVIRONMENT["PATH"]
+    os.environ["HOME"] = "/root"
+    if is_followed:
+        command = python_command("vifprobe.__main__", trusted)
+        os.execv(command[0], [*command, *sys.argv[1:]])  # noqa: S606 - this very program
+
+
+def _require_trusted(trusted: list[str]) -> None:
+    from importlib.machinery import PathFinder
+    from pathlib import Path
+
+    from vifprobe.errors import TrustError
+    from vifprobe.process.trust import PACKAGE, problem
+
+    specs = [PathFinder.find_spec(name, trusted) for name in _LIBRARIES]
+    files = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin]
+    for place in (PACKAGE, *files):
+        if why := problem(place):
+            raise TrustError(
+                f"{place}: others can change what root would run: {why}.",
+                "Take that right away (chown, chmod go-w), or install vifprobe where root alone writes.",
+            )
