@@ -4,14 +4,15 @@
  *
  * Hook:   none of its own
  * Reads:  taps
- * Writes: cells, roster, lanes, misses, desks, bin_log
+ * Writes: cells, used_cells, overflow, lanes, misses, desks, bin_log
  * Needs:  nothing beyond tables.c
  *
  * Why a plain += is enough is told at the head of tables.c.
  */
 
 /* The upper bits of a 64-bit hash that are a cell's place. */
-#define CELL_HASH_SHIFT (64 - __builtin_ctz(CELLS_PER_CPU))
+#define CELL_HASH_SHIFT (64 - __builtin_ctz(CELLS))
+#define UNSIZED_HASH_SHIFT (64 - __builtin_ctz(UNSIZED_CELLS))
 
 /* This CPU's own. */
 static __always_inline struct lane *own_lane(void)
@@ -55,40 +56,109 @@ static __always_inline u64 policer_charge(struct tap *tap, u64 length)
 	return length;
 }
 
-/* Find or make this CPU's cell of a key. NULL: the table is full, the packet is counted as missed by the caller. */
-static __always_inline struct cell *cell_of(struct lane *lane, u64 what, u64 why)
+/* The number of a tap among those of all CPUs. */
+static __always_inline u32 tap_cpu_of(struct lane *lane, u64 what)
 {
-	u64 home = (what ^ why) * 0x9e3779b97f4a7c15ULL >> CELL_HASH_SHIFT;
-	u32 at = lane->cpu * CELLS_PER_CPU + (u32)home;
-	struct cell *cell = cells.lookup(&at);
+	return lane->cpu * TAPS + (u32)(what >> KEY_TAP_SHIFT) - 1;
+}
 
-	/* Almost every packet finds its cell in the first slot. */
-	if (likely(cell != NULL) && likely(cell->what == what) && likely(cell->why == why))
-		return cell;
+/* By an odd factor of the run: a guest that does not know it cannot choose keys that come to the same place. */
+static __always_inline u64 cell_hash(u64 what, u64 why)
+{
+	return (what ^ why) * LOADED(CELL_FACTOR_PLACEHOLDER);
+}
+
+/* Take a free cell. NULL: never, but the verifier does not know. Own CPU's cells. */
+static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32 place, u64 what, u64 why)
+{
+	struct used_cells *used = used_cells.lookup(&tap_cpu);
+	u64 number;
+
+	if (!used)
+		return NULL;
+	number = used->count;
+	if (number >= CELL_SLOTS)
+		return NULL;
+	used->places[number] = place;
+	cell->why = why;
+	cell->what = what;
+	/* Last, so that a reader that sees the entry counted sees it whole. */
+	used->count = number + 1;
+	return cell;
+}
+
+/* As cell_of(), where the first place is another key's. */
+static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, u64 home)
+{
+	u32 first = 0, mask = CELLS - 1;
+
 	/* Verifier: a bounded loop. */
 #pragma nounroll
-	for (u32 i = 0; i < CELL_PROBES; i++) {
-		at = lane->cpu * CELLS_PER_CPU + (((u32)home + i) & (CELLS_PER_CPU - 1));
+	for (u32 i = 0; i < 2 * CELL_PROBES; i++) {
+		struct cell *cell;
+		u32 place, at;
+
+		if (i == CELL_PROBES) {
+			/* No room for another size. */
+			what |= (u64)SIZE_UNKNOWN << KEY_SIZE_SHIFT;
+			home = cell_hash(what, why) >> UNSIZED_HASH_SHIFT;
+			first = CELLS;
+			mask = UNSIZED_CELLS - 1;
+		}
+		place = first + (((u32)home + i) & mask);
+		at = tap_cpu * CELL_SLOTS + place;
 		cell = cells.lookup(&at);
 		if (!cell)
 			return NULL;
 		if (cell->what == what && cell->why == why)
 			return cell;
-		if (!cell->what) {
-			u32 entry = lane->cpu * CELLS_PER_CPU + (u32)lane->cells;
-			u32 *listed = roster.lookup(&entry);
-
-			if (!listed)
-				return NULL;
-			*listed = at;
-			cell->why = why;
-			cell->what = what;
-			/* Own CPU's lane; last, so that a reader that sees the entry counted sees it whole. */
-			lane->cells++;
-			return cell;
-		}
+		if (!cell->what)
+			return use_cell(cell, tap_cpu, place, what, why);
 	}
 	return NULL;
+}
+
+/* Find or make this CPU's cell of a key, or of the key without its size. NULL: there is no room for either. */
+static __always_inline struct cell *cell_of(struct lane *lane, u64 what, u64 why)
+{
+	u64 home = cell_hash(what, why) >> CELL_HASH_SHIFT;
+	u32 tap_cpu = tap_cpu_of(lane, what), at = tap_cpu * CELL_SLOTS + (u32)home;
+	struct cell *cell = cells.lookup(&at);
+
+	/* Almost every packet finds its cell in the first slot. */
+	if (likely(cell != NULL) && likely(cell->what == what) && likely(cell->why == why))
+		return cell;
+	return search_cell(tap_cpu, what, why, home);
+}
+
+/* Where a packet is counted that found no cell: by all of its key but size and reason. There is a place for each. */
+static __always_inline struct overflow *overflow_of(struct lane *lane, u64 what)
+{
+	u32 at = (lane->cpu & (OVERFLOW_PARTS - 1)) * TAPS + (u32)(what >> KEY_TAP_SHIFT) - 1;
+
+	at = at * DIRECTION_COUNT + ((what >> KEY_DIRECTION_SHIFT) & 0xf);
+	at = at * VERDICT_QUEUED + ((what >> KEY_VERDICT_SHIFT) & 0xf);
+	at = at * EXPECTED_COUNT + ((what >> KEY_EXPECTED_SHIFT) & 0xf);
+	at = at * ETHERTYPE_COUNT + ((what >> KEY_ETHERTYPE_SHIFT) & 0xf);
+	at = at * CLASS_COUNT + ((what >> KEY_PACKET_CLASS_SHIFT) & 0xff);
+	return overflow.lookup(&at);
+}
+
+static __always_inline void count_overflow(struct lane *lane, u64 what, u32 frame_bytes, u32 charged_bytes, u64 wire_bytes)
+{
+	struct overflow *counts = overflow_of(lane, what);
+	u32 tap_cpu = tap_cpu_of(lane, what);
+	struct used_cells *used = used_cells.lookup(&tap_cpu);
+
+	if (!counts || !used)
+		return;
+	/* Own CPU's. */
+	used->overflown++;
+	/* Atomic: other CPUs count here, too. */
+	__sync_fetch_and_add(&counts->packets, 1);
+	__sync_fetch_and_add(&counts->frame_bytes, frame_bytes);
+	__sync_fetch_and_add(&counts->charged_bytes, charged_bytes);
+	__sync_fetch_and_add(&counts->wire_bytes, wire_bytes);
 }
 
 /* The time of a packet's arrival, where every packet needs it: reading the clock costs some 40 ns. Else 0. */
@@ -209,11 +279,10 @@ static __always_inline void count(struct lane *lane, u64 what, u64 why, u32 fram
 {
 	struct cell *cell = cell_of(lane, what, why);
 
-	if (unlikely(!cell)) {
-		miss(lane, what, frame_bytes);
-		return;
-	}
-	add(cell, frame_bytes, charged_bytes, wire_bytes);
+	if (likely(cell != NULL))
+		add(cell, frame_bytes, charged_bytes, wire_bytes);
+	else
+		count_overflow(lane, what, frame_bytes, charged_bytes, wire_bytes);
 	count_bin(lane, desk_number(lane, what), what, frame_bytes);
 }
 
@@ -231,11 +300,10 @@ static __always_inline void settle(struct lane *lane, u64 verdict, u64 why)
 	lane->skb = 0;
 	settle_sample(lane, what, why);
 	cell = cell_of(lane, what, why);
-	if (unlikely(!cell)) {
-		miss(lane, what, lane->frame_bytes);
-		return;
-	}
-	add(cell, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
+	if (likely(cell != NULL))
+		add(cell, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
+	else
+		count_overflow(lane, what, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
 	count_bin(lane, lane->desk, what, lane->frame_bytes);
 }
 

@@ -12,7 +12,6 @@
  * counted as such. Counts are per CPU, and exact.
  */
 #if SYN_MEASURES
-#define FLOW_WAYS 4
 #define SHIFT_MAX 20
 /* In a flow's key, where its place begins. */
 #define FLOW_TAP_SHIFT 16
@@ -45,7 +44,7 @@ struct syn_counts {
 	u64 completed_age[AGE_BUCKETS];
 };
 
-BPF_F_TABLE("array", u32, struct flow_row, flows, FLOWS / FLOW_WAYS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct flow_row, flows, TAPS * FLOW_ROWS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct syn_counts, syn_counts, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 
 static __always_inline u32 age_bucket(u64 age_ns)
@@ -75,9 +74,10 @@ static __always_inline u64 flow_key(struct endpoints *ends, u64 tap)
 	return ends->from + ends->to + (tap << FLOW_TAP_SHIFT) | 1;
 }
 
-static __always_inline struct flow_row *row_of_flow(u64 key)
+/* Each tap has rows of its own: a guest that fills them leaves the handshakes of other taps alone. */
+static __always_inline struct flow_row *row_of_flow(u64 key, u64 tap)
 {
-	u32 at = (u32)key >> FLOW_TAP_SHIFT & (FLOWS / FLOW_WAYS - 1);
+	u32 at = (u32)tap * FLOW_ROWS + ((u32)key >> FLOW_TAP_SHIFT & (FLOW_ROWS - 1));
 
 	return flows.lookup(&at);
 }
@@ -268,7 +268,7 @@ static __always_inline void measure_syn(struct lane *lane, struct tap *tap, u64 
 	if (likely(!is_chosen(&ends, class == CLASS_TCP_SYN ? control->shift : control->lookup_shift)))
 		return;
 	key = flow_key(&ends, tap->number);
-	row = row_of_flow(key);
+	row = row_of_flow(key, tap->number);
 	if (!row)
 		return;
 	if (class == CLASS_TCP_SYN) {

@@ -84,7 +84,6 @@ struct lane {
 	u64 scratch; /* see forget() */
 	u64 spare_word;
 	/* third line */
-	u64 cells;          /* cells in use: entries of this CPU's roster */
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
 	u64 foreign_skbs;   /* a pending skb's address met again on another device's skb */
 	u64 logged_bins;
@@ -92,6 +91,7 @@ struct lane {
 	u64 policed_sequence; /* the packet that the police action shot last, see police.c */
 	u64 unplaced_drops;   /* netfilter drops whose chain could not be told */
 	u64 turn;             /* inbound: which way of a full row goes next */
+	u64 third_spare;
 #if FOLLOW_INBOUND
 	/* fourth line: the inbound packet that the driver has in its hands, see inbound.c */
 	struct flight leaving;
@@ -113,7 +113,22 @@ struct bucket {
 	u16 pad;
 };
 
-/* Packets of one tap that found no free cell, or went another way than to the driver. */
+/* Cells of one tap on one CPU that are in use: their places among its own, in the order in which they came into use. */
+struct used_cells {
+	u64 count;
+	u64 overflown; /* packets that found none, see count_overflow() */
+	u16 places[CELL_SLOTS];
+};
+
+/* Packets that found no cell: see count_overflow(). */
+struct overflow {
+	u64 packets;
+	u64 frame_bytes;
+	u64 charged_bytes;
+	u64 wire_bytes;
+};
+
+/* Packets of one tap whose headers could not be read, or that went another way than to the driver. */
 struct missed {
 	u64 packets;
 	u64 frame_bytes;
@@ -194,8 +209,14 @@ struct syn_side {
 };
 #endif
 
-BPF_F_TABLE("array", u32, struct cell, cells, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u32, roster, CPUS * CELLS_PER_CPU, BPF_F_MMAPABLE);
+/*
+ * By CPU and tap: a guest that fills its tap's cells leaves those of other taps alone. First CELLS, found by the whole key,
+ * then UNSIZED_CELLS for what found no room there, by the key without the size.
+ */
+BPF_F_TABLE("array", u32, struct cell, cells, CPUS * TAPS * CELL_SLOTS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct used_cells, used_cells, CPUS * TAPS, BPF_F_MMAPABLE);
+/* A place for every key without size and reason: OVERFLOW_PARTS of them, each shared by some CPUs. */
+BPF_F_TABLE("array", u32, struct overflow, overflow, OVERFLOW_PARTS * TAPS * OVERFLOW_KEYS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS, BPF_F_MMAPABLE);
 
 /*
@@ -229,6 +250,14 @@ BPF_F_TABLE("array", u32, struct shared, shared, 1, BPF_F_MMAPABLE);
 		asm volatile("" : "+r"(address));                                                       \
 		__builtin_assume(address != 0);                                                         \
 		(type *)address;                                                                        \
+	})
+
+/* A number that the loader writes in the place of this one. */
+#define LOADED(placeholder)                                                                      \
+	({                                                                                       \
+		u64 loaded;                                                                      \
+		asm volatile("%0 = " XSTR(placeholder) " ll" : "=r"(loaded));                    \
+		loaded;                                                                          \
 	})
 
 #if !DESKS_SHARED && (BIN_NS || SAMPLES)

@@ -16,14 +16,6 @@ static __always_inline bool within(u32 location, u32 from, u32 end)
 	return location - from < end - from;
 }
 
-/* A number that the loader writes in the place of this one. */
-#define LOADED(placeholder)                                                                      \
-	({                                                                                       \
-		u64 loaded;                                                                      \
-		asm volatile("%0 = " XSTR(placeholder) " ll" : "=r"(loaded));                    \
-		loaded;                                                                          \
-	})
-
 /*
  * Whether a chain of the tap itself dropped a packet, by the stack (more than a microsecond): nf_hook_slow runs all
  * chains but bridges' prerouting, and its caller is the device's receive function for the device's own chains alone

@@ -151,6 +151,8 @@ LIMIT_TRAITS = {Direction.OUTBOUND: TapTrait.LIMIT_OUTBOUND, Direction.INBOUND: 
 SIZE_FIRST_EDGE_BYTES = 32
 SIZE_LAST_EDGE_BYTES = 65536
 SIZE_STEPS_PER_OCTAVE = 4
+#: In the place of a bucket's number: counted without its size, because the tap's cells had no room for another size.
+SIZE_UNKNOWN = 255
 
 
 def _size_edges() -> npt.NDArray[np.int64]:
@@ -172,7 +174,7 @@ def size_bucket(frame_bytes: int) -> int:
 
 
 def size_range_bytes(bucket: int) -> tuple[int, int | None]:
-    """Both edges of a bucket, the upper one inclusive; None for the open-ended last bucket."""
+    """Both edges of a bucket, the upper one inclusive; None for the open-ended last bucket. Not of SIZE_UNKNOWN."""
     lower = int(SIZE_EDGES_BYTES[bucket])
     if bucket + 1 == len(SIZE_EDGES_BYTES):
         return lower, None
@@ -192,15 +194,20 @@ CELL_KEY_FIELDS = (
     ("tap", 16),
 )
 
+#: What is counted apart of packets that find no cell, and how many there are of each: no packet is counted as QUEUED.
+OVERFLOW_KEY_FIELDS = ("direction", "verdict", "expected", "ethertype", "packet_class")
+OVERFLOW_SHAPE = (len(Direction), int(Verdict.QUEUED), len(Expected), len(Ethertype), len(PacketClass))
+
 LANE_SAMPLED = 0x4000  # beside a tap's traits in a lane: the pending packet's headers wait for its verdict
 TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifindex
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
-CELL_PROBES = 8  # slots tried for a cell before the packet is counted as missed
+CELL_PROBES = 8  # slots tried for a cell before the packet is counted without its size
 DIRECTION_PLACEHOLDER = 0x76707064  # in the compiled tc program, where the loader writes the direction
 HOOKS_FROM_PLACEHOLDER = 0x76707061  # in the same, where the function lies that runs netfilter chains (nf_hook_slow)
 HOOKS_END_PLACEHOLDER = 0x76707062
 CHAINS_FROM_PLACEHOLDER = 0x76707063  # ... and the one that has it run a device's own (__netif_receive_skb_core)
 CHAINS_END_PLACEHOLDER = 0x76707065
+CELL_FACTOR_PLACEHOLDER = 0x76707066  # in all programs, where the loader writes the factor of the hash of cells' keys
 SHARED_PLACEHOLDER = 0x76707001  # in all programs, where the loader writes the address of the table `shared`
 NETNS_PLACEHOLDER = 0x7670706E  # in the compiled tracepoint program, where the loader writes the taps' namespace
 VLAN_TAGS_MAX = 2
@@ -216,6 +223,7 @@ SAMPLE_BRAKES = 10  # how often the kernel side makes that four times as many be
 REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there, EXTENSION_HEADERS_MAX of up to 2 KiB
 WHAT_IFS_MAX = 8  # limits tried out at once: each costs every packet some 10 ns
 BUCKET_SLACK_NS = 50_000  # an installed policer looks at the clock that much later than the ideal bucket, at most
+FLOW_WAYS = 4  # handshakes that share a row: two cache lines
 FLIGHT_WAYS = 8  # inbound packets on their way that share a row: their addresses fill one cache line
 EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
 
@@ -237,6 +245,15 @@ def take_apart(what: npt.NDArray[np.uint64]) -> dict[str, npt.NDArray[np.int64]]
     }
     fields["tap"] -= 1
     return fields
+
+
+def cell_key(**fields: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """The reverse: key words from all their fields, of equal lengths; `tap` is the tap's number."""
+    fields["tap"] = fields["tap"] + 1
+    what = np.zeros(len(fields["tap"]), np.uint64)
+    for name, (shift, _) in cell_key_shifts().items():
+        what |= fields[name].astype(np.uint64) << np.uint64(shift)
+    return what
 
 
 def _defines(prefix: str, codes: type[IntEnum]) -> list[str]:
@@ -272,8 +289,10 @@ def c_header() -> str:
         f"#define SIZE_STEPS_PER_OCTAVE {SIZE_STEPS_PER_OCTAVE}",
         f"#define SIZE_STEPS_LOG2 {SIZE_STEPS_PER_OCTAVE.bit_length() - 1}",
         f"#define SIZE_BUCKETS {len(SIZE_EDGES_BYTES)}",
+        f"#define SIZE_UNKNOWN {SIZE_UNKNOWN}",
         "",
         f"#define DIRECTION_PLACEHOLDER {DIRECTION_PLACEHOLDER:#x}",
+        f"#define CELL_FACTOR_PLACEHOLDER {CELL_FACTOR_PLACEHOLDER:#x}",
         f"#define SHARED_PLACEHOLDER {SHARED_PLACEHOLDER:#x}",
         f"#define NETNS_PLACEHOLDER {NETNS_PLACEHOLDER:#x}",
         f"#define HOOKS_FROM_PLACEHOLDER {HOOKS_FROM_PLACEHOLDER:#x}",
@@ -287,6 +306,7 @@ def c_header() -> str:
         f"#define ETHERNET_PAD {ETHERNET_PAD_BYTES}",
         f"#define ETHERNET_OVERHEAD {ETHERNET_OVERHEAD_BYTES}",
         f"#define VLAN_TAG_LEN {VLAN_TAG_BYTES}",
+        f"#define FLOW_WAYS {FLOW_WAYS}",
         f"#define FLIGHT_WAYS {FLIGHT_WAYS}",
         f"#define EPOCHS_IN_FLIGHT {EPOCHS_IN_FLIGHT}",
         f"#define HLL_REGISTERS {HLL_REGISTERS}",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.cache import compiled
-from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, as_immediate, replaced, with_addresses
+from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, as_immediate, replaced, with_addresses, with_number
 from vifprobe.kernel.features import Features, missing_capabilities
 from vifprobe.kernel.police import police_function
 from vifprobe.kernel.settings import Settings
@@ -24,6 +25,7 @@ from vifprobe.kernel.source import source_directory, source_text
 from vifprobe.kernel.symbols import function_ranges
 from vifprobe.kernel.tables import Tables
 from vifprobe.layout import (
+    CELL_FACTOR_PLACEHOLDER,
     CHAINS_END_PLACEHOLDER,
     CHAINS_FROM_PLACEHOLDER,
     DIRECTION_PLACEHOLDER,
@@ -61,6 +63,9 @@ class Programs:
         self._fds: dict[str, int] = {}
         self._tells_chains_apart = False
         self._drop_code = b""
+        # Of this run, and of no other: whoever doesn't know it can't choose keys that hash to one place. Odd: so that no
+        # two keys share a product.
+        self._cell_factor = secrets.randbits(64) | 1
         self._compiled = compiled(source_text(), source_directory(), settings.flags(features))
         self._tables = Tables(self._compiled.maps)
         lanes = self.table("lanes", writable=True)
@@ -275,6 +280,7 @@ class Programs:
     def _code(self, function: str) -> bytes:
         """A program's code with the tables' fds in it."""
         code = replaced(self._compiled.code[function], FD_LOAD, dict(enumerate(self._tables.fds)))
+        code = with_number(code, CELL_FACTOR_PLACEHOLDER, self._cell_factor)
         return with_addresses(code, {SHARED_PLACEHOLDER: self._tables.fd("shared")})
 
     def _unload(self, name: str) -> None:

@@ -45,6 +45,16 @@ def with_addresses(code: bytes, fds: dict[int, int]) -> bytes:
     return bytes(changed)
 
 
+def with_number(code: bytes, placeholder: int, number: int) -> bytes:
+    """The code with an unsigned number of 64 bits wherever it loads this one."""
+    changed = bytearray(code)
+    for at, value in immediates(code, NUMBER_LOAD):
+        if value == placeholder:
+            struct.pack_into("<I", changed, at, number & 0xFFFFFFFF)
+            struct.pack_into("<I", changed, at + 8, number >> 32)
+    return bytes(changed)
+
+
 def as_immediate(number: int) -> int:
     """32 bits, signed, as an instruction holds them."""
     return number - (1 << 32) if number >= 1 << 31 else number

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from vifprobe.errors import KernelError
 from vifprobe.kernel.bins import Bins
 from vifprobe.kernel.build import Programs
-from vifprobe.kernel.cells import COUNTERS, CellTable, as_cells, decoded
+from vifprobe.kernel.cells import COUNTERS, CellTable, decoded, single
 from vifprobe.kernel.flights import Flights
 from vifprobe.kernel.grace import Grace
 from vifprobe.kernel.samples import Samples
@@ -55,9 +55,8 @@ class Snapshot:
 
     cells: rows of layout.CELL, every key once, all verdicts final but QUEUED: inbound packets that have no verdict yet.
     unannounced: inbound packets of which only the end was seen, by tap number: they waited since before the start, or
-    were cut from a longer frame. missed_packets, missed_bytes: seen, but no cell was free, or a header could not be
-    read, or its end went by unseen (see Flights); one a tap number. late_verdicts: dropped after they had been
-    settled as passed. foreign_skbs:
+    were cut from a longer frame. missed_packets, missed_bytes: a header could not be read, or the packet's end went by
+    unseen (see Flights); one a tap number. late_verdicts: dropped after they had been settled as passed. foreign_skbs:
     address met on another device's skb. unplaced_drops: netfilter drops counted as policed although which chain did it
     could not be told. what_ifs: None where no limit is tried out, else packets and frame bytes (passed, stopped) by
     tap, direction, limit and class.
@@ -130,7 +129,7 @@ class Counters:
             # Before what was written off: that is counted here when its place is taken, and would be counted twice.
             misses = self._misses.copy()
             ended = self._flights.look().ended
-            cells = self._cells.used(self._lanes)
+            cells = self._cells.read()
             settled = self._settled(before)
             # After the cells: a packet that ends meanwhile is in neither, and comes with the next reading.
             flying = self._flights.look()
@@ -142,11 +141,11 @@ class Counters:
         else:
             raise KernelError("the counters could not be read: a pending packet changed at every look.")
         lanes = self._lanes.copy()
-        single = (settled, flying.queued, flying.ended)
+        open_ones = (settled, flying.queued, flying.ended)
         lost_packets, lost_bytes = _by_tap(flying.lost, misses.shape[1])
         return Snapshot(
             at_ns=time.monotonic_ns(),
-            cells=decoded(np.concatenate([cells, *(as_cells(one, cells.dtype) for one in single)])),
+            cells=decoded(cells, *map(single, open_ones)),
             missed_packets=misses["packets"].sum(0).astype(np.int64) + lost_packets,
             missed_bytes=misses["frame_bytes"].sum(0).astype(np.int64) + lost_bytes,
             late_verdicts=int(lanes["late_verdicts"].sum()),
@@ -172,7 +171,7 @@ class Counters:
 
     def cells_now(self) -> Array:
         """The cells as they are, without waiting, as rows of layout.CELL; without packets whose verdict is open."""
-        return decoded(self._cells.used(self._lanes))
+        return decoded(self._cells.read())
 
     def take_bins(self, final: bool = False) -> Array:
         """Time bins that ended since the last call, as rows of layout.BIN; with `final`, the current ones too.

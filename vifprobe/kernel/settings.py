@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from vifprobe.kernel.features import Features, TraceFields, takes_cmpxchg
-from vifprobe.layout import FLIGHT_WAYS, Direction
+from vifprobe.layout import FLIGHT_WAYS, FLOW_WAYS, OVERFLOW_SHAPE, Direction
 
-#: Table sizes of one watched tap, per CPU; see bpf/README.md for what they add up to.
-CELLS_PER_TAP = 256
-CELLS_MIN = 2048
+#: Cells of one tap on one CPU, powers of two: as many as fit into so many bytes for all taps and CPUs, within these
+#: bounds; and a part of them beside, for keys without a size. See bpf/README.md for what they add up to.
+CELLS = (128, 2048)
+CELLS_BYTES = 16 << 20
+CELL_BYTES = 64
+UNSIZED_CELLS_MIN = 32
+UNSIZED_SHARE = 8
+#: CPUs that share a place for what finds no cell, and how many such places there are at most: see `overflow_parts`.
+CPUS_PER_OVERFLOW = 32
+OVERFLOW_PARTS_MAX = 4
 BIN_LOG_ENTRIES = 4096
 #: Desks that share a table of one value with what else every packet touches, 320 bytes each; more have one of their
 #: own: older kernels take no value above 4 MiB (KMALLOC_MAX_SIZE; kernel/bpf/arraymap.c, array_map_alloc_check).
@@ -23,9 +31,9 @@ SAMPLES_WAITING = 16384
 SAMPLES_PER_CPU = (1024, 8192)
 #: Samples of each class and verdict that are taken first, per tap, direction and CPU; a byte counts them.
 SAMPLE_FIRST = 16
-#: Handshakes that can be followed at once, 32 bytes each.
-FLOWS_PER_TAP = 16384
-FLOWS = (16384, 262144)
+#: Handshakes of a tap that can be followed at once, 32 bytes each; of all taps together.
+FLOWS_PER_TAP = (256, 16384)
+FLOWS = 262144
 #: When so many flows have taken the place of living ones, half as many new ones are followed; a power of two.
 FLOW_CROWD = 1024
 #: Inbound packets on their way that are remembered, all CPUs together: a tap's queue is 1000 packets long.
@@ -61,9 +69,20 @@ class Settings:
     what_ifs: int = 0
 
     @property
-    def cells_per_cpu(self) -> int:
-        """Slots of each CPU's cell table: a power of two, roomy, so that a cell is found in the first slots."""
-        return _power_of_two(max(CELLS_MIN, self.taps * CELLS_PER_TAP))
+    def cells(self) -> int:
+        """Slots of each tap on each CPU for cells with a size, a power of two."""
+        least, most = CELLS
+        return min(most, max(least, _power_of_two_within(CELLS_BYTES // (CELL_BYTES * self.cpus * self.taps))))
+
+    @property
+    def unsized_cells(self) -> int:
+        """Slots beside these for cells without a size, a power of two."""
+        return max(UNSIZED_CELLS_MIN, self.cells // UNSIZED_SHARE)
+
+    @property
+    def overflow_parts(self) -> int:
+        """Places for what finds no cell, a power of two: each is shared by CPUs, which must not wait long for each other."""
+        return min(OVERFLOW_PARTS_MAX, _power_of_two(-(-self.cpus // CPUS_PER_OVERFLOW)))
 
     @property
     def desks(self) -> int:
@@ -83,9 +102,9 @@ class Settings:
 
     @property
     def flows(self) -> int:
-        """Handshakes of all taps that can be followed at once, a power of two."""
-        least, most = FLOWS
-        return min(most, max(least, _power_of_two(self.taps * FLOWS_PER_TAP)))
+        """Handshakes of each tap that can be followed at once, a power of two."""
+        least, most = FLOWS_PER_TAP
+        return min(most, max(least, _power_of_two_within(FLOWS // self.taps)))
 
     @property
     def flight_rows(self) -> int:
@@ -104,12 +123,16 @@ class Settings:
             "DESKS": _power_of_two(self.desks),
             "DESKS_SHARED": int(bool(self.bin_ns or self.samples) and self.desks <= DESKS_SHARED),
             "TAP_SLOTS": self.tap_slots,
-            "CELLS_PER_CPU": self.cells_per_cpu,
+            "CELLS": self.cells,
+            "UNSIZED_CELLS": self.unsized_cells,
+            "CELL_SLOTS": self.cells + self.unsized_cells,
+            "OVERFLOW_PARTS": self.overflow_parts,
+            "OVERFLOW_KEYS": math.prod(OVERFLOW_SHAPE),
             "BIN_NS": self.bin_ns,
             "BIN_LOG": BIN_LOG_ENTRIES,
             "SAMPLES": self.samples_per_cpu,
             "SYN_MEASURES": int(self.syn),
-            "FLOWS": self.flows,
+            "FLOW_ROWS": self.flows // FLOW_WAYS,
             "FLOW_CROWD": FLOW_CROWD,
             "SAMPLE_FIRST": SAMPLE_FIRST,
             "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
@@ -163,3 +186,8 @@ def _or_none(number: int | None) -> int:
 
 def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
+
+
+def _power_of_two_within(most: int) -> int:
+    """The largest one; 1 where there is none."""
+    return 1 << max(most.bit_length() - 1, 0)
