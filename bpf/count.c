@@ -254,7 +254,7 @@ static __always_inline void turn_bin(struct lane *lane, u64 what, u64 now)
 
 static __always_inline void miss(struct lane *lane, u64 what, u32 frame_bytes)
 {
-	u32 at = lane->cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
+	u32 at = desk_number(lane, what);
 	struct missed *missed = misses.lookup(&at);
 
 	if (!missed)

@@ -22,7 +22,7 @@
 
 static __always_inline void unannounced(struct lane *lane, u64 what)
 {
-	u32 at = lane->cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1;
+	u32 at = desk_number(lane, what);
 	struct missed *missed = misses.lookup(&at);
 
 	if (missed)

@@ -128,7 +128,7 @@ struct overflow {
 	u64 wire_bytes;
 };
 
-/* Packets of one tap whose headers could not be read, or that went another way than to the driver. */
+/* Packets of one tap and direction whose headers could not be read, or that went another way than to the driver. */
 struct missed {
 	u64 packets;
 	u64 frame_bytes;
@@ -217,7 +217,7 @@ BPF_F_TABLE("array", u32, struct cell, cells, CPUS * TAPS * CELL_SLOTS, BPF_F_MM
 BPF_F_TABLE("array", u32, struct used_cells, used_cells, CPUS * TAPS, BPF_F_MMAPABLE);
 /* A place for every key without size and reason: OVERFLOW_PARTS of them, each shared by some CPUs. */
 BPF_F_TABLE("array", u32, struct overflow, overflow, OVERFLOW_PARTS * TAPS * OVERFLOW_KEYS, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 
 /*
  * What every packet touches, in one table of one value: few pages, and its address is in the programs, where the loader

@@ -67,7 +67,7 @@ class Bracket:
                 probe = inbound.bounds(sample, values["before_attach"]) if inbound is not None else None
             else:
                 counted = _counted(reading, sample)
-                probe = None if counted is None else probe_count(counted, reading.missed)
+                probe = None if counted is None else probe_count(counted, reading.missed_of(sample.direction))
             gauge = sample.counts is Counts.QUEUED
             yield reconcile(CounterSamples(link.name, sample.direction, counter, **values, gauge=gauge), probe)
 
@@ -84,9 +84,11 @@ def _at_least(row: ReconcileRow) -> ReconcileRow:
 
 def _counted(reading: Reading, sample: CounterSample) -> int | None:
     """The probe's count of the same thing; None where it has none, or can't tell."""
-    if sample.shared or sample.counts is Counts.PART or (reading.missed and sample.unit is not Unit.PACKETS):
-        return None
     direction = sample.direction
+    if sample.shared or sample.counts is Counts.PART:
+        return None
+    if reading.missed_of(direction) and sample.unit is not Unit.PACKETS:
+        return None
     verdict = _VERDICTS.get(sample.counts)
     if verdict is not None and not reading.knows_verdicts(direction):
         return None

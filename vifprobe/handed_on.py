@@ -31,7 +31,7 @@ class HandedOn:
     """
 
     def __init__(self, reading: Reading, reasons: Mapping[int, str], function: Callable[[int], str | None]) -> None:
-        self._unannounced, self._missed = reading.unannounced, reading.missed
+        self._unannounced, self._missed = reading.unannounced, reading.missed_of(Direction.INBOUND)
         self._has_gso = _has_gso(reading.where(_IN))
         dropped, policed = reading.where(_IN, Verdict.DROPPED), reading.where(_IN, Verdict.POLICED)
         names = np.array([reasons.get(int(code), "") for code in dropped["reason"]], dtype=object)

@@ -173,8 +173,10 @@ def size_bucket(frame_bytes: int) -> int:
     return int(np.searchsorted(SIZE_EDGES_BYTES, frame_bytes, side="right")) - 1
 
 
-def size_range_bytes(bucket: int) -> tuple[int, int | None]:
-    """Both edges of a bucket, the upper one inclusive; None for the open-ended last bucket. Not of SIZE_UNKNOWN."""
+def size_range_bytes(bucket: int) -> tuple[int | None, int | None]:
+    """Both edges of a bucket, the upper one inclusive; None for the last one's upper edge, and both of SIZE_UNKNOWN."""
+    if bucket == SIZE_UNKNOWN:
+        return None, None
     lower = int(SIZE_EDGES_BYTES[bucket])
     if bucket + 1 == len(SIZE_EDGES_BYTES):
         return lower, None

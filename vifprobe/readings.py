@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 from vifprobe.analysis.host_cost import HostCost
-from vifprobe.analysis.reading import Cells, Reading, no_cells, subtract
+from vifprobe.analysis.reading import Cells, Reading, no_cells, subtract, unsized_notes
 from vifprobe.analysis.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
 from vifprobe.kernel.counters import Snapshot
 from vifprobe.layout import Direction, Verdict
@@ -56,11 +56,10 @@ class ReadingMaker:
         """What has come since the interval before; once for each tap."""
         cells = snapshot.cells_of(watched.number)
         reading = self._reading(watched, subtract(cells, watched.before), snapshot, self._since_ns)
-        ever = int(snapshot.missed_packets[watched.number])
-        missed, watched.missed_before = ever - watched.missed_before, ever
+        watched.missed_before = _missed(watched, snapshot)
         watched.before = cells
         watched.what_ifs_before = None if snapshot.what_ifs is None else snapshot.what_ifs[watched.number]
-        return replace(reading, missed=missed)
+        return reading
 
     def total(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
         """What has come since the start."""
@@ -70,6 +69,9 @@ class ReadingMaker:
         self, watched: WatchedTap, cells: Cells, snapshot: Snapshot, since_ns: int, final: bool = False
     ) -> Reading:
         audit = self._auditor.taps[watched.link.ifindex]
+        missed = _missed(watched, snapshot)
+        if not final:
+            missed = {direction: ever - watched.missed_before.get(direction, 0) for direction, ever in missed.items()}
         so_far = snapshot.cells_of(watched.number)
         reading = Reading(
             tap=watched.link.name,
@@ -77,10 +79,17 @@ class ReadingMaker:
             start_ns=since_ns - self._start_ns,
             duration_ns=snapshot.at_ns - since_ns,
             cells=cells,
-            missed=int(snapshot.missed_packets[watched.number]),
+            missed=sum(missed.values()),
+            missed_in=missed,
             verdicts="reason" if self._features.has_drop_reason and not watched.blame.guessed else "inferred",
             limits=watched.limits(audit.declared_limits(self._directions), self._directions),
-            notes=(*watched.notes, *audit.notes, *self._drop_notes(watched, so_far, snapshot), *self._host_notes()),
+            notes=(
+                *watched.notes,
+                *audit.notes,
+                *unsized_notes(so_far, self._features.has_drop_reason),
+                *self._drop_notes(watched, so_far, snapshot),
+                *self._host_notes(),
+            ),
             directions=self._directions,
             final=final,
             what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
@@ -119,3 +128,8 @@ class ReadingMaker:
 
     def _pid(self, watched: WatchedTap) -> int | None:
         return self._auditor.taps[watched.link.ifindex].pid
+
+
+def _missed(watched: WatchedTap, snapshot: Snapshot) -> dict[Direction, int]:
+    """Packets of each direction since the start that are in no cell."""
+    return {direction: int(snapshot.missed_packets[watched.number, direction]) for direction in Direction}

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from vifprobe.analysis.findings import findings
 from vifprobe.analysis.flood.addresses import OwnAddresses
 from vifprobe.analysis.policer import SetUp
-from vifprobe.analysis.reading import Limit, Reading
+from vifprobe.analysis.reading import Limit, Reading, unsized_notes
 from vifprobe.analysis.situation import Situation
 from vifprobe.analysis.thresholds import FloodThresholds
 from vifprobe.analysis.whatif import WhatIf, rows_of
@@ -141,7 +141,7 @@ class Replay:
     def reading(self) -> Reading:
         """Counts so far, from the first packet's time to the latest, and what they show."""
         snapshot = self._counters.snapshot()
-        missed = int(snapshot.missed_packets[0])
+        missed = int(snapshot.missed_packets[0].sum())
         reading = Reading(
             tap=self.file.name,
             at=self.wall_clock(self.tally.last_ns),
@@ -149,9 +149,10 @@ class Replay:
             duration_ns=self.tally.last_ns - self.tally.first_ns,
             cells=snapshot.cells,
             missed=missed,
+            missed_in={direction: int(snapshot.missed_packets[0, direction]) for direction in self.directions},
             verdicts="",
             limits=dict.fromkeys(self.directions, self.limit),
-            notes=tuple(self._notes(missed)),
+            notes=(*self._notes(missed), *unsized_notes(snapshot.cells)),
             final=True,
             directions=self.directions,
         )

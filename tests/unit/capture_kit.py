@@ -18,6 +18,7 @@ from vifprobe.layout import (
     BIN,
     CELL,
     SIZE_EDGES_BYTES,
+    SIZE_UNKNOWN,
     Direction,
     Ethertype,
     Expected,
@@ -41,7 +42,7 @@ codes = {
     "direction": st.sampled_from(Direction),
     "ethertype": st.sampled_from(Ethertype),
     "packet_class": st.sampled_from(PacketClass),
-    "size": st.integers(0, len(SIZE_EDGES_BYTES) - 1),
+    "size": st.integers(0, len(SIZE_EDGES_BYTES) - 1) | st.just(SIZE_UNKNOWN),
     "expected": st.sampled_from(Expected),
     "verdict": st.sampled_from(Verdict),
 }

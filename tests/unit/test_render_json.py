@@ -35,7 +35,7 @@ def test_every_key_of_the_contract_in_its_order() -> None:
         *("outbound", "inbound", "missed", "verdicts", "host", "findings", "flood"),
         *("gone", "gone_ns"),
     ]
-    both = ["offered", *OUTCOMES, "bypass", "overpoliced", "classes", "limit", "what_if"]
+    both = ["offered", *OUTCOMES, "bypass", "overpoliced", "classes", "limit", "what_if", "unsized"]
     assert list(found["outbound"]) == both
     assert sorted(found["inbound"]) == sorted([*both, "queued"])
     assert list(found["outbound"]["offered"]) == COUNTS

@@ -6,6 +6,7 @@
 | P1, P4, P11, P12, P13: how limits are set | findings_set_up |
 | P2, P3, P9: what changed, and what came of it | findings_events |
 | P5, P6, P7, P8, P10, P14, P15: what the traffic shows | findings_traffic |
+| P16: packets that could not be counted | findings_missed |
 | S1 to S5: what its SYNs are | findings_flood |
 | S6: what its bursts are | findings_bursts |
 
@@ -14,10 +15,18 @@ Pure: what is known comes in a :class:`Situation`. The numbers from which on som
 
 from __future__ import annotations
 
-from vifprobe.analysis import findings_bursts, findings_events, findings_flood, findings_set_up, findings_traffic
+from vifprobe.analysis import (
+    findings_bursts,
+    findings_events,
+    findings_flood,
+    findings_missed,
+    findings_set_up,
+    findings_traffic,
+)
 from vifprobe.analysis.reading import Finding
 from vifprobe.analysis.situation import Situation
 
+_PARTS = (findings_missed, findings_set_up, findings_events, findings_traffic, findings_flood, findings_bursts)
 _ORDER = {"critical": 0, "warning": 1, "info": 2}
 
 
@@ -25,7 +34,7 @@ def findings(situation: Situation) -> tuple[Finding, ...]:
     """All findings, the worst first; the same one keeps its id as long as it holds."""
     found = [
         finding
-        for part in (findings_set_up, findings_events, findings_traffic, findings_flood, findings_bursts)
+        for part in _PARTS
         for direction in situation.directions
         for finding in part.of(situation, direction)
     ]

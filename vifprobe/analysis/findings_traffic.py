@@ -12,7 +12,7 @@ from vifprobe.analysis.findings_set_up import of_protocols
 from vifprobe.analysis.policer import Enforced
 from vifprobe.analysis.reading import Cells, Counts, Finding, Reading, count
 from vifprobe.analysis.situation import Growth, Situation, bits, finding_id, let_through, size
-from vifprobe.layout import Direction, Verdict
+from vifprobe.layout import SIZE_UNKNOWN, Direction, Verdict
 
 
 def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
@@ -225,7 +225,7 @@ def _p10(situation: Situation, reading: Reading, direction: Direction) -> Iterat
 def _never_conforming(rows: Cells, bucket_bytes: int) -> Counts:
     """Sum of the size buckets whose frames are longer than the limit's in the mean and were policed to the last one."""
     total = Counts()
-    for bucket in np.unique(rows["size"]):
+    for bucket in np.unique(rows["size"][rows["size"] != SIZE_UNKNOWN]):
         these = rows[rows["size"] == bucket]
         counted = count(these)
         if counted.charged_bytes > bucket_bytes * counted.packets and (these["verdict"] == Verdict.POLICED).all():

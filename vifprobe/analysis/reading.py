@@ -17,7 +17,7 @@ import numpy.typing as npt
 from vifprobe.analysis.flood.model import Flood
 from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.whatif import WhatIfRow
-from vifprobe.layout import CELL, Direction, Expected, PacketClass, Verdict
+from vifprobe.layout import CELL, SIZE_UNKNOWN, Direction, Expected, PacketClass, Verdict
 
 Cells = npt.NDArray[np.void]  # structured, dtype layout.CELL
 
@@ -72,6 +72,25 @@ def subtract(now: Cells, before: Cells) -> Cells:
     return merge(now, negative)
 
 
+def unsized_notes(cells: Cells, has_reasons: bool = False) -> list[str]:
+    """What to say of packets that are counted without their size; nothing where there are none.
+
+    has_reasons: whether drops have a reason on this kernel, so that one without is a lack.
+    """
+    unsized = cells[cells["size"] == SIZE_UNKNOWN]
+    if not len(unsized):
+        return []
+    packets, of_all = count(unsized).packets, count(cells).packets
+    found = [
+        f"{packets:,} of {of_all:,} packets are counted without their size: there were more kinds and sizes of packets "
+        "than this tap has room for"
+    ]
+    lost = np.isin(unsized["verdict"], (Verdict.POLICED, Verdict.DROPPED)) & (unsized["reason"] == 0)
+    if has_reasons and lost.any():
+        found.append(f"{count(unsized[lost]).packets:,} of these were lost, and are counted without the reason")
+    return found
+
+
 def _of(
     cells: Cells,
     direction: Direction,
@@ -119,9 +138,10 @@ class Reading:
     tap: its name. at: wall clock at the interval's end. start_ns, duration_ns: monotonic, from the start of the run.
     cells: rows of dtype layout.CELL, this interval's packets only, every key once; `cells["tap"]` is without meaning
     here. Rows of verdict QUEUED are by how many the queue has grown, below 0 where it has shrunk: so passed + policed +
-    dropped + queued rows are what was offered. queued: the queue at the end, left out of totals. missed: how many
-    were seen but not counted in any cell (0 unless a table was full). verdicts: "reason" where the kernel itself
-    named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
+    dropped + queued rows are what was offered. queued: the queue at the end, left out of totals. missed: packets that
+    are in no cell: their headers could not be read, or their end went by unseen. missed_in: the same by direction, {}
+    where only the sum is known. verdicts: "reason" where the kernel itself named each drop, "inferred" where it was
+    worked out, "" where unknown. limits: by direction.
     directions: those that were watched; of another one nothing is known, not even that it was silent. host: what the
     host did meanwhile, None where that is not counted (yet). flood: what its SYNs are like, by direction; {} where
     nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. unannounced: in
@@ -135,6 +155,7 @@ class Reading:
     duration_ns: int
     cells: Cells
     missed: int = 0
+    missed_in: Mapping[Direction, int] = field(default_factory=dict)
     verdicts: str = "reason"
     limits: Mapping[Direction, Limit] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
@@ -162,6 +183,15 @@ class Reading:
     ) -> Cells:
         """The cells of one direction, and of one verdict, class and expectation where given."""
         return _of(self.cells, direction, verdict, packet_class, expected)
+
+    def missed_of(self, direction: Direction) -> int:
+        """Packets of one direction that are in no cell, at most."""
+        return self.missed_in.get(direction, self.missed)
+
+    def unsized(self, direction: Direction) -> Counts:
+        """Packets that are counted without their size: see SIZE_UNKNOWN."""
+        rows = self.where(direction)
+        return count(rows[rows["size"] == SIZE_UNKNOWN])
 
     def offered(self, direction: Direction, packet_class: PacketClass | None = None) -> Counts:
         """All that arrived at the tap's hook, whatever became of it (inbound: or will)."""

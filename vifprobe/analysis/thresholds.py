@@ -57,6 +57,9 @@ AMPLIFIED_SIDE_NS = 5_000_000_000
 AMPLIFIED_INTERVALS = 2
 AMPLIFIED_INTERVAL_NS = 90_000_000
 
+#: P16: share of packets that are in no cell from which on the figures can't be relied on.
+MISSED_SHARE = 0.001
+
 #: P10: frames longer than the bucket, policed to the last one.
 NEVER_CONFORM_PACKETS = 10
 

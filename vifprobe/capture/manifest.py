@@ -70,6 +70,7 @@ class TapEntry:
     hooks: Mapping[Direction, str] = field(default_factory=dict)
     verdicts: str = ""
     missed: int = 0
+    missed_in: Mapping[Direction, int] = field(default_factory=dict)
     start_ns: int = 0
     duration_ns: int | None = None
     at: datetime | None = None
@@ -150,6 +151,7 @@ def _tap_json(tap: TapEntry) -> dict[str, Any]:
         "hooks": {direction.name.lower(): hook for direction, hook in sorted(tap.hooks.items())},
         "verdicts": tap.verdicts,
         "missed": tap.missed,
+        "missed_in": {direction.name.lower(): packets for direction, packets in sorted(tap.missed_in.items())},
         "start_ns": tap.start_ns,
         "duration_ns": tap.duration_ns,
         "at": _time(tap.at),
@@ -197,6 +199,7 @@ def _limit(keys: JsonObject) -> Limit:
 
 def _tap(keys: JsonObject) -> TapEntry:
     hooks, limits = keys.object("hooks"), keys.object("limits")
+    missed_in = keys.object("missed_in") if keys.maybe("missed_in", dict) else None
     return TapEntry(
         name=keys.get("name", str),
         ifindex=keys.get("ifindex", int),
@@ -205,6 +208,7 @@ def _tap(keys: JsonObject) -> TapEntry:
         hooks={direction: hooks.get(name, str) for direction, name in hooks.directions().items()},
         verdicts=keys.get("verdicts", str),
         missed=keys.get("missed", int),
+        missed_in={one: missed_in.get(name, int) for one, name in missed_in.directions().items()} if missed_in else {},
         start_ns=keys.get("start_ns", int),
         duration_ns=keys.maybe("duration_ns", int),
         at=keys.maybe_parsed("at", moment),

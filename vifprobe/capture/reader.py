@@ -101,6 +101,7 @@ class Capture:
                 (row for row in self.lost if row.tap == tap.name),
             ),
             missed=tap.missed,
+            missed_in=tap.missed_in,
             verdicts=tap.verdicts,
             limits=tap.limits,
             findings=tuple(finding for name, finding in self.findings if name == tap.name),

@@ -33,13 +33,16 @@ __all__ = [
 
 
 class HistogramRow(NamedTuple):
-    """Packets of one kind, size bucket and fate. `size_max_bytes` is inclusive, None for the open-ended bucket."""
+    """Packets of one kind, size bucket and fate. `size_max_bytes` is inclusive, None for the open-ended bucket.
+
+    Both edges are None for packets that were counted without their size.
+    """
 
     tap: str
     direction: Direction
     ethertype: Ethertype
     packet_class: PacketClass
-    size_min_bytes: int
+    size_min_bytes: int | None
     size_max_bytes: int | None
     verdict: Verdict
     expected: Expected
@@ -87,7 +90,7 @@ class LostRow(NamedTuple):
     direction: Direction
     ethertype: Ethertype
     packet_class: PacketClass
-    size_min_bytes: int
+    size_min_bytes: int | None
     size_max_bytes: int | None
     verdict: Verdict
     expected: Expected

@@ -20,6 +20,7 @@ from vifprobe.capture.rows import DropRow, HistogramRow, HostRow, LostRow, Timel
 from vifprobe.layout import (
     BIN,
     CELL,
+    SIZE_UNKNOWN,
     Direction,
     Ethertype,
     Expected,
@@ -72,8 +73,14 @@ def _kinds(cells: Cells, taps: TapNames, *without_fields: str) -> list[tuple[tup
             cells, *fields
         ).tolist()
     ]
-    # The upper edge follows from the lower one; as None it could not be compared.
-    return sorted(kinds, key=lambda found: (*found[0][:5], *found[0][6:], *found[1:]))
+    return sorted(kinds, key=_place)
+
+
+def _place(kind: tuple[tuple[Any, ...], int, list[int]]) -> tuple[Any, ...]:
+    """By the columns from the left. The upper edge follows from the lower one; what has no size comes last."""
+    columns, *more = kind
+    size_min_bytes = columns[4]
+    return (*columns[:4], size_min_bytes is None, size_min_bytes or 0, *columns[6:], *more)
 
 
 def histogram_rows(cells: Cells, taps: TapNames) -> list[HistogramRow]:
@@ -92,12 +99,15 @@ def lost_rows(cells: Cells, taps: TapNames, reasons: Mapping[int, str]) -> list[
 
 def has_known_bucket(row: HistogramRow | LostRow) -> bool:
     """Whether the row's two edges are those of one of the size buckets of this version."""
-    bucket = size_bucket(row.size_min_bytes)
-    return size_range_bytes(bucket) == (row.size_min_bytes, row.size_max_bytes)
+    return size_range_bytes(_bucket(row)) == (row.size_min_bytes, row.size_max_bytes)
+
+
+def _bucket(row: HistogramRow | LostRow) -> int:
+    return SIZE_UNKNOWN if row.size_min_bytes is None else size_bucket(row.size_min_bytes)
 
 
 def _cell(row: HistogramRow | LostRow, reason: int) -> tuple[int, ...]:
-    size = size_bucket(row.size_min_bytes)
+    size = _bucket(row)
     kind = (row.direction, row.ethertype, row.packet_class, size, row.expected, row.verdict)
     return (0, *kind, reason, 0, *row[-4:])
 

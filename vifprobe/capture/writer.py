@@ -68,6 +68,7 @@ def _seen(entry: TapEntry, reading: Reading) -> TapEntry:
         entry,
         verdicts=reading.verdicts,
         missed=reading.missed,
+        missed_in=dict(reading.missed_in),
         start_ns=reading.start_ns,
         duration_ns=reading.duration_ns,
         at=reading.at,

@@ -63,8 +63,8 @@ class Programs:
         self._fds: dict[str, int] = {}
         self._tells_chains_apart = False
         self._drop_code = b""
-        # Of this run, and of no other: whoever doesn't know it can't choose keys that hash to one place. Odd: so that no
-        # two keys share a product.
+        # Of this run only: whoever does not know it cannot choose keys that hash to one place. Odd, so that no two keys
+        # have the same product.
         self._cell_factor = secrets.randbits(64) | 1
         self._compiled = compiled(source_text(), source_directory(), settings.flags(features))
         self._tables = Tables(self._compiled.maps)

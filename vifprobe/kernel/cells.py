@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets counted by key (bpf/count.c): all CPUs' cells, what found no cell, and single packets, as rows of layout.CELL."""
+"""Packets counted by key (bpf/count.c): all CPUs' cells, what found no cell, single packets. As rows of layout.CELL."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def single(packets: Array) -> Array:
 
 
 def decoded(*parts: Array) -> Array:
-    """What `CellTable.read` and `single` give -> rows of layout.CELL, every key once, in order of their keys: by tap."""
+    """What `CellTable.read` and `single` give -> rows of layout.CELL, every key once, in the order of their taps."""
     raw = np.concatenate(parts)
     raw = raw[np.lexsort((raw["why"], raw["what"]))]
     first = np.flatnonzero(np.append(True, (np.diff(raw["what"]) != 0) | (np.diff(raw["why"]) != 0))[: len(raw)])

@@ -56,10 +56,10 @@ class Snapshot:
     cells: rows of layout.CELL, every key once, all verdicts final but QUEUED: inbound packets that have no verdict yet.
     unannounced: inbound packets of which only the end was seen, by tap number: they waited since before the start, or
     were cut from a longer frame. missed_packets, missed_bytes: a header could not be read, or the packet's end went by
-    unseen (see Flights); one a tap number. late_verdicts: dropped after they had been settled as passed. foreign_skbs:
-    address met on another device's skb. unplaced_drops: netfilter drops counted as policed although which chain did it
-    could not be told. what_ifs: None where no limit is tried out, else packets and frame bytes (passed, stopped) by
-    tap, direction, limit and class.
+    unseen (see Flights); by tap number and direction. late_verdicts: dropped after they had been settled as passed.
+    foreign_skbs: address met on another device's skb. unplaced_drops: netfilter drops counted as policed although which
+    chain did it could not be told. what_ifs: None where no limit is tried out, else packets and frame bytes (passed,
+    stopped) by tap, direction, limit and class.
     """
 
     at_ns: int
@@ -85,7 +85,7 @@ class Counters:
         settings = programs.settings
         self._cells = CellTable(programs)
         self._lanes = programs.table("lanes", writable=True)[: settings.cpus]
-        self._misses = programs.table("misses").reshape(settings.cpus, -1)
+        self._misses = programs.table("misses").reshape(settings.cpus, settings.taps, len(Direction))
         self._taps = programs.table("taps", writable=True)
         self._flights = Flights(programs)
         self._bins = Bins(programs) if settings.bin_ns else None
@@ -142,7 +142,7 @@ class Counters:
             raise KernelError("the counters could not be read: a pending packet changed at every look.")
         lanes = self._lanes.copy()
         open_ones = (settled, flying.queued, flying.ended)
-        lost_packets, lost_bytes = _by_tap(flying.lost, misses.shape[1])
+        lost_packets, lost_bytes = _by_direction(flying.lost, misses.shape[1:])
         return Snapshot(
             at_ns=time.monotonic_ns(),
             cells=decoded(cells, *map(single, open_ones)),
@@ -150,7 +150,7 @@ class Counters:
             missed_bytes=misses["frame_bytes"].sum(0).astype(np.int64) + lost_bytes,
             late_verdicts=int(lanes["late_verdicts"].sum()),
             foreign_skbs=int(lanes["foreign_skbs"].sum()),
-            unannounced=misses["unannounced"].sum(0).astype(np.int64),
+            unannounced=misses["unannounced"].sum((0, 2)).astype(np.int64),
             unplaced_drops=int(lanes["unplaced_drops"].sum()),
             what_ifs=self._what_ifs_now(),
         )
@@ -252,11 +252,13 @@ class Counters:
         return settled
 
 
-def _by_tap(packets: Array, taps: int) -> tuple[Array, Array]:
-    """Packets and frame bytes of single packets, by tap number."""
-    numbers = take_apart(packets["what"])["tap"]
-    weights = packets["frame_bytes"].astype(np.float64)
-    return np.bincount(numbers, minlength=taps), np.bincount(numbers, weights, minlength=taps).astype(np.int64)
+def _by_direction(packets: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Packets and frame bytes of single packets, by tap number and direction."""
+    key = take_apart(packets["what"])
+    numbers, bytes_ = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    np.add.at(numbers, (key["tap"], key["direction"]), 1)
+    np.add.at(bytes_, (key["tap"], key["direction"]), packets["frame_bytes"].astype(np.int64))
+    return numbers, bytes_
 
 
 def _by_what_if(programs: Programs) -> Array:

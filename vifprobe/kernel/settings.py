@@ -81,7 +81,7 @@ class Settings:
 
     @property
     def overflow_parts(self) -> int:
-        """Places for what finds no cell, a power of two: each is shared by CPUs, which must not wait long for each other."""
+        """Places for what finds no cell, a power of two. Some CPUs share one: too many would wait for each other."""
         return min(OVERFLOW_PARTS_MAX, _power_of_two(-(-self.cpus // CPUS_PER_OVERFLOW)))
 
     @property

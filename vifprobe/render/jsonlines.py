@@ -73,6 +73,7 @@ def _direction(reading: Reading, direction: Direction) -> _Object:
     }
     found["limit"] = _limit(reading.limits.get(direction, Limit()))
     found["what_if"] = [_what_if(limit, rows) for limit, rows in by_limit(reading.what_ifs, direction).items()]
+    found["unsized"] = _counts(reading.unsized(direction) if watched else None)
     return found
 
 

@@ -13,7 +13,7 @@ from enum import Enum
 from vifprobe.analysis.reading import Counts, Limit, Reading
 from vifprobe.layout import Direction, Expected, Verdict
 from vifprobe.render.context import TapContext
-from vifprobe.render.units import bit_rate, duration, packet_rate, percent
+from vifprobe.render.units import bit_rate, duration, packet_rate, percent, whole
 
 #: Passed may be this much above rate x time + burst: clocks of policer and interval are not the same.
 SLACK = 0.01
@@ -88,7 +88,11 @@ def judge(readings: Sequence[Reading], direction: Direction, context: TapContext
     if not reading.verdicts or passed is None or policed is None or direction not in reading.directions:
         return Judgement(State.NO_VERDICT, (_ideal_words(reading, direction, limit),))
     state = _state(readings, direction, limit, context, passed, policed)
-    return Judgement(state, _words(state, reading, direction, limit, passed, policed))
+    words = _words(state, reading, direction, limit, passed, policed)
+    missed = sum(one.missed_of(direction) for one in _window(readings))
+    if missed and state in (State.HOLDS, State.UNDER):
+        return Judgement(State.UNKNOWN, (f"{whole(missed)} packets are not counted", *words))
+    return Judgement(state, words)
 
 
 def gone_words(reading: Reading) -> str:
@@ -140,8 +144,13 @@ def _exceeds(readings: Sequence[Reading], direction: Direction, limit: Limit) ->
 
     A limit is held against the bytes that the policer charges, not against what the wire carries.
     """
-    window = [reading for reading in readings[-WINDOW:] if reading.final == readings[-1].final]
+    window = _window(readings)
     return _over(window[-1:], direction, limit) or _over(window, direction, limit)
+
+
+def _window(readings: Sequence[Reading]) -> list[Reading]:
+    """The newest reading and those just before it; totals of a run stand for themselves."""
+    return [reading for reading in readings[-WINDOW:] if reading.final == readings[-1].final]
 
 
 def _over(readings: Sequence[Reading], direction: Direction, limit: Limit) -> bool:

@@ -16,7 +16,7 @@ from vifprobe.analysis.reading import Reading
 from vifprobe.capture.rows import HostRow
 from vifprobe.capture.tables import Bins
 from vifprobe.errors import MissingPieceError
-from vifprobe.layout import SIZE_EDGES_BYTES, Direction, Verdict, size_range_bytes
+from vifprobe.layout import Direction, Verdict, size_range_bytes
 from vifprobe.render.units import clean, si
 
 if TYPE_CHECKING:
@@ -134,11 +134,11 @@ def classes(reading: Reading, direction: Direction) -> str:
 def sizes(reading: Reading, direction: Direction) -> str:
     """One bar a size bucket, packets by verdict; both edges written out."""
     cells = reading.where(direction)
-    seen = [bucket for bucket in range(len(SIZE_EDGES_BYTES)) if np.any(cells["size"] == bucket)]
     rows = []
-    for bucket in seen:
+    for bucket in np.unique(cells["size"]).tolist():
         lower, upper = size_range_bytes(bucket)
-        rows.append((f"{lower}+" if upper is None else f"{lower}-{upper}", cells[cells["size"] == bucket]))
+        name = "unknown" if lower is None else f"{lower}+" if upper is None else f"{lower}-{upper}"
+        rows.append((name, cells[cells["size"] == bucket]))
     figure, axes = _axes()
     _stacked(axes, rows, flat=False)
     axes.tick_params(axis="x", labelrotation=60)

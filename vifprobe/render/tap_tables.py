@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from vifprobe.analysis.reading import Counts, Reading
-from vifprobe.layout import SIZE_EDGES_BYTES, Direction, Expected, PacketClass, Verdict, size_range_bytes
+from vifprobe.layout import SIZE_UNKNOWN, Direction, Expected, PacketClass, Verdict, size_range_bytes
 from vifprobe.render.judgement import per_second
 from vifprobe.render.line import Column, Line, Span, cells, flow, head, line
 from vifprobe.render.sections import Section, fixed, listed, more_line
@@ -177,7 +177,7 @@ def _class_row(
 def sizes(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> Section:
     """Histogram of frame lengths: the fullest buckets that fit, in order of size, both edges written out."""
     rows = reading.where(direction)
-    packets = np.bincount(rows["size"], weights=rows["packets"], minlength=len(SIZE_EDGES_BYTES)).astype(np.int64)
+    packets = np.bincount(rows["size"], weights=rows["packets"], minlength=SIZE_UNKNOWN + 1).astype(np.int64)
     seen = [int(bucket) for bucket in np.flatnonzero(packets)]
     roomy = width >= ROOMY
     columns = [Column("frame size", 13), _rate_column(roomy), Column("share", 6)]

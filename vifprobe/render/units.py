@@ -160,8 +160,10 @@ def frame_size(mean_bytes: float | None) -> str:
     return UNKNOWN if mean_bytes is None else f"{mean_bytes:.0f} B"
 
 
-def size_range(lower: int, upper: int | None) -> str:
-    """Both edges of a size bucket, the upper one included: ``48-55 B``, ``65536+ B``."""
+def size_range(lower: int | None, upper: int | None) -> str:
+    """Both edges of a size bucket, the upper one included: ``48-55 B``, ``65536+ B``; ``unknown``."""
+    if lower is None:
+        return "unknown"
     return f"{lower}+ B" if upper is None else f"{lower}-{upper} B"
 
 
