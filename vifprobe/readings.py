@@ -49,7 +49,7 @@ class ReadingMaker:
 
     def has_news(self, watched: WatchedTap, snapshot: Snapshot) -> bool:
         """Whether anything was counted since the interval before: of a tap that is gone, verdicts that came late."""
-        is_missed = int(snapshot.missed_packets[watched.number]) != watched.missed_before
+        is_missed = _missed(watched, snapshot) != watched.missed_before
         return is_missed or len(subtract(snapshot.cells_of(watched.number), watched.before)) > 0
 
     def interval(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:

@@ -54,7 +54,7 @@ class WatchedTap:
         self.installed = found
         self.attachments: dict[Direction, Attachment] = {}
         self.before: Cells = no_cells()
-        self.missed_before: Mapping[Direction, int] = {}
+        self.missed_before: Mapping[Direction, int] = dict.fromkeys(Direction, 0)
         self.what_ifs_before: WhatIfCounts | None = None
         self.notes: list[str] = []
         self.gaps: list[Coverage] = []

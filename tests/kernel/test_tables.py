@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Full tables: what can't be counted is counted as missed and said, and never lost, moved or counted twice."""
+"""Tables of other sizes than the usual ones, and the table of watched taps: nothing is lost, moved or counted twice."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,9 +12,8 @@ from probe_kit import FIRST_CPU, FLOOD_SECONDS, LAST_CPU, OUT, SYN, finish, forw
 
 from vifprobe import Probe
 from vifprobe.analysis.reading import count
-from vifprobe.bracket import Bracket
 from vifprobe.errors import KernelError
-from vifprobe.kernel import libbpf, settings
+from vifprobe.kernel import settings
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import TAP_PROBES, Direction, Verdict
 from vifprobe.testing import syns
@@ -23,82 +21,11 @@ from vifprobe.testing.case import Run
 from vifprobe.testing.flood import flood, writer
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.table import cases_for
-from vifprobe.testing.taps import Tap, create_tap, set_link_up
+from vifprobe.testing.taps import Tap
 from vifprobe.testing.taps import tap as make_tap
 
 GO_ON = -1
 MANY_TAPS = 53
-
-
-@dataclass(frozen=True)
-class Tiny(Settings):
-    """A cell table for eight kinds of packets a CPU."""
-
-    @property
-    def cells_per_cpu(self) -> int:
-        """Instead of thousands."""
-        return 8
-
-
-def test_what_finds_no_cell_is_missed(tap: Tap) -> None:
-    """More kinds of packets than cells: counted + missed = written, in packets and bytes."""
-    cases = cases_for(Run.TAP, gso=False)
-    with forwarding(tap), kernel_side(tap, Tiny(cpus=possible_cpus())) as kernel:
-        flood([tap.fd], [case.frame for case in cases], count=10_007, seconds=FLOOD_SECONDS)
-        found = kernel.counters.snapshot()
-        written = sum(cases[number % len(cases)].frame_bytes(Run.TAP) for number in range(10_007))
-        assert int(found.missed_packets.sum()) > 5_000
-        assert int(found.cells["packets"].sum() + found.missed_packets.sum()) == 10_007
-        assert int(found.cells["frame_bytes"].sum() + found.missed_bytes.sum()) == written
-        # Also then the answer is "go on", and what has a cell is still counted right.
-        (first, *_) = found.cells
-        program = kernel.programs.tc_program_fd(OUT)
-        assert {libbpf.test_run(program, case.frame)[0] for case in cases_for(Run.TEST_RUN, gso=False)} == {GO_ON}
-        flood([tap.fd], [cases[0].frame], count=101, seconds=5)
-        again = kernel.counters.snapshot()
-        grown = int(again.cells["packets"].sum()) - int(found.cells["packets"].sum())
-        assert grown + int((again.missed_packets - found.missed_packets).sum()) >= 101
-        assert int(first["packets"]) > 0
-
-
-def test_missed_packets_are_said(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In each reading and in reconcile, whose rows claim no more than is known."""
-    monkeypatch.setattr("vifprobe.opening.Settings", Tiny)
-    frames = [case.frame for case in cases_for(Run.TAP, gso=False)]
-    bracket = Bracket()
-    with forwarding(tap), Probe(tap.name, bracket=bracket, bin_ns=1_000_000) as probe:
-        flood([tap.fd], frames, count=10_007, seconds=FLOOD_SECONDS)
-        readings = list(probe.readings(0.01, 0.03))
-        final = readings[-1]
-        bins = probe.take_bins()
-    assert final.missed > 5_000
-    assert sum(reading.missed for reading in readings if not reading.final) == final.missed
-    assert final.offered(OUT).packets + final.missed == 10_007
-    assert int(bins["packets"].sum()) == final.offered(OUT).packets
-    rows = {row.counter: row for row in bracket.rows([final])}
-    packets = rows["device rx_packets"]
-    assert (packets.delta, packets.vifprobe_low, packets.vifprobe_high) == (
-        10_007,
-        10_007 - final.missed,
-        10_007,
-    )
-    assert not [row for row in rows.values() if row.agrees is False]
-
-
-def test_each_tap_has_its_own_missed_packets(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two taps, one of which sends more kinds of packets than there are cells: the other has missed none."""
-    monkeypatch.setattr("vifprobe.opening.Settings", Tiny)
-    frames = [case.frame for case in cases_for(Run.TAP, gso=False)]
-    with create_tap("tap1") as other, on_cpu(FIRST_CPU):
-        set_link_up(other.name)
-        with Probe(other.name, tap.name, directions=(OUT,)) as probe:
-            flood([other.fd], [SYN], count=7, seconds=5)
-            flood([tap.fd], frames, count=10_007, seconds=FLOOD_SECONDS)
-            *_, quiet, loud = probe.readings(0.01, 0.03)
-    assert (quiet.tap, quiet.final, loud.tap, loud.final) == (other.name, True, tap.name, True)
-    assert (quiet.missed, quiet.offered(OUT).packets) == (0, 7)
-    assert loud.missed > 5_000
-    assert loud.missed + loud.offered(OUT).packets == 10_007
 
 
 def test_charged_bytes_are_those_of_the_policer(tap: Tap) -> None:

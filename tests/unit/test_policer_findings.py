@@ -16,7 +16,7 @@ from vifprobe.analysis.gaps import Gap, Happening
 from vifprobe.analysis.policer import Declared, Enforced, InForce, SetUp, in_force, policer_rows
 from vifprobe.analysis.reading import Finding, Reading
 from vifprobe.analysis.situation import Growth, Load, Sample, Situation, Uplink
-from vifprobe.layout import CELL, Direction, Ethertype, PacketClass, Verdict, size_bucket
+from vifprobe.layout import CELL, SIZE_UNKNOWN, Direction, Ethertype, PacketClass, Verdict, size_bucket
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 RATE, BURST = 100_000_000, 3_200_000
@@ -392,3 +392,29 @@ def test_rows_say_who_agrees_with_whom() -> None:
 )
 def test_the_answer_for_a_person_in_a_hurry(set_up: SetUp, state: InForce) -> None:
     assert in_force(set_up, OUT) is state
+
+
+@pytest.mark.parametrize(
+    ("missed", "severity"), [(1, "warning"), (10, "warning"), (11, "critical"), (10_007, "critical")]
+)
+def test_p16_packets_that_are_not_counted(missed: int, severity: str) -> None:
+    """Critical above one in a thousand; of their own direction only."""
+    counted = replace(reading((Verdict.PASSED, 10_000, 60)), missed=missed, missed_in={OUT: missed, IN: 0})
+    found = only(Situation(CORRECT, reading=counted), "P16")
+    assert (found.id, found.severity) == ("P16-outbound", severity)
+    assert found.title == f"{missed:,} outbound packets are not counted: figures are too low"
+    assert found.evidence["counted_packets"] == 10_000
+
+
+def test_p16_not_without_missed_packets() -> None:
+    counted = replace(reading((Verdict.PASSED, 10_000, 60)), missed_in={OUT: 0, IN: 0})
+    assert findings(Situation(CORRECT, reading=counted)) == ()
+
+
+def test_p10_not_by_packets_without_their_size() -> None:
+    """Their mean says nothing of any one of them."""
+    small = replace(CORRECT, declared=(), enforced=(replace(POLICE, burst_bytes=20_000, bucket_bytes=20_000),))
+    seen = reading((Verdict.POLICED, 31, 60_064))
+    assert patterns(Situation(small, reading=seen)) == ["P10"]
+    seen.cells["size"] = SIZE_UNKNOWN
+    assert patterns(Situation(small, reading=seen)) == []

@@ -8,13 +8,14 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import render_kit as kit
 from rich.console import Console
 
 from vifprobe.analysis.reading import Finding, Limit, Reading
-from vifprobe.layout import Direction, Expected, PacketClass, Verdict
+from vifprobe.layout import SIZE_UNKNOWN, Direction, Expected, PacketClass, Verdict
 from vifprobe.render.context import TapContext
 from vifprobe.render.judgement import State, judge
 from vifprobe.render.screen import Screen
@@ -239,6 +240,29 @@ KNOWN = TapContext(declared_known=True, installed_known=True)
 )
 def test_is_the_limit_working(reading: Reading, context: TapContext, state: State) -> None:
     assert judge([reading], Direction.OUTBOUND, context).state is state
+
+
+@pytest.mark.parametrize("rows", [(SYN_PASSED, POLICED), (SYN_PASSED,)])
+def test_a_limit_is_not_said_to_hold_beside_packets_that_are_not_counted(rows: tuple[Any, ...]) -> None:
+    reading = replace(kit.alone(*rows), missed=7, missed_in={Direction.OUTBOUND: 7, Direction.INBOUND: 0})
+    found = judge([reading, kit.at(1, kit.alone(*rows))], Direction.OUTBOUND, KNOWN)
+    assert found.state is State.UNKNOWN
+    assert found.words[0] == "7 packets are not counted"
+    inbound_only = replace(reading, missed_in={Direction.OUTBOUND: 0, Direction.INBOUND: 7})
+    assert judge([inbound_only], Direction.OUTBOUND, KNOWN).state in (State.HOLDS, State.UNDER)
+
+
+def test_a_limit_that_is_not_held_stays_so_beside_packets_that_are_not_counted() -> None:
+    reading = replace(kit.alone(TOO_MUCH, POLICED), missed=7)
+    assert judge([reading], Direction.OUTBOUND, KNOWN).state is State.BROKEN
+
+
+def test_packets_without_a_size_have_a_row() -> None:
+    unsized = kit.alone(SYN_PASSED, POLICED)
+    unsized.cells["size"][unsized.cells["verdict"] == Verdict.POLICED] = SIZE_UNKNOWN
+    text = shown(Screen([unsized], {kit.TAP: KNOWN}))
+    assert re.search(r"^ *unknown +30.0 k +25 %", text, re.MULTILINE)
+    assert re.search(r"^ *48-55 B +90.0 k +75 %", text, re.MULTILINE)
 
 
 def test_a_burst_may_pass_once_but_not_every_interval() -> None:
