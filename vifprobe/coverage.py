@@ -83,6 +83,51 @@ class GapTeller:
         return [(tap, event) for key, event in found if key not in told]
 
 
+#: Link messages without news are taken together until none has come for so long.
+_STORM_OVER_NS = 1_000_000_000
+
+
+@dataclass
+class _Storm:
+    """Link messages without news that followed each other; more: how many after the first one, which is told."""
+
+    first_ns: int
+    last_ns: int
+    more: int
+
+
+class LinkTeller:
+    """Gives link messages that tell of no change as two events: the first one, and how many came after it."""
+
+    def __init__(self) -> None:
+        self._storms: dict[int, _Storm] = {}
+
+    def news(self, event: Event) -> list[Event]:
+        """What is to be told of such a message now."""
+        storm = self._storms.get(event.ifindex)
+        if storm is not None and event.at_ns - storm.last_ns < _STORM_OVER_NS:
+            storm.more += event.times
+            storm.last_ns = event.at_ns
+            return []
+        self._storms[event.ifindex] = _Storm(event.at_ns, event.at_ns, event.times - 1)
+        return [*self._told(event.ifindex, storm), event]
+
+    def over(self, now_ns: int, final: bool = False) -> list[Event]:
+        """Of those that have come to their end; final: of all."""
+        told = []
+        for ifindex, storm in list(self._storms.items()):
+            if final or now_ns - storm.last_ns >= _STORM_OVER_NS:
+                told += self._told(ifindex, self._storms.pop(ifindex))
+        return told
+
+    @staticmethod
+    def _told(ifindex: int, storm: _Storm | None) -> list[Event]:
+        if storm is None or not storm.more:
+            return []
+        words = f"{storm.more:,} more link messages in {span(storm.last_ns - storm.first_ns)} told of no change"
+        return [Event(storm.first_ns, ifindex, "link_change", words, times=storm.more)]
+
+
 _Told = tuple[tuple[object, ...], Event]
 
 

@@ -9,7 +9,8 @@ import time
 from vifprobe.analysis.reading import Cells
 from vifprobe.analysis.recent import Recent
 from vifprobe.auditor import passed_bytes
-from vifprobe.coverage import GapTeller
+from vifprobe.coverage import GapTeller, LinkTeller
+from vifprobe.happenings import happenings
 from vifprobe.host.events import Event
 from vifprobe.opening import Parts
 from vifprobe.watched import WatchedTap
@@ -42,7 +43,7 @@ class Follower:
         self._forensics = parts.forensics  # looked at while waiting
         self._stop_fd = stop_fd
         self._seen: Recent[tuple[str, Event]] = Recent(KEPT)
-        self._gap_teller = GapTeller()
+        self._gap_teller, self._link_teller = GapTeller(), LinkTeller()
         self._show_by_ns: int | None = None
         self._refreshed_ns = time.monotonic_ns()
 
@@ -80,11 +81,11 @@ class Follower:
         cells: Cells | None = None
         changed = False
         for watched in self._hooks.watched:
-            own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
+            own = self._own(watched, events)
             was_there = not watched.gone
             if own:
                 own = watched.on_events(own, self._hooks.programs)
-                self._seen.extend((watched.link.name, event) for event in own)
+                self._tell(watched, own)
             if is_due and not watched.gone and watched.looked_ns < now_ns:
                 watched.refresh()
             changed |= bool(own)
@@ -104,6 +105,7 @@ class Follower:
             self._tell_gaps(watched)
         if not any(watched.droppers.is_ambiguous for watched in self._hooks.watched):
             self._hooks.programs.unwatch_police()
+        self._tell_link_messages()
         if changed:
             self._auditor.poke()
 
@@ -114,6 +116,7 @@ class Follower:
 
     def tell_last_gaps(self) -> None:
         """Tell of the gaps that last until the end, too."""
+        self._tell_link_messages(final=True)
         for watched in self._hooks.watched:
             self._tell_gaps(watched, final=True)
 
@@ -127,6 +130,29 @@ class Follower:
             words = f"{left_out:,} events before this one were not kept: nobody took them in time"
             seen.insert(0, (tap, Event(oldest.at_ns, 0, "overflow", words)))
         return seen
+
+    def _own(self, watched: WatchedTap, events: list[Event]) -> list[Event]:
+        """What a tap must be looked at for. Link messages that tell of no change are no reason, however many they are:
+        they matter as what somebody else answered to, and are counted.
+        """
+        own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
+        if not own or not all(event.says_nothing for event in own):
+            return own
+        self._tell(watched, own)
+        for happening in happenings(own[-1:]):
+            self._auditor.taps[watched.link.ifindex].tracker.note_link_change(happening)
+        return []
+
+    def _tell(self, watched: WatchedTap, own: list[Event]) -> None:
+        for event in own:
+            told = self._link_teller.news(event) if event.says_nothing else [event]
+            self._seen.extend((watched.link.name, one) for one in told)
+
+    def _tell_link_messages(self, final: bool = False) -> None:
+        """Of link messages that came in their thousands, how many they were."""
+        names = {watched.link.ifindex: watched.link.name for watched in self._hooks.watched}
+        over = self._link_teller.over(time.monotonic_ns(), final)
+        self._seen.extend((names[event.ifindex], event) for event in over)
 
     def _is_refresh_due(self, now_ns: int) -> bool:
         is_due = now_ns - self._refreshed_ns > _REFRESH_NS

@@ -212,7 +212,7 @@ def test_an_overflow_of_notifications_is_told_and_made_good(tap: Tap, tmp_path: 
     """ENOBUFS: the limit that was taken away unheard is found by a fresh look, and the events say why."""
     run(TBF)
     with sources(tmp_path / "no", tmp_path / "no"), Probe("tap0", limits=LIMITS) as probe:
-        subscribed, go_on = probe._parts.events._socket, threading.Event()
+        subscribed, go_on = probe._parts.events._receiver._socket, threading.Event()
         subscribed.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 
         class Slow:
@@ -223,7 +223,7 @@ def test_an_overflow_of_notifications_is_told_and_made_good(tap: Tap, tmp_path: 
             def __getattr__(self, name: str) -> object:
                 return getattr(subscribed, name)
 
-        probe._parts.events._socket = Slow()  # type: ignore[assignment]
+        probe._parts.events._receiver._socket = Slow()  # type: ignore[assignment]
         for number in range(40):
             run(f"ip link set tap0 mtu {1300 + number}")
         run("tc qdisc del dev tap0 root")
@@ -236,7 +236,7 @@ def test_an_overflow_of_notifications_is_told_and_made_good(tap: Tap, tmp_path: 
             events += [event for name, event in probe.take_events() if name == "tap0"]
             if "overflow" in {event.kind for event in events}:
                 break
-        probe._parts.events._socket = subscribed
+        probe._parts.events._receiver._socket = subscribed
     assert "overflow" in {event.kind for event in events}
     # Whether the last changes were heard of or found by comparing, the tap is known as it is now.
     assert any("1339" in event.detail for event in events)

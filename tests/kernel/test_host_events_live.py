@@ -228,7 +228,7 @@ def test_a_command_that_ended_at_once_is_named_nearly_always(events: Events, req
 @contextmanager
 def stalled(events: Events, name: str) -> Iterator[None]:
     """A receive buffer of the least size, and a receiver that does not get to it before the block ends."""
-    subscribed: socket.socket = getattr(events, name)
+    subscribed: socket.socket = getattr(events._receiver, name)
     subscribed.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     go_on = threading.Event()
 
@@ -240,12 +240,12 @@ def stalled(events: Events, name: str) -> Iterator[None]:
         def __getattr__(self, attribute: str) -> object:
             return getattr(subscribed, attribute)
 
-    setattr(events, name, Slow())
+    setattr(events._receiver, name, Slow())
     try:
         yield
     finally:
         go_on.set()
-        setattr(events, name, subscribed)
+        setattr(events._receiver, name, subscribed)
 
 
 def test_lost_notifications_are_told_and_the_links_are_compared_again(events: Events, tap: Tap) -> None:

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 from vifprobe.analysis.gaps import Gap, Happening
 from vifprobe.analysis.policer import Enforced
-from vifprobe.coverage import Coverage, GapTeller
+from vifprobe.coverage import Coverage, GapTeller, LinkTeller
+from vifprobe.host.changes import NO_CHANGE
+from vifprobe.host.events import Event
 from vifprobe.layout import Direction
 
 OUT = Direction.OUTBOUND
@@ -42,3 +44,28 @@ def test_a_time_without_a_limit_names_both_sides() -> None:
         " limited again by tc"
     )
     assert event.detail == told
+
+
+def test_link_messages_that_tell_of_no_change_are_two_events_however_many_they_are() -> None:
+    teller = LinkTeller()
+    told = []
+    for number in range(10_007):
+        at_ns = 1_000 + number * 10_000_000
+        told += teller.news(Event(at_ns, 7, "link_change", NO_CHANGE, times=3))
+        told += teller.over(at_ns)
+    last_ns = 1_000 + 10_006 * 10_000_000
+    assert teller.over(last_ns + 999_999_999) == []
+    told += teller.over(last_ns + 1_000_000_000)
+    assert [(event.at_ns, event.detail, event.times) for event in told] == [
+        (1_000, NO_CHANGE, 3),
+        (1_000, "30,020 more link messages in 100 s told of no change", 30_020),
+    ]
+    assert teller.over(last_ns, final=True) == []
+
+
+def test_a_link_message_alone_is_told_as_it_is() -> None:
+    teller = LinkTeller()
+    first, second = (Event(at_ns, 7, "link_change", NO_CHANGE) for at_ns in (1_000, 2_000_001_000))
+    assert teller.news(first) == [first]
+    assert teller.news(second) == [second]
+    assert teller.over(2_000_002_000, final=True) == []

@@ -129,6 +129,10 @@ class GapTracker:
         changed = any(_setting(before.get(one)) != _setting(limits.get(one)) for one in Direction)
         return changed or removals != [gap.removal for gap in self.gaps]
 
+    def note_link_change(self, event: Happening) -> None:
+        """What a removal of a limit may be the answer to."""
+        self._link_change = event
+
     def _leave_out_old(self) -> None:
         """Gaps of earlier batches: whoever tells of each one by one has done so by now."""
         for direction in Direction:
@@ -157,7 +161,7 @@ class GapTracker:
         passed: Mapping[Direction, int | None],
     ) -> None:
         if event.meaning == "link":
-            self._link_change = event
+            self.note_link_change(event)
             return
         if event.meaning == "rules":
             self._take_rules(event, tentative, limits, passed)

@@ -95,6 +95,10 @@ class Watched:
         """The watched interfaces, those that came later included."""
         return frozenset(self._watched)
 
+    def is_watched(self, ifindex: int) -> bool:
+        """Whether this interface is one of them."""
+        return ifindex in self._watched
+
     def changes(self, message: Message) -> list[Change]:
         """What this notification says; nothing for other interfaces. Raises NetlinkError for one that is no message."""
         if message.type in (RTM_NEWLINK, RTM_DELLINK):
@@ -113,7 +117,7 @@ class Watched:
         for ifindex, link in now.items():
             if self._links.get(ifindex) != link:
                 found += self._new_link(link)
-        return [one for one in found if one.detail != _NO_CHANGE]
+        return [one for one in found if one.detail != NO_CHANGE]
 
     def _link(self, message: Message) -> list[Change]:
         if message.body[:1] != bytes((socket.AF_UNSPEC,)):
@@ -196,7 +200,8 @@ class Watched:
                     self._blocks.setdefault(block, {})[found.ifindex] = hook
 
 
-_NO_CHANGE = "nothing that a link message tells has changed"
+#: Detail of a link message without news.
+NO_CHANGE = "nothing that a link message tells has changed"
 
 
 def _difference(before: Link, now: Link) -> str:
@@ -205,7 +210,7 @@ def _difference(before: Link, now: Link) -> str:
         old, new = getattr(before, field), getattr(now, field)
         if old != new:
             told.append(f"{called} {_shown(old)} -> {_shown(new)}")
-    return ", ".join(told) or _NO_CHANGE
+    return ", ".join(told) or NO_CHANGE
 
 
 def _shown(value: object) -> str:

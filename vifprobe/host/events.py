@@ -1,52 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens to interfaces while they are watched, and who did it: netlink notifications of links, tc and nft.
 
-A thread of its own receives, so that an event has its time and its process even if nobody reads for a second. It does
-no more than that, at the lowest real-time priority where it may: the tc command behind a change ends within a
-millisecond, and on a busy machine a thread of ordinary priority comes too late to see its name every second time.
+A thread of its own receives (vifprobe.host.receiver), so that an event has its time and its process even if nobody
+reads for a second.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import select
 import socket
-import threading
-import time
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from vifprobe.host import processes
-from vifprobe.host.askers import Asker, Askers, Catcher, Glimpse, glimpse
-from vifprobe.host.changes import Change, EventKind, Watched
-from vifprobe.host.links import Link, list_links
-from vifprobe.host.netlink import NETLINK_ROUTE, RECEIVE_BYTES, Message, Netlink, NetlinkError, messages, port_of
+from vifprobe.host.askers import Asker, Askers
+from vifprobe.host.changes import NO_CHANGE, Change, EventKind, Watched
+from vifprobe.host.links import RTM_GETLINK, Link, list_links, request
+from vifprobe.host.netlink import NETLINK_ROUTE, Message, Netlink, NetlinkError, messages
 from vifprobe.host.nft_events import SO_RCVBUFFORCE, NftChange, Transactions, subscribed
+from vifprobe.host.receiver import Received, Receiver
 from vifprobe.host.tc import RTM_GETQDISC, RTM_NEWQDISC
 from vifprobe.host.tc_objects import TCMSG, qdisc
 from vifprobe.host.tc_records import TcClass, TcFilter, TcQdisc
 
 _GROUPS = 1 << 0 | 1 << 3  # RTMGRP_LINK, RTMGRP_TC
 _RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024  # some 4,000 link messages
-_QUEUE_MAX = 20_000  # datagrams that nobody has read; what comes after them is lost, and said to be
-_RECEIVED_AT_ONCE_MAX = 2_000  # in a second, some 30 µs of work each
 
 
 #: Others run them.
 _COMMANDS = ("tc", "nft", "ip")
-
-
-class _Received(NamedTuple):
-    """A datagram as it came in; data is None where datagrams before it were lost."""
-
-    at_ns: int
-    data: bytes | None
-    seen: Glimpse | None = None
-    is_nft: bool = False
-    caught: Asker | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +41,8 @@ class Event:
     by_pid, by_comm: who asked for it; None where the kernel names nobody (it did it by itself, or for an ioctl), and
     where the process had ended. by_parent_comm: name of the process that started it. by_proved: the process holds the
     very socket; else it had the socket's number as its process id, as short-lived ones like tc do. record: the object
-    as the kernel described it.
+    as the kernel described it. times: how many notifications it stands for, the last one at `at_ns`: link messages
+    that told of no change.
     """
 
     at_ns: int
@@ -71,6 +54,12 @@ class Event:
     by_parent_comm: str | None = None
     by_proved: bool = False
     record: Link | TcQdisc | TcClass | TcFilter | NftChange | None = None
+    times: int = 1
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether it is a link message that told of no change."""
+        return self.detail == NO_CHANGE
 
     @property
     def by_words(self) -> str:
@@ -86,31 +75,24 @@ class Events:
     """
 
     def __init__(self, ifindexes: Iterable[int]) -> None:
-        self._socket = _subscribe()
-        self._nft_socket: socket.socket | None = None
+        route = _subscribe()
         try:
             self._watched = Watched(ifindexes, list_links(), _qdiscs())
-            self._ready, self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), os.eventfd(0, os.EFD_CLOEXEC)
+            self._receiver = Receiver(route)
         except BaseException:
-            self._socket.close()
+            route.close()
             raise
-        self._queue: deque[_Received] = deque()
-        self._askers, self._catcher, self._transactions = Askers(), Catcher(), Transactions()
+        self._askers, self._transactions = Askers(), Transactions()
         self._closed = False
-        # Sockets can be added to it while the thread waits.
-        self._poll = select.epoll()
-        self._poll.register(self._socket.fileno(), select.EPOLLIN)
-        self._poll.register(self._stop, select.EPOLLIN)
         self.follow_nft()
-        self._thread = threading.Thread(target=self._receive_all, name="events", daemon=True)
-        self._thread.start()
+        self._receiver.start()
 
     def follow_nft(self) -> None:
         """Subscribe to what nft changes, once nf_tables is there; harmless when called again."""
-        if self._nft_socket is None:
-            self._nft_socket = subscribed(_RECEIVE_BUFFER_BYTES)
-            if self._nft_socket is not None:
-                self._poll.register(self._nft_socket.fileno(), select.EPOLLIN)
+        if not self._receiver.hears_nft:
+            source = subscribed(_RECEIVE_BUFFER_BYTES)
+            if source is not None:
+                self._receiver.add_nft(source)
 
     def __enter__(self) -> Events:
         return self
@@ -120,82 +102,58 @@ class Events:
 
     def fileno(self) -> int:
         """Readable, for select and poll, when there is something to read."""
-        return self._ready
+        return self._receiver.fileno()
 
     def read(self) -> list[Event]:
         """The events since the last call, oldest first; never waits for one. Raises OSError once closed."""
         if self._closed:
             raise OSError(errno.EBADF, "the subscription is closed")
-        try:
-            os.eventfd_read(self._ready)
-        except BlockingIOError:
-            return []
-        received = [self._queue.popleft() for _ in range(len(self._queue))]
-        return [event for one in received for event in self._events(one)]
+        return [event for one in self._receiver.take() for event in self._events(one)]
 
     def close(self) -> None:
         """End the subscription. Events not read yet are lost; to close twice is no error."""
         if self._closed:
             return
         self._closed = True
-        os.eventfd_write(self._stop, 1)
-        self._thread.join()
-        self._poll.close()
-        self._socket.close()
-        if self._nft_socket is not None:
-            self._nft_socket.close()
-        os.close(self._ready)
-        os.close(self._stop)
+        self._receiver.close()
 
-    def _receive_all(self) -> None:
-        pace = _Pace()
-        while all(self._receive(fd, pace) for fd, _ in self._poll.poll()):
-            pass
-
-    def _receive(self, fd: int, pace: _Pace) -> bool:
-        """One datagram of a socket; False for the end."""
-        if fd == self._stop:
-            return False
-        is_nft = fd != self._socket.fileno()
-        source = self._nft_socket if is_nft else self._socket
-        assert source is not None  # noqa: S101 - it is registered
-        try:
-            data, sender = source.recvfrom(RECEIVE_BYTES)
-            seen = glimpse(port := port_of(data))  # before all else
-            at_ns = time.monotonic_ns()
-            caught = self._catcher.find(port, at_ns) if seen is None and not is_nft else None
-            received = _Received(at_ns, data, seen, is_nft, caught)
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:  # not known to happen; to go on could be to spin
-                return False
-            received, sender = _Received(time.monotonic_ns(), None, None, is_nft), (0, 0)
-        if sender[0] == 0 and len(self._queue) < _QUEUE_MAX:  # from the kernel
-            last = len(self._queue) == _QUEUE_MAX - 1
-            self._queue.append(_Received(received.at_ns, None) if last else received)
-            os.eventfd_write(self._ready, 1)
-        pace.step(received.at_ns)
-        return True
-
-    def _events(self, received: _Received) -> list[Event]:
+    def _events(self, received: Received) -> list[Event]:
         at_ns = received.at_ns
         events: list[Event] = []
         try:
             if received.data is None:
                 return self._lost(received)
+            if received.repeats:
+                return self._repeated(received)
+            if received.look_again:
+                return self._look_again(received)
             for message in messages(received.data):
                 events += self._of_nft(received, message) if received.is_nft else self._of_route(received, message)
         except NetlinkError as error:
             events.append(Event(at_ns, 0, "unreadable", error.message))
         return events
 
-    def _of_route(self, received: _Received, message: Message) -> list[Event]:
+    def _of_route(self, received: Received, message: Message) -> list[Event]:
         changes = self._watched.changes(message)
         asker = self._askers.find(message.port, received.seen or received.caught) if changes else None
         return [_event(received.at_ns, change, asker) for change in changes]
 
-    def _of_nft(self, received: _Received, message: Message) -> list[Event]:
+    def _repeated(self, received: Received) -> list[Event]:
+        if not self._watched.is_watched(received.ifindex):
+            return []
+        return [Event(received.at_ns, received.ifindex, "link_change", NO_CHANGE, times=received.repeats)]
+
+    def _look_again(self, received: Received) -> list[Event]:
+        """Link messages of this interface were too many to be received: what its state is now, is asked for."""
+        try:
+            with Netlink() as netlink:
+                message = netlink.get(RTM_GETLINK, request(received.ifindex))
+        except NetlinkError:  # it is gone, which is told
+            return []
+        changes = [change for change in self._watched.changes(message) if change.detail != NO_CHANGE]
+        return [_event(received.at_ns, change, None) for change in changes]
+
+    def _of_nft(self, received: Received, message: Message) -> list[Event]:
         change = self._transactions.take(message)
         if change is None:
             return []
@@ -205,7 +163,7 @@ class Events:
         who = (change.by_pid, change.by_comm, parent or None, change.by_comm is not None)
         return [Event(received.at_ns, 0, "nft_change", change.detail, *who, change)]
 
-    def _lost(self, received: _Received) -> list[Event]:
+    def _lost(self, received: Received) -> list[Event]:
         """Notifications were lost: what is now is compared with what was known."""
         words = "notifications were lost: there were too many at once"
         self._transactions.lost()
@@ -216,31 +174,6 @@ class Events:
             Event(received.at_ns, 0, "overflow", words),
             *(_event(received.at_ns, change, None) for change in changes),
         ]
-
-
-class _Pace:
-    """The receiving thread's priority: real-time, until there is so much to receive that it would be felt."""
-
-    def __init__(self) -> None:
-        self._count, self._since_ns = 0, time.monotonic_ns()
-        self._is_real_time = _set_scheduler(os.SCHED_RR, 1)
-
-    def step(self, now_ns: int) -> None:
-        """After each datagram."""
-        self._count += 1
-        if self._is_real_time and self._count >= _RECEIVED_AT_ONCE_MAX:
-            if now_ns - self._since_ns < 1_000_000_000:
-                self._is_real_time = not _set_scheduler(os.SCHED_OTHER, 0)
-            self._count, self._since_ns = 0, now_ns
-
-
-def _set_scheduler(policy: int, priority: int) -> bool:
-    """For the calling thread alone; False where it may not."""
-    try:
-        os.sched_setscheduler(0, policy, os.sched_param(priority))
-    except OSError:
-        return False
-    return True
 
 
 def _event(at_ns: int, change: Change, asker: Asker | None) -> Event:

@@ -25,12 +25,15 @@ __all__ = [
     "gso_packet",
     "private_netns",
     "set_link_up",
+    "switch_offload",
     "tap",
     "write_gso",
 ]
 
 # include/uapi/linux/if_tun.h
 TUNSETIFF = 0x400454CA
+TUNSETOFFLOAD = 0x400454D0
+_TUN_F_CSUM, _TUN_F_TSO4 = 0x01, 0x02
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
 IFF_NO_PI = 0x1000
@@ -115,6 +118,14 @@ def tap(
             _interface_ioctl(SIOCSIFMTU, name, struct.pack("=i", mtu))
         set_link_up(name)
         yield made
+
+
+def switch_offload(on: Tap, times: int) -> None:
+    """Switch TSO on and off, as QEMU does when the guest's driver asks for it: the kernel sends a link message each
+    time, in which nothing is different. After an even number of times it is as before.
+    """
+    for number in range(times):
+        fcntl.ioctl(on.fd, TUNSETOFFLOAD, _TUN_F_CSUM | _TUN_F_TSO4 * (number & 1 ^ 1))
 
 
 def set_link_up(name: str) -> None:
