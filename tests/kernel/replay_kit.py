@@ -36,6 +36,7 @@ class Shower:
         self.counters = Counters(programs)
         self.counters.watch(LOOPBACK, 0, 0)
         self._memory = bytearray(FRAME_BYTES_MAX)
+        self.direction = direction
         self._runner = FrameRunner(programs, direction, self._memory)
 
     def show(self, frame: bytes, length: int | None = None, time_ns: int = TIME_NS) -> Shown | None:
