@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import numpy as np
 from flood_kit import IN, OUT, samples
 
-from vifprobe.analysis.flood.addresses import Knowledge, OwnAddresses, address, halves, mac_number
+from vifprobe.analysis.flood.addresses import Knowledge, OwnAddresses, address, address_keys, halves, mac_number
 from vifprobe.analysis.flood.headers import packets_of
 from vifprobe.forensics import own_addresses
 from vifprobe.host.declared import Declared
@@ -129,3 +129,14 @@ def test_own_sources_are_told_from_others() -> None:
     assert found.is_own_ip(rows).tolist() == [True] * 3 + [False] * 5
     six = packets_of(samples([f.eth(f.ipv6(f.tcp(TcpFlag.SYN)), EtherType.IPV6)]))
     assert found.is_own_ip(six).tolist() == [False]
+
+
+def test_a_guest_cannot_choose_addresses_whose_hashes_are_the_same() -> None:
+    """Numbers that differ by a multiple of 2**61 - 1 have one hash in Python, and so have tuples of them."""
+    modulus = 2**61 - 1
+    halves_of = [(0xFE80 + a * modulus, 1 + b * modulus) for a in range(8) for b in range(8)]
+    assert len({hash(pair) for pair in halves_of}) == 1
+    high, low = (np.array(column, np.uint64) for column in zip(*halves_of, strict=True))
+    keys = address_keys(high, low)
+    assert len({hash(key) for key in keys}) == len(halves_of)
+    assert keys[-1] == halves_of[-1][0].to_bytes(8, "big") + halves_of[-1][1].to_bytes(8, "big")

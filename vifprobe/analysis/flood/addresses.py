@@ -69,12 +69,33 @@ def halves(ip: Address) -> tuple[int, int]:
     return number >> 64, number & (2**64 - 1)
 
 
+def address_keys(high: Array, low: Array) -> list[bytes]:
+    """The halves of addresses as 16 bytes each.
+
+    Python hashes bytes with a secret of the process, but numbers and tuples of them without: a guest could choose
+    addresses whose hashes are all the same, and each look into a dict of them would take as long as the dict is.
+    """
+    both = np.empty((len(high), 2), ">u8")
+    both[:, 0], both[:, 1] = high, low
+    raw = both.tobytes()
+    return [raw[at : at + 16] for at in range(0, len(raw), 16)]
+
+
+def _key(ip: Address) -> bytes:
+    high, low = halves(ip)
+    return high.to_bytes(8, "big") + low.to_bytes(8, "big")
+
+
+def _halves_of(key: bytes) -> tuple[int, int]:
+    return int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
+
+
 @dataclass
 class Knowledge:
     """What is known of a port's own addresses, growing with what its packets show."""
 
     host: OwnAddresses = field(default_factory=OwnAddresses)
-    _learned: dict[tuple[int, int], str] = field(default_factory=dict)
+    _learned: dict[bytes, str] = field(default_factory=dict)
     _learned_macs: set[int] = field(default_factory=set)
     is_full: bool = False
 
@@ -86,7 +107,7 @@ class Knowledge:
     @property
     def ips(self) -> frozenset[Address]:
         """All known addresses of the port."""
-        return self.host.ips | {address(*one) for one in self._learned}
+        return self.host.ips | {address(*_halves_of(key)) for key in self._learned}
 
     def learn(self, packets: Array) -> None:
         """From packets of both directions (rows of headers.PACKET)."""
@@ -109,10 +130,9 @@ class Knowledge:
         self._learned_macs |= set(rows[mac][: LEARNED_MAX - len(self._learned_macs)].tolist())
 
     def _add(self, packets: Array, side: str, how: str) -> None:
-        halves_of = (packets[f"{side}_high"], packets[f"{side}_low"])
-        for key in set(zip(*(column.tolist() for column in halves_of), strict=True)):
+        for key in set(address_keys(packets[f"{side}_high"], packets[f"{side}_low"])):
             # Who has no address yet: an ARP probe's 0.0.0.0 (RFC 5227), :: (RFC 4862, 5.4.2).
-            if key[1] & 0xFFFFFFFF == 0 and key[0] == 0:
+            if not any(key[:8]) and not any(key[12:]):
                 continue
             if len(self._learned) >= LEARNED_MAX:
                 self.is_full = True
@@ -125,16 +145,16 @@ class Knowledge:
         """
         if self.is_full:
             return np.zeros(len(packets), np.bool_)
-        known = {_kind(*key) for key in self._learned} | {_kind(*halves(ip)) for ip in self.host.ips}
+        known = {_kind(*_halves_of(key)) for key in self._learned} | {_kind(*halves(ip)) for ip in self.host.ips}
         return np.asarray(np.isin(_kinds(packets), list(known)))
 
     def is_own_ip(self, packets: Array) -> Array:
         """Whether the source address is a known one of the port."""
-        known = self._learned.keys() | {halves(ip) for ip in self.host.ips}
+        known = self._learned.keys() | {_key(ip) for ip in self.host.ips}
         high, low = packets["source_high"], packets["source_low"]
         groups = group((low, high), np.ones(len(packets)))
-        pairs = zip(high[groups.first].tolist(), low[groups.first].tolist(), strict=True)
-        own = np.fromiter((pair in known for pair in pairs), np.bool_, len(groups.first))
+        keys = address_keys(high[groups.first], low[groups.first])
+        own = np.fromiter((key in known for key in keys), np.bool_, len(groups.first))
         return np.asarray(own[groups.of_row])
 
     def is_own_mac(self, packets: Array) -> Array | None:
