@@ -155,10 +155,11 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(
         load(folder)
 
 
-def test_times_beyond_64_bits_are_refused(folder: Path) -> None:
-    line = b"tap0,outbound,9223372036854775807,1,passed,5,7,0\n"
+@pytest.mark.parametrize("start", [2**63 - 1, 2**61, -(2**61), -(2**63)])
+def test_times_of_which_two_go_beyond_64_bits_are_refused(folder: Path, start: int) -> None:
+    line = f"tap0,outbound,{start},1,passed,5,7,0\n".encode()
     rewrite(folder, "timeline.csv", lambda content: content + line)
-    with pytest.raises(CaptureError, match=r"timeline\.csv: a start beyond 64 bits"):
+    with pytest.raises(CaptureError, match=rf"timeline\.csv: line \d+: start_ns is '{start}'"):
         load(folder)
 
 

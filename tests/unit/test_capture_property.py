@@ -20,9 +20,10 @@ from capture_kit import OUT, TAPS, manifest, reading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vifprobe.analysis.quantities import Change, Foreign, Moment
+from vifprobe.analysis.quantities import Change, Code, Foreign, Moment
 from vifprobe.analysis.reading import Finding, Limit
 from vifprobe.analysis.reconcile import CounterSamples, probe_count, reconcile
+from vifprobe.capture.bounds import SPAN_NS_MAX
 from vifprobe.capture.codecs import TEXT_CHARACTERS_MAX
 from vifprobe.capture.csvio import DROPS, RECONCILE, TABLES, Table, decode
 from vifprobe.capture.findings import findings_from_json, findings_json
@@ -42,7 +43,15 @@ HOSTILE = (*TEXTS, "\x1b]0;x\x07", "\u202e", "\u2028", "\ufeff", "\ud800", "\udc
 integers = st.one_of(st.sampled_from(EDGES), st.integers(-(2**64), 2**64))
 texts = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20))
 floats = st.one_of(st.floats(), st.sampled_from((-0.0, 5.0, 1e22, 1.7976931348623157e308, 5e-324, math.nan, math.inf)))
-plain = {str: texts, int: integers, Moment: integers, Foreign: integers, Change: integers, float: floats}
+plain = {
+    str: texts,
+    int: integers,
+    Moment: integers,
+    Foreign: integers,
+    Change: integers,
+    Code: integers,
+    float: floats,
+}
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
@@ -156,23 +165,35 @@ def test_a_row_that_can_not_be_read_is_left_out_and_said(tmp_path: Path) -> None
 
 moments = st.one_of(
     st.none(),
-    st.datetimes(timezones=st.just(timezone.utc)),
-    st.sampled_from((datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc))),
+    st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31), timezones=st.just(timezone.utc)),
 )
-maybe = st.one_of(st.none(), integers)
+
+
+def whole(low: int, high: int) -> st.SearchStrategy[int]:
+    """Whole numbers, the ends of their range and what is known to break readers first."""
+    return st.one_of(
+        st.sampled_from([edge for edge in (*EDGES, low, high) if low <= edge <= high]), st.integers(low, high)
+    )
+
+
+count = whole(0, 2**72 - 1)
+instant, span = whole(-SPAN_NS_MAX, SPAN_NS_MAX), whole(0, SPAN_NS_MAX)
+maybe, maybe_span = st.one_of(st.none(), count), st.one_of(st.none(), span)
 json_values = st.recursive(st.one_of(st.none(), st.booleans(), integers, texts), st.lists, max_leaves=5)
 directions = st.lists(st.sampled_from(Direction), unique=True).map(tuple)
 taps = st.builds(
     TapEntry,
     name=texts,
-    ifindex=integers,
+    ifindex=whole(0, 2**32 - 1),
     domain=st.one_of(st.none(), texts),
     port=st.one_of(st.none(), texts),
     hooks=st.dictionaries(st.sampled_from(Direction), texts),
     verdicts=texts,
-    missed=integers,
-    start_ns=integers,
-    duration_ns=maybe,
+    missed=count,
+    missed_in=st.dictionaries(st.sampled_from(Direction), count),
+    gone_ns=st.one_of(st.none(), instant),
+    start_ns=instant,
+    duration_ns=maybe_span,
     at=moments,
     limits=st.dictionaries(st.sampled_from(Direction), st.builds(Limit, maybe, maybe, maybe, maybe)),
     notes=st.lists(texts, max_size=3).map(tuple),
@@ -182,15 +203,16 @@ manifests = st.builds(
     Manifest,
     taps=st.lists(taps, max_size=3).map(tuple),
     start=moments.filter(bool),
-    start_monotonic_ns=integers,
-    bin_ns=integers,
+    start_monotonic_ns=span,
+    bin_ns=whole(1, SPAN_NS_MAX),
     host=texts,
     kernel_version=texts,
     options=st.dictionaries(texts, json_values, max_size=3),
     end=moments,
-    end_monotonic_ns=maybe,
-    gaps=st.lists(st.builds(Gap, texts, integers, maybe, texts), max_size=2).map(tuple),
-    samples=st.one_of(st.none(), st.builds(SampleCounts, integers, integers, integers, integers)),
+    end_monotonic_ns=maybe_span,
+    gaps=st.lists(st.builds(Gap, texts, instant, maybe_span, texts), max_size=2).map(tuple),
+    samples=st.one_of(st.none(), st.builds(SampleCounts, count, count, count, count)),
+    left_out=st.dictionaries(st.sampled_from(("host.csv", "timeline.csv")), whole(1, 2**72 - 1)),
     sha256=st.dictionaries(texts, texts, max_size=3),
     complete=st.booleans(),
     error=st.one_of(st.none(), texts),

@@ -249,3 +249,85 @@ def test_a_pipe_can_be_given_up_while_it_is_silent(tmp_path: Path) -> None:
         thread.join(10)
         assert not thread.is_alive()
     assert found == [len(FRAMES[0]), len(FRAMES[1])]
+
+
+@pytest.mark.parametrize("offset", [2**63 - 1, -(2**63), 2**33, -(2**33)])
+def test_a_time_that_no_clock_has_is_that_of_the_packet_before(tmp_path: Path, offset: int) -> None:
+    writer = PcapngWriter("<")
+    writer.interface(resolution=9)
+    writer.interface(resolution=9)
+    writer.interface(resolution=9, offset_seconds=offset)
+    writer.interfaces[2] = (10**9, 0)
+    writer.packet(AT, FRAMES[0])
+    writer.packet(7, FRAMES[1], interface=2)
+    writer.packet(AT + 1, FRAMES[2])
+    found, file = read(bytes(writer.content), tmp_path / "x")
+    assert [row.at_ns for row in found] == [AT, AT, AT + 1]
+    assert file.remarks.without_time == 1
+
+
+@pytest.mark.parametrize("resolution", [0, 1, 0x7F, 0x80, 0xFF])
+def test_any_resolution_gives_a_time(tmp_path: Path, resolution: int) -> None:
+    writer = PcapngWriter("<")
+    writer.interface(resolution=resolution)
+    head = struct.pack("<IIIII", 0, 0xFFFFFFFF, 0xFFFFFFFF, len(FRAMES[0]), len(FRAMES[0]))
+    writer.block(Block.PACKET, head + FRAMES[0] + bytes(-len(FRAMES[0]) % 4))
+    (found,), _ = read(bytes(writer.content), tmp_path / "x")
+    assert 0 <= found.at_ns < 2**62
+
+
+def sparse(path: Path, content: bytes, size: int) -> Path:
+    """A file that begins with this content, and goes on with a hole."""
+    path.write_bytes(content)
+    os.truncate(path, size)
+    return path
+
+
+@pytest.mark.parametrize("content", [pcap_bytes([(AT, FRAMES[0])]), pcap_bytes([]), bytes(PcapngWriter("<").content)])
+def test_a_hole_ends_a_recording(tmp_path: Path, content: bytes) -> None:
+    with (
+        pytest.raises(CaptureError, match=r"only zeros, as in a hole|a block of 0 bytes"),
+        opened(str(sparse(tmp_path / "x", content, 40 << 30))) as file,
+    ):
+        list(file.packets())
+
+
+def test_what_is_skipped_is_not_read(tmp_path: Path) -> None:
+    """Blocks that are not read, of 4 GiB each, in a hole: the packet behind them is there at once."""
+    writer = PcapngWriter("<")
+    writer.interface(resolution=9)
+    length = 2**32 - 4
+    with sparse(tmp_path / "x", bytes(writer.content), len(writer.content)).open("r+b") as file:
+        for _ in range(10):
+            file.seek(0, os.SEEK_END)
+            file.write(struct.pack("<II", 4, length))
+            file.truncate(file.tell() + length - 8)
+        writer.content.clear()
+        writer.packet(AT, FRAMES[0])
+        file.seek(0, os.SEEK_END)
+        file.write(writer.content)
+    with opened(str(tmp_path / "x")) as recording:
+        assert [at_ns for at_ns, *_ in recording.packets()] == [AT]
+        assert recording.window.position == recording.size_bytes
+        assert recording.remarks.skipped_blocks == {4: 10}
+    os.truncate(tmp_path / "x", 20 << 30)
+    with opened(str(tmp_path / "x")) as recording:
+        assert list(recording.packets()) == []
+        assert recording.remarks.cut_bytes > 0
+
+
+def test_what_is_kept_of_a_recording_is_bounded(tmp_path: Path) -> None:
+    """Interfaces without end, and blocks of ever new types."""
+    writer = PcapngWriter("<")
+    for kind in range(1000, 1200):
+        writer.block(kind, b"")
+    content = bytes(writer.content)
+    writer.content.clear()
+    writer.interface(name="x" * 3000)
+    found, file = read(content + bytes(writer.content), tmp_path / "x")
+    assert found == []
+    assert len(file.remarks.skipped_blocks) == 64
+    writer.content.clear()
+    writer.interface()
+    with pytest.raises(CaptureError, match="more than 65536 interfaces in one section"):
+        read(content + bytes(writer.content) * 65_537, tmp_path / "x")

@@ -13,3 +13,6 @@ Foreign = Annotated[int, "given by others"]
 
 #: The difference of two such values: negative where a gauge, such as a queue's backlog, has become smaller.
 Change = Annotated[int, "difference"]
+
+#: A number that the kernel gives something, of 32 bits.
+Code = Annotated[int, "the kernel's number"]

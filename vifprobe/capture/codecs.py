@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from enum import IntEnum
 from numbers import Integral
 from typing import Any, Union, get_args, get_origin
 
-from vifprobe.analysis.quantities import Change, Foreign, Moment
+from vifprobe.analysis.quantities import Change, Code, Foreign, Moment
+from vifprobe.capture.bounds import SPAN_BITS
 from vifprobe.layout import Expected, Verdict
 
 #: Codes that mean "not known" or "nothing to hold it against": an empty cell.
@@ -32,7 +34,7 @@ _ESCAPE = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _INTEGER = re.compile(r"-?[0-9]{1,22}", re.ASCII)
 # The longest float64 has 309 digits before the point, and 341 behind it.
 _DECIMAL = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?", re.ASCII)
-_COUNT_BITS, _FOREIGN_BITS = 63, 72
+_COUNT_BITS, _FOREIGN_BITS, _CODE_BITS = 63, 72, 32
 #: Longer texts are cut: each character can take 10 in a cell, and csv.reader takes 131,072 at most.
 TEXT_CHARACTERS_MAX = 4096
 
@@ -70,9 +72,10 @@ def encode_text(text: str) -> str:
 
 def decode_text(cell: str) -> str:
     """The text that :func:`encode_text` was given. Raises ValueError for a character number that there is not."""
-    return _ESCAPE.sub(
-        lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), cell.removeprefix(_APOSTROPHE)
-    )
+    cell = cell.removeprefix(_APOSTROPHE)
+    if "\\" not in cell:
+        return sys.intern(cell)  # the same few names again and again
+    return _ESCAPE.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), cell)
 
 
 def _quote(cell: str) -> str:
@@ -146,9 +149,10 @@ def _code_codec(codes: type[IntEnum]) -> Codec:
 _CODECS: Mapping[Any, Codec] = {
     str: Codec(lambda text: _quote(encode_text(text)), decode_text, "text"),
     int: _whole(_COUNT_BITS),
-    Moment: _whole(_COUNT_BITS, signed=True),
+    Moment: _whole(SPAN_BITS, signed=True),
     Foreign: _whole(_FOREIGN_BITS),
     Change: _whole(_FOREIGN_BITS, signed=True),
+    Code: _whole(_CODE_BITS),
     float: Codec(_encode_number, _decode_number, "a decimal number"),
     bool: Codec(lambda value: "true" if value else "false", _decode_bool, "true or false"),
 }

@@ -9,12 +9,13 @@ formula gets a leading apostrophe. The reader undoes both.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from vifprobe.capture import rows as r
+from vifprobe.capture.bounds import COLUMNS_MAX, LINE_BYTES_MAX
 from vifprobe.capture.codecs import Codec, codec_of
 from vifprobe.errors import CaptureError
 
@@ -106,8 +107,8 @@ def _split(table: Table[Any], number: int, line: str) -> list[str]:
         raise CaptureError(f"{table.file}: line {number}: {error}.", f"The line is {show(line)}.") from None
 
 
-def _lines(table: Table[Any], data: bytes, finished: bool) -> tuple[list[str], list[str]]:
-    warnings = []
+def _ended(table: Table[Any], data: bytes, finished: bool, warnings: list[str]) -> int:
+    """How many bytes of whole lines there are."""
     end = data.rfind(b"\n") + 1
     if end < len(data):
         if finished:
@@ -115,17 +116,30 @@ def _lines(table: Table[Any], data: bytes, finished: bool) -> tuple[list[str], l
         # A run that was killed or ran out of disk stops anywhere; every line before that is whole.
         number = data.count(b"\n") + 1
         warnings.append(f"{table.file}: line {number} is cut short and was left out.")
-    try:
-        text = data[:end].decode()
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        raise CaptureError(f"{table.file}: line {number} is not UTF-8.") from None
-    return text.split("\n")[:-1], warnings
+    return end
+
+
+def _lines(table: Table[Any], data: bytes, end: int) -> Iterator[list[str]]:
+    """The lines up to `end`, some at a time: as text they take four times as much, or more."""
+    start, number = 0, 1
+    while start < end:
+        stop = data.rfind(b"\n", start, start + LINE_BYTES_MAX) + 1
+        if not stop:
+            raise CaptureError(f"{table.file}: line {number} is longer than {LINE_BYTES_MAX} bytes.")
+        try:
+            lines = data[start:stop].decode().split("\n")[:-1]
+        except UnicodeDecodeError as error:
+            number += data.count(b"\n", start, start + error.start)
+            raise CaptureError(f"{table.file}: line {number} is not UTF-8.") from None
+        yield lines
+        start, number = stop, number + len(lines)
 
 
 def _places(table: Table[Any], found: list[str]) -> tuple[list[int], list[str]]:
     """Where each column of the table stands in this file, and what was found besides."""
     wanted = f"Expected the columns {','.join(table.columns)}."
+    if len(found) > COLUMNS_MAX:
+        raise CaptureError(f"{table.file}: line 1 has {len(found)} columns.", wanted)
     missing = [name for name in table.columns if name not in found]
     if missing:
         raise CaptureError(f"{table.file}: line 1 lacks the column {', '.join(missing)}.", wanted)
@@ -149,23 +163,37 @@ def _decode_row(table: Table[Row], number: int, cells: list[str], places: list[i
     return table.row(*values)
 
 
+def decode_some(table: Table[Row], data: bytes, finished: bool, warnings: list[str]) -> Iterator[list[Row]]:
+    """The rows of a file's content, some at a time: see decode. warnings: grow on the way."""
+    end = _ended(table, data, finished, warnings)
+    header: list[str] = []
+    number = 0
+    for lines in _lines(table, data, end):
+        rows = []
+        for line in lines:
+            number += 1
+            cells = _split(table, number, line)
+            if number == 1:
+                header = cells
+                places, notes = _places(table, header)
+                warnings += notes
+                continue
+            if len(cells) != len(header):
+                raise CaptureError(f"{table.file}: line {number} has {len(cells)} cells.", f"Expected {len(header)}.")
+            rows.append(_decode_row(table, number, cells, places))
+        yield rows
+    if not header and finished:
+        raise CaptureError(f"{table.file}: line 1 is missing.", f"Expected the columns {','.join(table.columns)}.")
+    if not header:
+        warnings.append(f"{table.file}: empty: nothing was written to it.")
+
+
 def decode(table: Table[Row], data: bytes, finished: bool = True) -> Decoded[Row]:
     """The rows of a file's content. `finished`: its writer came to its end, so a last line cut short is damage.
 
     Columns are found by name; unknown ones are left out with a warning. Raises CaptureError, which names the file (but
     not its folder), the line and what was expected.
     """
-    lines, warnings = _lines(table, data, finished)
-    if not lines:
-        if finished:
-            raise CaptureError(f"{table.file}: line 1 is missing.", f"Expected the columns {','.join(table.columns)}.")
-        return Decoded((), (*warnings, f"{table.file}: empty: nothing was written to it."))
-    header = _split(table, 1, lines[0])
-    places, notes = _places(table, header)
-    rows = []
-    for number, line in enumerate(lines[1:], 2):
-        cells = _split(table, number, line)
-        if len(cells) != len(header):
-            raise CaptureError(f"{table.file}: line {number} has {len(cells)} cells.", f"Expected {len(header)}.")
-        rows.append(_decode_row(table, number, cells, places))
-    return Decoded(tuple(rows), (*warnings, *notes))
+    warnings: list[str] = []
+    rows = [row for some in decode_some(table, data, finished, warnings) for row in some]
+    return Decoded(tuple(rows), tuple(warnings))

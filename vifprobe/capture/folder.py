@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+from vifprobe.capture.bounds import JSON_BYTES_MAX
 from vifprobe.capture.files import digest, read_regular, write_all
 from vifprobe.capture.jsonio import load
 from vifprobe.capture.manifest import FILES, MANIFEST
@@ -54,7 +55,7 @@ class Stream:
         self.rows = 0
         self._folder = folder
         self._fd = folder.create(name, append=True)
-        self._size = 0
+        self.size_bytes = 0
         self.append(header)
         self.rows = 0  # the header is none
 
@@ -74,12 +75,12 @@ class Stream:
         except BaseException as error:
             written = lines.rfind(b"\n", 0, written) + 1 if ends is None else _last_end(ends, written)
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._size + written)
+                os.ftruncate(self._fd, self.size_bytes + written)
             if isinstance(error, OSError):
                 raise self._folder.failure(self.name, error) from error
             raise
         finally:
-            self._size += written
+            self.size_bytes += written
             self.rows += lines.count(b"\n", 0, written) if ends is None else bisect_right(ends, written)
 
     def close(self) -> None:
@@ -166,7 +167,7 @@ class Folder:
 
     def _holds_capture(self) -> bool:
         try:
-            content = load(MANIFEST, read_regular(self._fd, MANIFEST) or b"")
+            content = load(MANIFEST, read_regular(self._fd, MANIFEST, JSON_BYTES_MAX) or b"")
         except (CaptureError, OSError):
             return False
         return isinstance(content, dict) and {"schema", "taps"} <= content.keys()

@@ -10,12 +10,16 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, TypeVar
 
+from vifprobe.capture.bounds import JSON_DEPTH_MAX
 from vifprobe.capture.csvio import show
 from vifprobe.errors import CaptureError
 from vifprobe.layout import Direction
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Enum)
+
+#: In any zone these have a time: datetime ends at the years 1 and 9999.
+_YEARS = (2, 9998)
 
 
 def plain(value: Any) -> Any:
@@ -41,9 +45,30 @@ def dump(value: Any) -> bytes:
 def load(file: str, data: bytes) -> Any:
     """The value in a JSON file's content. Raises CaptureError, which names `file`."""
     try:
-        return json.loads(data)
+        value = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise CaptureError(f"{file}: not JSON: {error}.", "The file was changed, or is not of a capture.") from None
+    if _is_deep(value):
+        raise CaptureError(f"{file}: more than {JSON_DEPTH_MAX} lists and objects in each other.", "Expected 5.")
+    return value
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number there")
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether something is nested beyond the bound: later on it is gone through by recursion."""
+    level = [value]
+    for _ in range(JSON_DEPTH_MAX):
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+        level = [each for each in inner if isinstance(each, (dict, list))]
+    return bool(level)
 
 
 def moment(text: str) -> datetime:
@@ -51,6 +76,8 @@ def moment(text: str) -> datetime:
     at = datetime.fromisoformat(text)
     if at.tzinfo is None:
         raise ValueError("Expected a time with its zone.")
+    if not _YEARS[0] <= at.year <= _YEARS[1]:
+        raise ValueError(f"Expected a year from {_YEARS[0]} to {_YEARS[1]}.")
     return at
 
 
@@ -79,6 +106,18 @@ class JsonObject:
     def maybe(self, key: str, kind: type[T]) -> T | None:
         """The value of a key, None where it is null or not there."""
         return None if self._content.get(key) is None else self.get(key, kind)
+
+    def whole(self, key: str, lowest: int, highest: int) -> int:
+        """A whole number between two bounds, which are allowed."""
+        value = self.get(key, int)
+        if not lowest <= value <= highest:
+            expected = f"Expected a whole number from {lowest} to {highest}."
+            raise CaptureError(f"{self._file}: {self.path(key)} is {show(value)}.", expected)
+        return value
+
+    def maybe_whole(self, key: str, lowest: int, highest: int) -> int | None:
+        """The same of a number that may be null or not there."""
+        return None if self._content.get(key) is None else self.whole(key, lowest, highest)
 
     def parsed(self, key: str, parse: Callable[[str], T]) -> T:
         """What `parse` makes of a text; its ValueError is what was expected."""

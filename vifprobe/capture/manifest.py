@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from vifprobe.analysis.reading import Limit
+from vifprobe.capture.bounds import SPAN_NS_MAX, TAPS_MAX
 from vifprobe.capture.csvio import TABLES, show
 from vifprobe.capture.jsonio import JsonObject, dump, load, moment
 from vifprobe.errors import CaptureError
@@ -29,6 +30,7 @@ FILES = (MANIFEST, *(table.file for table in TABLES), FINDINGS, SAMPLES)
 NOT_ENDED = "the capture did not end: it is still running, or it was killed"
 
 Json = Mapping[str, Any]
+_COUNT_MAX = 2**72 - 1  # of what others count or set, as in the tables
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class TapEntry:
 class Manifest:
     """All that manifest.json holds. Times with a zone are wall clock, `_ns` is the monotonic clock (CLOCK_MONOTONIC).
 
-    bin_ns: length of a time bin. samples: None where none were taken. error: why it is not complete. sha256: file name
-    -> hex digest.
+    bin_ns: length of a time bin. samples: None where none were taken. left_out: file name -> rows beyond what a reader
+    takes (see capture.bounds). error: why it is not complete. sha256: file name -> hex digest.
     """
 
     taps: tuple[TapEntry, ...]
@@ -100,6 +102,7 @@ class Manifest:
     end_monotonic_ns: int | None = None
     gaps: tuple[Gap, ...] = ()
     samples: SampleCounts | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
     complete: bool = False
     error: str | None = NOT_ENDED
@@ -182,6 +185,7 @@ def to_json(manifest: Manifest) -> bytes:
         "taps": [_tap_json(tap) for tap in manifest.taps],
         "gaps": [asdict(gap) for gap in manifest.gaps],
         "samples": None if manifest.samples is None else asdict(manifest.samples),
+        "left_out": dict(sorted(manifest.left_out.items())),
         "options": dict(manifest.options),
         "sha256": dict(sorted(manifest.sha256.items())),
     }
@@ -190,41 +194,55 @@ def to_json(manifest: Manifest) -> bytes:
 
 def _limit(keys: JsonObject) -> Limit:
     return Limit(
-        declared_bps=keys.maybe("declared_bps", int),
-        installed_bps=keys.maybe("installed_bps", int),
-        installed_pps=keys.maybe("installed_pps", int),
-        burst_bytes=keys.maybe("burst_bytes", int),
+        declared_bps=keys.maybe_whole("declared_bps", 0, _COUNT_MAX),
+        installed_bps=keys.maybe_whole("installed_bps", 0, _COUNT_MAX),
+        installed_pps=keys.maybe_whole("installed_pps", 0, _COUNT_MAX),
+        burst_bytes=keys.maybe_whole("burst_bytes", 0, _COUNT_MAX),
     )
+
+
+def _missed_in(keys: JsonObject) -> dict[Direction, int]:
+    missed_in = JsonObject(MANIFEST, keys.path("missed_in"), keys.maybe("missed_in", dict) or {})
+    return {direction: missed_in.whole(name, 0, _COUNT_MAX) for direction, name in missed_in.directions().items()}
 
 
 def _tap(keys: JsonObject) -> TapEntry:
     hooks, limits = keys.object("hooks"), keys.object("limits")
-    missed_in = keys.object("missed_in") if keys.maybe("missed_in", dict) else None
     return TapEntry(
         name=keys.get("name", str),
-        ifindex=keys.get("ifindex", int),
+        ifindex=keys.whole("ifindex", 0, 2**32 - 1),
         domain=keys.maybe("domain", str),
         port=keys.maybe("port", str),
         hooks={direction: hooks.get(name, str) for direction, name in hooks.directions().items()},
         verdicts=keys.get("verdicts", str),
-        missed=keys.get("missed", int),
-        missed_in={one: missed_in.get(name, int) for one, name in missed_in.directions().items()} if missed_in else {},
-        start_ns=keys.get("start_ns", int),
-        duration_ns=keys.maybe("duration_ns", int),
+        missed=keys.whole("missed", 0, _COUNT_MAX),
+        missed_in=_missed_in(keys),
+        start_ns=keys.whole("start_ns", -SPAN_NS_MAX, SPAN_NS_MAX),
+        duration_ns=keys.maybe_whole("duration_ns", 0, SPAN_NS_MAX),
         at=keys.maybe_parsed("at", moment),
         limits={direction: _limit(limits.object(name)) for direction, name in limits.directions().items()},
         notes=tuple(str(note) for note in keys.get("notes", list)),
         directions=keys.codes("directions", Direction),
-        gone_ns=keys.maybe("gone_ns", int),
+        gone_ns=keys.maybe_whole("gone_ns", -SPAN_NS_MAX, SPAN_NS_MAX),
     )
 
 
 def _gap(keys: JsonObject) -> Gap:
-    return Gap(keys.get("tap", str), keys.get("start_ns", int), keys.maybe("duration_ns", int), keys.get("why", str))
+    return Gap(
+        keys.get("tap", str),
+        keys.whole("start_ns", -SPAN_NS_MAX, SPAN_NS_MAX),
+        keys.maybe_whole("duration_ns", 0, SPAN_NS_MAX),
+        keys.get("why", str),
+    )
 
 
 def _samples(keys: JsonObject) -> SampleCounts:
-    return SampleCounts(**{name: keys.get(name, int) for name in ("taken", "written", "left_out", "lost")})
+    return SampleCounts(**{name: keys.whole(name, 0, _COUNT_MAX) for name in ("taken", "written", "left_out", "lost")})
+
+
+def _left_out(keys: JsonObject) -> dict[str, int]:
+    counts = JsonObject(MANIFEST, "left_out", keys.maybe("left_out", dict) or {})
+    return {name: counts.whole(name, 0, _COUNT_MAX) for name in FILES if counts.maybe(name, int)}
 
 
 def from_json(data: bytes) -> Manifest:
@@ -239,19 +257,23 @@ def from_json(data: bytes) -> Manifest:
             f"{MANIFEST}: schema {schema}; vifprobe {__version__} reads schema {SCHEMA}.",
             f"It was written by vifprobe {show(keys.maybe('vifprobe_version', str))}: read it with that or a later.",
         )
+    taps = keys.objects("taps")
+    if len(taps) > TAPS_MAX:
+        raise CaptureError(f"{MANIFEST}: {len(taps)} taps.", f"Expected {TAPS_MAX} at most.")
     return Manifest(
-        taps=tuple(_tap(each) for each in keys.objects("taps")),
+        taps=tuple(map(_tap, taps)),
         start=keys.parsed("start", moment),
-        start_monotonic_ns=keys.get("start_monotonic_ns", int),
-        bin_ns=keys.get("bin_ns", int),
+        start_monotonic_ns=keys.whole("start_monotonic_ns", 0, SPAN_NS_MAX),
+        bin_ns=keys.whole("bin_ns", 1, SPAN_NS_MAX),
         host=keys.get("host", str),
         kernel_version=keys.get("kernel_version", str),
         vifprobe_version=keys.get("vifprobe_version", str),
         samples=_samples(keys.object("samples")) if keys.maybe("samples", dict) else None,
         options=keys.get("options", dict),
         end=keys.maybe_parsed("end", moment),
-        end_monotonic_ns=keys.maybe("end_monotonic_ns", int),
+        end_monotonic_ns=keys.maybe_whole("end_monotonic_ns", 0, SPAN_NS_MAX),
         gaps=tuple(_gap(each) for each in keys.objects("gaps")),
+        left_out=_left_out(keys),
         sha256={str(name): str(digest) for name, digest in keys.get("sha256", dict).items()},
         complete=keys.get("complete", bool),
         error=keys.maybe("error", str),

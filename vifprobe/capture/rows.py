@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vifprobe.analysis.policer import PolicerRow
-from vifprobe.analysis.quantities import Moment
+from vifprobe.analysis.quantities import Code, Moment
 from vifprobe.analysis.reconcile import ReconcileRow
 from vifprobe.analysis.whatif import WhatIfRow
 from vifprobe.layout import Direction, Ethertype, Expected, PacketClass, Verdict
@@ -94,7 +94,7 @@ class LostRow(NamedTuple):
     size_max_bytes: int | None
     verdict: Verdict
     expected: Expected
-    reason_code: int
+    reason_code: Code
     reason: str
     packets: int
     frame_bytes: int

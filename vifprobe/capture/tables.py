@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,25 @@ Bins = npt.NDArray[np.void]  # structured, dtype layout.BIN
 #: The name of each tap number in a table; or one name, where all rows are that tap's.
 TapNames = Mapping[int, str] | str
 
-_BIN_COUNTERS = ("packets", "frame_bytes", "syn_packets")
-_BIN_KEY = ["start_ns", *(name for name in BIN.names or () if name not in (*_BIN_COUNTERS, "start_ns"))]
+CELL_COUNTERS = ("packets", "frame_bytes", "charged_bytes", "wire_bytes")
+BIN_COUNTERS = ("packets", "frame_bytes", "syn_packets")
+_BIN_KEY = ["start_ns", *(name for name in BIN.names or () if name not in (*BIN_COUNTERS, "start_ns"))]
+
+
+RowOfTap = TypeVar("RowOfTap", HistogramRow, LostRow, Any)
+
+
+def no_bins() -> Bins:
+    """An empty table of time bins."""
+    return np.zeros(0, dtype=BIN)
+
+
+def by_tap(rows: Iterable[RowOfTap]) -> dict[str, list[RowOfTap]]:
+    """Rows by the name of their tap, each tap's in order."""
+    found: dict[str, list[RowOfTap]] = defaultdict(list)
+    for row in rows:
+        found[row.tap].append(row)
+    return found
 
 
 def _name(taps: TapNames, number: int) -> str:
@@ -163,7 +180,7 @@ def merge_bins(bins: Bins) -> Bins:
     merged = np.zeros(len(keys), dtype=BIN)
     for name in _BIN_KEY:
         merged[name] = keys[name]
-    for name in _BIN_COUNTERS:
+    for name in BIN_COUNTERS:
         np.add.at(merged[name], where, bins[name])
     return merged
 
@@ -204,6 +221,4 @@ def bins_of(rows: Iterable[TimelineRow], tap_numbers: Mapping[str, int], run_sta
 
 def host_rows(cost: HostCost) -> list[HostRow]:
     """One interval of the host as rows of host.csv."""
-    return [
-        HostRow(cost.start_ns, cost.duration_ns, row.scope.value, row.name, row.pid, *row[3:]) for row in cost.rows
-    ]
+    return [HostRow(cost.start_ns, cost.duration_ns, row.scope.value, row.name, row.pid, *row[3:]) for row in cost.rows]

@@ -5,91 +5,32 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from vifprobe.analysis.reading import Reading
 from vifprobe.capture import csvio
+from vifprobe.capture.bounds import CSV_BYTES_MAX, ROWS_MAX, TIMELINE_ROWS_MAX
 from vifprobe.capture.csvio import Row, Table
 from vifprobe.capture.findings import findings_json
 from vifprobe.capture.flood import flood_rows, top_rows
 from vifprobe.capture.folder import Folder, Stream
-from vifprobe.capture.manifest import (
-    FILES,
-    FINDINGS,
-    MANIFEST,
-    SAMPLES,
-    Gap,
-    Manifest,
-    SampleCounts,
-    TapEntry,
-    to_json,
-)
-from vifprobe.capture.rows import EventRow, FloodRow, HostRow, PolicerRow, ReconcileRow, TopRow
+from vifprobe.capture.manifest import FILES, FINDINGS, MANIFEST, SAMPLES, Manifest, SampleCounts, to_json
+from vifprobe.capture.rows import EventRow, HostRow
 from vifprobe.capture.samples import SampleEncoder, Samples
 from vifprobe.capture.tables import Bins, drop_rows, histogram_rows, lost_rows, timeline_rows
+from vifprobe.capture.totals import Totals, with_totals
 from vifprobe.errors import CaptureError
+
+__all__ = ["CaptureWriter", "Totals"]
 
 # Space set aside for manifest and totals: a tap's histogram is a few hundred rows of about 100 bytes.
 _RESERVE_BYTES = 256 * 1024
 _RESERVE_BYTES_PER_TAP = 64 * 1024
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What is known of the whole run so far, or at its end.
-
-    readings: one a tap, with the counts since the start of the run. reasons, locate: names of the kernel's drop reasons
-    and functions, see tables.drop_rows. policer, flood, top: None where nobody looked; no file is written then. flood
-    and top come from the readings where they are not given. lost_samples: overwritten before they were taken. end,
-    end_monotonic_ns: when counting ended; None: now.
-    """
-
-    readings: Sequence[Reading]
-    reasons: Mapping[int, str] = field(default_factory=dict)
-    locate: Callable[[int], str | None] = field(default=lambda _: None)
-    reconcile: Sequence[ReconcileRow] = ()
-    gaps: Sequence[Gap] = ()
-    policer: Sequence[PolicerRow] | None = None
-    flood: Sequence[FloodRow] | None = None
-    top: Sequence[TopRow] | None = None
-    lost_samples: int = 0
-    end: datetime | None = None
-    end_monotonic_ns: int | None = None
-
-
-def _seen(entry: TapEntry, reading: Reading) -> TapEntry:
-    return replace(
-        entry,
-        verdicts=reading.verdicts,
-        missed=reading.missed,
-        missed_in=dict(reading.missed_in),
-        start_ns=reading.start_ns,
-        duration_ns=reading.duration_ns,
-        at=reading.at,
-        limits=dict(reading.limits),
-        notes=tuple(reading.notes),
-        directions=tuple(reading.directions),
-        gone_ns=reading.gone_ns,
-    )
-
-
-def _with_totals(manifest: Manifest, totals: Totals) -> Manifest:
-    readings = {reading.tap: reading for reading in totals.readings}
-    if strangers := readings.keys() - {tap.name for tap in manifest.taps}:
-        raise ValueError(f"readings of taps that this capture does not have: {sorted(strangers)}")
-    return replace(
-        manifest,
-        taps=tuple(_seen(tap, readings[tap.name]) if tap.name in readings else tap for tap in manifest.taps),
-        gaps=tuple(totals.gaps),
-        end=totals.end or datetime.now(timezone.utc).astimezone(),
-        end_monotonic_ns=time.monotonic_ns() if totals.end_monotonic_ns is None else totals.end_monotonic_ns,
-    )
 
 
 class CaptureWriter:
@@ -111,7 +52,7 @@ class CaptureWriter:
         self._open = True
         self._streams: dict[str, Stream] = {}
         self._encoder: SampleEncoder | None = None
-        self._left_out: dict[str, str] = {}
+        self._unreadable: dict[str, str] = {}
         self._folder = Folder(Path(directory), force, _RESERVE_BYTES + _RESERVE_BYTES_PER_TAP * len(manifest.taps))
         try:
             self._folder.replace(MANIFEST, to_json(manifest))
@@ -173,7 +114,7 @@ class CaptureWriter:
             try:
                 lines.append(table.encode([row]))
             except ValueError as error:
-                self._left_out.setdefault(table.file, f"{table.file}: rows left out, the first for its {error}")
+                self._unreadable.setdefault(table.file, f"{table.file}: rows left out, the first for its {error}")
         return b"".join(lines)
 
     def _append(self, table: Table[Row], rows: Iterable[Row]) -> None:
@@ -181,8 +122,22 @@ class CaptureWriter:
             raise ValueError(f"{self._folder.path}: nothing can be added after the end")
         if self._error:
             raise self._error
+        lines = self._lines(table, rows)
         with self._telling():
-            self._stream(table).append(self._lines(table, rows))
+            stream = self._stream(table)
+            if self._has_room(stream, lines):
+                stream.append(lines)
+
+    def _has_room(self, stream: Stream, lines: bytes) -> bool:
+        """Whether a reader takes these lines, too. If not, they are counted: only the course of the run ends there."""
+        left_out, rows = self.manifest.left_out, lines.count(b"\n")
+        rows_max = TIMELINE_ROWS_MAX if stream.name == csvio.TIMELINE.file else ROWS_MAX
+        fits = stream.rows + rows <= rows_max and stream.size_bytes + len(lines) <= CSV_BYTES_MAX
+        if fits and stream.name not in left_out:
+            return True
+        counted = {**left_out, stream.name: left_out.get(stream.name, 0) + rows}
+        self.manifest = replace(self.manifest, left_out=counted)
+        return False
 
     def add_bins(self, bins: Bins) -> None:
         """Add time bins (dtype layout.BIN) to timeline.csv; ``bins["tap"]`` is the tap's place in manifest.taps.
@@ -263,7 +218,7 @@ class CaptureWriter:
 
     def checkpoint(self, totals: Totals) -> None:
         """Save the totals so far: what a kill or a crash after this leaves."""
-        self.manifest = replace(_with_totals(self.manifest, totals), samples=self._samples(totals.lost_samples))
+        self.manifest = replace(with_totals(self.manifest, totals), samples=self._samples(totals.lost_samples))
         with self._telling():
             self._write_totals(totals)
             self._folder.replace(MANIFEST, to_json(self.manifest))
@@ -274,10 +229,10 @@ class CaptureWriter:
         error: why the run did not come to its end although its totals are known (a signal, a tap that was deleted);
         the manifest then says ``complete: false``, as it does after an earlier failed write. Returns the manifest.
         """
-        self.manifest = replace(_with_totals(self.manifest, totals), samples=self._samples(totals.lost_samples))
+        self.manifest = replace(with_totals(self.manifest, totals), samples=self._samples(totals.lost_samples))
         with self._telling():
             self._write_totals(totals)
-            why = error or (self._error.message if self._error else next(iter(self._left_out.values()), None))
+            why = error or (self._error.message if self._error else next(iter(self._unreadable.values()), None))
             sums = self._folder.digests(name for name in FILES if name != MANIFEST)
             self.manifest = replace(self.manifest, sha256=sums, complete=why is None, error=why)
             self._folder.replace(MANIFEST, to_json(self.manifest))

@@ -208,7 +208,12 @@ def fails(findings: Iterable[Finding], severity: str | None) -> bool:
     """Whether a finding reaches this severity."""
     if severity is None:
         return False
-    return any(SEVERITIES.index(finding.severity) >= SEVERITIES.index(severity) for finding in findings)
+    return any(_rank(finding.severity) >= _rank(severity) for finding in findings)
+
+
+def _rank(severity: str) -> int:
+    """Place in the order of severities; one that a capture of a newer version has is the highest."""
+    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
 
 
 @contextmanager

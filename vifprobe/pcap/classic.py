@@ -32,6 +32,8 @@ def packets(window: Window, remarks: Remarks) -> Iterator[Packet]:
     # What is in the window already is not asked for: a call less a packet.
     while window.end - window.at >= _RECORD_BYTES or window.need(_RECORD_BYTES):
         seconds, fraction, captured, length = unpack(memory, window.at)
+        if not (seconds or length or captured or fraction):
+            raise damaged(window.position, "only zeros, as in a hole of a file")
         if captured > FRAME_MAX_BYTES:
             raise damaged(window.position, f"a packet of {captured} bytes")
         whole = _RECORD_BYTES + captured

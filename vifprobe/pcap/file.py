@@ -43,7 +43,7 @@ class PacketFile:
         found = os.fstat(source.fileno())
         self.size_bytes = found.st_size if stat.S_ISREG(found.st_mode) else None
         self._pipe = None if self.size_bytes is not None else _Pipe(source)
-        self.window = Window(self._pipe or source)
+        self.window = Window(self._pipe or source, None if self._pipe else source.fileno())
         self.remarks = Remarks()
         self.window.need(4)
         start = bytes(self.window.memory[: self.window.end][:6])

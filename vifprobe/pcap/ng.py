@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vifprobe.pcap.packet import FRAME_MAX_BYTES, Packet, Remarks, check_link_type, damaged, without_fcs
+from vifprobe.pcap.packet import FRAME_MAX_BYTES, TIME_MAX_NS, Packet, Remarks, check_link_type, damaged, without_fcs
 from vifprobe.pcap.window import WINDOW_BYTES, Window
 
 MAGIC = b"\x0a\x0d\x0d\x0a"
@@ -17,6 +17,9 @@ _SECTION, _INTERFACE, _OLD_PACKET, _SIMPLE_PACKET, _STATISTICS, _PACKET = 0x0A0D
 _LEAST_BYTES = {_INTERFACE: 8, _OLD_PACKET: 20, _SIMPLE_PACKET: 4, _STATISTICS: 12, _PACKET: 20}
 _BLOCK_BYTES = 12  # type, length, and the length again at the end
 _NS = 1_000_000_000
+#: A section has no more: each is kept, and 40 GiB of them would be, too.
+_INTERFACES_MAX = 1 << 16
+_NAME_BYTES_MAX = 256
 # Options of an interface, of its statistics, and of a packet.
 _IF_NAME, _IF_TSRESOL, _IF_FCSLEN, _IF_TSOFFSET = 2, 9, 13, 14
 _ISB_IFDROP, _ISB_OSDROP = 5, 7
@@ -60,7 +63,7 @@ class _Reader:
                 raise damaged(window.position, f"a block of {length} bytes")
             if kind not in _LEAST_BYTES:
                 if kind != _SECTION:
-                    self._remarks.skipped_blocks[kind] += 1
+                    self._remarks.skip_block(kind)
                 left = window.left
                 if not window.skip(length):
                     self._remarks.cut_bytes = left
@@ -97,6 +100,8 @@ class _Reader:
         if kind == _SIMPLE_PACKET:
             return self._simple_packet(start, end)
         if kind == _INTERFACE:
+            if len(self._interfaces) == _INTERFACES_MAX:
+                raise damaged(self._window.position, f"more than {_INTERFACES_MAX} interfaces in one section")
             self._interfaces.append(self._interface(start, end))
         else:
             self._statistics(start, end)
@@ -130,7 +135,7 @@ class _Reader:
         if captured > FRAME_MAX_BYTES or at + captured > end:
             raise damaged(self._window.position, f"a packet of {captured} bytes")
         if ticks is not None:
-            self._last_ns = ticks * interface.up // interface.down + interface.offset_ns
+            self._last_ns = self._time(ticks * interface.up // interface.down + interface.offset_ns)
         padded = captured + -captured % 4
         fcs_bytes = interface.fcs_bytes
         if at + padded < end:
@@ -138,6 +143,13 @@ class _Reader:
         if fcs_bytes or length < captured:
             captured, length = without_fcs(captured, length, fcs_bytes)
         return self._last_ns, at, captured, length
+
+    def _time(self, at_ns: int) -> int:
+        """The time; that of the packet before where it is none that a clock can have: its options are damaged."""
+        if 0 <= at_ns <= TIME_MAX_NS:
+            return at_ns
+        self._remarks.without_time += 1
+        return self._last_ns
 
     def _fcs_bytes(self, start: int, end: int, otherwise: int) -> int:
         """What a packet's own flags say of its frame check sequence (bits 5 to 8)."""
@@ -162,7 +174,7 @@ class _Reader:
         found = _Interface("", link_type, snaplen)
         for option, at, size in self._options(start + 8, end):
             if option == _IF_NAME:
-                found.name = bytes(memory[at : at + size]).decode(errors="replace")
+                found.name = bytes(memory[at : at + min(size, _NAME_BYTES_MAX)]).decode(errors="replace")
             elif option == _IF_TSRESOL and size == 1:
                 found.up, found.down = _tick(memory[at])
             elif option == _IF_FCSLEN and size == 1:
@@ -178,7 +190,7 @@ class _Reader:
         drops = (_ISB_IFDROP, _ISB_OSDROP)
         found = [at for option, at, size in self._options(start + 12, end) if option in drops and size == 8]
         lost = sum(struct.unpack_from(self._order + "Q", self._window.memory, at)[0] for at in found)
-        self._remarks.lost_packets += lost - interface.lost
+        self._remarks.lost_packets += max(0, lost - interface.lost)
         interface.lost = lost
 
 

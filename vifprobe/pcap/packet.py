@@ -15,6 +15,10 @@ Packet = tuple[int, int, int, int]
 #: No frame is longer: BIG TCP ends at 512 KiB (GSO_MAX_SIZE, include/linux/netdevice.h). More is a damaged length.
 FRAME_MAX_BYTES = 1 << 20
 
+#: No packet is later: the year 2116. A pcap file's seconds end in 2106; twice as much fits into 64 bits.
+TIME_MAX_NS = (1 << 62) - 1
+_KINDS_MAX = 64
+
 ETHERNET = 1
 #: Link types that recordings for this tool are likely to come in by mistake; https://www.tcpdump.org/linktypes.html.
 LINK_TYPES = {
@@ -44,6 +48,11 @@ class Remarks:
     lost_packets: int = 0
     without_time: int = 0
     skipped_blocks: Counter[int] = field(default_factory=Counter)
+
+    def skip_block(self, kind: int) -> None:
+        """Count a block that is not read; of the kinds beyond _KINDS_MAX nothing is kept."""
+        if kind in self.skipped_blocks or len(self.skipped_blocks) < _KINDS_MAX:
+            self.skipped_blocks[kind] += 1
 
 
 def check_link_type(link_type: int, where: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 WINDOW_BYTES = 1 << 22
@@ -18,10 +19,13 @@ class Source(Protocol):
 
 
 class Window:
-    """memory: what is read into. at, end: of what was read and is not done with."""
+    """memory: what is read into. at, end: of what was read and is not done with. seekable_fd: of a regular file that
+    `source` reads from its descriptor's own position; None: what is skipped has to be read.
+    """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, seekable_fd: int | None = None) -> None:
         self._source = source
+        self._fd = seekable_fd
         self.memory = bytearray(WINDOW_BYTES + SLACK_BYTES)
         self._view = memoryview(self.memory)
         self.at = self.end = 0
@@ -53,10 +57,21 @@ class Window:
 
     def skip(self, count: int) -> bool:
         """Be done with that many bytes, however many. False: the file ends before."""
+        if self._fd is not None and count > self.left:
+            return self._seek(self._fd, count - self.left)
         while count > self.left:
             count -= self.left
             self.at = self.end
             if not self.need(1):
                 return False
         self.at += count
+        return True
+
+    def _seek(self, fd: int, beyond: int) -> bool:
+        """Be done with all that was read and so many bytes behind it, which a hole of the file can be."""
+        self.at = self.end
+        if os.lseek(fd, 0, os.SEEK_CUR) + beyond > os.fstat(fd).st_size:
+            return False
+        os.lseek(fd, beyond, os.SEEK_CUR)
+        self.read_bytes += beyond
         return True

@@ -86,7 +86,7 @@ def page(capture: Capture) -> str:
         warnings=[clean(warning) for warning in capture.warnings],
         taps=[_tap(capture, entry, readings.get(entry.name)) for entry in capture.manifest.taps],
         tables=_common_tables(capture),
-        host_plot=plots.host(capture.host) if any(row.cpu_ns for row in capture.host) else "",
+        host_plot=plots.host(capture.host) if any(row.cpu_ns and row.duration_ns for row in capture.host) else "",
     )
 
 

@@ -17,7 +17,7 @@ from vifprobe.capture.rows import HostRow
 from vifprobe.capture.tables import Bins
 from vifprobe.errors import MissingPieceError
 from vifprobe.layout import Direction, Verdict, size_range_bytes
-from vifprobe.render.units import clean, si
+from vifprobe.render.units import clean, clip, si
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,9 @@ COLOURS = {
     Verdict.UNKNOWN: "#999999",
 }
 _COLUMNS_MAX = 400  # points along a timeline: bins are added up to fit
+_SCOPES_MAX = 64
+_LABEL_COLUMNS = 24
+_GAPS_MAX = 100  # drawn into a plot; the table has more
 _SIZE_INCHES = (9.0, 3.2)
 _HOST_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#f0e442", "#999999")
 
@@ -57,6 +60,11 @@ def _svg(figure: Any) -> str:
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
+
+
+def _label(text: str) -> str:
+    """A name from the capture, short enough that it leaves room for the plot."""
+    return clip(clean(text), _LABEL_COLUMNS)
 
 
 def _engineering(axes: Axes, unit: str, on_x: bool = False) -> None:
@@ -99,12 +107,13 @@ def timeline(
     )
     if limit is not None:
         axes.axhline(limit, color="#000000", linestyle="--", linewidth=1, label="declared limit")
-    for begin, end in gaps:
-        axes.axvspan(begin, end, color="#cc79a7", alpha=0.4, label="not watched")
+    for number, (begin, end) in enumerate(gaps[:_GAPS_MAX]):
+        # A label that begins with _ is left out of the legend: one of them is enough.
+        axes.axvspan(begin, end, color="#cc79a7", alpha=0.4, label="_" * (number > 0) + "not watched")
     for at, what in moments:
         axes.axvline(at, color="#0072b2", linewidth=0.8)
         place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "rotation": 90, "va": "top", "ha": "right"}
-        axes.annotate(clean(what), (at, 1), size=7, **place)
+        axes.annotate(_label(what), (at, 1), size=7, **place)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds from the start")
@@ -169,20 +178,13 @@ def _stacked(axes: Axes, rows: Sequence[tuple[str, Any]], flat: bool) -> None:
 def host(rows: Sequence[HostRow]) -> str:
     """CPU time by scope over the run, in cores; scopes that use the most, the rest together."""
     figure, axes = _axes()
-    moments = sorted({(row.start_ns, row.duration_ns) for row in rows})
-    places = {moment: number for number, moment in enumerate(moments)}
-    by_scope: dict[str, npt.NDArray[np.float64]] = {}
-    for row in rows:
-        if row.cpu_ns is not None and row.duration_ns:
-            used = by_scope.setdefault(row.scope, np.zeros(len(moments)))
-            used[places[row.start_ns, row.duration_ns]] += row.cpu_ns / row.duration_ns
+    edges, by_scope = cores(rows)
     layers = _largest(by_scope, len(_HOST_COLOURS))
-    edges = [start / 1e9 for start, _ in moments] + [sum(moments[-1]) / 1e9]
     axes.stackplot(
         edges,
         [np.append(values, values[-1]) for values in layers.values()],
         step="post",
-        labels=[clean(scope.replace("_", " ")) for scope in layers],
+        labels=[_label(scope.replace("_", " ")) for scope in layers],
         colors=_HOST_COLOURS[: len(layers)],
     )
     axes.set_ylabel("cores")
@@ -190,6 +192,28 @@ def host(rows: Sequence[HostRow]) -> str:
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left", ncols=4, frameon=False, fontsize=8)
     return _svg(figure)
+
+
+def cores(rows: Sequence[HostRow]) -> tuple[list[float], dict[str, npt.NDArray[np.float64]]]:
+    """Edges of at most _COLUMNS_MAX columns in seconds, one more than columns, and cores used in each by scope.
+
+    Intervals are added up to fit, and scopes beyond _SCOPES_MAX, which no run has.
+    """
+    moments = sorted({(row.start_ns, row.duration_ns) for row in rows if row.duration_ns})
+    step = -(-len(moments) // _COLUMNS_MAX)
+    columns = -(-len(moments) // step)
+    places = {moment: number // step for number, moment in enumerate(moments)}
+    spans = np.zeros(columns)
+    for (_, duration_ns), place in places.items():
+        spans[place] += duration_ns
+    by_scope: dict[str, npt.NDArray[np.float64]] = {}
+    for row in rows:
+        if row.cpu_ns is not None and row.duration_ns:
+            scope = row.scope if row.scope in by_scope or len(by_scope) < _SCOPES_MAX else "more scopes"
+            used = by_scope.setdefault(scope, np.zeros(columns))
+            used[places[row.start_ns, row.duration_ns]] += row.cpu_ns
+    edges = [start / 1e9 for start, _ in moments[::step]] + [sum(moments[-1]) / 1e9]
+    return edges, {scope: used / spans for scope, used in by_scope.items()}
 
 
 def _largest(by_scope: Mapping[str, npt.NDArray[np.float64]], most: int) -> dict[str, npt.NDArray[np.float64]]:
