@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from vifprobe.errors import EXIT_DONE, EXIT_FAILED, VifprobeError
+from vifprobe.foreign import safe
 from vifprobe.version import __version__
 
 #: Command -> its line in `vifprobe --help`; each lives in vifprobe/commands/ under its name.
@@ -82,6 +83,15 @@ def show_error(error: VifprobeError) -> None:
     click.echo("\n  ".join((f"Error: {error.message}", *error.hints)), err=True)
 
 
+def show_usage_error(error: click.ClickException) -> None:
+    """As click does it, but for what the terminal would act upon in the user's own words: a name from a directory."""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(error.ctx.get_usage(), err=True)
+        click.echo(f"Try '{error.ctx.command_path} --help' for help.\n", err=True)
+    lines = error.format_message().split("\n")
+    click.echo("Error: " + "\n".join(map(safe, lines)), err=True)
+
+
 def main() -> None:
     """Entry point: never a traceback for what a user can cause."""
     try:
@@ -90,7 +100,7 @@ def main() -> None:
         show_error(error)
         code = error.exit_code
     except click.ClickException as error:
-        error.show()
+        show_usage_error(error)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         # Before anything was counted; a run that counts ends by itself, with what was seen.

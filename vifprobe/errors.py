@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that end a run, each with its exit code. Imports nothing."""
+"""Errors that end a run, each with its exit code."""
 
 from __future__ import annotations
+
+from vifprobe.foreign import safe
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -12,15 +14,16 @@ EXIT_FINDING = 3
 class VifprobeError(Exception):
     """A run can't go on. The message names the user's value; `hints` say what was looked at and what to do next.
 
-    Shown on stderr as ``Error: message`` and one indented line a hint, without a traceback.
+    Shown on stderr as ``Error: message`` and one indented line a hint, without a traceback. Whatever they were made
+    from, they can be shown: see vifprobe.foreign.
     """
 
     exit_code = EXIT_FAILED
 
     def __init__(self, message: str, *hints: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hints = hints
+        self.message = safe(message)
+        self.hints = tuple(map(safe, hints))
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return "\n  ".join((self.message, *self.hints))

@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin
 
 from vifprobe.analysis.quantities import Change, Code, Foreign, Moment
 from vifprobe.capture.bounds import SPAN_BITS
+from vifprobe.foreign import escape
 from vifprobe.layout import Expected, Verdict
 
 #: Codes that mean "not known" or "nothing to hold it against": an empty cell.
@@ -51,10 +52,7 @@ class Codec:
 def _escape(character: str) -> str:
     if character == "\\":
         return "\\\\"
-    if character.isprintable():
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return character if character.isprintable() else escape(character)
 
 
 def printable(text: str) -> str:

@@ -18,10 +18,9 @@ from vifprobe.capture import rows as r
 from vifprobe.capture.bounds import COLUMNS_MAX, LINE_BYTES_MAX
 from vifprobe.capture.codecs import Codec, codec_of
 from vifprobe.errors import CaptureError
+from vifprobe.foreign import quoted
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
-
-_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -92,19 +91,13 @@ class Decoded(Generic[Row]):
     warnings: tuple[str, ...] = ()
 
 
-def show(value: object) -> str:
-    """A foreign value for an error text: quoted, control characters escaped, cut when long."""
-    text = ascii(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
-
-
 def _split(table: Table[Any], number: int, line: str) -> list[str]:
     if '"' not in line:
         return line.split(",")
     try:
         return next(csv.reader([line], strict=True))
     except csv.Error as error:
-        raise CaptureError(f"{table.file}: line {number}: {error}.", f"The line is {show(line)}.") from None
+        raise CaptureError(f"{table.file}: line {number}: {error}.", f"The line is {quoted(line)}.") from None
 
 
 def _ended(table: Table[Any], data: bytes, finished: bool, warnings: list[str]) -> int:
@@ -145,9 +138,9 @@ def _places(table: Table[Any], found: list[str]) -> tuple[list[int], list[str]]:
         raise CaptureError(f"{table.file}: line 1 lacks the column {', '.join(missing)}.", wanted)
     twice = sorted({name for name in found if found.count(name) > 1})
     if twice:
-        raise CaptureError(f"{table.file}: line 1 has the column {show(', '.join(twice))} more than once.", wanted)
+        raise CaptureError(f"{table.file}: line 1 has the column {quoted(', '.join(twice))} more than once.", wanted)
     extra = [name for name in found if name not in table.columns]
-    warnings = [f"{table.file}: unknown columns left out: {show(', '.join(extra))}."] if extra else []
+    warnings = [f"{table.file}: unknown columns left out: {quoted(', '.join(extra))}."] if extra else []
     return [found.index(name) for name in table.columns], warnings
 
 
@@ -158,7 +151,7 @@ def _decode_row(table: Table[Row], number: int, cells: list[str], places: list[i
             values.append(codec.decode(cells[place]))
         except ValueError:
             raise CaptureError(
-                f"{table.file}: line {number}: {name} is {show(cells[place])}.", f"Expected {codec.expects}."
+                f"{table.file}: line {number}: {name} is {quoted(cells[place])}.", f"Expected {codec.expects}."
             ) from None
     return table.row(*values)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from vifprobe.analysis.reading import Finding
-from vifprobe.capture.csvio import show
 from vifprobe.capture.jsonio import JsonObject, dump, load
 from vifprobe.capture.manifest import FINDINGS
 from vifprobe.errors import CaptureError
+from vifprobe.foreign import quoted
 
 
 def findings_json(findings: Iterable[tuple[str, Finding]]) -> bytes:
@@ -22,7 +22,7 @@ def findings_from_json(data: bytes) -> list[tuple[str, Finding]]:
     """The findings in the content of findings.json, each with its tap's name. Raises CaptureError."""
     content = load(FINDINGS, data)
     if not isinstance(content, list):
-        raise CaptureError(f"{FINDINGS}: the content is {show(content)}.", "Expected a list.")
+        raise CaptureError(f"{FINDINGS}: the content is {quoted(content)}.", "Expected a list.")
     found = []
     for i, each in enumerate(content):
         keys = JsonObject(FINDINGS, f"[{i}]", each)

@@ -11,8 +11,8 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from vifprobe.capture.bounds import JSON_DEPTH_MAX
-from vifprobe.capture.csvio import show
 from vifprobe.errors import CaptureError
+from vifprobe.foreign import quoted
 from vifprobe.layout import Direction
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class JsonObject:
 
     def __init__(self, file: str, where: str, content: Any) -> None:
         if not isinstance(content, dict):
-            raise CaptureError(f"{file}: {where or 'the content'} is {show(content)}.", "Expected a JSON object.")
+            raise CaptureError(f"{file}: {where or 'the content'} is {quoted(content)}.", "Expected a JSON object.")
         self._file, self._where, self._content = file, where, content
 
     def path(self, key: str) -> str:
@@ -100,7 +100,7 @@ class JsonObject:
         value = self._content[key]
         # bool is an int to Python, but not to a reader of JSON.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise CaptureError(f"{self._file}: {self.path(key)} is {show(value)}.", f"Expected {kind.__name__}.")
+            raise CaptureError(f"{self._file}: {self.path(key)} is {quoted(value)}.", f"Expected {kind.__name__}.")
         return value
 
     def maybe(self, key: str, kind: type[T]) -> T | None:
@@ -112,7 +112,7 @@ class JsonObject:
         value = self.get(key, int)
         if not lowest <= value <= highest:
             expected = f"Expected a whole number from {lowest} to {highest}."
-            raise CaptureError(f"{self._file}: {self.path(key)} is {show(value)}.", expected)
+            raise CaptureError(f"{self._file}: {self.path(key)} is {quoted(value)}.", expected)
         return value
 
     def maybe_whole(self, key: str, lowest: int, highest: int) -> int | None:
@@ -125,7 +125,7 @@ class JsonObject:
         try:
             return parse(text)
         except ValueError as error:
-            raise CaptureError(f"{self._file}: {self.path(key)} is {show(text)}.", str(error)) from None
+            raise CaptureError(f"{self._file}: {self.path(key)} is {quoted(text)}.", str(error)) from None
 
     def maybe_parsed(self, key: str, parse: Callable[[str], T]) -> T | None:
         """The same of a text that may be null or not there."""
@@ -144,7 +144,8 @@ class JsonObject:
         names = {code.name.lower(): code for code in codes}
         found = self.get(key, list)
         if not all(isinstance(name, str) and name in names for name in found):
-            raise CaptureError(f"{self._file}: {self.path(key)} is {show(found)}.", f"Expected some of {list(names)}.")
+            expected = f"Expected some of {list(names)}."
+            raise CaptureError(f"{self._file}: {self.path(key)} is {quoted(found)}.", expected)
         return tuple(names[name] for name in found)
 
     def directions(self) -> dict[Direction, str]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from vifprobe.analysis.reading import Limit
 from vifprobe.capture.bounds import SPAN_NS_MAX, TAPS_MAX
-from vifprobe.capture.csvio import TABLES, show
+from vifprobe.capture.csvio import TABLES
 from vifprobe.capture.jsonio import JsonObject, dump, load, moment
 from vifprobe.errors import CaptureError
+from vifprobe.foreign import quoted
 from vifprobe.layout import Direction
 from vifprobe.version import __version__
 
@@ -255,7 +256,7 @@ def from_json(data: bytes) -> Manifest:
     if schema != SCHEMA:
         raise CaptureError(
             f"{MANIFEST}: schema {schema}; vifprobe {__version__} reads schema {SCHEMA}.",
-            f"It was written by vifprobe {show(keys.maybe('vifprobe_version', str))}: read it with that or a later.",
+            f"It was written by vifprobe {quoted(keys.maybe('vifprobe_version', str))}: read it with that or a later.",
         )
     taps = keys.objects("taps")
     if len(taps) > TAPS_MAX:

@@ -14,7 +14,7 @@ from vifprobe.capture import csvio
 from vifprobe.capture import rows as r
 from vifprobe.capture.bounds import CSV_BYTES_MAX, JSON_BYTES_MAX, ROWS_MAX, SAMPLES_BYTES_MAX, TIMELINE_ROWS_MAX
 from vifprobe.capture.codecs import printable
-from vifprobe.capture.csvio import Row, Table, show
+from vifprobe.capture.csvio import Row, Table
 from vifprobe.capture.files import digest, read_regular
 from vifprobe.capture.manifest import FILES, MANIFEST, SAMPLES, Manifest, from_json
 from vifprobe.capture.tables import (
@@ -29,6 +29,7 @@ from vifprobe.capture.tables import (
     no_bins,
 )
 from vifprobe.errors import CaptureError
+from vifprobe.foreign import quoted
 
 _SUM_MAX = 2**62
 Kind = TypeVar("Kind", r.HistogramRow, r.LostRow)
@@ -52,14 +53,14 @@ class Source:
         self.manifest = from_json(content)
         names = [tap.name for tap in self.manifest.taps]
         if len(set(names)) < len(names):
-            raise CaptureError(f"{MANIFEST}: taps: {show(names)}.", "Expected each name once.")
+            raise CaptureError(f"{MANIFEST}: taps: {quoted(names)}.", "Expected each name once.")
         if not self.manifest.complete:
             self.warnings.append(f"incomplete: {printable(self.manifest.error or 'the manifest does not say why')}")
         for name, rows in self.manifest.left_out.items():
             self.warnings.append(f"{name}: {rows} rows left out: more than a reader takes; totals have them.")
         strangers = [name for name in self.manifest.sha256 if name not in FILES]
         if strangers:
-            self.warnings.append(f"{MANIFEST}: unknown files left out: {show(', '.join(strangers))}.")
+            self.warnings.append(f"{MANIFEST}: unknown files left out: {quoted(', '.join(strangers))}.")
 
     @property
     def _sealed(self) -> bool:
@@ -80,7 +81,7 @@ class Source:
             raise CaptureError(f"{name}: not there, but {MANIFEST} lists it.", "Expected the folder as it was written.")
         raise CaptureError(
             f"{name}: not what the capture wrote.",
-            f"Its sha256 is {found}, expected {show(expected)}: it was changed, or damaged on its way.",
+            f"Its sha256 is {found}, expected {quoted(expected)}: it was changed, or damaged on its way.",
         )
 
     def read(self, name: str) -> bytes | None:
@@ -174,6 +175,5 @@ class Source:
         known = {tap.name for tap in self.manifest.taps}
         for line, row in enumerate(rows, first_line):
             if row.tap not in known:
-                raise CaptureError(
-                    f"{table.file}: line {line}: tap is {show(row.tap)}.", f"Expected one of {MANIFEST}: {show(known)}."
-                )
+                expected = f"Expected one of {MANIFEST}: {quoted(known)}."
+                raise CaptureError(f"{table.file}: line {line}: tap is {quoted(row.tap)}.", expected)

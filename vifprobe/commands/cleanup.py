@@ -8,6 +8,7 @@ import sys
 import click
 
 from vifprobe.errors import KernelError
+from vifprobe.foreign import safe
 from vifprobe.host import netns as namespaces
 from vifprobe.host.links import list_links
 from vifprobe.host.tc import read_tc_of
@@ -40,7 +41,8 @@ def command(netns: str | None, dry_run: bool) -> None:
         for own in filter(_is_own, state.filters):
             found += 1
             if dry_run or remove_filter(names[ifindex], ifindex, own.hook == "ingress"):
-                sys.stdout.write(f"{names[ifindex]}: {'would remove' if dry_run else 'removed'} {own.where}\n")
+                done = "would remove" if dry_run else "removed"
+                sys.stdout.write(safe(f"{names[ifindex]}: {done} {own.where}") + "\n")
     if not found:
         sys.stdout.write(f"Nothing of vifprobe's on {len(names)} interfaces.\n")
 

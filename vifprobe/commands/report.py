@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from vifprobe.errors import CaptureError
+from vifprobe.foreign import safe
 
 
 @click.command("report")
@@ -41,7 +42,7 @@ def command(directory: str, output: str | None, force: bool) -> None:
         sys.stdout.write(text)
         return
     _write(target, text)
-    click.echo(f"{target}: {len(text) // 1024} KiB")
+    click.echo(safe(f"{target}: {len(text) // 1024} KiB"))
 
 
 @contextmanager

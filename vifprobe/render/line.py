@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from vifprobe.foreign import CHARACTERS_MAX, safe
 from vifprobe.render.units import BLOCKS, Glyphs, cell_width, clip, pad
 
 #: Meaning -> how rich writes it. Reverse video for what must be seen first: it works without colour too.
@@ -44,9 +45,13 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a screen."""
+    """One line of a screen. Its text can be shown, whatever it was made from: see vifprobe.foreign."""
 
     spans: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(len(span.text) <= CHARACTERS_MAX and span.text.isprintable() for span in self.spans):
+            object.__setattr__(self, "spans", tuple(Span(safe(span.text), span.style) for span in self.spans))
 
     @property
     def plain(self) -> str:

@@ -78,9 +78,10 @@ def page(capture: Capture) -> str:
     )
     readings = {reading.tap: reading for reading in capture.readings()}
     return environment.get_template("report.html.j2").render(
-        manifest=capture.manifest,
         host=clean(capture.manifest.host),
         kernel=clean(capture.manifest.kernel_version),
+        version=clean(capture.manifest.vifprobe_version),
+        hook=clean(capture.manifest.hook),
         start=capture.manifest.start.strftime("%Y-%m-%d %H:%M:%S %z"),
         lasted=duration(max((reading.duration_ns for reading in readings.values()), default=0)),
         warnings=[clean(warning) for warning in capture.warnings],

@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vifprobe.foreign import safe
+
 UNKNOWN = "?"
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -53,17 +55,8 @@ def clean(text: str, glyphs: Glyphs = BLOCKS) -> str:
 
     Terminal escapes, line ends, bidirectional overrides, zero-width characters and lone surrogates all go that way.
     """
-    if text.isascii() and text.isprintable():
-        return text
-    seen = "".join(char if char.isprintable() else _escape(char) for char in text)
-    return seen.encode(glyphs.encoding, "backslashreplace").decode(glyphs.encoding)
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    shown = safe(text)
+    return shown if shown.isascii() else shown.encode(glyphs.encoding, "backslashreplace").decode(glyphs.encoding)
 
 
 def cell_width(text: str) -> int:
