@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import Any
@@ -110,18 +111,47 @@ HANDSHAKES = np.dtype(
 )
 
 
+#: What was different in the SYNs of one tap and direction. sources, destinations: HyperLogLog registers of the addresses
+#: (IPv4 and IPv6 together), HLL_REGISTERS bytes; source_ports, destination_ports: a bit each, PORTS // 8 bytes.
+SynSets = Mapping[str, npt.NDArray[np.uint8]]
+
+
 @dataclass(frozen=True)
 class Distinct:
-    """What was different in a set of SYNs. Shapes begin (taps, directions), direction being the SYN's.
+    """What was different in a set of SYNs, direction being the SYN's.
 
-    sources, destinations: uint8, (…, HLL_REGISTERS), HyperLogLog registers of the addresses (IPv4 and IPv6 together).
-    source_ports, destination_ports: bool, (…, PORTS), each port seen: exact.
+    sides: by tap and direction, those that had any. shape: how many taps and directions there are. The arrays of all
+    begin with that shape.
     """
 
-    sources: npt.NDArray[np.uint8]
-    destinations: npt.NDArray[np.uint8]
-    source_ports: npt.NDArray[np.bool_]
-    destination_ports: npt.NDArray[np.bool_]
+    sides: Mapping[tuple[int, int], SynSets]
+    shape: tuple[int, int]
+
+    @property
+    def sources(self) -> npt.NDArray[np.uint8]:
+        """HyperLogLog registers, (…, HLL_REGISTERS)."""
+        return self._all("sources", HLL_REGISTERS)
+
+    @property
+    def destinations(self) -> npt.NDArray[np.uint8]:
+        """HyperLogLog registers, (…, HLL_REGISTERS)."""
+        return self._all("destinations", HLL_REGISTERS)
+
+    @property
+    def source_ports(self) -> npt.NDArray[np.bool_]:
+        """Each port seen, (…, PORTS): exact."""
+        return np.unpackbits(self._all("source_ports", PORTS // 8), axis=-1, bitorder="little").astype(bool)
+
+    @property
+    def destination_ports(self) -> npt.NDArray[np.bool_]:
+        """Each port seen, (…, PORTS): exact."""
+        return np.unpackbits(self._all("destination_ports", PORTS // 8), axis=-1, bitorder="little").astype(bool)
+
+    def _all(self, name: str, length: int) -> npt.NDArray[np.uint8]:
+        whole = np.zeros((*self.shape, length), np.uint8)
+        for side, sets in self.sides.items():
+            whole[side] = sets[name]
+        return whole
 
 
 @dataclass(frozen=True)

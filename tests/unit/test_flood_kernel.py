@@ -17,11 +17,12 @@ TAPS = 3
 
 def sets(ports: int) -> Distinct:
     """On tap 1, outbound: registers of one address, and so many destination ports."""
-    registers = np.zeros((TAPS, 2, HLL_REGISTERS), np.uint8)
-    registers[1, OUT, 17] = 3
-    seen = np.zeros((TAPS, 2, PORTS), np.bool_)
-    seen[1, OUT, 1_024 : 1_024 + ports] = True
-    return Distinct(registers, registers, seen & False, seen)
+    registers = np.zeros(HLL_REGISTERS, np.uint8)
+    registers[17] = 3
+    seen = np.zeros(PORTS, np.bool_)
+    seen[1_024 : 1_024 + ports] = True
+    own = {"sources": registers, "destinations": registers, "source_ports": np.packbits(seen & False)}
+    return Distinct({(1, OUT): own | {"destination_ports": np.packbits(seen)}}, (TAPS, 2))
 
 
 def told(ports: int = 0, **handshakes: int) -> SynMeasures:

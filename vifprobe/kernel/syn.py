@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vifprobe.kernel.build import Programs
 from vifprobe.layout import Direction
-from vifprobe.records import AGE_BUCKETS, FLOW_EXPIRES_NS, HANDSHAKES, Distinct, SynMeasures
+from vifprobe.records import AGE_BUCKETS, FLOW_EXPIRES_NS, HANDSHAKES, Distinct, SynMeasures, SynSets
 
 #: New flows that are followed a second, of each tap and direction: where fewer came, more of them are from then on. A
 #: table of 16,384 places holds eight seconds of it, if no flow ends.
@@ -39,7 +39,7 @@ class SynReader:
         self._sets = np.moveaxis(sides["sets"], -1, 0)
         self._flows = programs.table("flows")["way"].reshape(-1)
         self._counts = programs.table("syn_counts").reshape(settings.cpus, *shape)
-        self._total = _copied(self._sets[0])
+        self._total: dict[tuple[int, int], SynSets] = {}
         self._before = np.zeros(shape, np.int64)
         self._every = np.ones(shape, np.int64)
         self._raised_ns = np.zeros(shape, np.int64)
@@ -56,13 +56,14 @@ class SynReader:
         now_ns = time.monotonic_ns()
         old = int(self._controls["generation"][0, 0]) & 1
         next_one = self._sets[1 - old]
-        _merge(self._total, next_one)
-        for name in next_one.dtype.names or ():
-            next_one[name] = 0
+        for side in _used(next_one):
+            self._add_to_total(side, _copied(next_one[side]))
+            next_one[side] = np.zeros((), next_one.dtype)
         # Direction by direction: a SYN that comes meanwhile is in one generation or the other.
         self._controls["generation"] += 1
-        interval = _copied(self._sets[old])
-        _merge(self._total, interval)
+        interval = {side: _copied(self._sets[old][side]) for side in _used(self._sets[old])}
+        for side, sets in interval.items():
+            self._add_to_total(side, sets)
         live, ages = self._live_flows(now_ns)
         handshakes = self._handshakes(live, ages, now_ns)
         self._adapt(handshakes, now_ns)
@@ -70,12 +71,22 @@ class SynReader:
         return SynMeasures(
             since_ns=since_ns,
             at_ns=now_ns,
-            interval=_distinct(interval),
-            total=_distinct(self._total),
+            interval=Distinct(interval, self._controls.shape),
+            total=Distinct(dict(self._total), self._controls.shape),
             handshakes=handshakes,
             open_age=self._ages(live, ages),
             completed_age=self._counts["completed_age"].sum(axis=0, dtype=np.int64),
         )
+
+    def _add_to_total(self, side: tuple[int, int], sets: SynSets) -> None:
+        """Registers: the larger one; ports: either. What has been given away stays as it is."""
+        before = self._total.get(side)
+        if before is not None:
+            sets = {
+                name: (np.bitwise_or if name.endswith("ports") else np.maximum)(own, sets[name])
+                for name, own in before.items()
+            }
+        self._total[side] = sets
 
     def _live_flows(self, now_ns: int) -> tuple[Array, Array]:
         """Flows that have not ended, and their ages in ns."""
@@ -126,29 +137,16 @@ class SynReader:
         # Twice as many at once at most: a pause is no end.
         shift[:] = np.clip(wanted, np.maximum(shift.astype(np.int64) - 1, 0), 20)
         # What was begun while more flows were followed is followed to its end.
-        for side in np.ndindex(shift.shape):
-            if shift[side] <= lookup[side] or now_ns - self._raised_ns[side] > FLOW_EXPIRES_NS:
-                lookup[side] = shift[side]
-                self._raised_ns[side] = now_ns
+        settled = (shift <= lookup) | (now_ns - self._raised_ns > FLOW_EXPIRES_NS)
+        np.copyto(lookup, shift, where=settled)
+        self._raised_ns[settled] = now_ns
 
 
-def _copied(sets: Array) -> dict[str, npt.NDArray[np.uint8]]:
+def _used(sets: Array) -> list[tuple[int, int]]:
+    """Taps and directions with a SYN in these sets: each one leaves a register that is not 0."""
+    registers = sets["sources"].view(np.uint64)
+    return [(int(tap), int(direction)) for tap, direction in np.argwhere(registers.any(axis=-1))]
+
+
+def _copied(sets: Any) -> SynSets:
     return {name: sets[name].copy() for name in sets.dtype.names or ()}
-
-
-def _merge(total: dict[str, npt.NDArray[np.uint8]], sets: Any) -> None:
-    """Registers: the larger one; ports: either."""
-    for name, own in total.items():
-        (np.bitwise_or if name.endswith("ports") else np.maximum)(own, sets[name], out=own)
-
-
-def _distinct(sets: dict[str, npt.NDArray[np.uint8]]) -> Distinct:
-    def ports(name: str) -> npt.NDArray[np.bool_]:
-        return np.unpackbits(sets[name], axis=-1, bitorder="little").astype(bool)
-
-    return Distinct(
-        sources=sets["sources"].copy(),
-        destinations=sets["destinations"].copy(),
-        source_ports=ports("source_ports"),
-        destination_ports=ports("destination_ports"),
-    )

@@ -55,11 +55,13 @@ def _sigma(x: float) -> float:
 
 def distinct_measures(found: Distinct, tap: int, direction: Direction) -> Named:
     """Sources and destinations estimated, ports exact."""
-    for name, registers in (("sources", found.sources), ("destinations", found.destinations)):
-        value = distinct(registers[tap, direction])
+    sets = found.sides.get((tap, direction))
+    for name in ("sources", "destinations"):
+        value = distinct(sets[name]) if sets is not None else Estimate(0.0)
         yield name, Measure(round(value.value), "different", round(value.error, 3))
-    for name, seen in (("source_ports", found.source_ports), ("destination_ports", found.destination_ports)):
-        yield name, Measure(int(seen[tap, direction].sum()), "different")
+    for name in ("source_ports", "destination_ports"):
+        seen = int(np.unpackbits(sets[name]).sum(dtype=np.int64)) if sets is not None else 0
+        yield name, Measure(seen, "different")
 
 
 def handshake_measures(now: Array, before: Array | None, ages: Array, took: Array) -> Named:
