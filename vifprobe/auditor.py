@@ -68,6 +68,9 @@ class TapAudit:
         self._remembered: dict[str, Finding] = {}
         self.forensics: TapForensics | None = None
         self.gone = False
+        self._busy_ns = 0
+        # Each is counted up by one of the threads when something is known that was not before.
+        self._followed_news = self._looked_news = 0
 
     def _set_up(self) -> SetUp:
         seen = self.looks[-1] if self.looks else None
@@ -89,17 +92,51 @@ class TapAudit:
         if look.gone:
             self.gone = True
             return
+        before = self.looks[-1] if self.looks else Look(0, problems=("not read yet",))
         kept = [one for one in self.looks[1:] if look.at_ns - one.at_ns < _WINDOW_NS]
         self.looks = (*self.looks[:1], *kept, look)
+        if (before.tcx, before.beyond, before.problems) != (look.tcx, look.beyond, look.problems):
+            self._looked_news += 1
 
     def follow(self, events: Sequence[Event], found: Installed, passed: Mapping[Direction, int | None]) -> bool:
         """Events, and what is installed after them; whether a limit came, went or changed."""
+        self._followed_news += 1
         self.installed = found
         changed = self.tracker.follow(happenings(events), _main(self._set_up()), time.monotonic_ns(), passed)
         if changed:
             self._window.clear()
             self._last_ns, self._changed_ns = 0, time.monotonic_ns()
         return changed
+
+    def learn(self, declared: Declared, meters: tuple[Meter, ...], pid: int | None) -> None:
+        """What is declared, and which process holds the tap."""
+        if (self.declared, self.meters, self.pid) != (declared, meters, pid):
+            self.declared, self.meters, self.pid = declared, meters, pid
+            self._looked_news += 1
+
+    def still_known(self, snapshot_ns: int) -> tuple[int, int] | None:
+        """Equal as long as findings of a tap without packets are the same; None where they are not to be kept: they
+        were not drawn at this snapshot, packets of the last seconds are in them, or a gap that lasts.
+        """
+        lasts = any(gap.end_ns is None for gap in self.tracker.gaps)
+        if lasts or snapshot_ns - self._busy_ns < 2 * _WINDOW_NS:
+            return None
+        return self._followed_news, self._looked_news
+
+    @property
+    def findings_ns(self) -> int:
+        """At which snapshot findings were drawn last."""
+        return self._last_ns
+
+    def repeat(self, duration_ns: int, cells: Cells, snapshot_ns: int) -> None:
+        """An interval in which nothing came, and whose findings are those of the one before."""
+        self._samples.append(Sample(snapshot_ns - duration_ns, duration_ns, 0, 0, None, None))
+        self._slide(cells, snapshot_ns)
+
+    def _slide(self, cells: Cells, snapshot_ns: int) -> None:
+        self._window.append((snapshot_ns, cells))
+        while len(self._window) > 1 and snapshot_ns - self._window[0][0] > _WINDOW_NS:
+            self._window.popleft()
 
     def limits(self, direction: Direction) -> Limit:
         """What is declared for one direction: by the user, else by libvirt and Open vSwitch."""
@@ -133,9 +170,9 @@ class TapAudit:
         self.tracker.progress(passed_bytes(cells, reasons))
         if not reading.final:
             self._sample(reading, snapshot_ns)
-            self._window.append((snapshot_ns, cells))
-            while len(self._window) > 1 and snapshot_ns - self._window[0][0] > _WINDOW_NS:
-                self._window.popleft()
+            self._slide(cells, snapshot_ns)
+            if len(reading.cells) or reading.missed:
+                self._busy_ns = snapshot_ns
             if snapshot_ns - self._last_ns < _FINDINGS_NS:
                 return self._last
         self._last, self._last_ns = findings(self._situation(reading, cells, snapshot_ns, reasons)), snapshot_ns
@@ -289,15 +326,14 @@ class Auditor:
                 continue
             declared = found[ifindex]
             try:
-                tap.meters = audit.meters(declared)
+                meters = audit.meters(declared)
             except HostError as error:
-                tap.meters = ()
+                meters = ()
                 declared = replace(declared, problems=(*declared.problems, f"Open vSwitch's meters: {error.message}"))
-            tap.declared = declared
             if tap.forensics is not None:
                 tap.forensics.tracker.know(own_addresses(declared, neighbours, ifindex))
             holder = holders.get(ifindex)
-            tap.pid = holder.pid if holder is not None and not holder.is_shared else None
+            tap.learn(declared, meters, holder.pid if holder is not None and not holder.is_shared else None)
 
     def _run(self) -> None:
         # This thread alone: what is watched must not wait for it on a busy host.

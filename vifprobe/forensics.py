@@ -15,7 +15,7 @@ import numpy.typing as npt
 from vifprobe.analysis.flood.addresses import OwnAddresses, mac_number
 from vifprobe.analysis.flood.bursts import Bucket, Bursts
 from vifprobe.analysis.flood.kernel import KernelSide
-from vifprobe.analysis.flood.model import Flood
+from vifprobe.analysis.flood.model import Flood, Measure
 from vifprobe.analysis.flood.tracker import FloodTracker
 from vifprobe.analysis.reading import Cells
 from vifprobe.analysis.thresholds import FloodThresholds
@@ -42,6 +42,7 @@ class TapForensics:
         self._number = number
         self._kernel = KernelSide(number)
         self._lost = 0
+        self._silent: dict[Direction, Flood] = {}
 
     def add(self, samples: Array, lost: int) -> None:
         """Samples of all taps. lost: samples that found no place so far, of all taps."""
@@ -50,8 +51,25 @@ class TapForensics:
 
     def interval(self, cells: Cells, duration_ns: int, found: SynMeasures | None) -> dict[Direction, Flood]:
         """The interval that ends now, whose packets `cells` are."""
+        is_silent = not len(cells) and self._is_silent(found)
         now = self._kernel.interval(found) if found is not None else {}
-        return self.tracker.interval(cells, duration_ns, self._directions, now)
+        floods = self.tracker.interval(cells, duration_ns, self._directions, now)
+        self._silent = floods if is_silent else {}
+        return floods
+
+    def repeat(self, duration_ns: int, found: SynMeasures | None) -> dict[Direction, Flood] | None:
+        """The interval that ends now, in which no packet came: as the one before, if there was nothing in that either.
+        None: it is not, ask for `interval`.
+        """
+        if not self._silent or not self._is_silent(found):
+            return None
+        seconds = Measure(round(duration_ns / 1e9, 9), "s")
+        floods = {one: Flood({**known.measures, "seconds": seconds}) for one, known in self._silent.items()}
+        self.tracker.repeat(floods, duration_ns, self._directions)
+        return floods
+
+    def _is_silent(self, found: SynMeasures | None) -> bool:
+        return self.tracker.interval_is_empty and (found is None or self._kernel.is_silent(found))
 
     def total(self, cells: Cells, duration_ns: int, found: SynMeasures | None) -> dict[Direction, Flood]:
         """The run up to the end of the last interval."""
@@ -130,6 +148,10 @@ class Forensics:
         """The interval that ends now is the one that the next calls of `floods` are for."""
         self.look()
         self._found = self._counters.syn_measures()
+
+    def repeat(self, number: int, duration_ns: int) -> dict[Direction, Flood] | None:
+        """Of one tap for which nothing was counted: see TapForensics.repeat."""
+        return self.taps[number].repeat(duration_ns, self._found)
 
     def floods(self, number: int, cells: Cells, duration_ns: int, final: bool) -> dict[Direction, Flood]:
         """Of one tap, whose packets `cells` are: the interval (once each), or the run."""

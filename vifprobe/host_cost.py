@@ -53,6 +53,7 @@ class HostCollector:
         self._total: HostCost | None = None
         self._tally = Tally()
         self._offered: dict[str, _Offered] = {}
+        self._idle: dict[int | None, HostCost] = {}  # by process: the last interval beside a tap without packets
         self._new: Recent[HostCost] = Recent(KEPT)
 
     def start(self) -> None:
@@ -102,7 +103,7 @@ class HostCollector:
         counts = self._counters.read()
         tally = self._tally_of(counts)
         self._tally.add_all(tally)
-        self._cost = self._as_cost(counts, tally)
+        self._cost, self._idle = self._as_cost(counts, tally), {}
         self._new.add(self._cost)
         before = self._total or replace(self._cost, duration_ns=0, bound_ns=0, missed_switches=0, unnamed_switches=0)
         self._total = replace(
@@ -126,7 +127,11 @@ class HostCollector:
             own.shown = scaled_packets(own.packets, own.ns, self._cost.duration_ns)
             own.total += own.shown
             own.packets = own.ns = 0
-        return replace(self._cost, pid=pid, offered_packets=own.shown)
+        if own.shown:
+            return replace(self._cost, pid=pid, offered_packets=own.shown)
+        if pid not in self._idle:
+            self._idle[pid] = replace(self._cost, pid=pid)
+        return self._idle[pid]
 
     def total_of_tap(self, tap: str, pid: int | None) -> HostCost | None:
         """The whole run so far."""

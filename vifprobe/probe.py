@@ -294,7 +294,7 @@ class Probe:
                 continue
             readings.append(self._maker.interval(watched, snapshot))
             watched.ended = watched.gone
-            if not watched.gone:
+            if not watched.gone and readings[-1].repeats is None:
                 self._parts.hooks.renew(watched)
         return tuple(readings)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import NamedTuple
 
 from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.reading import Cells, Reading, no_cells, subtract, unsized_notes
@@ -15,6 +16,17 @@ from vifprobe.layout import Direction, Verdict
 from vifprobe.opening import Parts
 from vifprobe.watched import WatchedTap
 
+#: A tap for which nothing comes is read whole so often all the same, each at its own time.
+_WHOLE_NS = 30_000_000_000
+
+
+class _Idle(NamedTuple):
+    """A reading without packets. known: what it rests on; while that is the same it repeats itself, until due_ns."""
+
+    reading: Reading
+    known: tuple[object, ...]
+    due_ns: int
+
 
 class ReadingMaker:
     """Of one run, whose clock starts at `start_ns`. what_ifs: the limits that are tried out."""
@@ -23,6 +35,7 @@ class ReadingMaker:
         self, start_ns: int, parts: Parts, directions: tuple[Direction, ...], what_ifs: Sequence[WhatIf]
     ) -> None:
         self._start_ns = self._since_ns = self._last_ns = start_ns
+        self._at = datetime.now(timezone.utc)  # wall clock at the end of the interval
         self._directions = directions
         self._watched = parts.watched
         self._counters = parts.counters
@@ -31,6 +44,7 @@ class ReadingMaker:
         self._host = parts.host
         self._forensics = parts.forensics
         self._what_ifs = what_ifs
+        self._idle: dict[int, _Idle] = {}  # by tap number
 
     def snapshot(self, patience_seconds: float | None = None, final: bool = False) -> Snapshot:
         """Packets, and beside them what the host did in the same time."""
@@ -44,6 +58,7 @@ class ReadingMaker:
     def end_interval(self, snapshot: Snapshot) -> None:
         """The interval that ends with this snapshot is the one that the next calls of `interval` are for."""
         self._since_ns, self._last_ns = self._last_ns, snapshot.at_ns
+        self._at = datetime.now(timezone.utc)
         if self._forensics is not None:
             self._forensics.end_interval()
 
@@ -55,11 +70,61 @@ class ReadingMaker:
     def interval(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
         """What has come since the interval before; once for each tap."""
         cells = snapshot.cells_of(watched.number)
-        reading = self._reading(watched, subtract(cells, watched.before), snapshot, self._since_ns)
+        is_silent = self._is_silent(watched, cells, snapshot)
+        if is_silent and (same := self._repeated(watched, cells, snapshot)) is not None:
+            return same
+        added = no_cells() if is_silent else subtract(cells, watched.before)
+        reading = self._reading(watched, added, snapshot, self._since_ns)
+        self._idle.pop(watched.number, None)
+        if is_silent and (known := self._known(watched, snapshot)) is not None:
+            due_ns = snapshot.at_ns + _WHOLE_NS // 2 + watched.number * _WHOLE_NS // 2 // len(self._watched)
+            if self._auditor.taps[watched.link.ifindex].findings_ns == snapshot.at_ns:
+                self._idle[watched.number] = _Idle(reading, known, due_ns)
         watched.missed_before = _missed(watched, snapshot)
-        watched.before = cells
+        watched.before = cells.copy()  # the snapshot's other rows need not be kept for it
         watched.what_ifs_before = None if snapshot.what_ifs is None else snapshot.what_ifs[watched.number]
         return reading
+
+    @staticmethod
+    def _is_silent(watched: WatchedTap, cells: Cells, snapshot: Snapshot) -> bool:
+        """Whether nothing was counted since the interval before."""
+        if len(cells) != len(watched.before) or snapshot.what_ifs is not None:
+            return False
+        return cells.tobytes() == watched.before.tobytes() and _missed(watched, snapshot) == watched.missed_before
+
+    def _known(self, watched: WatchedTap, snapshot: Snapshot) -> tuple[object, ...] | None:
+        """What a reading without packets rests on; None where it is not to be repeated."""
+        audited = self._auditor.taps[watched.link.ifindex].still_known(snapshot.at_ns)
+        if audited is None:
+            return None
+        told = (len(watched.notes), watched.blame.guessed, watched.gone_ns, snapshot.unplaced_drops)
+        return (audited, told, self._host_notes())
+
+    def _repeated(self, watched: WatchedTap, cells: Cells, snapshot: Snapshot) -> Reading | None:
+        """The reading before once more, if nothing has come and nothing is different; at little cost."""
+        idle = self._idle.get(watched.number)
+        if idle is None or snapshot.at_ns >= idle.due_ns or idle.known != self._known(watched, snapshot):
+            return None
+        duration_ns = snapshot.at_ns - self._since_ns
+        flood = idle.reading.flood
+        if self._forensics is not None:
+            silent = self._forensics.repeat(watched.number, duration_ns)
+            if silent is None:
+                return None
+            flood = silent
+        self._auditor.taps[watched.link.ifindex].repeat(duration_ns, watched.before, snapshot.at_ns)
+        host = None
+        if self._host is not None:
+            host = self._host.of_tap(watched.link.name, self._pid(watched), 0, duration_ns)
+        return replace(
+            idle.reading,
+            at=self._at,
+            start_ns=self._since_ns - self._start_ns,
+            duration_ns=duration_ns,
+            host=host,
+            flood=flood,
+            repeats=idle.reading,
+        )
 
     def total(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
         """What has come since the start."""
@@ -132,4 +197,4 @@ class ReadingMaker:
 
 def _missed(watched: WatchedTap, snapshot: Snapshot) -> dict[Direction, int]:
     """Packets of each direction since the start that are in no cell."""
-    return {direction: int(snapshot.missed_packets[watched.number, direction]) for direction in Direction}
+    return dict(zip(Direction, snapshot.missed_packets[watched.number].tolist(), strict=True))

@@ -147,6 +147,9 @@ class Reading:
     nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. unannounced: in
     totals, inbound packets of which only the end was seen: waiting since before the start, or cut from a longer frame.
     gone_ns: when the tap was seen to be deleted, monotonic, from the start of the run; None while it is there.
+
+    repeats: an earlier reading of the tap, where nothing has come and nothing was changed since: all is as in that one
+    but at, start_ns, duration_ns, host, and the measure `seconds` in flood. What was made of it can be used again.
     """
 
     tap: str
@@ -168,6 +171,7 @@ class Reading:
     unannounced: int = 0
     queued: Cells = field(default_factory=no_cells)
     gone_ns: int | None = None
+    repeats: Reading | None = field(default=None, compare=False, repr=False)
 
     @property
     def gone(self) -> bool:

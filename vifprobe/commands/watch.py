@@ -97,10 +97,10 @@ def command(
 
 
 def _json(readings: list[Reading]) -> None:
-    from vifprobe.render.jsonlines import dumps, reading_object
+    from vifprobe.render.jsonlines import reading_line
 
     for reading in readings:
-        sys.stdout.write(dumps(reading_object(reading)) + "\n")
+        sys.stdout.write(reading_line(reading) + "\n")
     sys.stdout.flush()
 
 

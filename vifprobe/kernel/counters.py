@@ -74,7 +74,8 @@ class Snapshot:
 
     def cells_of(self, number: int) -> Array:
         """One tap's cells, by its number."""
-        rows: Array = self.cells[self.cells["tap"] == number]
+        begin, end = np.searchsorted(self.cells["tap"], (number, number + 1))
+        rows: Array = self.cells[begin:end]
         return rows
 
 

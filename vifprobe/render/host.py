@@ -87,6 +87,16 @@ def host_object(cost: HostCost | None) -> dict[str, Any] | None:
 
 def host_fields(cost: HostCost | None) -> str:
     """For a line of `watch`: a fixed number of words."""
+    if not _LINE or _LINE[0][0] is not cost:
+        _LINE[:] = [(cost, _host_fields(cost))]
+    return _LINE[0][1]
+
+
+#: Taps without packets whose process is the same, or not known, share one.
+_LINE: list[tuple[HostCost | None, str]] = []
+
+
+def _host_fields(cost: HostCost | None) -> str:
     took, vcpu, vhost, softirq, waiting, preempted = _fields(cost) if cost is not None else [UNKNOWN] * 6
     return (
         f"host {took:>6} ns/packet vcpu {vcpu:>5} vhost {vhost:>5} softirq {softirq:>5} CPU"

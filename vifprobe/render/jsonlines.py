@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import json
+import secrets
 from datetime import timezone
+from itertools import chain
 from typing import Any
 
 from vifprobe.analysis.flood.model import Flood
+from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
 from vifprobe.analysis.whatif import Share, WhatIfRow, by_limit, total
 from vifprobe.layout import Direction, PacketClass, Verdict
@@ -17,6 +20,7 @@ from vifprobe.render.host import host_object
 SCHEMA = 1
 
 _Object = dict[str, Any]
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
 
 
 def reading_object(reading: Reading) -> _Object:
@@ -27,7 +31,7 @@ def reading_object(reading: Reading) -> _Object:
     return {
         "schema": SCHEMA,
         "tap": reading.tap,
-        "at": reading.at.astimezone(timezone.utc).isoformat(timespec="microseconds"),
+        "at": _at(reading),
         "start_ns": int(reading.start_ns),
         "duration_ns": int(reading.duration_ns),
         "final": reading.final,
@@ -43,6 +47,57 @@ def reading_object(reading: Reading) -> _Object:
     }
 
 
+def reading_line(reading: Reading) -> str:
+    """One line of ``watch --json``, without its line end: `reading_object` as `dumps` writes it."""
+    base = reading.repeats
+    if base is None:
+        return dumps(reading_object(reading))
+    known = _TEXTS.get(reading.tap)
+    if known is None or known[0] is not base:
+        if len(_TEXTS) >= _TEXTS_MAX:
+            _TEXTS.clear()
+        known = _TEXTS[reading.tap] = base, _pieces(base)
+    values = [
+        dumps(_at(reading)),
+        str(int(reading.start_ns)),
+        str(int(reading.duration_ns)),
+        _host_text(reading.host),
+        *(dumps(flood.measures["seconds"].value) for flood in reading.flood.values()),
+    ]
+    pieces = known[1]
+    return "".join(chain(*zip(pieces, values, strict=False), pieces[len(values) :]))
+
+
+#: Of the reading that others repeat, by tap: the text between what is different in each of them.
+_TEXTS: dict[str, tuple[Reading, list[str]]] = {}
+_TEXTS_MAX = 4096
+_HOST_TEXT: list[tuple[HostCost, str]] = []
+#: Stands in a text where a value goes. No other text holds it: it is drawn anew in each process.
+_GAP = secrets.token_hex(16)
+
+
+def _pieces(base: Reading) -> list[str]:
+    whole = reading_object(base)
+    for name in ("at", "start_ns", "duration_ns", "host"):
+        whole[name] = _GAP
+    for flood in (whole["flood"] or {}).values():
+        flood["measures"]["seconds"]["value"] = _GAP
+    return dumps(whole).split(f'"{_GAP}"')
+
+
+def _host_text(cost: HostCost | None) -> str:
+    """Taps without packets whose process is the same, or not known, share one."""
+    if not _HOST_TEXT or _HOST_TEXT[0][0] is not cost:
+        if cost is None:
+            return "null"
+        _HOST_TEXT[:] = [(cost, dumps(host_object(cost)))]
+    return _HOST_TEXT[0][1]
+
+
+def _at(reading: Reading) -> str:
+    return reading.at.astimezone(timezone.utc).isoformat(timespec="microseconds")
+
+
 def _flood(flood: Flood) -> _Object:
     """Each measure with its unit and by how much it can be off: 0 is exact."""
     return {
@@ -53,7 +108,7 @@ def _flood(flood: Flood) -> _Object:
 
 def dumps(value: Any) -> str:
     """One line of ASCII without its line end: a name's control characters and odd bytes are escaped by JSON."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
+    return _ENCODER.encode(value)
 
 
 def _direction(reading: Reading, direction: Direction) -> _Object:

@@ -33,15 +33,39 @@ def interval_line(reading: Reading, glyphs: Glyphs = ASCII) -> str:
 
     ``gone 3.217 s`` at the end: the tap was deleted so long after the start of the run, and has no further lines.
     """
+    clock = _clock(reading)
+    base = reading.repeats
+    if base is None:
+        before, after = _around_host(reading, glyphs)
+    else:
+        known = _TEXTS.get(reading.tap)
+        if known is None or known[0] is not base or known[1] is not glyphs:
+            if len(_TEXTS) >= _TEXTS_MAX:
+                _TEXTS.clear()
+            known = _TEXTS[reading.tap] = base, glyphs, _around_host(base, glyphs)
+        before, after = known[2]
+    return " ".join((pad("total", len(clock)) if reading.final else clock, before, host_fields(reading.host), after))
+
+
+#: Of the reading that others repeat, by tap: its text before and after what the host did.
+_TEXTS: dict[str, tuple[Reading, Glyphs, tuple[str, str]]] = {}
+_TEXTS_MAX = 4096
+
+
+def _clock(reading: Reading) -> str:
     moment = reading.at.astimezone()
     clock = moment.strftime("%H:%M:%S")
     if 0 < reading.duration_ns < 950_000_000:  # an interval of a second is a few ms more or less
         clock += f".{moment.microsecond // 1000:03}"
+    return clock
+
+
+def _around_host(reading: Reading, glyphs: Glyphs) -> tuple[str, str]:
+    """The line before and after the fields of the host, without the time."""
     limit = reading.limits.get(Direction.OUTBOUND, Limit())
     asked = limit.declared_bps if limit.declared_bps is not None else limit.installed_bps
     passed = _counts(reading, Direction.OUTBOUND, Verdict.PASSED)
     fields = [
-        pad("total", len(clock)) if reading.final else clock,
         pad(_word(reading.tap, glyphs), _TAP_WIDTH),
         f"out {_figures('offered', _offered(reading, Direction.OUTBOUND), reading)}",
         _figures("passed", passed, reading),
@@ -54,11 +78,9 @@ def interval_line(reading: Reading, glyphs: Glyphs = ASCII) -> str:
         _figures("dropped", _counts(reading, Direction.INBOUND, Verdict.DROPPED), reading),
         f"queued {_waiting(reading):>5}",
         f"missed {reading.missed}",
-        host_fields(reading.host),
-        f"top {_top(reading)}",
-        *([f"gone {reading.gone_ns / 1e9:.3f} s"] if reading.gone_ns is not None else []),
     ]
-    return " ".join(fields)
+    gone = [f"gone {reading.gone_ns / 1e9:.3f} s"] if reading.gone_ns is not None else []
+    return " ".join(fields), " ".join([f"top {_top(reading)}", *gone])
 
 
 def _waiting(reading: Reading) -> str:

@@ -111,6 +111,13 @@ class KernelSide:
         took_before, self._took_before = self._took_before, found.completed_age[self._tap].copy()
         return {one: self._of(found.interval, found, one, before, took_before) for one in Direction}
 
+    def is_silent(self, found: SynMeasures) -> bool:
+        """Whether it would be the same interval once more: no SYN came, and no handshake began, ended or is open."""
+        now = found.handshakes[self._tap]
+        if any((self._tap, direction) in found.interval.sides for direction in Direction) or now["open"].any():
+            return False
+        return self._before is not None and bool((now == self._before).all())
+
     def total(self, found: SynMeasures) -> dict[Direction, dict[str, Measure]]:
         """Since the start."""
         return {one: self._of(found.total, found, one, None, None) for one in Direction}

@@ -61,7 +61,7 @@ class FloodTracker:
         self._run, self._judging, self._interval = self._spans(), self._spans(), self._spans()
         self._judged_cells: Cells = no_cells()
         self._judged_ns = 0
-        self._long_intervals = False
+        self._long_intervals, self._interval_is_empty = False, True
         self.judged: Mapping[Direction, Flood] = {}
 
     def know(self, host: OwnAddresses) -> None:
@@ -80,6 +80,7 @@ class FloodTracker:
         """Samples of this tap (rows of layout.SAMPLE). lost: samples that found no place on their way, since the last
         call.
         """
+        self._interval_is_empty = False
         packets = packets_of(samples)
         self._knowledge.learn(packets)
         syns = pick(packets, (packets["packet_class"] == PacketClass.TCP_SYN) & packets["has_tcp"])
@@ -94,9 +95,21 @@ class FloodTracker:
     ) -> dict[Direction, Flood]:
         """The interval that ends now, whose packets `cells` are; the next one begins. Brings `judged` up to date."""
         found = self._floods(self._interval, cells, duration_ns, directions, kernel)
-        self._interval = self._spans()
+        self._interval, self._interval_is_empty = self._spans(), True
         self._judge(found, cells, duration_ns, directions)
         return found
+
+    @property
+    def interval_is_empty(self) -> bool:
+        """Whether no sample came, and none is known to be lost, since the last interval."""
+        return self._interval_is_empty
+
+    def repeat(self, found: dict[Direction, Flood], duration_ns: int, directions: tuple[Direction, ...]) -> None:
+        """An interval without a packet, whose floods are known to be these."""
+        if duration_ns >= JUDGED_NS and self._long_intervals and not self._judged_ns:
+            self.judged = found
+        else:
+            self._judge(found, no_cells(), duration_ns, directions)
 
     def _judge(
         self, found: dict[Direction, Flood], cells: Cells, duration_ns: int, directions: tuple[Direction, ...]
