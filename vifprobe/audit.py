@@ -13,7 +13,7 @@ from vifprobe.analysis.reading import Limit
 from vifprobe.analysis.situation import Growth, Load, Uplink
 from vifprobe.errors import HostError
 from vifprobe.host import declared as told
-from vifprobe.host.limits import Installed, InstalledLimit, installed_of
+from vifprobe.host.limits import Installed, InstalledLimit, LimitReader
 from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
 from vifprobe.host.load import LoadSample, sample_load
 from vifprobe.host.meters import Meter
@@ -62,7 +62,10 @@ def given_limits(limits: Mapping[Direction, Limit], device: str) -> list[told.De
 
 
 def look(
-    links: Sequence[Link], pids: Mapping[int, int | None], declared: Mapping[int, told.Declared]
+    links: Sequence[Link],
+    pids: Mapping[int, int | None],
+    declared: Mapping[int, told.Declared],
+    limits: LimitReader | None = None,
 ) -> dict[int, Look]:
     """Read limits, counters, programs and load of some taps, from the same few dumps. Never raises."""
     try:
@@ -77,7 +80,7 @@ def look(
     others = [*chain.from_iterable(beyond.values()), *filter(None, uplinks.values())]
     wanted = {one.ifindex: one for one in (*here, *others)}
     try:
-        found = installed_of(wanted.values())
+        found = (limits or LimitReader()).read(wanted.values())
     except HostError as error:
         return {link.ifindex: Look(time.monotonic_ns(), problems=(error.message,)) for link in links}
     gone = {link.ifindex: Look(time.monotonic_ns(), problems=("the interface is gone",), gone=True) for link in links}

@@ -28,7 +28,7 @@ from vifprobe.happenings import happenings
 from vifprobe.host import processes
 from vifprobe.host.declared import Declared, DeclaredLimit, declared_of
 from vifprobe.host.events import Event
-from vifprobe.host.limits import Installed
+from vifprobe.host.limits import Installed, LimitReader
 from vifprobe.host.links import Link, is_there
 from vifprobe.host.meters import Meter
 from vifprobe.layout import Direction, Verdict
@@ -39,6 +39,9 @@ _LOOK_SECONDS = 1.0
 _DECLARED_NS = 10_000_000_000
 _DECLARED_LEAST_NS = 1_000_000_000
 _BACKGROUND_NICE = 5
+#: Taps without packets are looked at so often; and nothing is looked at sooner again than after this.
+_ALL_NS = 10_000_000_000
+_LOOK_LEAST_SECONDS = 0.1
 #: Findings are drawn from so much of the past, and not anew more often than this.
 _WINDOW_NS = 5_000_000_000
 _FINDINGS_NS = 100_000_000
@@ -68,7 +71,7 @@ class TapAudit:
         self._remembered: dict[str, Finding] = {}
         self.forensics: TapForensics | None = None
         self.gone = False
-        self._busy_ns = 0
+        self._busy_ns, self._begun_ns = 0, time.monotonic_ns()
         # Each is counted up by one of the threads when something is known that was not before.
         self._followed_news = self._looked_news = 0
 
@@ -122,6 +125,10 @@ class TapAudit:
         if lasts or snapshot_ns - self._busy_ns < 2 * _WINDOW_NS:
             return None
         return self._followed_news, self._looked_news
+
+    def is_busy(self, now_ns: int) -> bool:
+        """Whether packets came in the last seconds, or may have: the run has just begun."""
+        return now_ns - max(self._busy_ns, self._begun_ns) < _WINDOW_NS
 
     @property
     def findings_ns(self) -> int:
@@ -273,11 +280,17 @@ class Auditor:
     """The audits of all watched taps, and the thread behind them. To be made in the taps' network namespace."""
 
     def __init__(
-        self, links: Iterable[Link], limits: Mapping[Direction, Limit], found: Mapping[int, Installed]
+        self,
+        links: Iterable[Link],
+        limits: Mapping[Direction, Limit],
+        found: Mapping[int, Installed],
+        reader: LimitReader | None = None,
     ) -> None:
         self.taps = {link.ifindex: TapAudit(link, limits, found[link.ifindex]) for link in links}
         self._links = [tap.link for tap in self.taps.values()]
         self._wake, self._closed = threading.Event(), False
+        self._reader, self._holders = reader or LimitReader(), processes.Holders()
+        self._all_looked_ns = 0
         self._declared_ns: int | None = None
         self._poked = False
         self._lock = threading.Lock()
@@ -301,11 +314,16 @@ class Auditor:
 
     def look(self) -> None:
         """Read everything once, in the calling thread."""
+        self._look(self._links)
+
+    def _look(self, links: list[Link]) -> None:
         with self._lock:
             self._look_at_declared()
             pids = {ifindex: tap.pid for ifindex, tap in self.taps.items()}
             declared = {ifindex: tap.declared for ifindex, tap in self.taps.items() if tap.declared is not None}
-            for ifindex, seen in audit.look(self._links, pids, declared).items():
+            if not links:
+                return
+            for ifindex, seen in audit.look(links, pids, declared, self._reader).items():
                 self.taps[ifindex].take(seen)
 
     def rows(self) -> list[PolicerRow]:
@@ -319,7 +337,7 @@ class Auditor:
             return
         self._declared_ns, self._poked = now_ns, False
         found = declared_of(self._links)
-        holders = processes.holders(self._links)
+        holders = self._holders.find(self._links)
         neighbours = host_neighbours()
         for ifindex, tap in self.taps.items():
             if tap.gone or not is_there(tap.link):  # so is what libvirt and Open vSwitch said of it
@@ -339,13 +357,23 @@ class Auditor:
         # This thread alone: what is watched must not wait for it on a busy host.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
         while not self._closed:
+            is_asked = self._wake.is_set()
             self._wake.clear()
             try:
-                self.look()
+                self._look(self._due(is_asked))
             except (HostError, OSError) as error:
                 for tap in self.taps.values():
                     tap.take(Look(time.monotonic_ns(), problems=(str(error),)))
-            self._wake.wait(_LOOK_SECONDS)
+            if self._wake.wait(_LOOK_SECONDS) and not self._closed:
+                time.sleep(_LOOK_LEAST_SECONDS)  # changes can pour in
+
+    def _due(self, is_asked: bool) -> list[Link]:
+        """Taps to look at: those that packets come through, and all of them now and then, or when something changed."""
+        now_ns = time.monotonic_ns()
+        if is_asked or now_ns - self._all_looked_ns > _ALL_NS:
+            self._all_looked_ns = now_ns
+            return self._links
+        return [tap.link for tap in self.taps.values() if tap.is_busy(now_ns)]
 
 
 def passed_bytes(cells: Cells, reasons: Mapping[int, str]) -> dict[Direction, int | None]:

@@ -10,14 +10,17 @@ from vifprobe.analysis.reading import Cells
 from vifprobe.analysis.recent import Recent
 from vifprobe.auditor import passed_bytes
 from vifprobe.coverage import GapTeller, LinkTeller
+from vifprobe.errors import HostError
 from vifprobe.happenings import happenings
 from vifprobe.host.events import Event
 from vifprobe.opening import Parts
-from vifprobe.watched import WatchedTap
+from vifprobe.watched import WatchedTap, is_about_limits
 
-#: Limits are read again this often even if netlink tells of no change: of tcx programs it never does, and of nft only
-#: once nf_tables is there to be listened to.
+#: So often it is looked for changes that netlink does not tell of: of tcx programs it never does, and of nft only once
+#: nf_tables is there to be listened to.
 _REFRESH_NS = 1_000_000_000
+#: And so often all limits are read again, told or not.
+_ALL_NS = 10_000_000_000
 #: An interval ends so soon after it was told that a limit came, went or changed, or that a tap was deleted, for that to
 #: be seen at once; what belongs to the same change (qdisc, then filter) has arrived by then.
 _CHANGE_SHOWN_NS = 30_000_000
@@ -41,6 +44,8 @@ class Follower:
         self._auditor = parts.auditor
         self._reasons = parts.features.reasons
         self._forensics = parts.forensics  # looked at while waiting
+        self._limits = parts.limits
+        self._all_looked_ns = time.monotonic_ns()
         self._stop_fd = stop_fd
         self._seen: Recent[tuple[str, Event]] = Recent(KEPT)
         self._gap_teller, self._link_teller = GapTeller(), LinkTeller()
@@ -78,18 +83,22 @@ class Follower:
         events = self._events.read()
         now_ns = time.monotonic_ns()
         is_due = self._is_refresh_due(now_ns)
+        if not events and not is_due:
+            self._tell_link_messages()
+            return
+        owns = {watched.number: self._own(watched, events) for watched in self._hooks.watched}
+        was_gone = {watched.number for watched in self._hooks.watched if watched.gone}
+        news = self._look(owns, events, now_ns, is_due)
         cells: Cells | None = None
         changed = False
         for watched in self._hooks.watched:
-            own = self._own(watched, events)
-            was_there = not watched.gone
+            own = owns[watched.number]
+            was_there = watched.number not in was_gone
             if own:
                 own = watched.on_events(own, self._hooks.programs)
                 self._tell(watched, own)
-            if is_due and not watched.gone and watched.looked_ns < now_ns:
-                watched.refresh()
             changed |= bool(own)
-            if (own or is_due) and not watched.gone:
+            if (own or watched.number in news) and not watched.gone:
                 watched.tell_apart(self._hooks.programs)
                 self._hooks.count(watched)
                 watched.covered()
@@ -131,6 +140,37 @@ class Follower:
             seen.insert(0, (tap, Event(oldest.at_ns, 0, "overflow", words)))
         return seen
 
+    def _look(self, owns: dict[int, list[Event]], events: list[Event], now_ns: int, is_due: bool) -> set[int]:
+        """Read limits again, of those taps alone that have a reason, with the same few dumps for all; the numbers of
+        taps of which something is to be looked into.
+        """
+        if any(event.kind in ("nft_change", "overflow") for event in events):
+            self._limits.forget_nft()
+        there = [watched for watched in self._hooks.watched if not watched.gone]
+        wanted = [watched for watched in there if is_about_limits(owns[watched.number])]
+        news: set[int] = set()
+        if is_due:
+            news |= {watched.number for watched in there if watched.look_ahead()}
+            # While a limit is away, or it is guessed what it drops, more than changes matters.
+            uneasy = [watched for watched in there if watched.blame.guessed or self._is_away(watched)]
+            news |= {watched.number for watched in uneasy}
+            if now_ns - self._all_looked_ns > _ALL_NS or self._limits.is_nft_changed():
+                self._all_looked_ns, uneasy = now_ns, there
+            wanted += [watched for watched in uneasy if watched not in wanted]
+        if not wanted:
+            return news
+        try:
+            found = self._limits.read(watched.link for watched in wanted)
+        except HostError as error:
+            for watched in wanted:
+                watched.note(f"limits could not be read again: {error.message}")
+            return news
+        return news | {watched.number for watched in wanted if watched.take(found[watched.link.ifindex])}
+
+    def _is_away(self, watched: WatchedTap) -> bool:
+        tracker = self._auditor.taps[watched.link.ifindex].tracker
+        return any(gap.end_ns is None for gap in tracker.gaps)
+
     def _own(self, watched: WatchedTap, events: list[Event]) -> list[Event]:
         """What a tap must be looked at for. Link messages that tell of no change are no reason, however many they are:
         they matter as what somebody else answered to, and are counted.
@@ -158,7 +198,7 @@ class Follower:
         is_due = now_ns - self._refreshed_ns > _REFRESH_NS
         if is_due:
             self._refreshed_ns = now_ns
-            self._events.follow_nft()
+            self._limits.hear_of_nft(self._events.follow_nft())
         return is_due
 
     def _audit(self, watched: WatchedTap, own: list[Event], cells: Cells | None) -> bool:

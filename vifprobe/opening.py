@@ -15,7 +15,7 @@ from vifprobe.auditor import Auditor
 from vifprobe.forensics import Forensics
 from vifprobe.hooks import Hooks
 from vifprobe.host.events import Events
-from vifprobe.host.limits import installed_of
+from vifprobe.host.limits import LimitReader
 from vifprobe.host.links import Link, find_link
 from vifprobe.host_cost import HostCollector
 from vifprobe.kernel.attach import has_tcx
@@ -57,6 +57,7 @@ class Parts:
     hooks: Hooks
     host: HostCollector | None
     forensics: Forensics | None
+    limits: LimitReader
 
 
 def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
@@ -73,18 +74,19 @@ def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
         compiling = pool.submit(make_programs, settings, features)
         stack.callback(_close, compiling)
         events = stack.enter_context(Events(link.ifindex for link in links))
-        found = installed_of(links)
+        limits = LimitReader()
+        found = limits.read(links)
         programs = compiling.result()
     counters = Counters(programs)
     if counters.samples is not None:
         counters.samples.per_second = wanted.samples_per_second
     stack.callback(counters.close)
     watched = tuple(WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links))
-    auditor = Auditor(links, wanted.limits, found)
+    auditor = Auditor(links, wanted.limits, found, limits)
     hooks = Hooks(programs, counters, watched, wanted.directions, auditor, wanted.charge)
     host = _host(wanted, stack)
     forensics = _forensics(wanted, counters, watched, auditor)
-    return Parts(features, events, programs, counters, watched, auditor, hooks, host, forensics)
+    return Parts(features, events, programs, counters, watched, auditor, hooks, host, forensics, limits)
 
 
 def _close(compiling: Future[Programs]) -> None:

@@ -112,7 +112,7 @@ HANDSHAKES = np.dtype(
 
 
 #: What was different in the SYNs of one tap and direction. sources, destinations: HyperLogLog registers of the
-#: addresses (IPv4 and IPv6 together), HLL_REGISTERS bytes; source_ports, destination_ports: PORTS // 8 bytes, a bit each.
+#: addresses (IPv4 and IPv6 together), HLL_REGISTERS bytes; source_ports, destination_ports: a bit each.
 SynSets = Mapping[str, npt.NDArray[np.uint8]]
 
 

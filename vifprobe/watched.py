@@ -18,7 +18,7 @@ from vifprobe.host.links import Link, is_there
 from vifprobe.host.nft import NftState
 from vifprobe.host.nft_events import NftChange
 from vifprobe.host.tc_records import TcAction, TcFilter, TcQdisc
-from vifprobe.kernel.ahead import tcx_programs
+from vifprobe.kernel.ahead import tcx_program_ids, tcx_programs
 from vifprobe.kernel.attach import (
     Attachment,
     FilterAttachment,
@@ -62,6 +62,7 @@ class WatchedTap:
         self._nft_before, self._nft_changed_ns = found.nft, 0
         self.gone_ns: int | None = None
         self.heard_of_end = self.ended = False
+        self._ahead: tuple[int, ...] = ()
         self.droppers = self._droppers()
         self.blame = Blame(found, self.droppers)
         self._apart = self._traced = TapTrait(0)
@@ -172,17 +173,34 @@ class WatchedTap:
 
     def refresh(self) -> None:
         """Read again what limits the tap; what can't be read, or went with the tap, stays as it was."""
-        before, self.looked_ns = self.installed.nft, time.monotonic_ns()
         try:
-            found = installed(self.link)
-            if self.installed.limits and not found.limits and self._check_gone():
-                return
-            self.installed = found
+            self.take(installed(self.link))
         except HostError as error:
             self.note(f"limits could not be read again: {error.message}")
-        if self.installed.nft.settings != before.settings:
-            self._nft_before, self._nft_changed_ns = before, self.looked_ns
-        self.droppers = self._droppers()
+
+    def take(self, found: Installed) -> bool:
+        """What limits it now; whether anything about it is different. What went with the tap stays as it was."""
+        before, self.looked_ns = self.installed, time.monotonic_ns()
+        if found is not before:
+            if before.limits and not found.limits and self._check_gone():
+                return False
+            self.installed = found
+            if found.nft.settings != before.nft.settings:
+                self._nft_before, self._nft_changed_ns = before.nft, self.looked_ns
+        if not self.look_ahead() and found is not before:
+            self.droppers = self._droppers()
+        return found is not before
+
+    def look_ahead(self) -> bool:
+        """Whether other programs than before run ahead of its qdiscs: nobody tells of them. One system call."""
+        before = self._ahead
+        try:
+            self._ahead = tcx_program_ids(self.link.ifindex, ingress=True)
+        except OSError:  # it is gone
+            self._ahead = ()
+        if self._ahead != before:
+            self.droppers = self._droppers()
+        return self._ahead != before
 
     def _droppers(self) -> Droppers:
         try:
@@ -197,14 +215,14 @@ class WatchedTap:
             self.notes.append(text if len(self.notes) < _NOTES_MAX - 1 else "there is more to note, which is left out")
 
     def on_events(self, events: list[Event], programs: Programs) -> list[Event]:
-        """Follow what happened to the tap: deleted, limits changed, our filter gone with somebody's qdisc.
+        """Follow what happened to the tap: deleted, limits changed, our filter gone with somebody's qdisc. What is
+        installed after them has been taken already.
 
         The events that were about this tap: nft's may be about any.
         """
         self.heard_of_end = self.heard_of_end or any(event.kind == "link_del" for event in events)
-        if self._check_gone() or not any(event.kind.startswith(_ABOUT_LIMITS) for event in events):
+        if self._check_gone() or not is_about_limits(events):
             return events
-        self.refresh()
         # A look just before them may have seen already what they tell.
         is_late = self.looked_ns - self._nft_changed_ns < _TOLD_AFTER_NS
         events = own_events(events, self._nft_before if is_late else self.installed.nft, self.installed.nft)
@@ -271,6 +289,11 @@ class WatchedTap:
             return declared
         burst_bytes = main.burst_bytes if declared.burst_bytes is None else declared.burst_bytes
         return replace(declared, installed_bps=main.rate_bps, installed_pps=main.rate_pps, burst_bytes=burst_bytes)
+
+
+def is_about_limits(events: list[Event]) -> bool:
+    """Whether limits must be read again after these."""
+    return any(event.kind.startswith(_ABOUT_LIMITS) for event in events)
 
 
 def own_events(events: list[Event], before: NftState, after: NftState) -> list[Event]:

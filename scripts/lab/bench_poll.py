@@ -21,7 +21,7 @@ from vifprobe.testing.taps import private_netns, tap
 from vifprobe.testing.waiting import wait_until
 
 SECONDS = 6.0  # measured, once the run is settled
-SETTLED_INTERVALS = 3  # compiling, loading and the first audit are over by then
+SETTLED_INTERVALS = 7  # compiling, loading and the first audit are over by then
 START_SECONDS = 120.0
 _NFT_RULES = 10_000
 

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 import render_kit as kit
 
+from vifprobe.analysis.flood.model import Flood, Measure
+from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.reading import Counts, Reading, count, no_cells
 from vifprobe.layout import Direction, Expected, PacketClass, Verdict
 from vifprobe.render.csvlines import csv_header, csv_rows
-from vifprobe.render.jsonlines import dumps, reading_object
+from vifprobe.render.jsonlines import dumps, reading_line, reading_object
+from vifprobe.render.lines import interval_line
 
 COUNTS = ["packets", "frame_bytes", "charged_bytes", "wire_bytes"]
 OUTCOMES = ["passed", "policed", "dropped"]
@@ -166,3 +169,21 @@ def test_a_deleted_tap_is_marked_in_json_and_csv() -> None:
     names = ("direction", "packet_class", "verdict", "packets", "gone")
     found_rows = [tuple(row[name] for name in names) for row in rows[2]]
     assert found_rows == [(direction, "", "", "0", "true") for direction in ("outbound", "inbound")]
+
+
+def test_a_reading_that_repeats_another_one_is_written_as_it_would_be_alone() -> None:
+    """Text that is used again differs where the reading does: in its times, in what the host did."""
+    flood = {one: Flood({"seconds": Measure(1.0, "s"), "syn_packets": Measure(0, "packets")}) for one in Direction}
+    base = replace(kit.BASE, cells=no_cells(), flood=flood)
+    for number, tap in enumerate(("tap0", "tap1", "tap0", 'tap"0')):
+        own = base if tap == "tap0" else replace(base, tap=tap)
+        for host in (None, HostCost(number, 1_009, ()), HostCost(number, 1_009, (), pid=97)):
+            seconds = Measure(1.009 + number, "s")
+            later = replace(
+                kit.at(number + 1, own),
+                duration_ns=1_009_000_000 + number,
+                host=host,
+                flood={one: Flood({**found.measures, "seconds": seconds}) for one, found in flood.items()},
+            )
+            assert reading_line(replace(later, repeats=own)) == dumps(reading_object(later))
+            assert interval_line(replace(later, repeats=own)) == interval_line(later)

@@ -87,12 +87,13 @@ class Events:
         self.follow_nft()
         self._receiver.start()
 
-    def follow_nft(self) -> None:
-        """Subscribe to what nft changes, once nf_tables is there; harmless when called again."""
+    def follow_nft(self) -> bool:
+        """Subscribe to what nft changes, once nf_tables is there; harmless when called again. Whether it is told."""
         if not self._receiver.hears_nft:
             source = subscribed(_RECEIVE_BUFFER_BYTES)
             if source is not None:
                 self._receiver.add_nft(source)
+        return self._receiver.hears_nft
 
     def __enter__(self) -> Events:
         return self

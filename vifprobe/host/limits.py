@@ -7,13 +7,14 @@ Only what is installed: what libvirt, OVS or Neutron say that they want is their
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vifprobe.errors import HostError
 from vifprobe.host.links import Link
-from vifprobe.host.nft import NftPolicer, NftState, read_nft_of
-from vifprobe.host.tc import TcState, read_tc_of
+from vifprobe.host.nft import NftPolicer, NftReader, NftState
+from vifprobe.host.tc import TcReader, TcState
 from vifprobe.host.tc_records import Shaper, Stats, TcAction, TcFilter
 from vifprobe.layout import Direction
 
@@ -83,19 +84,57 @@ def installed(link: Link) -> Installed:
 
 def installed_of(links: Iterable[Link]) -> dict[int, Installed]:
     """Ifindex -> limits, for many interfaces from the same few dumps. Raises HostError where tc can't be read."""
-    links = list(links)
-    tc = read_tc_of(link.ifindex for link in links)
-    problems: tuple[str, ...] = ()
-    try:
-        nft = read_nft_of(link.name for link in links)
-    except HostError as error:
-        nft, problems = {}, (str(error),)
-    found = {}
-    for link in links:
-        tc_state, nft_state = tc[link.ifindex], nft.get(link.name, NftState())
-        limits = (*_tc_limits(tc_state), *_nft_limits(nft_state))
-        found[link.ifindex] = Installed(limits, tc_state, nft_state, tc_state.problems + problems)
-    return found
+    return LimitReader().read(links)
+
+
+class LimitReader:
+    """Reads limits again and again, for several threads of one network namespace: what is the same is not taken apart
+    anew, and the same Installed is given for an interface as long as nothing about it is different.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tc, self._nft = TcReader(), NftReader()
+        self._made: dict[int, Installed] = {}
+
+    def read(self, links: Iterable[Link]) -> dict[int, Installed]:
+        """Ifindex -> limits, from the same few dumps. Raises HostError where tc can't be read."""
+        links = list(links)
+        with self._lock:
+            tc = self._tc.read(link.ifindex for link in links)
+            problems: tuple[str, ...] = ()
+            try:
+                nft = self._nft.read(link.name for link in links)
+            except HostError as error:
+                nft, problems = {}, (str(error),)
+            return {link.ifindex: self._installed(link, tc[link.ifindex], nft, problems) for link in links}
+
+    def hear_of_nft(self, hears: bool) -> None:
+        """Whether :meth:`forget_nft` is called when somebody changed rules."""
+        self._nft.hears_changes = hears
+
+    def forget_nft(self) -> None:
+        """Rules of nft were changed, or may have been."""
+        with self._lock:
+            self._nft.forget()
+
+    def is_nft_changed(self) -> bool:
+        """Whether rules of nft were changed of which nobody has told; what can't be asked for is left to a read."""
+        with self._lock:
+            try:
+                return self._nft.is_changed()
+            except HostError:
+                return False
+
+    def _installed(
+        self, link: Link, tc: TcState, nft: Mapping[str, NftState], problems: tuple[str, ...]
+    ) -> Installed:
+        made, state = self._made.get(link.ifindex), nft.get(link.name, NftState())
+        told = tc.problems + problems
+        if made is None or made.tc is not tc or made.nft != state or made.problems != told:
+            limits = (*_tc_limits(tc), *_nft_limits(state))
+            made = self._made[link.ifindex] = Installed(limits, tc, state, told)
+        return made
 
 
 def _tc_limits(state: TcState) -> Iterator[InstalledLimit]:

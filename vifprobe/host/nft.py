@@ -28,10 +28,11 @@ from vifprobe.host.nft_rules import (
 )
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_GETGEN, _GENERATION_ID = _SUBSYSTEM | 16, 1
 _GETTABLE, _GETCHAIN, _GETRULE, _GETOBJ = _SUBSYSTEM | 1, _SUBSYSTEM | 4, _SUBSYSTEM | 7, _SUBSYSTEM | 19
 _TABLE_NAME, _TABLE_FLAGS = 1, 2
 _TABLE_DORMANT = 0x1
-_RULE_TABLE, _RULE_CHAIN = 1, 2
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
 _OBJECT_TABLE = 1
 _NO_NF_TABLES = (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 
@@ -170,21 +171,74 @@ def read_nft(link_name: str) -> NftState:
 
 def read_nft_of(link_names: Iterable[str]) -> dict[str, NftState]:
     """Interface name -> what nft does there, each chain asked for once. Raises HostError (not root)."""
-    wanted = list(dict.fromkeys(link_names))
-    if not is_loaded():
-        return {name: NftState() for name in wanted}
-    try:
+    return NftReader().read(link_names)
+
+
+class NftReader:
+    """Reads what nft does on interfaces, again and again: as long as no rule is changed, only the counters of rules
+    with a limit are read anew.
+
+    hears_changes: whether :meth:`forget` is called when somebody changed rules; else it is told by the generation that
+    nf_tables counts up with each transaction, be it one that adds an element to some set.
+    """
+
+    def __init__(self) -> None:
+        self.hears_changes = False
+        self._is_loaded = False
+        self._generation: int | None = None
+        self._reader: _Reader | None = None
+        self._states: dict[str, NftState] = {}
+
+    def forget(self) -> None:
+        """Rules were changed, or may have been."""
+        self._generation = None
+
+    def is_changed(self) -> bool:
+        """Whether rules may have been changed since the last read: asked where nobody tells. Raises HostError."""
+        if not self._is_loaded:
+            self._is_loaded = is_loaded()
+        if not self._is_loaded or self._generation is None:
+            return self._is_loaded
+        if self.hears_changes:
+            return False
         with Netlink(NETLINK_NETFILTER) as netlink:
-            reader = _Reader(netlink)
-            chains = sorted(reader.base_chains(), key=lambda chain: (chain.hook, chain.priority))
-            here = {name: [chain for chain in chains if chain.is_on(name)] for name in wanted}
-            others = any(here.values()) and (reader.has_other_chains() or has_legacy_chains())
-            return {name: reader.state(found, others) for name, found in here.items()}
-    except NetlinkError as error:
-        if error.errno in _NO_NF_TABLES:
+            return _generation(netlink) != self._generation
+
+    def read(self, link_names: Iterable[str]) -> dict[str, NftState]:
+        """Interface name -> what nft does there. Raises HostError (not root)."""
+        wanted = list(dict.fromkeys(link_names))
+        self._is_loaded = self._is_loaded or is_loaded()
+        if not self._is_loaded:
             return {name: NftState() for name in wanted}
-        hint = ("Reading nft rules needs root (CAP_NET_ADMIN).",) if error.errno == errno.EPERM else ()
-        raise NetlinkError(f"nft rules can't be read: {error.message}", *hint, code=error.errno) from error
+        try:
+            with Netlink(NETLINK_NETFILTER) as netlink:
+                return self._read(netlink, wanted)
+        except NetlinkError as error:
+            self._generation = None
+            if error.errno in _NO_NF_TABLES:
+                self._is_loaded = False
+                return {name: NftState() for name in wanted}
+            hint = ("Reading nft rules needs root (CAP_NET_ADMIN).",) if error.errno == errno.EPERM else ()
+            raise NetlinkError(f"nft rules can't be read: {error.message}", *hint, code=error.errno) from error
+
+    def _read(self, netlink: Netlink, wanted: list[str]) -> dict[str, NftState]:
+        now = _generation(netlink)
+        is_known = self._generation is not None and (self.hears_changes or now == self._generation)
+        if is_known and self._reader is not None:
+            self._reader.renew(netlink)
+        else:
+            self._reader, self._states = _Reader(netlink), {}
+            self._reader.read_chains()
+        found = {name: self._reader.state_of(name) for name in wanted}
+        # The same object as long as all is the same, counters included.
+        self._states |= {name: one for name, one in found.items() if self._states.get(name) != one}
+        self._generation = now if is_known or _generation(netlink) == now else None
+        return {name: self._states[name] for name in wanted}
+
+
+def _generation(netlink: Netlink) -> int:
+    found = attributes(netlink.get(_GETGEN, bytes(GENMSG_BYTES)).body, GENMSG_BYTES)
+    return be(found.get(_GENERATION_ID)) or 0
 
 
 def nft_policers(link_name: str) -> tuple[NftPolicer, ...]:
@@ -206,6 +260,26 @@ class _Reader:
         self._netlink = netlink
         self._rules: dict[tuple[str, str, str], list[Rule]] = {}
         self._objects: dict[tuple[str, str], dict[tuple[int, str], StatefulObject]] = {}
+        self._chains: list[BaseChain] = []
+        self._is_renewed: set[tuple[str, str, str]] = set()
+
+    def read_chains(self) -> None:
+        """The base chains, in the order in which packets meet them."""
+        self._chains = sorted(self.base_chains(), key=lambda chain: (chain.hook, chain.priority))
+        self._others: bool | None = None
+
+    def renew(self, netlink: Netlink) -> None:
+        """From now on give counters as they are now; the rules are the same."""
+        self._netlink = netlink
+        self._is_renewed = set(self._rules)
+        self._objects = {}
+
+    def state_of(self, link_name: str) -> NftState:
+        """What there is on one interface."""
+        here = [chain for chain in self._chains if chain.is_on(link_name)]
+        if here and self._others is None:
+            self._others = self.has_other_chains() or has_legacy_chains()
+        return self.state(here, bool(self._others))
 
     def base_chains(self) -> list[BaseChain]:
         found = []
@@ -250,7 +324,24 @@ class _Reader:
             # Kernels that ignore the filter send the rules of all chains.
             wanted = (base.table, chain)
             self._rules[key] = [rule(row, objects) for row in rows if _chain_of(row) == wanted]
+        elif key in self._is_renewed:
+            self._is_renewed.discard(key)
+            self._rules[key] = self._with_counters(base, chain, self._rules[key])
         return self._rules[key]
+
+    def _with_counters(self, base: BaseChain, chain: str, rules: list[Rule]) -> list[Rule]:
+        """The same rules; those with a limit, and the one behind each, with their counters as they are now."""
+        limits = [place for place, found in enumerate(rules) if found.limit is not None]
+        counted = sorted({*limits, *(place + 1 for place in limits if place + 1 < len(rules))})
+        if not counted:
+            return rules
+        objects, found = self._objects_of(base), list(rules)
+        where = attribute(_RULE_TABLE, _string(base.table)) + attribute(_RULE_CHAIN, _string(chain))
+        for place in counted:
+            handle = attribute(_RULE_HANDLE, rules[place].handle.to_bytes(8, "big"))
+            row = self._netlink.get(_GETRULE, bytes((_family_number(base), 0, 0, 0)) + where + handle)
+            found[place] = rule(row, objects)
+        return found
 
     def _objects_of(self, base: BaseChain) -> dict[tuple[int, str], StatefulObject]:
         key = (base.family, base.table)

@@ -7,7 +7,8 @@ Source: drivers/net/tun.c, tun_chr_show_fdinfo: `/proc/PID/fdinfo/N` of a tun de
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from vifprobe.host.links import Link
 _TUN_DEVICE = "/net/tun"  # the end of /dev/net/tun, which a container may mount elsewhere
 _MACVTAP_DEVICE = "/dev/tap"  # and the ifindex: drivers/net/macvtap.c
 _LIKELY = ("qemu", "kvm", "cloud-hyperviso", "firecracker", "crosvm")
+_SEARCH_SECONDS = 30.0
 _COMMAND_LINE_BYTES_MAX = 256 * 1024
 
 
@@ -50,19 +52,32 @@ def holders(links: Iterable[Link]) -> dict[int, Process]:
     own = netns.inode()
     found: dict[int, Process] = {}
 
+    held: dict[int, frozenset[str]] = {}  # of each process once: one may hold hundreds of taps
+
+    def held_by(pid: int) -> frozenset[str]:
+        if pid not in held:
+            held[pid] = frozenset(_held(pid, by_target.keys()))
+        return held[pid]
+
     def look(pids: Iterable[int], remaining: set[str]) -> None:
         for pid in pids:
             if not remaining:
                 return
-            for target in _held(pid, remaining):
+            for target in held_by(pid) & remaining:
                 if _is_same_device(pid, by_target[target], own):
                     holder = process(pid)
                     if not holder.is_qemu:
-                        holder = process(_first_holder(pid, target))
-                    started = () if holder.is_qemu else _started_by(holder.pid)
-                    is_shared = any(target in _held(child, {target}) for child in started)
+                        holder = process(_first_holder(pid, target, held_by))
+                    is_shared = any(target in held_by(child) for child in started_by(holder))
                     found[by_target[target].ifindex] = replace(holder, is_shared=is_shared)
                     remaining.discard(target)
+
+    started: dict[int, list[int]] = {}
+
+    def started_by(holder: Process) -> list[int]:
+        if holder.pid not in started:
+            started[holder.pid] = [] if holder.is_qemu else list(_started_by(holder.pid))
+        return started[holder.pid]
 
     pids = running()
     likely = [pid for pid in pids if comm(pid).startswith(_LIKELY)] if by_target else []
@@ -72,6 +87,48 @@ def holders(links: Iterable[Link]) -> dict[int, Process]:
         {target for target, link in by_target.items() if link.ifindex not in found and link.carrier is not False},
     )
     return found
+
+
+class Holders:
+    """Asks the same again and again: a process that was found is asked whether it still holds the tap, and all others
+    are looked through only where a tap has none, and not each time.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Process, str]] = {}  # by ifindex; with the descriptor's number
+        self._searched = -_SEARCH_SECONDS
+        self._missing: frozenset[int] = frozenset()
+
+    def find(self, links: Iterable[Link]) -> dict[int, Process]:
+        """See :func:`holders`."""
+        wanted = {link.ifindex: link for link in links}
+        self._known = {
+            ifindex: (holder, descriptor)
+            for ifindex, (holder, descriptor) in self._known.items()
+            if ifindex in wanted and self._holds(holder, descriptor, _target(wanted[ifindex]))
+        }
+        missing = wanted.keys() - self._known.keys()
+        if missing and (missing - self._missing or time.monotonic() - self._searched >= _SEARCH_SECONDS):
+            self._searched = time.monotonic()
+            self._search([wanted[ifindex] for ifindex in missing])
+            self._missing = frozenset(wanted.keys() - self._known.keys())
+        return {ifindex: holder for ifindex, (holder, _) in self._known.items()}
+
+    def _search(self, links: list[Link]) -> None:
+        found = holders(links)
+        targets = {_target(link): link.ifindex for link in links if link.ifindex in found}
+        for pid in {holder.pid for holder in found.values()}:
+            for target, descriptor in _descriptors(pid, targets.keys()):
+                if found[targets[target]].pid == pid:
+                    self._known[targets[target]] = found[targets[target]], descriptor
+
+    @staticmethod
+    def _holds(holder: Process, descriptor: str, target: str) -> bool:
+        try:
+            now = os.readlink(f"/proc/{holder.pid}/fd/{descriptor}")  # noqa: PTH115 - once a tap
+        except OSError:
+            return False
+        return (_interface_of(holder.pid, descriptor) if now.endswith(_TUN_DEVICE) else now) == target
 
 
 def process(pid: int) -> Process:
@@ -118,8 +175,13 @@ def _target(link: Link) -> str:
     return f"{_MACVTAP_DEVICE}{link.ifindex}" if link.kind == "macvtap" else link.name
 
 
-def _held(pid: int, wanted: set[str]) -> Iterator[str]:
+def _held(pid: int, wanted: Collection[str]) -> Iterator[str]:
     """Which of the wanted targets, names of taps and of descriptors alike, a process holds."""
+    return (target for target, _ in _descriptors(pid, wanted))
+
+
+def _descriptors(pid: int, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The same, with the number of the descriptor."""
     directory = f"/proc/{pid}/fd"
     try:
         descriptors = os.listdir(directory)  # noqa: PTH208 - a QEMU has hundreds, and there are hundreds of QEMUs
@@ -133,7 +195,7 @@ def _held(pid: int, wanted: set[str]) -> Iterator[str]:
         if target.endswith(_TUN_DEVICE):
             target = _interface_of(pid, descriptor)
         if target in wanted:
-            yield target
+            yield target, descriptor
 
 
 def _interface_of(pid: int, descriptor: str) -> str:
@@ -144,9 +206,9 @@ def _interface_of(pid: int, descriptor: str) -> str:
     return next((line[4:].strip() for line in lines if line.startswith("iff:")), "")
 
 
-def _first_holder(pid: int, target: str) -> int:
+def _first_holder(pid: int, target: str, held_by: Callable[[int], Collection[str]]) -> int:
     """Of this holder and those that started it, the one at the top that holds it, too. (Process ids begin anew.)"""
-    while (parent := _parent(pid)) and target in _held(parent, {target}):
+    while (parent := _parent(pid)) and target in held_by(parent):
         pid = parent
     return pid
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 from vifprobe.host.netlink import Message, Netlink, NetlinkError
 from vifprobe.host.tc_objects import TCMSG, header, hook_of, qdisc, tc_class, tc_filter
@@ -65,14 +67,43 @@ def read_tc(ifindex: int) -> TcState:
 
 def read_tc_of(ifindexes: Iterable[int]) -> dict[int, TcState]:
     """Ifindex -> what is installed, from one dump of the qdiscs. An interface that is gone has nothing installed."""
-    wanted = list(dict.fromkeys(ifindexes))
-    with Netlink() as netlink:
-        # The kernel has no way to ask for one interface's qdiscs: it sends all, and rows of others are skipped unread.
-        rows: dict[int, list[Message]] = {ifindex: [] for ifindex in wanted}
-        for message in netlink.dump(RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            if message.type == RTM_NEWQDISC:
-                rows.get(header(message)[0], []).append(message)
-        return {ifindex: _Reader(netlink, ifindex).read(rows[ifindex]) for ifindex in wanted}
+    return TcReader().read(ifindexes)
+
+
+class TcReader:
+    """Reads what is installed, again and again: what the kernel describes as before is not taken apart anew, and the
+    same TcState is given for an interface as long as nothing about it is different, counters included.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[_Parsed, TcState]] = {}
+
+    def read(self, ifindexes: Iterable[int]) -> dict[int, TcState]:
+        """See read_tc_of. Raises HostError where netlink fails as a whole."""
+        wanted = list(dict.fromkeys(ifindexes))
+        with Netlink() as netlink:
+            # The kernel has no way to ask for one interface's qdiscs: it sends all, those of others are skipped unread.
+            rows: dict[int, list[Message]] = {ifindex: [] for ifindex in wanted}
+            for message in netlink.dump(RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+                if message.type == RTM_NEWQDISC:
+                    own = rows.get(header(message)[0])
+                    if own is not None:
+                        own.append(message)
+            return {ifindex: self._state(_Reader(netlink, ifindex), rows[ifindex]) for ifindex in wanted}
+
+    def forget(self, ifindexes: Iterable[int]) -> None:
+        """Interfaces that will not be asked for again."""
+        for ifindex in ifindexes:
+            self._known.pop(ifindex, None)
+
+    def _state(self, reader: _Reader, rows: list[Message]) -> TcState:
+        before, state = self._known.get(reader.ifindex, ({}, TcState(reader.ifindex)))
+        reader.known = before
+        found = reader.read(rows)
+        if reader.parsed.keys() == before.keys() and found.problems == state.problems:
+            return state
+        self._known[reader.ifindex] = reader.parsed, found
+        return found
 
 
 def waiting_of(ifindexes: Iterable[int]) -> dict[int, int]:
@@ -90,19 +121,26 @@ def waiting_of(ifindexes: Iterable[int]) -> dict[int, int]:
     return found
 
 
+#: Rows of dumps by type, place and bytes -> what they say.
+_Parsed = dict[tuple[int, str, bytes], Any]
+Record = TypeVar("Record")
+
+
 class _Reader:
     """Reads the rest of one interface and notes what could not be read."""
 
     def __init__(self, netlink: Netlink, ifindex: int) -> None:
         self._netlink = netlink
-        self._ifindex = ifindex
+        self.ifindex = ifindex
         self._problems: list[str] = []
+        self.known: _Parsed = {}
+        self.parsed: _Parsed = {}
 
     def read(self, qdisc_rows: list[Message]) -> TcState:
         qdiscs, parents = [], []
         for row in qdisc_rows:
             try:
-                found = qdisc(row)
+                found = self._parse(row, "", qdisc)
             except NetlinkError as error:
                 self._problems.append(f"a qdisc: {error.message}")
                 continue
@@ -111,7 +149,7 @@ class _Reader:
         classes = self._classes(qdiscs)
         parents += [(handle, None) for handle, _ in classes]
         return TcState(
-            ifindex=self._ifindex,
+            ifindex=self.ifindex,
             qdiscs=tuple(qdiscs),
             classes=tuple(found for _, found in classes),
             filters=tuple(self._filters(parents)),
@@ -133,7 +171,7 @@ class _Reader:
         classes = []
         for row in self._dump(RTM_GETTCLASS, 0, "classes"):
             try:
-                classes.append((header(row)[1], tc_class(row)))
+                classes.append((header(row)[1], self._parse(row, "", tc_class)))
             except NetlinkError as error:
                 self._problems.append(f"a class: {error.message}")
         return classes
@@ -144,7 +182,7 @@ class _Reader:
             hook = hook_of(parent)
             for row in self._dump(RTM_GETTFILTER, parent, f"{hook} filters"):
                 try:
-                    found = tc_filter(row, hook, self._ifindex, block)
+                    found = self._parse(row, f"{hook} {block}", partial(self._filter, hook=hook, block=block))
                 except NetlinkError as error:
                     self._problems.append(f"a filter at {hook}: {error.message}")
                     continue
@@ -152,9 +190,18 @@ class _Reader:
                     filters.append(found)
         return sorted(filters, key=lambda found: (found.hook, found.chain, found.pref))
 
+    def _filter(self, row: Message, hook: str, block: int | None) -> TcFilter | None:
+        return tc_filter(row, hook, self.ifindex, block)
+
+    def _parse(self, row: Message, where: str, parse: Callable[[Message], Record]) -> Record:
+        """What a row says; taken apart only if it was not there, just so, at the look before."""
+        key = row.type, where, row.body
+        found = self.parsed[key] = self.known[key] if key in self.known else parse(row)
+        return found
+
     def _dump(self, kind: int, parent: int, what: str) -> list[Message]:
         try:
-            return self._netlink.dump(kind, TCMSG.pack(socket.AF_UNSPEC, self._ifindex, 0, parent, 0))
+            return self._netlink.dump(kind, TCMSG.pack(socket.AF_UNSPEC, self.ifindex, 0, parent, 0))
         except NetlinkError as error:
             if error.errno not in _GONE:
                 self._problems.append(f"{what}: {error.message}")

@@ -43,6 +43,11 @@ class _QueryOpts(ctypes.Structure):
 
 def tcx_programs(ifindex: int, ingress: bool) -> tuple[TcxProgram, ...]:
     """The programs on one side of a device; none on kernels without tcx. OSError: not permitted, or no such device."""
+    return tuple(_program(number) for number in tcx_program_ids(ifindex, ingress))
+
+
+def tcx_program_ids(ifindex: int, ingress: bool) -> tuple[int, ...]:
+    """Their ids alone: one system call. OSError: as tcx_programs."""
     ids = (ctypes.c_uint32 * _PROGRAMS_MAX)()
     options = _QueryOpts(
         sz=ctypes.sizeof(_QueryOpts), prog_ids=ctypes.cast(ids, ctypes.c_void_p), prog_cnt=_PROGRAMS_MAX
@@ -53,7 +58,7 @@ def tcx_programs(ifindex: int, ingress: bool) -> tuple[TcxProgram, ...]:
         if -result == errno.EINVAL:  # before 6.6: the hook is not known
             return ()
         raise OSError(-result, os.strerror(-result))
-    return tuple(_program(number) for number in ids[: options.prog_cnt])
+    return tuple(ids[: options.prog_cnt])
 
 
 def _program(number: int) -> TcxProgram:
