@@ -160,6 +160,8 @@ static __always_inline void outbound(struct lane *lane, struct tap *tap, u64 skb
 	describe(lane, what, frame->length, charged_bytes, wire);
 	lane->desk = number;
 	hold(lane, tap);
+	if (unlikely(lane->traits & TRAIT_NFT_SHARED) && frame->skb)
+		note_ip_received(lane, frame->skb);
 	if (unlikely(is_wanted(desk, what)) && look(lane, desk, frame, packet, what, now, charged_bytes, wire))
 		lane->traits |= LANE_SAMPLED;
 	lane->skb = skb;
@@ -216,6 +218,8 @@ static __always_inline bool observe_plain(struct __sk_buff *skb)
 	lane->what = what;
 	hold(lane, tap);
 	read_again();
+	if (unlikely(lane->traits & TRAIT_NFT_SHARED))
+		note_ip_received(lane, skb);
 	if (unlikely(is_wanted(desk, lane->what))) {
 		frame.length = lane->frame_bytes;
 		/* For the length of its headers. */

@@ -138,7 +138,7 @@ static __always_inline u8 skip_extensions(struct cursor *at, bool ipv6)
 
 		if (likely(!is_extension(proto, ipv6)))
 			return CLASS_COUNT;
-		if (unlikely(!room_for(at, 8) || !load(at->frame, at->offset, &word, sizeof(word))))
+		if (unlikely(!room_for(at, 8) || !load_direct(at->frame, at->offset, &word)))
 			return CLASS_MALFORMED;
 		word = bpf_ntohl(word);
 		at->proto = word >> 24;

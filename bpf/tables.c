@@ -66,7 +66,7 @@ struct lane {
 	u16 number;
 	u16 traits;   /* with LANE_SAMPLED: its headers wait for its verdict, see sample.c */
 	u32 epoch;
-	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes */
+	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes meanwhile */
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 wire_bytes;
@@ -92,13 +92,19 @@ struct lane {
 	u64 unplaced_drops;   /* netfilter drops whose chain could not be told */
 	u64 turn;             /* inbound: which way of a full row goes next */
 	u64 third_spare;
+	/* fourth line: what tells netfilter chains apart, see chains.c */
+	u64 ip_received;      /* packets that the IP stack had received on this CPU when the pending packet came */
+	u64 ip_counter_at;    /* addresses of this CPU's counters of them; 0: not asked for so far */
+	u64 ipv6_counter_at;
+	u64 chained_sequence; /* the packet for which a chain of its device's own was run last */
+	u32 hooks_from;       /* low half of where nf_hook_slow lies; written by user space */
+	u32 hooks_end;
+	u32 protocol;         /* of the pending packet as it arrived, in network order */
+	u32 spare_half;
+	u64 spare_words[2];
 #if FOLLOW_INBOUND
-	/* fourth line: the inbound packet that the driver has in its hands, see inbound.c */
+	/* fifth line: the inbound packet that the driver has in its hands, see inbound.c */
 	struct flight leaving;
-	/* fifth line: the last drop in a queue, and which of two programs told of it, see verdict.c */
-	u64 told;
-	u64 told_by;
-	u64 spare_line[6];
 #endif
 };
 

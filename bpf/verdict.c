@@ -6,59 +6,9 @@
  * Needs:  BTF; the drop reason where the tracepoint has one (HAS_REASON)
  */
 
-/* On 6.18, 4 of the tracepoint's, 2 of nft's, then the two that tell. */
-#define STACK_FRAMES 10
-/* Upper halves of kernel addresses. */
-#define POINTERS_FROM 0xff000000U
-
 static __always_inline bool within(u32 location, u32 from, u32 end)
 {
 	return location - from < end - from;
-}
-
-/*
- * Whether a chain of the tap itself dropped a packet, by the stack (more than a microsecond): nf_hook_slow runs all
- * chains but bridges' prerouting, and its caller is the device's receive function for the device's own chains alone
- * (include/linux/netfilter_netdev.h, nf_hook_ingress).
- */
-static __always_inline bool called_by_receive(void *ctx, struct lane *lane)
-{
-	u64 stack[STACK_FRAMES] = {};
-	long bytes = bpf_get_stack(ctx, stack, sizeof(stack), 0);
-
-	if (bytes <= 0) {
-		/* Own CPU's lane. Said, and counted as the policer's: a chain of the tap is known to be there. */
-		lane->unplaced_drops++;
-		return true;
-	}
-	/* Verifier: a bounded loop, the array indexed by constants. */
-#pragma unroll
-	for (u32 i = 0; i + 1 < STACK_FRAMES; i++) {
-		if (within(stack[i], LOADED(HOOKS_FROM_PLACEHOLDER), LOADED(HOOKS_END_PLACEHOLDER)))
-			return within(stack[i + 1], LOADED(CHAINS_FROM_PLACEHOLDER), LOADED(CHAINS_END_PLACEHOLDER));
-	}
-	return false;
-}
-
-/*
- * The same by what is in skb->cb, which every layer uses anew. tc ingress, the layer before the device's own chains, has
- * put the length there that it charges, and the lane knows it. Behind them, a bridge or Open vSwitch put a pointer in
- * the first 8 bytes, the IP stack the device's number, ARP and br_netfilter 0: what could be either is for the stack.
- */
-static __always_inline bool by_own_chain(void *ctx, u64 skb, struct lane *lane)
-{
-	u64 dev = FIELD(u64, skb, SKB_DEV_OFFSET);
-
-	if ((u32)FIELD(u32, dev, DEV_IFINDEX_OFFSET) != lane->ifindex)
-		return false;
-	/* Without a tc hook of ours it is not known whether tc ingress has run. */
-	if (lane->traits & TRAIT_TRACED_OUTBOUND)
-		return called_by_receive(ctx, lane);
-	if ((u32)FIELD(u32, skb, SKB_CB_OFFSET + CB_PKT_LEN_OFFSET) != lane->charged_bytes)
-		return false;
-	if (lane->charged_bytes == lane->ifindex || (u32)FIELD(u32, skb, SKB_CB_OFFSET + 4) >= POINTERS_FROM)
-		return called_by_receive(ctx, lane);
-	return true;
 }
 
 /* Whether what tc ingress shot was shot by the police action. */
@@ -74,7 +24,7 @@ static __always_inline bool by_policer(struct lane *lane)
  * Whose drop it is: the tap's own policer's, or somebody else's, there or later in the call chain.
  * location: low half of the address that freed it; a function lies within [_FROM, _END) of it.
  */
-static __always_inline u64 verdict_of(void *ctx, u64 skb, u64 reason, u32 location, struct lane *lane)
+static __always_inline u64 verdict_of(u64 skb, u64 reason, u32 location, struct lane *lane)
 {
 #if HAS_REASON
 	/* Every shot at tc ingress: the police action, but any other action or program there too. */
@@ -93,8 +43,8 @@ static __always_inline u64 verdict_of(void *ctx, u64 skb, u64 reason, u32 locati
 	/* A netfilter drop is the tap's policer's only where an nft netdev chain hangs on the tap. */
 	if (unlikely(!by_netfilter) || unlikely(!(lane->traits & TRAIT_NFT_POLICER)))
 		return VERDICT_DROPPED;
-	/* Where other chains than the tap's can have. Verifier: 0 where they can't, and the branch is taken out. */
-	if (unlikely(LOADED(HOOKS_FROM_PLACEHOLDER)) && !by_own_chain(ctx, skb, lane))
+	/* Where other chains than the tap's can have. */
+	if (unlikely(lane->traits & TRAIT_NFT_SHARED) && !by_own_chain(skb, location, lane))
 		return VERDICT_DROPPED;
 	return VERDICT_POLICED;
 }
@@ -126,8 +76,7 @@ static __always_inline bool is_foreign(u64 skb, struct lane *lane)
 }
 
 /* The pending outbound packet was freed. True: that was all there is to it. */
-static __always_inline bool drop_outbound(void *ctx, struct lane *lane, u64 skb, u64 reason,
-					  u32 location)
+static __always_inline bool drop_outbound(struct lane *lane, u64 skb, u64 reason, u32 location)
 {
 	u64 verdict;
 
@@ -140,7 +89,7 @@ static __always_inline bool drop_outbound(void *ctx, struct lane *lane, u64 skb,
 		lane->late_verdicts++;
 		return false;
 	}
-	verdict = verdict_of(ctx, skb, reason, location, lane);
+	verdict = verdict_of(skb, reason, location, lane);
 	settle(lane, verdict, reason << 32 | location);
 	/* What the policer took never came to another tap, or back to this one. */
 	return verdict == VERDICT_POLICED;
@@ -216,23 +165,6 @@ static __always_inline bool end_in_queue(struct lane *lane, const struct ending 
 	return true;
 }
 
-/*
- * Has another program told of this drop already? Two of them see each drop for a moment, when chains come to be told
- * apart; the number that is loaded into each tells which one this is. Own CPU's lane, bottom halves off.
- */
-static __always_inline bool is_told(struct lane *lane, u64 address)
-{
-	u64 own = LOADED(HOOKS_FROM_PLACEHOLDER);
-
-	if (lane->told == address && lane->told_by != own) {
-		lane->told = 0;
-		return true;
-	}
-	lane->told = address;
-	lane->told_by = own;
-	return false;
-}
-
 static __always_inline void drop_inbound(struct lane *lane, u64 skb, u64 reason, u32 location)
 {
 	u64 device = FIELD(u64, skb, SKB_DEV_OFFSET), why = reason << 32 | location;
@@ -258,10 +190,8 @@ static __always_inline void drop_inbound(struct lane *lane, u64 skb, u64 reason,
 		lane->leaving.skb = 0;
 		ended = lane->leaving;
 		now.verdict = VERDICT_DROPPED;
-	} else if (end_in_queue(lane, &now, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), why, &ended, &known)) {
-		is_told(lane, now.address);
-	} else {
-		if (known || !is_qdisc_reason(now.reason) || is_told(lane, now.address))
+	} else if (!end_in_queue(lane, &now, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), why, &ended, &known)) {
+		if (known || !is_qdisc_reason(now.reason))
 			return;
 		/* Unknown, and all the same the tap's: in its queue since before the hook was there, or cut from a GSO frame. */
 		if (!look_at(lane, tap, skb, &ended))
@@ -288,7 +218,7 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 	reason = ctx->args[2]; /* an enum of 32 bits, without a sign: trace/bpf_probe.h, CAST_TO_U64 */
 #endif
 	location = ctx->args[1];
-	if (lane->skb == address && drop_outbound(ctx, lane, skb, reason, location))
+	if (lane->skb == address && drop_outbound(lane, skb, reason, location))
 		return 0;
 #if FOLLOW_INBOUND
 	drop_inbound(lane, skb, reason, location);

@@ -114,6 +114,8 @@ class Follower:
             self._tell_gaps(watched)
         if not any(watched.droppers.is_ambiguous for watched in self._hooks.watched):
             self._hooks.programs.unwatch_police()
+        if not any(watched.needs_chains_watched for watched in self._hooks.watched):
+            self._hooks.programs.unwatch_chains()
         self._tell_link_messages()
         if changed:
             self._auditor.poke()

@@ -140,6 +140,7 @@ class TapTrait(IntFlag):
     TC_MARKED = 128  # both are, and the police action is watched (bpf/police.c)
     INBOUND = 256  # its inbound packets are followed to their end
     EGRESS_POLICER = 512  # a police action hangs at its tc egress: what is shot there is policed
+    NFT_SHARED = 1024  # netfilter chains behind its own can drop its packets, too (bpf/chains.c)
 
 
 #: The trait of a tap of which a direction is held against an ideal bucket.
@@ -205,11 +206,8 @@ TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifind
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
 CELL_PROBES = 8  # slots tried for a cell before the packet is counted without its size
 DIRECTION_PLACEHOLDER = 0x76707064  # in the compiled tc program, where the loader writes the direction
-HOOKS_FROM_PLACEHOLDER = 0x76707061  # in the same, where the function lies that runs netfilter chains (nf_hook_slow)
-HOOKS_END_PLACEHOLDER = 0x76707062
-CHAINS_FROM_PLACEHOLDER = 0x76707063  # ... and the one that has it run a device's own (__netif_receive_skb_core)
-CHAINS_END_PLACEHOLDER = 0x76707065
 CELL_FACTOR_PLACEHOLDER = 0x76707066  # in all programs, where the loader writes the factor of the hash of cells' keys
+PER_CPU_PLACE_PLACEHOLDER = 0x76707061  # in the same, where the loader writes the table `per_cpu_place`
 SHARED_PLACEHOLDER = 0x76707001  # in all programs, where the loader writes the address of the table `shared`
 NETNS_PLACEHOLDER = 0x7670706E  # in the compiled tracepoint program, where the loader writes the taps' namespace
 VLAN_TAGS_MAX = 2
@@ -297,10 +295,7 @@ def c_header() -> str:
         f"#define CELL_FACTOR_PLACEHOLDER {CELL_FACTOR_PLACEHOLDER:#x}",
         f"#define SHARED_PLACEHOLDER {SHARED_PLACEHOLDER:#x}",
         f"#define NETNS_PLACEHOLDER {NETNS_PLACEHOLDER:#x}",
-        f"#define HOOKS_FROM_PLACEHOLDER {HOOKS_FROM_PLACEHOLDER:#x}",
-        f"#define HOOKS_END_PLACEHOLDER {HOOKS_END_PLACEHOLDER:#x}",
-        f"#define CHAINS_FROM_PLACEHOLDER {CHAINS_FROM_PLACEHOLDER:#x}",
-        f"#define CHAINS_END_PLACEHOLDER {CHAINS_END_PLACEHOLDER:#x}",
+        f"#define PER_CPU_PLACE_PLACEHOLDER {PER_CPU_PLACE_PLACEHOLDER:#x}",
         f"#define TAP_PROBES {TAP_PROBES}",
         f"#define CELL_PROBES {CELL_PROBES}",
         f"#define VLAN_TAGS_MAX {VLAN_TAGS_MAX}",

@@ -108,6 +108,11 @@ class WatchedTap:
         """Whether drops at tc ingress count as policed although others there can have done them."""
         return self.droppers.is_ambiguous and not self._apart & TapTrait.TC_MARKED
 
+    @property
+    def needs_chains_watched(self) -> bool:
+        """Whether only what runs netfilter chains tells which one dropped a packet: there is no tc hook."""
+        return self.droppers.nft_shared and bool(self._traced & TapTrait.TRACED_OUTBOUND)
+
     def tell_apart(self, programs: Programs) -> None:
         """Have the kernel side look closer, where more than one can drop; say so where it can't."""
         self._apart = TapTrait(0)
@@ -118,8 +123,13 @@ class WatchedTap:
             except KernelError as error:
                 others = ", ".join(self.droppers.others)
                 self.note(f"drops at tc ingress count as policed, but can be by {others}: {error.message}")
-        if self.droppers.nft_shared and not programs.tell_chains_apart():
-            self.note("netfilter drops count as policed, but can be by other chains: /proc/kallsyms is hidden")
+        if self.droppers.nft_shared:
+            try:
+                if self.needs_chains_watched:
+                    programs.watch_chains()
+                self._apart |= TapTrait.NFT_SHARED
+            except KernelError as error:
+                self.note(f"netfilter drops count as policed, but can be by other chains: {error.message}")
         self.blame.follow(self.droppers, self.is_guessing)
 
     @property

@@ -18,6 +18,7 @@ import bench_inbound
 import bench_program
 import bench_switch
 import bench_verifier
+import bench_worst
 from bench_program import LIMIT as OTHER_LIMIT
 from bench_stats import median_interval, own_ns, ratio_interval
 from bench_tools import TOOLS, attached, refuses
@@ -58,12 +59,16 @@ def main() -> None:
     options.add_argument("--inbound", action="store_true", help="a packet towards a guest, followed to its end")
     options.add_argument("--switch", action="store_true", help="a context switch, where the host's work is counted")
     options.add_argument("--verifier", action="store_true", help="what the verifier looks at in each program")
+    options.add_argument("--worst", action="store_true", help="the dearest frame that a guest can send")
     chosen = options.parse_args()
     if chosen.verifier:
         bench_verifier.measure()
         return
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
+    if chosen.worst:
+        bench_worst.measure(chosen.rounds)
+        return
     frame = frames.pad(frames.eth(frames.ipv4(frames.tcp(frames.TcpFlag.SYN)), frames.EtherType.IPV4))
     if chosen.program:
         bench_program.measure(frame, chosen.rounds)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
+from vifprobe.kernel.btf import Btf
 from vifprobe.kernel.cache import compiled
-from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, as_immediate, replaced, with_addresses, with_number
+from vifprobe.kernel.code import FD_LOAD, NUMBER_LOAD, VALUE_LOAD, as_immediate, replaced, with_maps, with_number
 from vifprobe.kernel.features import Features, missing_capabilities
 from vifprobe.kernel.police import police_function
 from vifprobe.kernel.settings import Settings
@@ -26,24 +27,17 @@ from vifprobe.kernel.symbols import function_ranges
 from vifprobe.kernel.tables import Tables
 from vifprobe.layout import (
     CELL_FACTOR_PLACEHOLDER,
-    CHAINS_END_PLACEHOLDER,
-    CHAINS_FROM_PLACEHOLDER,
     DIRECTION_PLACEHOLDER,
-    HOOKS_END_PLACEHOLDER,
-    HOOKS_FROM_PLACEHOLDER,
     NETNS_PLACEHOLDER,
+    PER_CPU_PLACE_PLACEHOLDER,
     SHARED_PLACEHOLDER,
     TAPS_MAX,
     Bucket,
     Direction,
 )
 
-_FUNCTION_PLACEHOLDERS = (
-    HOOKS_FROM_PLACEHOLDER,
-    HOOKS_END_PLACEHOLDER,
-    CHAINS_FROM_PLACEHOLDER,
-    CHAINS_END_PLACEHOLDER,
-)
+#: The function that runs netfilter chains (bpf/chains.c).
+_RUNS_CHAINS = "nf_hook_slow"
 
 
 class Programs:
@@ -61,8 +55,6 @@ class Programs:
                 "Loading BPF programs and attaching them to a tap needs root: run it with sudo.",
             )
         self._fds: dict[str, int] = {}
-        self._tells_chains_apart = False
-        self._drop_code = b""
         # Of this run only: whoever does not know it cannot choose keys that hash to one place. Odd, so that no two keys
         # have the same product.
         self._cell_factor = secrets.randbits(64) | 1
@@ -112,7 +104,7 @@ class Programs:
 
     def load(self, directions: Iterable[Direction]) -> None:
         """Have what will be attached loaded, so that attaching it takes no time."""
-        self._load_drop((0, 0), (0, 0))
+        self._load_drop()
         for direction in directions:
             self.tc_program_fd(direction)
 
@@ -121,39 +113,45 @@ class Programs:
 
         It goes away with the process.
         """
-        self._fds["link"] = self._attach_drop((0, 0), (0, 0))
-
-    def _load_drop(self, hooks: tuple[int, int], chains: tuple[int, int]) -> int:
-        """hooks, chains: where the functions lie by which netfilter chains are told apart; (0, 0): they are not."""
-        told = dict(zip(_FUNCTION_PLACEHOLDERS, map(as_immediate, (*hooks, *chains)), strict=True))
-        told[NETNS_PLACEHOLDER] = _own_netns()
-        code, btf_id = replaced(self._code("drop"), NUMBER_LOAD, told), self.features.kfree_skb_btf_id
-        if code != self._drop_code:
-            self._unload("vifprobe_drop")
-            self._drop_code = code
-        return self._load("vifprobe_drop", lambda name: libbpf.load_typed_tracepoint(name, code, btf_id))
-
-    def _attach_drop(self, hooks: tuple[int, int], chains: tuple[int, int]) -> int:
-        fd = self._load_drop(hooks, chains)
+        fd = self._load_drop()
         try:
-            return libbpf.attach_typed_tracepoint(fd)
+            self._fds["link"] = libbpf.attach_typed_tracepoint(fd)
         except OSError as error:
             raise KernelError(f"tracepoint skb:kfree_skb: {error.strerror}.") from error
 
-    def tell_chains_apart(self) -> bool:
-        """From now on, say of each netfilter drop whether a chain of the tap itself did it; harmless when called again.
+    def _load_drop(self) -> int:
+        code = replaced(self._code("drop"), NUMBER_LOAD, {NETNS_PLACEHOLDER: _own_netns()})
+        btf_id = self.features.kfree_skb_btf_id
+        return self._load("vifprobe_drop", lambda name: libbpf.load_typed_tracepoint(name, code, btf_id))
 
-        False where the kernel hides the addresses of its functions. It costs each such drop a walk of the stack.
+    def watch_chains(self) -> None:
+        """From now on, note for which packets a chain of their own device is run; harmless when called again.
+
+        Needed for taps that the tracepoints count. KernelError where it can't be done. It goes away with the process.
         """
-        if not self._tells_chains_apart:
-            hooks, chains = function_ranges("nf_hook_slow", "__netif_receive_skb_core")
-            if (0, 0) in (hooks, chains):
-                return False
-            # Both run for a moment: the one that comes first settles the packet, the other finds that it is settled.
-            link, self._fds["link"] = self._fds["link"], self._attach_drop(hooks, chains)
-            os.close(link)
-            self._tells_chains_apart = True
-        return True
+        if "chain link" in self._fds:
+            return
+        (runs,) = function_ranges(_RUNS_CHAINS)
+        if runs == (0, 0):
+            raise KernelError("/proc/kallsyms is hidden.")
+        lanes = self.table("lanes", writable=True)
+        lanes["hooks_from"], lanes["hooks_end"] = runs
+        with Btf() as btf:
+            btf_id = btf.function_id(_RUNS_CHAINS)
+        if btf_id is None:
+            raise KernelError(f"this kernel's type information has no {_RUNS_CHAINS}.")
+        try:
+            fd = libbpf.load_function_entry("vifprobe_chain", self._code("chain"), btf_id)
+            self._fds["vifprobe_chain"] = fd
+            self._fds["chain link"] = libbpf.attach_typed_tracepoint(fd)
+        except OSError as error:
+            self.unwatch_chains()
+            raise KernelError(f"{_RUNS_CHAINS} can't be watched: {error.strerror}.") from error
+
+    def unwatch_chains(self) -> None:
+        """The reverse; harmless when not watched."""
+        for held in ("chain link", "vifprobe_chain"):
+            self._unload(held)
 
     def watch_police(self) -> None:
         """From now on, mark the packets that the kernel's police action shoots; harmless when called again.
@@ -187,7 +185,7 @@ class Programs:
         with ThreadPoolExecutor() as pool:
             loading = [
                 pool.submit(self._trace, "depart", follow.btf_ids["net_dev_start_xmit"]),
-                pool.submit(self._load_drop, (0, 0), (0, 0)),
+                pool.submit(self._load_drop),
                 # What remembers a packet is larger than what only counts it.
                 pool.submit(self.tc_program_fd, Direction.INBOUND),
                 pool.submit(self._trace, "departed", follow.btf_ids["net_dev_xmit"]),
@@ -258,6 +256,7 @@ class Programs:
     def detach_verdicts(self) -> None:
         """No verdicts from now on; harmless when not attached."""
         self.unwatch_police()
+        self.unwatch_chains()
         self._unload("link")
         self._unload("departed link")
 
@@ -281,7 +280,8 @@ class Programs:
         """A program's code with the tables' fds in it."""
         code = replaced(self._compiled.code[function], FD_LOAD, dict(enumerate(self._tables.fds)))
         code = with_number(code, CELL_FACTOR_PLACEHOLDER, self._cell_factor)
-        return with_addresses(code, {SHARED_PLACEHOLDER: self._tables.fd("shared")})
+        code = with_maps(code, VALUE_LOAD, {SHARED_PLACEHOLDER: self._tables.fd("shared")})
+        return with_maps(code, FD_LOAD, {PER_CPU_PLACE_PLACEHOLDER: self._tables.fd("per_cpu_place")})
 
     def _unload(self, name: str) -> None:
         if name in self._fds:

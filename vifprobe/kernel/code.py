@@ -35,12 +35,14 @@ def replaced(code: bytes, kind: int, values: dict[int, int]) -> bytes:
     return bytes(changed)
 
 
-def with_addresses(code: bytes, fds: dict[int, int]) -> bytes:
-    """The code with the address of a map's only value where it loads a number: number -> the map's fd."""
+def with_maps(code: bytes, kind: int, fds: dict[int, int]) -> bytes:
+    """The code with a map where it loads a number: number -> the map's fd. kind: FD_LOAD, or VALUE_LOAD for the address
+    of the map's only value.
+    """
     changed = bytearray(code)
     for at, value in immediates(code, NUMBER_LOAD):
         if value in fds:
-            changed[at - 3] |= VALUE_LOAD << 4
+            changed[at - 3] |= kind << 4
             struct.pack_into("<i", changed, at, fds[value])
     return bytes(changed)
 

@@ -135,9 +135,11 @@ def _extract(module: Any) -> Compiled:
         name = name_of(module.module, number)
         table = module[name]
         places[table.map_fd] = number
-        leaf = np.lib.format.dtype_to_descr(np.dtype(table.Leaf))
+        # Of a per-CPU table, bcc's Leaf is an array: all CPUs' values.
+        value = np.dtype(getattr(table, "sLeaf", table.Leaf))
+        leaf = np.lib.format.dtype_to_descr(value)
         kind = libbcc.lib.bpf_table_type_id(module.module, number)
-        key_bytes, value_bytes = np.dtype(table.Key).itemsize, np.dtype(table.Leaf).itemsize
+        key_bytes, value_bytes = np.dtype(table.Key).itemsize, value.itemsize
         flags = libbcc.lib.bpf_table_flags_id(module.module, number)
         shapes.append(MapShape(name.decode(), kind, key_bytes, value_bytes, table.max_entries, flags, leaf))
     names = [name_of_function(module.module, number) for number in range(count_of_functions(module.module))]

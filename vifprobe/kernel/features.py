@@ -33,9 +33,25 @@ _MEMBERS = {
     "NS_COMMON_INUM": ("ns_common", "inum"),
 }
 _NETNS_MEMBERS = ("DEV_NET", "NET_NS", "NS_COMMON_INUM")
+#: What bpf/chains.c calls them -> struct and member; -1 where this kernel has none (ipv6_statistics: CONFIG_IPV6).
+_CHAIN_MEMBERS = {
+    "NET_MIB": ("net", "mib"),
+    "MIB_IP": ("netns_mib", "ip_statistics"),
+    "MIB_IPV6": ("netns_mib", "ipv6_statistics"),
+    "BPF_ARRAY_PPTRS": ("bpf_array", "pptrs"),
+    "NF_STATE_PF": ("nf_hook_state", "pf"),
+    "NF_STATE_HOOK": ("nf_hook_state", "hook"),
+}
+#: Without these the IP stack's counters can't be found.
+IP_COUNTER_MEMBERS = ("DEV_NET", "NET_MIB", "MIB_IP", "BPF_ARRAY_PPTRS")
 
 #: r0 = 0; *(u64 *)(r10 - 8) = r0; lock *(u64 *)(r10 - 8) ? r0 : r0; exit
 _CMPXCHG = bytes.fromhex("b700000000000000 7b0af8ff00000000 db0af8fff1000000 9500000000000000")
+#: r1 = r10 - 8; r2 = 8; r3 = 0; call bpf_probe_read_kernel; r0 = 0; exit
+_READ_KERNEL = bytes.fromhex(
+    "bfa1000000000000 07010000f8ffffff b702000008000000 b703000000000000 8500000071000000 b700000000000000"
+    "9500000000000000"
+)
 
 
 @dataclass(frozen=True)
@@ -94,10 +110,16 @@ def read_features() -> Features:
 def _offsets_bytes(btf: Btf) -> dict[str, int]:
     # CONFIG_NET_NS=n: there is one namespace, and no device says which.
     has_netns = Path("/proc/self/ns/net").exists()
-    return {
+    found = {
         name: btf.offset_bytes(struct, member) if has_netns or name not in _NETNS_MEMBERS else -1
         for name, (struct, member) in _MEMBERS.items()
     }
+    for name, (struct, member) in _CHAIN_MEMBERS.items():
+        try:
+            found[name] = btf.offset_bytes(struct, member)
+        except KernelError:
+            found[name] = -1
+    return found
 
 
 def _plain(name: str) -> str:
@@ -178,8 +200,18 @@ def require_capabilities() -> None:
 @cache
 def takes_cmpxchg() -> bool:
     """Whether programs may compare and exchange (5.12, commit 5ffa25502b5a): asked with one that does nothing else."""
+    return _takes(_CMPXCHG)
+
+
+@cache
+def takes_kernel_reads() -> bool:
+    """Whether tc programs may read kernel memory: not where the kernel is locked down (kernel_lockdown(7))."""
+    return _takes(_READ_KERNEL)
+
+
+def _takes(code: bytes) -> bool:
     try:
-        os.close(libbpf.load_tc_program("vifprobe_probe", _CMPXCHG))
+        os.close(libbpf.load_tc_program("vifprobe_probe", code))
     except OSError:
         return False
     return True

@@ -15,6 +15,7 @@ from vifprobe.errors import KernelError
 BPF_PROG_TYPE_SCHED_CLS = 3
 BPF_PROG_TYPE_TRACING = 26
 BPF_TRACE_RAW_TP = 23
+BPF_TRACE_FENTRY = 24
 BPF_TRACE_FEXIT = 25
 BPF_TCX_INGRESS = 46
 BPF_TCX_EGRESS = 47
@@ -185,6 +186,14 @@ def load_typed_tracepoint(name: str, code: bytes, attach_btf_id: int) -> int:
     where an untyped one needs a helper call a field. bcc 0.26 can't. fd of the program; OSError as above.
     """
     return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_RAW_TP, attach_btf_id)
+
+
+def load_function_entry(name: str, code: bytes, attach_btf_id: int) -> int:
+    """Load compiled code to run whenever a function of vmlinux is called (5.5 and later), with its arguments.
+
+    Attached as a typed tracepoint is. fd of the program; OSError as above.
+    """
+    return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_FENTRY, attach_btf_id)
 
 
 def load_function_exit(name: str, code: bytes, attach_btf_id: int, btf_fd: int) -> int:

@@ -7,7 +7,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from vifprobe.kernel.features import Features, TraceFields, takes_cmpxchg
+from vifprobe.kernel.features import (
+    IP_COUNTER_MEMBERS,
+    Features,
+    TraceFields,
+    takes_cmpxchg,
+    takes_kernel_reads,
+)
 from vifprobe.layout import FLIGHT_WAYS, FLOW_WAYS, OVERFLOW_SHAPE, Direction
 
 #: Cells of one tap on one CPU, powers of two: as many as fit into so many bytes for all taps and CPUs, within these
@@ -139,6 +145,9 @@ class Settings:
             "HAS_REASON": int(features.has_drop_reason),
             "WHAT_IFS": self.what_ifs,
             "HAS_CMPXCHG": int(not self.no_cmpxchg and takes_cmpxchg()),
+            "HAS_IP_COUNTERS": int(
+                min(features.offsets_bytes[name] for name in IP_COUNTER_MEMBERS) >= 0 and takes_kernel_reads()
+            ),
             **{f"{member}_OFFSET": offset for member, offset in features.offsets_bytes.items()},
             # -1: this kernel has no such reason, or none at all.
             "REASON_TC_INGRESS": _or_none(features.reason_number("TC_INGRESS")),

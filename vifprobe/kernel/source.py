@@ -10,7 +10,7 @@ from vifprobe.errors import KernelError
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
 _COUNTING = ("tables.c", "count.c", "staged.c", "sample.c", "syn.c", "handshakes.c", "bucket.c", "whatif.c")
 _LIBRARY = (*_COUNTING, "skb.c", "flights.c")
-SOURCES = (*_LIBRARY, "observe.c", "inbound.c", "verdict.c", "police.c", "trace.c", "replay.c")
+SOURCES = (*_LIBRARY, "chains.c", "observe.c", "inbound.c", "verdict.c", "police.c", "trace.c", "replay.c")
 
 
 def source_directory() -> Path:

@@ -77,6 +77,21 @@ def nft_ingress_limit(device: str, *, rate_bytes_per_second: int, burst_bytes: i
 
 
 @contextmanager
+def nft_chain(family: str, hook: str, rule: str = "") -> Iterator[str]:
+    """A chain of a bridge or of the IP stack, with one rule or none; gives its table's name. Gone after the block.
+
+    Raises KernelError where the kernel has no nft tables of this family.
+    """
+    table = f"behind_{hook}"
+    chain = f"chain c {{\ntype filter hook {hook} priority 0;\n{rule}\n}}"
+    _run("nft", "-f", "-", text=f"table {family} {table} {{\n{chain}\n}}\n")
+    try:
+        yield table
+    finally:
+        subprocess.run(["nft", "delete", "table", family, table], check=False, capture_output=True)
+
+
+@contextmanager
 def bridge_with(*taps: Tap, name: str = "br0") -> Iterator[str]:
     """A bridge with the taps as its ports, up; gives its name. With one port alone it drops what it gets."""
     # With snooping it would ask its ports for multicast groups, and join one itself.

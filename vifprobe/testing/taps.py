@@ -34,6 +34,7 @@ __all__ = [
 TUNSETIFF = 0x400454CA
 TUNSETOFFLOAD = 0x400454D0
 _TUN_F_CSUM, _TUN_F_TSO4 = 0x01, 0x02
+TUNSETIFINDEX = 0x400454DA
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
 IFF_NO_PI = 0x1000
@@ -94,26 +95,34 @@ class Tap:
 
 
 @contextmanager
-def create_tap(name: str, *, vnet_hdr: bool = False, multi_queue: bool = False, queues: int = 1) -> Iterator[Tap]:
-    """A tap that is down, with the kernel's own settings; gone after the block."""
+def create_tap(
+    name: str, *, vnet_hdr: bool = False, multi_queue: bool = False, queues: int = 1, ifindex: int = 0
+) -> Iterator[Tap]:
+    """A tap that is down, with the kernel's own settings; gone after the block. ifindex: 0 for any."""
     if queues > 1 and not multi_queue:
         raise ValueError("several queues need multi_queue=True")
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR * vnet_hdr | IFF_MULTI_QUEUE * multi_queue
     with ExitStack() as stack:
-        fds = tuple(_open_queue(stack, name, flags) for _ in range(queues))
+        fds = tuple(_open_queue(stack, name, flags, 0 if number else ifindex) for number in range(queues))
         yield Tap(name, socket.if_nametoindex(name), fds, vnet_hdr)
 
 
 @contextmanager
 def tap(
-    name: str, *, vnet_hdr: bool = False, multi_queue: bool = False, queues: int = 1, mtu: int | None = None
+    name: str,
+    *,
+    vnet_hdr: bool = False,
+    multi_queue: bool = False,
+    queues: int = 1,
+    ifindex: int = 0,
+    mtu: int | None = None,
 ) -> Iterator[Tap]:
     """A tap that is up and silent: no IPv6, no address, so that every frame on it is a written one.
 
     `mtu` in bytes without the L2 header; 65521 is the most a tap takes (MAX_MTU less ETH_HLEN, drivers/net/tun.c).
     Raises KernelError without /dev/net/tun or CAP_NET_ADMIN.
     """
-    with create_tap(name, vnet_hdr=vnet_hdr, multi_queue=multi_queue, queues=queues) as made:
+    with create_tap(name, vnet_hdr=vnet_hdr, multi_queue=multi_queue, queues=queues, ifindex=ifindex) as made:
         if mtu is not None:
             _interface_ioctl(SIOCSIFMTU, name, struct.pack("=i", mtu))
         set_link_up(name)
@@ -175,10 +184,12 @@ def write_gso(
     os.write(tap.fd, packet)
 
 
-def _open_queue(stack: ExitStack, name: str, flags: int) -> int:
+def _open_queue(stack: ExitStack, name: str, flags: int, ifindex: int) -> int:
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, fd)
+        if ifindex:
+            fcntl.ioctl(fd, TUNSETIFINDEX, struct.pack("=I", ifindex))
         fcntl.ioctl(fd, TUNSETIFF, struct.pack(f"=16sH{_IFREQ_BYTES - 18}x", name.encode(), flags))
     except OSError as error:
         raise KernelError(
