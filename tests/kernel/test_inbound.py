@@ -34,7 +34,6 @@ from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import make_programs
 from vifprobe.kernel.features import read_features, read_trace_fields
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.kernel.symbols import function_ranges
 from vifprobe.layout import WHAT_IFS_MAX, PacketClass, Verdict
 from vifprobe.testing import frames as f
 from vifprobe.testing.netns import private_netns
@@ -192,24 +191,6 @@ def test_a_queue_that_is_taken_away(tap: Tap) -> None:
     # Some packets a second leave it meanwhile.
     assert leaf["qlen"] - 5 <= purged <= leaf["qlen"]
     assert drain(tap) == 1009 + 503 - leaf["drops"] - purged
-
-
-def test_two_programs_on_one_tracepoint(tap: Tap) -> None:
-    """For a moment, when chains have to be told apart, both the old and the new one see each drop: it counts once."""
-    make_htb(tap, "8kbit", 127)
-    with (
-        neighbour(tap) as other,
-        senders((other, COUNT, FIRST_CPU)) as writers,
-        Probe("tap0", bin_ns=BIN_NS) as probe,
-    ):
-        second = probe._parts.programs._attach_drop(*function_ranges("nf_hook_slow", "__netif_receive_skb_core"))
-        try:
-            _, total = watch(probe, writers)
-        finally:
-            os.close(second)
-        leaf = statistics("qdisc", "tap0", "2:")
-    assert inbound(total, POLICED).packets == leaf["drops"] > COUNT // 2
-    assert total.offered(IN).packets + total.missed == COUNT
 
 
 def test_a_tap_of_the_same_number_elsewhere(tap: Tap) -> None:
