@@ -59,7 +59,7 @@ def main() -> None:
     options.add_argument("--inbound", action="store_true", help="a packet towards a guest, followed to its end")
     options.add_argument("--switch", action="store_true", help="a context switch, where the host's work is counted")
     options.add_argument("--verifier", action="store_true", help="what the verifier looks at in each program")
-    options.add_argument("--worst", action="store_true", help="the dearest frame that a guest can send")
+    options.add_argument("--worst", action="store_true", help="the most expensive frame of a guest")
     chosen = options.parse_args()
     if chosen.verifier:
         bench_verifier.measure()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the dearest frame that a guest can send costs, beside a plain one: in the programs alone, as bpf_stats has it.
+"""What the most expensive frame that a guest can send costs, beside a plain one.
 
 Every frame of the packet table and of a fuzzed corpus, and some that are made to be dear, are written to a tap that
 has an nft limit, beside a chain of the IP stack. All in turn, over and over; then the plain frame and the dearest ones
-again, more often.
+again, more often. A frame's cost is what empty programs in the same places add to a plain one, in CPU time, and what
+the programs take beyond empty ones, as bpf_stats has it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import statistics
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,16 +33,18 @@ from vifprobe.testing.case import Run
 from vifprobe.testing.frames import EtherType
 from vifprobe.testing.fuzz import corpus
 from vifprobe.testing.links import nft_chain, nft_ingress_limit
+from vifprobe.testing.scenario import forwarded
 from vifprobe.testing.table import CASES
 from vifprobe.testing.taps import Tap, private_netns, tap
 
 NUMBER = 50  # the tap's: what tc charges for a frame of 64 bytes
 FRAME_BYTES = NUMBER + frames.ETH_HEADER_BYTES
 LONGEST_BYTES = 9_000  # of the frames that are tried out: longer ones cost more to write, not to watch
+PLAIN_WRITES = 2_000
 WRITES, FIRST_WRITES = 64, 4  # of a frame in a round, and before them, with cold caches
 CORPUS = 400
 SEED = 1
-DEAREST = 24  # are measured again ...
+MOST_EXPENSIVE = 24  # of each kind are measured again ...
 AGAIN = 5  # ... with so many times the rounds
 PAGE_BYTES = 4096
 LIMIT = Bucket(100_000, 110_000)
@@ -56,6 +60,7 @@ class Sent:
 
     name: str
     packets: Sequence[bytes]
+    scattered: bool = False  # headers outside the skb's linear part
     ns: list[float] = field(default_factory=list)
 
     @property
@@ -71,71 +76,101 @@ class Way:
     name: str
     settings: Settings
     traits: TapTrait
+    passes: bool = False
 
 
 def measure(rounds: int) -> None:
     """Print a line for each way of watching."""
+    print(f"frames of a guest, {rounds} rounds: nanoseconds that watching adds to each")
+    print(f"{'watching':22s} {'plain':>5s} {'most':>5s} {'95 %':>9s} {'ratio':>6s}  the most expensive frame")
+    for way in _ways():
+        with _scene(way) as on:
+            _print(way.name, _measure(on, way, rounds))
+
+
+@contextmanager
+def _counted_time() -> Iterator[None]:
+    """The kernel counts its programs' time, which makes each run slower."""
     stats = library().bpf_enable_stats(0)  # BPF_STATS_RUN_TIME, as long as the fd is open
     if stats < 0:
         raise SystemExit("The kernel does not count the time of BPF programs (before 5.8, or not permitted).")
-    print(f"the programs alone, of frames behind an nft limit, with an IP chain behind it ({rounds} rounds)")
-    print(f"{'watching':12s} {'plain ns':>8s} {'dearest':>8s} {'95 %':>13s} {'ratio':>6s}  dearest frame")
     try:
-        for way in _ways():
-            with _scene() as on:
-                _print(way.name, _measure(on, way, rounds))
+        yield
     finally:
         os.close(stats)
 
 
-def _print(name: str, found: list[Sent]) -> None:
-    plain, others = found[0], sorted(found[1:], key=lambda sent: sent.median_ns, reverse=True)
-    low, middle, high = median_interval(others[0].ns)
-    ratio = middle / plain.median_ns
-    print(f"{name:12s} {plain.median_ns:8.0f} {middle:8.0f} {low:6.0f} {high:6.0f} {ratio:5.1f}x  {others[0].name}")
-    for sent in others[1:14]:
-        print(f"{'':12s} {'':8s} {sent.median_ns:8.0f} {'':13s} {sent.median_ns / plain.median_ns:5.1f}x  {sent.name}")
+def _print(name: str, found: tuple[float, list[Sent]]) -> None:
+    empty_ns, (plain, *others) = found
+    plain_ns = empty_ns + plain.median_ns
+    for scattered in (False, True):
+        most = max((sent for sent in others if sent.scattered == scattered), key=lambda sent: sent.median_ns)
+        low, middle, high = (empty_ns + ns for ns in median_interval(most.ns))
+        line = f"{middle:5.0f} {low:4.0f} {high:4.0f} {middle / plain_ns:5.1f}x  {most.name}"
+        print(f"{'':22s} {'':5s} {line}" if scattered else f"{name:22s} {plain_ns:5.0f} {line}")
 
 
 def _ways() -> Iterator[Way]:
-    counts = Settings(cpus=possible_cpus())
-    shared = TapTrait.NFT_POLICER | TapTrait.NFT_SHARED
+    counts, trace = Settings(cpus=possible_cpus()), read_trace_fields()
     deep = replace(counts, bin_ns=10_000_000, samples=True, syn=True)
-    yield Way("watch", counts, shared)
-    yield Way("all", deep, shared | TapTrait.LIMIT_OUTBOUND)
-    trace = read_trace_fields()
-    yield Way("tracepoint", replace(counts, trace=trace), TapTrait.NFT_POLICER | TapTrait.TRACED_OUTBOUND)
-    every = TapTrait.NFT_POLICER | TapTrait.TRACED_OUTBOUND | TapTrait.LIMIT_OUTBOUND
-    yield Way("the same, all", replace(deep, trace=trace), every)
+    policed = TapTrait.NFT_POLICER | TapTrait.NFT_SHARED
+    traced = TapTrait.NFT_POLICER | TapTrait.TRACED_OUTBOUND
+    yield Way("watch, policed", counts, policed)
+    yield Way("watch, passed", counts, TapTrait(0), passes=True)
+    yield Way("watch 200 taps, policed", replace(counts, taps=200), policed)
+    yield Way("all, policed", deep, policed | TapTrait.LIMIT_OUTBOUND)
+    yield Way("all, passed", deep, TapTrait.LIMIT_OUTBOUND, passes=True)
+    yield Way("tracepoint, policed", replace(counts, trace=trace), traced)
+    yield Way("tracepoint, all", replace(deep, trace=trace), traced | TapTrait.LIMIT_OUTBOUND)
 
 
 @contextmanager
-def _scene() -> Iterator[Tap]:
-    with (
-        private_netns(),
-        tap("tap0", vnet_hdr=True, ifindex=NUMBER) as on,
-        nft_chain("inet", "prerouting"),
-        nft_ingress_limit(on.name, rate_bytes_per_second=10_000, burst_bytes=10_000),
-    ):
+def _scene(way: Way) -> Iterator[Tap]:
+    with private_netns(), tap("tap0", vnet_hdr=True, ifindex=NUMBER) as on, ExitStack() as stack:
+        if way.passes:
+            stack.enter_context(forwarded(on))
+        else:
+            stack.enter_context(nft_chain("inet", "prerouting"))
+            stack.enter_context(nft_ingress_limit(on.name, rate_bytes_per_second=10_000, burst_bytes=10_000))
         yield on
 
 
-def _measure(on: Tap, way: Way, rounds: int) -> list[Sent]:
-    """The plain frame first."""
+def _measure(on: Tap, way: Way, rounds: int) -> tuple[float, list[Sent]]:
+    """What empty programs add to a plain frame; the plain frame and the most expensive ones."""
     table = list(_table(on))
-    with _empty(on, way) as fds:
+    added_ns = []
+    for _ in range(rounds * AGAIN):
+        before = _written_ns(on, table[0])
+        with _empty(on, way):
+            inside = _written_ns(on, table[0])
+        added_ns.append(inside - (before + _written_ns(on, table[0])) / 2)
+    with _empty(on, way) as fds, _counted_time():
         for _ in range(rounds):
             _round(on, table[:1], fds, 0)
     empty_ns = table[0].median_ns / len(fds)
     table[0].ns.clear()
-    with _attached(on, way) as fds:
+    with _attached(on, way) as fds, _counted_time():
         for _ in range(rounds):
             _round(on, table, fds, empty_ns)
-        dearest = sorted(table[1:], key=lambda sent: sent.median_ns)[-DEAREST:]
-        again = [Sent(sent.name, sent.packets) for sent in (table[0], *dearest)]
+        again = [Sent(sent.name, sent.packets, sent.scattered) for sent in (table[0], *_most_expensive(table[1:]))]
         for _ in range(rounds * AGAIN):
             _round(on, again, fds, empty_ns)
-    return again
+    return statistics.median(added_ns), again
+
+
+def _most_expensive(table: list[Sent]) -> Iterator[Sent]:
+    for scattered in (False, True):
+        of_kind = [sent for sent in table if sent.scattered == scattered]
+        yield from sorted(of_kind, key=lambda sent: sent.median_ns)[-MOST_EXPENSIVE:]
+
+
+def _written_ns(on: Tap, sent: Sent) -> float:
+    """Nanoseconds of this thread a frame, the programs' and the kernel's."""
+    packets = cycle(sent.packets)
+    _write(on, islice(packets, PLAIN_WRITES // 4))
+    begun = time.thread_time_ns()
+    _write(on, islice(packets, PLAIN_WRITES))
+    return (time.thread_time_ns() - begun) / PLAIN_WRITES
 
 
 def _round(on: Tap, table: Sequence[Sent], fds: Sequence[int], empty_ns: float) -> None:
@@ -205,6 +240,7 @@ def _table(on: Tap) -> Iterator[Sent]:
     yield Sent("SYNs, each from another address", [on.packet(frames.pad(one)) for one in syns.spoofed(2 * WRITES)])
     yield Sent("SYNs over IPv6, each from another address", [on.packet(one) for one in syns.spoofed_v6(2 * WRITES)])
     yield Sent("another size each time", [on.packet(_udp(size)) for size in range(60, 1500, 23)])
+    yield Sent("another kind each time", [on.packet(frame) for frame in _kinds()])
     yield Sent("a tag that ends with the frame", [on.packet(_udp(60)[:12] + bytes.fromhex("81000007"))])
     yield from _scattered(on)
     for case in CASES:
@@ -222,12 +258,27 @@ def _scattered(on: Tap) -> Iterator[Sent]:
     chain = frames.udp(long)
     for _ in range(EXTENSION_HEADERS_MAX):
         chain = extensions.destination_options(chain)
+    spread = frames.udp()
+    for _ in range(EXTENSION_HEADERS_MAX):
+        spread = extensions.destination_options(spread, units=255)
     for name, frame in (
         ("UDP", frames.eth(frames.ipv4(frames.udp(long)), EtherType.IPV4)),
         ("TCP over IPv6", frames.eth(frames.ipv6(frames.tcp(frames.TcpFlag.SYN, long)), EtherType.IPV6)),
         ("extension headers up to the bound", frames.eth(frames.ipv6(chain), EtherType.IPV6)),
+        ("the same, as long as they can be", frames.eth(frames.ipv6(spread), EtherType.IPV6)),
     ):
-        yield Sent(f"headers outside the linear part: {name}", [on.packet(frame, linear_bytes=14)])
+        yield Sent(f"headers outside the linear part: {name}", [on.packet(frame, linear_bytes=14)], scattered=True)
+
+
+def _kinds() -> Iterator[bytes]:
+    """As many keys of counters as a guest finds: lengths, classes, EtherTypes."""
+    for size in range(80, 1600, 40):
+        for flags in (0, 1, 2, 4, 16, 17, 18):
+            for options in (0, 1):
+                part = frames.tcp(frames.TcpFlag(flags), bytes(size - 54 - 4 * options), options=bytes(4 * options))
+                frame = frames.eth(frames.ipv4(part), EtherType.IPV4)
+                yield from (frame, frames.vlan(frame))
+        yield from (_udp(size), frames.vlan(_udp(size)), frames.eth(bytes(size - 14), EtherType.EXPERIMENTAL))
 
 
 def _udp(size: int) -> bytes:
