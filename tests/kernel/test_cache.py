@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from probe_kit import OUT, SYN, finish, forwarding
 
 from vifprobe import Probe
-from vifprobe.kernel.compile import Compiled
+from vifprobe.kernel import cache
+from vifprobe.kernel.compiled import Compiled
 from vifprobe.kernel.compiler import compile_apart
 from vifprobe.layout import Verdict
 from vifprobe.testing.case import Run
@@ -25,14 +28,20 @@ COUNT = 10_007
 FRAMES = [case.frame for case in cases_for(Run.TAP, gso=False)]
 
 
+_compiled: dict[tuple[str, Path, tuple[str, ...]], Compiled] = {}
+
+
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry each time that the compiler ran."""
+    """One entry each time that the compiler was asked. It runs once for each text, of which it makes the same."""
     made: list[str] = []
 
     def counted(text: str, directory: Path, flags: list[str]) -> Compiled:
         made.append("once")
-        return compile_apart(text, directory, flags)
+        order = (text, directory, tuple(flags))
+        if order not in _compiled:
+            _compiled[order] = compile_apart(text, directory, flags)
+        return _compiled[order]
 
     monkeypatch.setattr("vifprobe.kernel.cache.compile_apart", counted)
     return made
@@ -88,19 +97,46 @@ def _other_json(entry: Path) -> None:
     entry.write_text('{"maps": 7, "code": []}')
 
 
-def _change(entry: Path, change: Callable[[dict[str, str]], object]) -> None:
+def _change(entry: Path, change: Callable[[Any], object], sign: bool = True) -> None:
+    """sign: its sum is right again."""
     told, content = entry.read_text().split("\n", 1)
     kept = json.loads(content)
-    change(kept["code"])
-    entry.write_text(f"{told}\n{json.dumps(kept)}")
+    change(kept)
+    content = json.dumps(kept)
+    entry.write_text(f"{cache._digest(entry.stem, content) if sign else told}\n{content}")
 
 
 def _no_program(entry: Path) -> None:
-    _change(entry, lambda code: code.pop("observe"))
+    _change(entry, lambda kept: kept["code"].pop("observe"))
+
+
+def _no_program_that_is_there_by_a_flag(entry: Path) -> None:
+    _change(entry, lambda kept: kept["code"].pop("depart"))
 
 
 def _torn_program(entry: Path) -> None:
-    _change(entry, lambda code: code.update(observe=code["observe"][: 16 * 101]))
+    _change(entry, lambda kept: kept["code"].update(observe=kept["code"]["observe"][: 16 * 101]), sign=False)
+
+
+def _no_maps(entry: Path) -> None:
+    _change(entry, lambda kept: kept.update(maps=[]))
+
+
+def _one_map_less(entry: Path) -> None:
+    _change(entry, lambda kept: kept["maps"].pop())
+
+
+def _larger_than_its_type(entry: Path) -> None:
+    _change(entry, lambda kept: kept["maps"][0].update(value_bytes=kept["maps"][0]["value_bytes"] + 8))
+
+
+def _of_objects(entry: Path) -> None:
+    _change(entry, lambda kept: kept["maps"][0].update(leaf="|O"))
+
+
+def _of_another_key(entry: Path) -> None:
+    content = entry.read_text().split("\n", 1)[1]
+    entry.write_text(f"{cache._digest('0' * 64, content)}\n{content}")
 
 
 def _directory(entry: Path) -> None:
@@ -108,7 +144,19 @@ def _directory(entry: Path) -> None:
     entry.mkdir()
 
 
-@pytest.mark.parametrize("damage", [_truncated, _empty, _random, _other_json, _no_program, _torn_program, _directory])
+DAMAGES: tuple[Callable[[Path], None], ...] = (
+    _truncated,
+    _empty,
+    _random,
+    _other_json,
+    _no_program,
+    _no_program_that_is_there_by_a_flag,
+    _torn_program,
+)
+DAMAGES += (_no_maps, _one_map_less, _larger_than_its_type, _of_objects, _of_another_key, _directory)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_entry_is_as_if_it_were_not_there(
     tap: Tap,
     tmp_path: Path,
@@ -125,6 +173,9 @@ def test_a_damaged_entry_is_as_if_it_were_not_there(
     with forwarding(tap), Probe(tap.name) as probe:
         flood([tap.fd], [SYN], count=101, seconds=5)
         assert finish(probe).total(Verdict.PASSED).packets == 101
+    assert len(compilations) == 2
+    with Probe(tap.name):  # it was replaced
+        pass
     assert len(compilations) == 2
 
 
@@ -162,8 +213,30 @@ def _nowhere(place: Path) -> None:
     """The directory above is not there, and is not made."""
 
 
+def _below_a_writable_one(place: Path) -> None:
+    place.parent.mkdir()
+    place.parent.chmod(0o777)
+    place.mkdir(mode=0o700)
+
+
+def _below_one_of_somebody_else(place: Path) -> None:
+    place.parent.mkdir()
+    os.chown(place.parent, 65534, 65534)
+    place.mkdir(mode=0o700)
+
+
+def _below_a_link_of_somebody_else(place: Path) -> None:
+    elsewhere = place.parent.with_name("elsewhere")
+    elsewhere.mkdir(mode=0o700)
+    place.parent.symlink_to(elsewhere)
+    os.chown(place.parent, 65534, 65534, follow_symlinks=False)
+
+
+ABOVE = (_nowhere, _below_a_writable_one, _below_one_of_somebody_else, _below_a_link_of_somebody_else)
+
+
 @pytest.mark.parametrize(
-    "make", [_world_writable, _of_a_group, _sticky_like_tmp, _of_somebody_else, _a_link, _a_file, _nowhere]
+    "make", [_world_writable, _of_a_group, _sticky_like_tmp, _of_somebody_else, _a_link, _a_file, *ABOVE]
 )
 def test_a_directory_that_others_could_have_written_is_not_trusted(
     tap: Tap,
@@ -173,7 +246,7 @@ def test_a_directory_that_others_could_have_written_is_not_trusted(
     make: Callable[[Path], None],
 ) -> None:
     """Nothing is read from it nor written to it; the run goes on without a cache."""
-    place = tmp_path / ("above/cache" if make is _nowhere else "cache")
+    place = tmp_path / ("above/cache" if make in ABOVE else "cache")
     make(place)
     use(place, monkeypatch)
     for _ in range(2):
@@ -206,15 +279,46 @@ def test_an_entry_of_somebody_else_is_not_loaded(
 def test_a_directory_that_cannot_be_written_is_no_error(
     tap: Tap, tmp_path: Path, compilations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read-only file system, or no space: compiled each time."""
+    """No space, then a read-only file system: compiled each time."""
     place = use(tmp_path / "cache", monkeypatch)
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k,mode=700", "cache", place], check=True)
+    try:
+        for number in range(2):
+            with Probe(tap.name):
+                pass
+            assert len(compilations) == number + 1
+            assert list(place.iterdir()) == []
+            subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    finally:
+        subprocess.run(["umount", place], check=True)
 
-    def refuse(*_: object, **__: object) -> tuple[int, str]:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+def test_only_entries_are_ever_removed(
+    tap: Tap, tmp_path: Path, compilations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest entries and what killed runs have left unfinished go; files of others stay, however many and old."""
+    place = use(tmp_path / "cache", monkeypatch)
+    place.mkdir(mode=0o700)
+    foreign = [place / f"{number}.json" for number in range(40)]
+    for path in (*foreign, *(place / f"{number:064x}.json" for number in range(40)), place / f".{'0' * 16}.new"):
+        path.write_text("x")
+        os.utime(path, (1, 1))
+    with Probe(tap.name):
+        pass
+    assert compilations == ["once"]
+    left = set(place.iterdir())
+    assert set(foreign) <= left
+    assert len(left) == len(foreign) + 32
+
+
+def test_a_directory_in_a_sticky_one_is_roots_own(
+    tap: Tap, tmp_path: Path, compilations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In /tmp, nobody else can take away a directory of root's."""
+    tmp_path.chmod(0o1777)
+    use(tmp_path / "cache", monkeypatch).mkdir(mode=0o700)
     for _ in range(2):
         with Probe(tap.name):
             pass
-    assert len(compilations) == 2
-    assert list(place.iterdir()) == []
+    assert compilations == ["once"]

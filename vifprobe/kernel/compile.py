@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import base64
 import ctypes
-import json
 import os
 import struct
 import sys
 import sysconfig
-from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -19,50 +16,11 @@ import numpy as np
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel.code import FD_LOAD, immediates
+from vifprobe.kernel.compiled import Compiled, MapShape
 from vifprobe.kernel.features import missing_capabilities
 from vifprobe.kernel.placement import cold_last
 from vifprobe.process.startup import dropped
 from vifprobe.process.trust import problem
-
-
-@dataclass(frozen=True)
-class MapShape:
-    """A map as the C text declares it. leaf: dtype of its values, as numpy describes it in a .npy file."""
-
-    name: str
-    kind: int
-    key_bytes: int
-    value_bytes: int
-    entries: int
-    flags: int
-    leaf: Any
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """Code of each program, map references being places in `maps`."""
-
-    maps: tuple[MapShape, ...]
-    code: dict[str, bytes]
-
-    def to_json(self) -> str:
-        """As text, for :meth:`from_json`."""
-        code = {name: base64.b64encode(part).decode() for name, part in self.code.items()}
-        return json.dumps({"maps": [asdict(shape) for shape in self.maps], "code": code})
-
-    @classmethod
-    def from_json(cls, content: str) -> Compiled:
-        """The reverse. Raises ValueError, KeyError or TypeError for any other text."""
-        kept = json.loads(content)
-        maps = tuple(MapShape(**{**shape, "leaf": _as_descr(shape["leaf"])}) for shape in kept["maps"])
-        return cls(maps, {name: base64.b64decode(code) for name, code in kept["code"].items()})
-
-
-def _as_descr(value: object) -> object:
-    """JSON has no tuples: numpy's description of a dtype is lists of tuples, with tuples for shapes."""
-    if isinstance(value, list) and all(isinstance(item, list) for item in value):
-        return [tuple(tuple(part) if at == 2 else _as_descr(part) for at, part in enumerate(item)) for item in value]
-    return value
 
 
 def import_bcc() -> Any:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from vifprobe.errors import KernelError
-from vifprobe.kernel.compile import Compiled, compile_text
+from vifprobe.kernel.compile import compile_text
+from vifprobe.kernel.compiled import Compiled
 from vifprobe.process.caller import setting
 from vifprobe.process.children import ENVIRONMENT, WORKING_DIRECTORY, python_command
 from vifprobe.process.trust import problem

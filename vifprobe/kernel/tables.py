@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.compile import MapShape
+from vifprobe.kernel.compiled import MapShape
 from vifprobe.kernel.mapped import MappedArray
 
 

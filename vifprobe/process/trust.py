@@ -21,14 +21,18 @@ class UntrustedError(PermissionError):
     """Somebody else can change what lies there. strerror: which component, and how."""
 
 
+def root_uids() -> frozenset[int]:
+    """Root and this process's own user. The owner of `/` is root, also where a user namespace shows another number."""
+    return frozenset((0, os.geteuid(), Path("/").stat().st_uid))
+
+
 def trusted_uids() -> frozenset[int]:
     """Users who may own what runs here: root, this process's own user, and the owner of this package.
 
     A checkout of a plain user that is run with sudo is that user's own code. Root runs what he writes in any case, this
-    file included, so his other files (a .venv/) add nothing. The owner of `/` is root, also where a user namespace
-    shows root under another number.
+    file included, so his other files (a .venv/) add nothing.
     """
-    return frozenset((0, os.geteuid(), Path("/").stat().st_uid, PACKAGE.stat().st_uid))
+    return root_uids() | {PACKAGE.stat().st_uid}
 
 
 def problem(path: Path) -> str:
@@ -40,13 +44,14 @@ def problem(path: Path) -> str:
     return ""
 
 
-def open_trusted(path: Path, may_be_link: bool = True) -> int:
+def open_trusted(path: Path, may_be_link: bool = True, uids: frozenset[int] | None = None) -> int:
     """Open what nobody else can change or replace: an fd (O_PATH) of the very file or directory that was checked.
 
-    may_be_link: whether the last component may be a link to it. Raises UntrustedError, or another OSError.
+    may_be_link: whether the last component may be a link to it. uids: who may own it, trusted_uids() if None. Raises
+    UntrustedError, or another OSError.
     """
     left = _reversed_parts(str(path.absolute()))
-    uids, links = trusted_uids(), 0
+    uids, links = trusted_uids() if uids is None else uids, 0
     with ExitStack() as stack:
         fd, walked = _opened(stack, "/", None), "/"
         while left:
