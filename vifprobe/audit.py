@@ -23,6 +23,7 @@ from vifprobe.host.uplink import UplinkSample, find_uplink, sample_uplink
 from vifprobe.kernel.ahead import TcxProgram, tcx_programs
 from vifprobe.kernel.attach import is_own_filter
 from vifprobe.layout import ETH_HEADER_BYTES, Direction
+from vifprobe.ports import direction_at
 
 #: Qdiscs that order, mark or drop, but hold no rate; HTB's is in its classes, which are read.
 _UNLIMITED = (
@@ -130,7 +131,7 @@ def _uplink(
 
 
 def set_up(
-    tap: str,
+    link: Link,
     installed: Installed | None,
     declared: told.Declared | None,
     seen: Look | None = None,
@@ -140,9 +141,10 @@ def set_up(
     beyond = seen.beyond if seen else {}
     missing = ("not read yet",)
     return SetUp(
-        tap=tap,
+        tap=link.name,
+        kind=link.kind,
         declared=tuple(Declared(**vars(one)) for one in declared.limits) if declared else (),
-        enforced=enforced(installed, tap) if installed else (),
+        enforced=enforced(installed, link.name) if installed else (),
         elsewhere=(
             *(one for name, found in beyond.items() for one in enforced(found, name)),
             *map(_metered, meters),
@@ -157,8 +159,9 @@ def set_up(
 
 def _undecoded(installed: Installed) -> tuple[tuple[Direction, str], ...]:
     """Qdiscs that may shape, but whose settings are not read here: HFSC, netem, CAKE, and whatever is new."""
+    egress = direction_at(installed.kind, "egress")
     return tuple(
-        (Direction.INBOUND, f"what the qdisc root {found.kind} {found.handle} lets pass is not read")
+        (egress, f"what the qdisc root {found.kind} {found.handle} lets pass is not read")
         for found in installed.tc.qdiscs
         if found.hook == "root" and found.shaper is None and found.kind not in _UNLIMITED
     )
@@ -242,14 +245,14 @@ def _decides(action: TcAction) -> bool:
 
 
 def growth(before: Look, after: Look) -> tuple[Growth, ...]:
-    """What each outbound limit and the tap counted between two looks; nothing where one was replaced meanwhile."""
+    """What each limit at ingress and the tap counted between two looks; nothing where one was replaced meanwhile."""
     if before.installed is None or after.installed is None or before.counters is None or after.counters is None:
         return ()
-    then = {one.where: one for one in before.installed.of(Direction.OUTBOUND)}
+    then = {one.where: one for one in before.installed.at("ingress")}
     packets = after.counters.rx_packets - before.counters.rx_packets
     frame_bytes = after.counters.rx_bytes - before.counters.rx_bytes
     found = []
-    for one in after.installed.of(Direction.OUTBOUND):
+    for one in after.installed.at("ingress"):
         earlier = then.get(one.where)
         if earlier is None or one.shared or packets < 0:
             continue

@@ -79,7 +79,7 @@ class TapAudit:
         seen = self.looks[-1] if self.looks else None
         told = self.declared or Declared(problems=("not read yet",))
         declared = replace(told, limits=(*self._given(told), *told.limits))
-        return audit.set_up(self.link.name, self.installed, declared, seen, self.meters)
+        return audit.set_up(self.link, self.installed, declared, seen, self.meters)
 
     def _given(self, told: Declared) -> list[DeclaredLimit]:
         """What the user gave. One rate for both directions is meant for the guest's sending, unless the other one is
@@ -105,7 +105,8 @@ class TapAudit:
         """Events, and what is installed after them; whether a limit came, went or changed."""
         self._followed_news += 1
         self.installed = found
-        changed = self.tracker.follow(happenings(events), _main(self._set_up()), time.monotonic_ns(), passed)
+        told = happenings(events, self.link.kind)
+        changed = self.tracker.follow(told, _main(self._set_up()), time.monotonic_ns(), passed)
         if changed:
             self._window.clear()
             self._last_ns, self._changed_ns = 0, time.monotonic_ns()

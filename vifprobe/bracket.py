@@ -15,7 +15,8 @@ from vifprobe.handed_on import HandedOn
 from vifprobe.host.counters import CounterSample, Counts, Unit, read_counters_of
 from vifprobe.host.links import Link
 from vifprobe.kernel.symbols import function_at
-from vifprobe.layout import ETH_HEADER_BYTES, VLAN_TAG_BYTES, Direction, Ethertype, Verdict
+from vifprobe.layout import ETH_HEADER_BYTES, VLAN_TAG_BYTES, Ethertype, Verdict
+from vifprobe.ports import direction_at
 
 #: The four readings, in order; see vifprobe.analysis.reconcile.
 MOMENTS = ("before_attach", "after_attach", "before_detach", "after_detach")
@@ -56,15 +57,16 @@ class Bracket:
 
     def _rows(self, link: Link, reading: Reading, reasons: Mapping[int, str]) -> Iterator[ReconcileRow]:
         known: dict[str, CounterSample] = {}
-        inbound = HandedOn(reading, reasons, function_at) if reading.knows_verdicts(Direction.INBOUND) else None
+        egress = direction_at(link.kind, "egress")
+        handed_on = HandedOn(reading, reasons, function_at) if reading.knows_verdicts(egress) else None
         for samples in self._read.values():
             known |= {sample.counter: sample for sample in samples.get(link.ifindex, ())}
         for counter, sample in known.items():
             if sample.direction not in reading.directions:
                 continue
             values = {moment: self._value(moment, link.ifindex, counter) for moment in MOMENTS}
-            if sample.direction is Direction.INBOUND:
-                probe = inbound.bounds(sample, values["before_attach"]) if inbound is not None else None
+            if sample.direction is egress:
+                probe = handed_on.bounds(sample, values["before_attach"]) if handed_on is not None else None
             else:
                 counted = _counted(reading, sample)
                 probe = None if counted is None else probe_count(counted, reading.missed_of(sample.direction))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who can drop a tap's outbound packets before they get to the bridge: its policers, and whoever else is there.
+"""Who can drop what comes in at a tap before it gets to the bridge: its policers, and whoever else is there.
 
 The kernel says that tc ingress or netfilter dropped a packet, not who there. Where only a policer can have, it was the
 policer; else the kernel side has to look closer (bpf/police.c, bpf/verdict.c), or it is said that it is not known.
@@ -15,7 +15,7 @@ from vifprobe.host.limits import Installed
 from vifprobe.host.tc_records import TcAction, TcFilter
 from vifprobe.kernel.ahead import TcxProgram, program_name
 from vifprobe.kernel.attach import is_own_filter
-from vifprobe.layout import Direction, Verdict
+from vifprobe.layout import Verdict
 
 #: So many of those that could drop are named; the programs of a tcx hook can change all day.
 _NAMED_MAX = 16
@@ -77,7 +77,7 @@ class Blame:
         self.guessed |= is_guessing or is_late
 
     def notes(self, cells: Cells, tc_ingress: int | None, found: Installed) -> list[str]:
-        """For whoever reads the counts. cells: outbound ones since the start. tc_ingress: the reason's number."""
+        """For whoever reads the counts. cells: at ingress, since the start. tc_ingress: the reason's number."""
         others = ", ".join(self._others) or "something that has gone again"
         at_tc = cells[cells["reason"] == tc_ingress] if tc_ingress is not None else cells[:0]
         dropped = count(at_tc[at_tc["verdict"] == Verdict.DROPPED]).packets
@@ -97,7 +97,7 @@ class Blame:
 
 def _police_drops(found: Installed) -> int | None:
     """What the tap's own policers have dropped; None where a counter is another tap's, too."""
-    limits = [one for one in found.limits if one.kind == "police" and one.direction is Direction.OUTBOUND]
+    limits = [one for one in found.at("ingress") if one.kind == "police"]
     if any(one.shared or one.drops is None for one in limits):
         return None
     return sum(one.drops or 0 for one in limits)

@@ -24,19 +24,26 @@ from vifprobe.host.declared import Declared
 from vifprobe.host.neighbours import Neighbour, neighbours
 from vifprobe.kernel.counters import Counters
 from vifprobe.layout import SAMPLE, Direction
+from vifprobe.ports import turned
 from vifprobe.records import SynMeasures
 
 Array = npt.NDArray[Any]
 
 
 class TapForensics:
-    """One tap's. number: its place in the kernel's tables. bin_ns: width of time bins, 0 for none."""
+    """One tap's. number: its place in the kernel's tables. kind: of the device. bin_ns: width of time bins, or 0."""
 
     def __init__(
-        self, number: int, directions: tuple[Direction, ...], bin_ns: int = 0, thresholds: FloodThresholds | None = None
+        self,
+        number: int,
+        directions: tuple[Direction, ...],
+        bin_ns: int = 0,
+        thresholds: FloodThresholds | None = None,
+        kind: str = "tap",
     ) -> None:
         self.thresholds = thresholds or FloodThresholds()
-        self.bursts = {direction: Bursts(direction, bin_ns) for direction in directions} if bin_ns else {}
+        # A policer charges by the hook that it is at.
+        self.bursts = {one: Bursts(turned(kind, one), bin_ns) for one in directions} if bin_ns else {}
         self.tracker = FloodTracker()
         self._directions = directions
         self._number = number
@@ -94,7 +101,10 @@ class TapForensics:
 
 
 class Forensics:
-    """All watched taps'. What was sampled is worked out here, and kept for who takes it, the newest KEPT of it."""
+    """All watched taps'. What was sampled is worked out here, and kept for who takes it, the newest KEPT of it.
+
+    kinds: of the taps' devices, in the order of their numbers.
+    """
 
     KEPT = 65_536
     MAY_WAIT = 0.125  # of a ring
@@ -106,8 +116,9 @@ class Forensics:
         taps: int,
         bin_ns: int,
         thresholds: FloodThresholds | None,
+        kinds: Sequence[str] = (),
     ) -> None:
-        self.taps = [TapForensics(number, directions, bin_ns, thresholds) for number in range(taps)]
+        self.taps = [TapForensics(number, directions, bin_ns, thresholds, kind) for number, kind in enumerate(kinds)]
         self._counters = counters
         self._kept: deque[Array] = deque()
         self._kept_rows = self._lost = 0

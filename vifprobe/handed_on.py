@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an inbound run counted, in the terms of the counters that the tap's driver and its queueing discipline keep.
+"""What passed a device's egress, in the terms of the counters that its driver and its queueing discipline keep.
+
+Of a tap these are its inbound packets, of a macvtap its outbound ones.
 
 Where a count can't be exact (packets that waited since before the start, frames that were cut up on the way, drops
 whose place is not known) it has bounds.
@@ -15,35 +17,34 @@ from vifprobe.analysis.reading import Cells, Counts, Reading, count
 from vifprobe.analysis.reconcile import ProbeCount
 from vifprobe.host.counters import CounterSample, Unit
 from vifprobe.host.counters import Counts as Counted
-from vifprobe.layout import ETHERNET_OVERHEAD_BYTES, VLAN_TAG_BYTES, Direction, Ethertype, Verdict
+from vifprobe.layout import ETHERNET_OVERHEAD_BYTES, VLAN_TAG_BYTES, Ethertype, Verdict
+from vifprobe.ports import direction_at
 
 #: Reasons of drops before the queue (include/net/dropreason-core.h), and of those that a tap's driver gives
 #: (drivers/net/tun.c, tun_net_xmit). Those of one function are told by its name: tun_*.
 _AHEAD = ("TC_EGRESS", "NETFILTER_DROP")
 _BY_DRIVER = ("FULL_RING", "TAP_FILTER", "TAP_TXFILTER")
 
-_IN = Direction.INBOUND
-
-
 class HandedOn:
-    """A tap's inbound totals. reasons: names of the kernel's drop reasons. function: the one around an address, by its
-    low half; None where that is not known.
+    """The totals at a device's egress. reasons: names of the kernel's drop reasons. function: the one around an
+    address, by its low half; None where that is not known.
     """
 
     def __init__(self, reading: Reading, reasons: Mapping[int, str], function: Callable[[int], str | None]) -> None:
-        self._unannounced, self._missed = reading.unannounced, reading.missed_of(Direction.INBOUND)
-        self._has_gso = _has_gso(reading.where(_IN))
-        dropped, policed = reading.where(_IN, Verdict.DROPPED), reading.where(_IN, Verdict.POLICED)
+        direction = direction_at(reading.kind, "egress")
+        self._unannounced, self._missed = reading.unannounced, reading.missed_of(direction)
+        self._has_gso = _has_gso(reading.where(direction))
+        dropped, policed = reading.where(direction, Verdict.DROPPED), reading.where(direction, Verdict.POLICED)
         names = np.array([reasons.get(int(code), "") for code in dropped["reason"]], dtype=object)
         functions = [function(int(place)) or "" for place in dropped["location"]]
         by_driver = np.isin(names, _BY_DRIVER) | np.array([name.startswith("tun_") for name in functions], bool)
         ahead = np.isin(names, _AHEAD) & ~by_driver
         at_tc = np.isin(policed["reason"], [code for code, name in reasons.items() if name in _AHEAD])
-        self._offered, self._passed = reading.offered(_IN), count(reading.where(_IN, Verdict.PASSED))
+        self._offered, self._passed = reading.offered(direction), count(reading.where(direction, Verdict.PASSED))
         self._by_driver, self._unplaced = count(dropped[by_driver]), count(dropped[~by_driver & ~ahead])
         self._by_queue = count(policed[~at_tc])
         self._ahead = count(dropped[ahead]) + count(policed[at_tc])
-        self._queued = count(reading.where(_IN, Verdict.QUEUED))
+        self._queued = count(reading.where(direction, Verdict.QUEUED))
 
     def bounds(self, sample: CounterSample, before: int | None) -> ProbeCount | None:
         """The run's count of what this counter counts; None where it has none. before: the counter's first value."""

@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from vifprobe.analysis.gaps import Happening, Meaning
 from vifprobe.host.events import Event
 from vifprobe.host.nft_events import NftChange
 from vifprobe.host.tc_records import TcClass, TcFilter, TcQdisc
 from vifprobe.layout import Direction
+from vifprobe.ports import is_swapped, turned
 
 
-def happenings(events: Iterable[Event]) -> list[Happening]:
-    """What events mean for limits."""
-    return [found for event in events if (found := _happening(event)) is not None]
+def happenings(events: Iterable[Event], kind: str = "tap") -> list[Happening]:
+    """What events mean for limits of a device of this kind."""
+    found = [one for event in events if (one := _happening(event)) is not None]
+    if not is_swapped(kind):
+        return found
+    return [one if one.direction is None else replace(one, direction=turned(kind, one.direction)) for one in found]
 
 
 def _happening(event: Event) -> Happening | None:

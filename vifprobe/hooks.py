@@ -15,7 +15,8 @@ from vifprobe.host.tc import waiting_of
 from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
 from vifprobe.layout import Charge, Direction
-from vifprobe.watched import WatchedTap
+from vifprobe.ports import direction_at, word
+from vifprobe.watched import WatchedTap, at_hooks
 
 #: Inbound packets that are on their way at the end are looked at so often, for those whose end was not seen.
 _LOOKS_AT_END = 4
@@ -51,8 +52,9 @@ class Hooks:
         """
         if self.programs.unfollowed:
             for watched in self.watched:
-                watched.note(f"what becomes of inbound packets is not known: {self.programs.unfollowed}")
-        self.programs.load(self._directions)
+                name = word(watched.link.kind, direction_at(watched.link.kind, "egress"))
+                watched.note(f"what becomes of {name} packets is not known: {self.programs.unfollowed}")
+        self.programs.load(at_hooks([watched.link for watched in self.watched], self._directions))
         if self.programs.settings.follow is not None:
             self.programs.attach_followers()
 

@@ -21,7 +21,10 @@ from vifprobe.records import SampleFlag as SampleFlag
 
 
 class Direction(IntEnum):
-    """As the guest sees it, like libvirt and Nova: outbound = guest -> network = tap ingress = the tap's rx."""
+    """As the guest sees it, like libvirt and Nova: outbound = guest -> network = tap ingress = the tap's rx.
+
+    Of other kinds of device see vifprobe.ports. In the kernel's tables OUTBOUND is any device's ingress.
+    """
 
     OUTBOUND = 0
     INBOUND = 1

@@ -24,7 +24,8 @@ from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import Charge, Direction
-from vifprobe.watched import WatchedTap
+from vifprobe.ports import is_swapped
+from vifprobe.watched import WatchedTap, at_hooks
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
         limits = LimitReader()
         found = limits.read(links)
         programs = compiling.result()
-    counters = Counters(programs)
+    counters = Counters(programs, [number for number, link in enumerate(links) if is_swapped(link.kind)])
     if counters.samples is not None:
         counters.samples.per_second = wanted.samples_per_second
     stack.callback(counters.close)
@@ -98,7 +99,7 @@ def _close(compiling: Future[Programs]) -> None:
 def _settings(wanted: Wanted, links: Sequence[Link]) -> Settings:
     """What the programs are compiled for."""
     traced = not has_tcx(links[0].ifindex)
-    follows = wanted.follow_inbound and Direction.INBOUND in wanted.directions
+    follows = wanted.follow_inbound and Direction.INBOUND in at_hooks(links, wanted.directions)
     fields = read_trace_fields() if follows or traced else None
     deep = wanted.samples_per_second > 0
     return Settings(
@@ -127,7 +128,8 @@ def _host(wanted: Wanted, stack: ExitStack) -> HostCollector | None:
 def _forensics(wanted: Wanted, counters: Counters, watched: Sequence[WatchedTap], auditor: Auditor) -> Forensics | None:
     if not wanted.samples_per_second:
         return None
-    made = Forensics(counters, wanted.directions, len(watched), wanted.bin_ns, wanted.thresholds)
+    kinds = [one.link.kind for one in watched]
+    made = Forensics(counters, wanted.directions, kinds, wanted.bin_ns, wanted.thresholds)
     for one, tap in zip(watched, made.taps, strict=True):
         auditor.taps[one.link.ifindex].forensics = tap
     return made

@@ -14,6 +14,7 @@ from vifprobe.analysis.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
 from vifprobe.kernel.counters import Snapshot
 from vifprobe.layout import Direction, Verdict
 from vifprobe.opening import Parts
+from vifprobe.ports import direction_at
 from vifprobe.watched import WatchedTap
 
 #: A tap for which nothing comes is read whole so often all the same, each at its own time.
@@ -160,6 +161,7 @@ class ReadingMaker:
             what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
             queued=so_far[so_far["verdict"] == Verdict.QUEUED] if not final else no_cells(),
             unannounced=int(snapshot.unannounced[watched.number]) if final else 0,
+            kind=watched.link.kind,
             gone_ns=None if watched.gone_ns is None else watched.gone_ns - self._start_ns,
         )
         reading = replace(reading, host=self._host_cost(watched, reading))
@@ -173,8 +175,8 @@ class ReadingMaker:
         return tuple(rows_of(counts[watched.number], before, watched.link.name, self._what_ifs))
 
     def _drop_notes(self, watched: WatchedTap, so_far: Cells, snapshot: Snapshot) -> list[str]:
-        outbound = so_far[so_far["direction"] == Direction.OUTBOUND]
-        found = watched.blame.notes(outbound, self._features.reason_number("TC_INGRESS"), watched.installed)
+        received = so_far[so_far["direction"] == direction_at(watched.link.kind, "ingress")]
+        found = watched.blame.notes(received, self._features.reason_number("TC_INGRESS"), watched.installed)
         unplaced = snapshot.unplaced_drops
         return [*found, f"{unplaced:,} netfilter drops count as policed, by an unknown chain"] if unplaced else found
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from vifprobe.analysis.reading import Cells, Limit, no_cells
@@ -31,6 +31,7 @@ from vifprobe.kernel.attach import (
 from vifprobe.kernel.build import Programs
 from vifprobe.kernel.leftovers import is_orphan, remove_filter
 from vifprobe.layout import LIMIT_TRAITS, Bucket, Charge, Direction, TapTrait
+from vifprobe.ports import Hook, direction_at, hook_of, turned, warning
 
 #: Kinds of events after which limits are read again begin so; "over": some were lost.
 _ABOUT_LIMITS = ("qdisc", "filter", "class", "nft", "over")
@@ -56,7 +57,7 @@ class WatchedTap:
         self.before: Cells = no_cells()
         self.missed_before: Mapping[Direction, int] = dict.fromkeys(Direction, 0)
         self.what_ifs_before: WhatIfCounts | None = None
-        self.notes: list[str] = []
+        self.notes = [one for one in [warning(link.name, link.kind)] if one]
         self.gaps: list[Coverage] = []
         self.looked_ns = time.monotonic_ns()
         self._nft_before, self._nft_changed_ns = found.nft, 0
@@ -90,7 +91,7 @@ class WatchedTap:
         """What the kernel side must know of this tap to call a drop its policer's."""
         traits = self._traced | self._apart
         for direction in self._buckets:
-            traits |= LIMIT_TRAITS[direction]
+            traits |= LIMIT_TRAITS[turned(self.link.kind, direction)]
         if self.droppers.nft:
             traits |= TapTrait.NFT_POLICER
         if any(found.hook == "ingress" and not _is_own(found) for found in self.installed.tc.filters):
@@ -134,8 +135,8 @@ class WatchedTap:
 
     @property
     def charge(self) -> tuple[int, int]:
-        """What the outbound policer adds to a packet's charge, and the least that it charges; bytes."""
-        main = self.installed.main(Direction.OUTBOUND)
+        """What the policer at ingress adds to a packet's charge, and the least that it charges; bytes."""
+        main = self.installed.main(direction_at(self.link.kind, "ingress"))
         return (main.overhead_bytes, main.mpu_bytes) if main else (0, 0)
 
     def attach(self, programs: Programs, directions: tuple[Direction, ...], create_qdisc: bool = False) -> None:
@@ -146,31 +147,31 @@ class WatchedTap:
         if create_qdisc and programs.settings.trace is not None and self.installed.tc.ingress is None:
             self._qdisc = OwnQdisc(self.link.name, self.link.ifindex)
             self.refresh()
-        self._follows = Direction.INBOUND in directions and programs.settings.follow is not None
+        self._follows = direction_at(self.link.kind, "egress") in directions and programs.settings.follow is not None
         for direction in directions:
             self._attach(programs, direction)
         if any(isinstance(made, FilterAttachment) for made in self.attachments.values()):
             programs.load_tracepoints()  # they stand in when somebody deletes the filter's qdisc: at once, then
 
     def _attach(self, programs: Programs, direction: Direction) -> None:
-        self._remove_leftover(direction)
-        fd, qdisc = programs.tc_program_fd(direction), self.installed.tc.ingress
+        at = turned(self.link.kind, direction)
+        self._remove_leftover(hook_of(self.link.kind, direction))
+        fd, qdisc = programs.tc_program_fd(at), self.installed.tc.ingress
         kind = qdisc.kind if qdisc else None
         try:
-            self.attachments[direction] = attach(fd, self.link.name, self.link.ifindex, direction, kind)
+            self.attachments[direction] = attach(fd, self.link.name, self.link.ifindex, at, kind)
         except NoHookError:
             if programs.settings.trace is None:
                 raise
             programs.attach_tracepoints()
-            self._traced |= _TRACED[direction]
+            self._traced |= _TRACED[at]
             self.attachments[direction] = TracepointAttachment()
 
-    def _remove_leftover(self, direction: Direction) -> None:
+    def _remove_leftover(self, hook: Hook) -> None:
         """Where a killed run left its filter (kernels without tcx), its place is needed now."""
-        side = "ingress" if direction is Direction.OUTBOUND else "egress"
         for found in self.installed.tc.filters:
-            if found.hook == side and _is_own(found) and found.bpf and found.bpf.id and is_orphan(found.bpf.id):
-                remove_filter(self.link.name, self.link.ifindex, side == "ingress")
+            if found.hook == hook and _is_own(found) and found.bpf and found.bpf.id and is_orphan(found.bpf.id):
+                remove_filter(self.link.name, self.link.ifindex, hook == "ingress")
 
     def detach(self) -> None:
         """Take every hook off; harmless where the tap or the qdisc is gone."""
@@ -270,7 +271,7 @@ class WatchedTap:
         """Have other limits' buckets beside the packets of both directions."""
         for direction in Direction:
             for place, limit in enumerate(limits):
-                programs.set_what_if(self.number, direction, place, limit.bucket)
+                programs.set_what_if(self.number, turned(self.link.kind, direction), place, limit.bucket)
 
     def hold_to(self, declared: Mapping[Direction, Limit], charge: Charge, programs: Programs) -> None:
         """Hold the packets of each direction against its declared limit, from now on, with a full ideal bucket.
@@ -286,7 +287,7 @@ class WatchedTap:
                 continue
             bucket = Bucket(bytes_per_second, burst_bytes or bytes_per_second, charge)
             if self._buckets.get(direction) != bucket:
-                programs.set_bucket(self.number, direction, bucket)
+                programs.set_bucket(self.number, turned(self.link.kind, direction), bucket)
                 self._buckets[direction] = bucket
 
     def limits(self, declared: Mapping[Direction, Limit], directions: tuple[Direction, ...]) -> dict[Direction, Limit]:
@@ -304,6 +305,12 @@ class WatchedTap:
 def is_about_limits(events: list[Event]) -> bool:
     """Whether limits must be read again after these."""
     return any(event.kind.startswith(_ABOUT_LIMITS) for event in events)
+
+
+def at_hooks(links: Iterable[Link], directions: Iterable[Direction]) -> tuple[Direction, ...]:
+    """The directions of the kernel side, which are hooks, that are needed to watch these of the devices."""
+    wanted = tuple(directions)
+    return tuple(sorted({turned(link.kind, direction) for link in links for direction in wanted}))
 
 
 def own_events(events: list[Event], before: NftState, after: NftState) -> list[Event]:

@@ -36,7 +36,7 @@ def test_every_key_of_the_contract_in_its_order() -> None:
     assert list(found) == [
         *("schema", "tap", "at", "start_ns", "duration_ns", "final"),
         *("outbound", "inbound", "missed", "verdicts", "host", "findings", "flood"),
-        *("gone", "gone_ns"),
+        *("gone", "gone_ns", "kind", "guest_port"),
     ]
     both = ["offered", *OUTCOMES, "bypass", "overpoliced", "classes", "limit", "what_if", "unsized"]
     assert list(found["outbound"]) == both

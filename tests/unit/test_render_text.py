@@ -117,6 +117,7 @@ def test_taps_golden() -> None:
             inbound_packets=7,
             declared_bps=100_000_000,
         ),
+        TapRow("macvtap0", "macvtap", outbound_packets=101, inbound_packets=11, outbound_hook="egress"),
     ]
     kit.check_golden("taps", kit.text_of(taps_lines(rows)))
     assert "No taps" in kit.text_of(taps_lines([]))

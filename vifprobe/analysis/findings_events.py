@@ -11,20 +11,21 @@ from vifprobe.analysis.gaps import Gap
 from vifprobe.analysis.reading import Finding
 from vifprobe.analysis.situation import Sample, Situation, finding_id, rate_words, size, span
 from vifprobe.layout import Direction
+from vifprobe.ports import Hook, hook_of
 
-_NAMES = {Direction.OUTBOUND: "ingress policer", Direction.INBOUND: "shaper"}
+_NAMES: dict[Hook, str] = {"ingress": "ingress policer", "egress": "shaper"}
 
 
 def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
     """The findings of one direction."""
     for gap in situation.gaps:
         if gap.direction is direction:
-            yield from _p2(gap, situation.now_ns)
-            yield from _p3(gap, situation.now_ns)
+            yield from _p2(gap, situation.now_ns, _NAMES[hook_of(situation.set_up.kind, direction)])
+            yield from _p3(gap, situation.now_ns, situation.set_up.word(direction))
     yield from _p9(situation, direction)
 
 
-def _p2(gap: Gap, now_ns: int) -> Iterator[Finding]:
+def _p2(gap: Gap, now_ns: int, name: str) -> Iterator[Finding]:
     """Somebody took the limit away: told for one that is still away, and for one that went right after a link change.
 
     A limit that is deleted and set again by its owner is a gap (P3), no more.
@@ -52,7 +53,7 @@ def _p2(gap: Gap, now_ns: int) -> Iterator[Finding]:
         finding_id("P2", gap.direction, gap.number),
         "P2",
         "warning" if gap.end_ns is not None else "critical",
-        f"{who} removed the {_NAMES[gap.direction]}{after}",
+        f"{who} removed the {name}{after}",
         evidence,
         _advice(gap),
     )
@@ -67,7 +68,7 @@ def _advice(gap: Gap) -> str:
     return "Set the limit again, and see to it that one program alone manages the qdiscs of this tap."
 
 
-def _p3(gap: Gap, now_ns: int) -> Iterator[Finding]:
+def _p3(gap: Gap, now_ns: int, word: str) -> Iterator[Finding]:
     """How long there was no limit, and what passed. Not for the moment in which a program sets another limit."""
     exceeded, lasted_ns = gap.exceeded(now_ns), gap.duration_ns(now_ns)
     if not exceeded and (gap.end_ns is None or lasted_ns < thresholds.GAP_NS):
@@ -78,7 +79,7 @@ def _p3(gap: Gap, now_ns: int) -> Iterator[Finding]:
         finding_id("P3", gap.direction, gap.number),
         "P3",
         ("critical" if gap.end_ns is None else "warning") if exceeded else "info",
-        f"{state} {gap.direction.name.lower()} limit for {span(lasted_ns)}{passed}",
+        f"{state} {word} limit for {span(lasted_ns)}{passed}",
         {
             "gap_ns": lasted_ns,
             "over": gap.end_ns is not None,
@@ -127,7 +128,8 @@ def _p9(situation: Situation, direction: Direction) -> Iterator[Finding]:
             finding_id("P9", direction, number),
             "P9",
             "info",
-            f"the guest offers {later_pps / pps:.1f} times as many packets since the policer{rate} came",
+            f"{'the guest offers' if situation.has_guest else 'there are'} {later_pps / pps:.1f} times as many packets "
+            f"since the policer{rate} came",
             {
                 "offered_before_pps": round(pps),
                 "offered_after_pps": round(later_pps),
@@ -138,7 +140,10 @@ def _p9(situation: Situation, direction: Direction) -> Iterator[Finding]:
                 "cpus_after": _cpus(after),
             },
             "The limit works: the tap counts what the guest offers, and dropping a packet early costs less than "
-            "forwarding it, so a flooding guest sends faster. Look at passed, not at the tap's counters.",
+            "forwarding it, so a flooding guest sends faster. Look at passed, not at the tap's counters."
+            if situation.has_guest
+            else "The limit works: the device counts all that comes, and dropping a packet early costs less than "
+            "forwarding it, so a sender on this host sends faster. Look at passed, not at the device's counters.",
         )
 
 

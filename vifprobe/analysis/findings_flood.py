@@ -40,15 +40,15 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
     if flood is None or flood.high("syn_packets", 0) < t.syn_packets:
         return
     if not _is_unfinished(flood, t):
-        yield from _s3(flood, t, direction)
+        yield from _s3(situation, flood, direction)
         return
     if _is_scan(flood, t):
-        yield from _s4(flood, direction)
+        yield from _s4(situation, flood, direction)
     elif flood.low("syn_pps") >= t.flood_syn_pps:
-        yield from _s1(flood, direction)
+        yield from _s1(situation, flood, direction)
         yield from _s5(flood, t, direction)
     yield from _s2(situation, flood, t, direction)
-    yield from _s3(flood, t, direction)
+    yield from _s3(situation, flood, direction)
 
 
 def completed_most(flood: Flood) -> float:
@@ -107,40 +107,56 @@ def _bounded(flood: Flood, *names: str) -> dict[str, object]:
     return found
 
 
-def _s1(flood: Flood, direction: Direction) -> Iterator[Finding]:
-    target, whom = flood.leading("endpoint"), "from" if direction is Direction.OUTBOUND else "at"
+def _s1(situation: Situation, flood: Flood, direction: Direction) -> Iterator[Finding]:
+    target, whom = flood.leading("endpoint"), situation.set_up.word(direction)
+    if situation.has_guest:
+        whom = "from the guest" if direction is Direction.OUTBOUND else "at the guest"
     yield Finding(
         finding_id("S1", direction),
         "S1",
         "critical",
-        f"SYN flood {whom} the guest: {flood.value('syn_pps'):,.0f}/s, {_percent(flood.value('syn_share'))} of "
+        f"SYN flood {whom}: {flood.value('syn_pps'):,.0f}/s, {_percent(flood.value('syn_share'))} of "
         f"packets, {_completed(flood)}",
         {
             **_common(flood),
             **_bounded(flood, "sources", "destinations", "destination_ports", "syn_per_endpoint", "source_entropy"),
             "top_target": target.key if target else None,
         },
-        "Stop it at the guest, or drop its SYNs here; a limit in bits alone lets many through (see P6). The policer "
-        "can't tell good SYNs from bad."
-        if direction is Direction.OUTBOUND
-        else "SYN cookies in the guest (net.ipv4.tcp_syncookies), and a filter upstream: the line carries them anyway.",
+        _stop_it(situation, direction),
     )
 
 
+def _stop_it(situation: Situation, direction: Direction) -> str:
+    if not situation.has_guest:
+        return (
+            "Find out whose packets these are: watch the taps of this host. SYN cookies (net.ipv4.tcp_syncookies) help "
+            "the target, a filter near the source helps the line."
+        )
+    if direction is Direction.OUTBOUND:
+        return (
+            "Stop it at the guest, or drop its SYNs here; a limit in bits alone lets many through (see P6). The "
+            "policer can't tell good SYNs from bad."
+        )
+    return "SYN cookies in the guest (net.ipv4.tcp_syncookies), and a filter upstream: the line carries them anyway."
+
+
 def _s2(situation: Situation, flood: Flood, t: FloodThresholds, direction: Direction) -> Iterator[Finding]:
-    """By addresses or MACs that are known to be the port's, or by sources that can't be true."""
+    """By addresses or MACs that are known to be the port's, or by sources that can't be true.
+
+    What is no guest's port carries the packets of many: there only the latter prove anything.
+    """
     if direction is not Direction.OUTBOUND or flood.low("syn_pps") < t.spoofed_pps:
         return
     proofs = []
     own = situation.own_addresses
-    if flood.low("foreign_mac_share") >= t.spoofed_share:
+    if situation.has_guest and flood.low("foreign_mac_share") >= t.spoofed_share:
         proofs.append(f"{_about(flood, 'foreign_mac_share')} have a MAC that is not the port's")
-    if flood.low("unknown_source_share") >= t.spoofed_share:
+    if situation.has_guest and flood.low("unknown_source_share") >= t.spoofed_share:
         proofs.append(f"{_about(flood, 'unknown_source_share')} are not from the port's addresses")
     if flood.low("impossible_source_share") >= t.impossible_share:
         proofs.append(f"{_about(flood, 'impossible_source_share')} from addresses that no host has")
     many = flood.low("sources") >= t.spoofed_sources and not flood.high("synack_back_packets", 1)
-    if not proofs and not own.ips and many:
+    if situation.has_guest and not proofs and not own.ips and many:
         proofs.append(f"{_about(flood, 'sources')} sources behind one port, and none of them gets an answer")
     if not proofs:
         return
@@ -162,8 +178,9 @@ def _s2(situation: Situation, flood: Flood, t: FloodThresholds, direction: Direc
     )
 
 
-def _s3(flood: Flood, t: FloodThresholds, direction: Direction) -> Iterator[Finding]:
+def _s3(situation: Situation, flood: Flood, direction: Direction) -> Iterator[Finding]:
     """What no stack writes: no options at all, sequence numbers that are not random."""
+    t = situation.flood_thresholds
     if flood.low("syn_pps") < t.tool_pps or flood.high("sampled_syn_packets", 0) < t.syn_packets:
         return
     proofs = [text for word, text in _SEQUENCES.items() if flood.low(f"sequence_{word}_share") >= t.tool_share]
@@ -184,12 +201,12 @@ def _s3(flood: Flood, t: FloodThresholds, direction: Direction) -> Iterator[Find
             **_bounded(flood, "no_options_share", *(f"sequence_{word}_share" for word in _SEQUENCES), *habits),
             **_bounded(flood, "syn_pps", "sampled_syn_packets"),
         },
-        "No program that uses the guest's own TCP sends such packets: look for malware or a load tester in it. The "
-        "fingerprint serves as a filter.",
+        f"No program that uses {'the guest' if situation.has_guest else 'its host'}'s own TCP sends such packets: look "
+        "for malware or a load tester in it. The fingerprint serves as a filter.",
     )
 
 
-def _s4(flood: Flood, direction: Direction) -> Iterator[Finding]:
+def _s4(situation: Situation, flood: Flood, direction: Direction) -> Iterator[Finding]:
     destination, port = flood.leading("destination"), flood.leading("port")
     at_one = flood.low("destination_top_share") >= 0.5 and destination is not None
     what = f"port scan of {destination.key}" if at_one and destination else "address sweep"
@@ -207,8 +224,8 @@ def _s4(flood: Flood, direction: Direction) -> Iterator[Finding]:
             **_bounded(flood, "destination_entropy", "port_entropy", "destination_top_share"),
             "top_ports": [one.key for one in flood.top if one.kind == "port"][:5],
         },
-        "The guest looks for open services of others: an infected guest that spreads, or somebody's security scan. Ask "
-        "its owner.",
+        f"The {'guest' if situation.has_guest else 'sender'} looks for open services of others: an infected machine "
+        "that spreads, or somebody's security scan. Ask its owner.",
     )
 
 

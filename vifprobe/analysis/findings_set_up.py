@@ -23,7 +23,15 @@ from vifprobe.analysis.policer import (
 from vifprobe.analysis.reading import Cells, Finding, count
 from vifprobe.analysis.situation import Situation, bits, finding_id, let_through, rate_words, size
 from vifprobe.layout import Direction, Ethertype, PacketClass
+from vifprobe.ports import direction_at, is_swapped
 
+#: Where a limit of a direction belongs.
+_SIDES = {
+    "tap": "Seen from the guest, outbound packets come in at the tap: they are limited by a policer at its ingress; "
+    "its root qdisc limits what goes to the guest.",
+    "macvtap": "What the guest behind a macvtap sends leaves by the device: its root qdisc limits it; a policer at its "
+    "ingress limits what goes to the guest.",
+}
 # Ethertypes by the protocols that tc writes.
 _ETHERTYPES = {
     "ip": (Ethertype.IPV4,),
@@ -79,7 +87,7 @@ def _p1(situation: Situation, direction: Direction) -> Iterator[Finding]:
             finding_id("P1", direction, *([] if own else [device])),
             "P1",
             "critical",
-            f"{sources} declare{'s' if sources.count(' and ') == 0 else ''} {rate} {direction.name.lower()}{at}, "
+            f"{sources} declare{'s' if sources.count(' and ') == 0 else ''} {rate} {set_up.word(direction)}{at}, "
             "but the kernel enforces nothing",
             {
                 "declared": [_told(one) for one in asked],
@@ -126,7 +134,7 @@ def _p4(situation: Situation, direction: Direction) -> Iterator[Finding]:
         finding_id("P4", direction),
         "P4",
         "critical" if grave else "warning",
-        f"the {direction.name.lower()} limit leaves out {left_out}{words}",
+        f"the {set_up.word(direction)} limit leaves out {left_out}{words}",
         evidence,
         "Install it for all protocols: `protocol all` in the tc filter (libvirt before 2015 wrote `protocol ip`).",
     )
@@ -197,7 +205,7 @@ def _differs(
         finding_id("P11", direction, asked.source),
         "P11",
         severity,
-        f"{direction.name.lower()}: {title}",
+        f"{situation.set_up.word(direction)}: {title}",
         evidence,
         "Mind the units: libvirt and Nova take kilobytes (1000) a second and kilobytes (1024) of burst, Open vSwitch "
         "kbit/s and kbit, tc's `kbit` is bits and `kbps` bytes. A later change by somebody else looks like this, too.",
@@ -219,7 +227,7 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
             finding_id("P12", direction, past.device),
             "P12",
             "warning" if asked else "info",
-            f"{direction.name.lower()} packets are limited by {what}: {rate_words(past.rate_bps, past.rate_pps)}",
+            f"{set_up.word(direction)} packets are limited by {what}: {rate_words(past.rate_bps, past.rate_pps)}",
             {"limits": [_installed(other) for other in beyond], "declared": [_told(other) for other in asked]},
             f"The counters of {set_up.tap}, and what vifprobe calls passed there, are from before that limit"
             + (f"; watch {past.device} to see what it does." if past.kind != "meter" else "."),
@@ -238,10 +246,9 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
             finding_id("P12", direction, "swapped"),
             "P12",
             "critical",
-            f"the {direction.name.lower()} limit of {bits(one.rate_bps or 0)} is installed {other.name.lower()}",
+            f"the {set_up.word(direction)} limit of {bits(one.rate_bps or 0)} is installed {set_up.word(other)}",
             {"declared": _told(one), "installed": _installed(held)},
-            "Seen from the guest, outbound packets come in at the tap: they are limited by a policer at its ingress; "
-            "its root qdisc limits what goes to the guest.",
+            _SIDES["macvtap" if is_swapped(set_up.kind) else "tap"],
         )
 
 
@@ -251,7 +258,7 @@ def _p13(situation: Situation, direction: Direction) -> Iterator[Finding]:
     asked = [one for one in set_up.declared_in(direction) if one.source == "ovs"]
     police = [one for one in set_up.enforced_in(direction) if one.kind == "police"]
     is_blocked = set_up.ingress_qdisc == "clsact" and not police and not set_up.unknown_in(direction)
-    if direction is Direction.OUTBOUND and asked and is_blocked:
+    if direction is direction_at(set_up.kind, "ingress") and asked and is_blocked:
         rate = rate_words(asked[0].rate_bps, asked[0].rate_pps)
         yield Finding(
             finding_id("P13", direction),

@@ -13,12 +13,15 @@ from vifprobe.analysis.policer import Enforced
 from vifprobe.analysis.reading import Cells, Counts, Finding, Reading, count
 from vifprobe.analysis.situation import Growth, Situation, bits, finding_id, let_through, size
 from vifprobe.layout import SIZE_UNKNOWN, Direction, Verdict
+from vifprobe.ports import hook_of
 
+#: By kind of device, what its rx counters count.
+_RECEIVED = {"tap": "what the guest offers", "macvtap": "what is sent to the guest"}
 
 def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
     """The findings of one direction."""
     for growth in situation.growth:
-        if growth.direction is direction is Direction.OUTBOUND:
+        if growth.direction is direction:
             yield from _p5(situation, growth)
     reading = situation.reading
     if reading is not None and reading.duration_ns > 0 and direction in reading.directions:
@@ -53,7 +56,7 @@ def _p5(situation: Situation, growth: Growth) -> Iterator[Finding]:
         finding_id("P5", growth.direction),
         "P5",
         "critical",
-        f"the {growth.direction.name.lower()} limit sees {100 * seen / came:.0f} % of the {unit}: "
+        f"the {situation.set_up.word(growth.direction)} limit sees {100 * seen / came:.0f} % of the {unit}: "
         f"the rest is decided by {by}",
         {
             "limit": limit.where,
@@ -167,7 +170,8 @@ def _p8(
     """The limit works; only the tap's own counters look as if it did not."""
     within = None if limit is None else _within(situation, reading, direction, limit)
     policed, offered = reading.counts(direction, Verdict.POLICED), reading.offered(direction)
-    if direction is not Direction.OUTBOUND or limit is None or limit.rate_bps is None or within is None:
+    kind = situation.set_up.kind
+    if hook_of(kind, direction) != "ingress" or limit is None or limit.rate_bps is None or within is None:
         return
     if policed is None or policed.packets < t.POLICED_SHARE * max(1, offered.packets):
         return
@@ -188,8 +192,8 @@ def _p8(
             "policed_packets": policed.packets,
             "seconds": round(seconds, 3),
         },
-        "The tap's rx counters (/proc/net/dev, monitoring) grow by what the guest offers, policed or not; its "
-        "rx_dropped stays 0. The limit holds.",
+        f"The tap's rx counters (/proc/net/dev, monitoring) grow by {_RECEIVED.get(kind, 'all that comes')}, policed "
+        "or not; its rx_dropped stays 0. The limit holds.",
     )
 
 
@@ -235,7 +239,7 @@ def _never_conforming(rows: Cells, bucket_bytes: int) -> Counts:
 
 def _p14(situation: Situation, reading: Reading, direction: Direction) -> Iterator[Finding]:
     """The guest does not take its packets in time: the kernel's own reason says so."""
-    if direction is not Direction.INBOUND:
+    if direction is not Direction.INBOUND or not situation.has_guest:
         return
     codes = [code for code, name in situation.reasons.items() if name.removeprefix("SKB_DROP_REASON_") == "FULL_RING"]
     rows = reading.where(direction, Verdict.DROPPED)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from vifprobe import ports
 from vifprobe.analysis import thresholds
 from vifprobe.analysis.quantities import Foreign
 from vifprobe.layout import Direction
@@ -88,7 +89,7 @@ class SetUp:
     enforced: on the tap itself, in the order in which packets meet it. elsewhere: limits of the tap's packets that are
     enforced past it. earlier: words for what runs before the first policer at ingress and can decide a packet's fate.
     ingress_qdisc: `ingress`, `clsact` or "". declared_unknown, enforced_unknown: why a limit may be there unseen.
-    undecoded: what may limit packets of a direction, but can't be read here.
+    undecoded: what may limit packets of a direction, but can't be read here. kind: of the device, see vifprobe.ports.
     """
 
     tap: str
@@ -100,6 +101,11 @@ class SetUp:
     declared_unknown: tuple[str, ...] = ()
     enforced_unknown: tuple[str, ...] = ()
     undecoded: tuple[tuple[Direction, str], ...] = ()
+    kind: str = "tap"
+
+    def word(self, direction: Direction) -> str:
+        """What a person reads of a direction: outbound and inbound, or received and sent where there is no guest."""
+        return ports.word(self.kind, direction)
 
     @property
     def not_read(self) -> tuple[str, ...]:

@@ -147,6 +147,8 @@ class Reading:
     nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. unannounced: in
     totals, inbound packets of which only the end was seen: waiting since before the start, or cut from a longer frame.
     gone_ns: when the tap was seen to be deleted, monotonic, from the start of the run; None while it is there.
+    kind: of the device, see vifprobe.ports; of what is no guest's port, outbound is what it received, inbound what it
+    sent.
 
     repeats: an earlier reading of the tap, where nothing has come and nothing was changed since: all is as in that one
     but at, start_ns, duration_ns, host, and the measure `seconds` in flood. What was made of it can be used again.
@@ -171,6 +173,7 @@ class Reading:
     unannounced: int = 0
     queued: Cells = field(default_factory=no_cells)
     gone_ns: int | None = None
+    kind: str = "tap"
     repeats: Reading | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vifprobe import ports
 from vifprobe.analysis.flood.addresses import OwnAddresses
 from vifprobe.analysis.flood.bursts import Bursts
 from vifprobe.analysis.flood.model import Flood
@@ -109,6 +110,11 @@ class Situation:
     bursts: Mapping[Direction, Bursts] = field(default_factory=dict)
     own_addresses: OwnAddresses = field(default_factory=OwnAddresses)
     flood_thresholds: FloodThresholds = field(default_factory=FloodThresholds)
+
+    @property
+    def has_guest(self) -> bool:
+        """Whether a guest is behind the device, else words and advice about one are out of place."""
+        return ports.is_guest_port(self.set_up.kind)
 
 
 def let_through(cells: Cells, reasons: Mapping[int, str]) -> Cells:

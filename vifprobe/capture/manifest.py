@@ -63,7 +63,7 @@ class TapEntry:
 
     hooks: direction -> tcx, clsact, ingress or tracepoint. The fields from `verdicts` on are those of its last
     Reading (see vifprobe.analysis.reading); duration_ns and at are None until totals were written. gone_ns: when it was
-    deleted, None where it was there at the end.
+    deleted, None where it was there at the end. kind: of the device.
     """
 
     name: str
@@ -81,6 +81,7 @@ class TapEntry:
     notes: tuple[str, ...] = ()
     directions: tuple[Direction, ...] = tuple(Direction)
     gone_ns: int | None = None
+    kind: str = "tap"
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def _tap_json(tap: TapEntry) -> dict[str, Any]:
         "notes": tap.notes,
         "directions": tap.directions,
         "gone_ns": tap.gone_ns,
+        "kind": tap.kind,
     }
 
 
@@ -225,6 +227,7 @@ def _tap(keys: JsonObject) -> TapEntry:
         notes=tuple(str(note) for note in keys.get("notes", list)),
         directions=keys.codes("directions", Direction),
         gone_ns=keys.maybe_whole("gone_ns", -SPAN_NS_MAX, SPAN_NS_MAX),
+        kind=keys.maybe("kind", str) or "tap",
     )
 
 

@@ -112,6 +112,7 @@ class Capture:
             final=True,
             directions=tap.directions,
             gone_ns=tap.gone_ns,
+            kind=tap.kind,
             flood=floods_of(tap.name, flood, top),
             what_ifs=tuple(what_ifs),
         )

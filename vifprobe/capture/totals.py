@@ -49,6 +49,7 @@ def _seen(entry: TapEntry, reading: Reading) -> TapEntry:
         notes=tuple(reading.notes),
         directions=tuple(reading.directions),
         gone_ns=reading.gone_ns,
+        kind=reading.kind,
     )
 
 

@@ -100,6 +100,7 @@ def _json(report: PolicerReport) -> None:
         "at": report.at.isoformat(timespec="microseconds"),
         "duration_ns": report.duration_ns,
         "gone": report.gone,
+        "kind": set_up.kind,
         "domain": report.domain or None,
         **{direction.name.lower(): _direction(report, direction) for direction in report.directions},
         "rows": [{**row._asdict(), "direction": row.direction.name.lower()} for row in report.rows],

@@ -12,6 +12,7 @@ from vifprobe.host import netns as namespaces
 from vifprobe.host.limits import installed_of
 from vifprobe.host.taps import Tap, list_taps
 from vifprobe.layout import Direction
+from vifprobe.ports import is_swapped, outbound_hook
 from vifprobe.render.jsonlines import dumps
 from vifprobe.render.taps import TapRow, taps_lines
 from vifprobe.render.terminal import print_lines, stream_glyphs
@@ -44,6 +45,9 @@ def command(netns: str | None, as_json: bool) -> None:
 
 def _row(tap: Tap, installed_bps: int | None) -> TapRow:
     bandwidth = tap.interface.outbound if tap.interface else None
+    outbound, inbound = (None, None) if tap.counters is None else (tap.counters.rx_packets, tap.counters.tx_packets)
+    if is_swapped(tap.kind):
+        outbound, inbound = inbound, outbound
     return TapRow(
         name=tap.name,
         kind=tap.kind,
@@ -51,8 +55,9 @@ def _row(tap: Tap, installed_bps: int | None) -> TapRow:
         qemu_pid=tap.pid if tap.is_qemu else None,
         domain=tap.domain,
         port_id=tap.port_id or tap.port_prefix,
-        outbound_packets=tap.counters.rx_packets if tap.counters else None,
-        inbound_packets=tap.counters.tx_packets if tap.counters else None,
+        outbound_packets=outbound,
+        inbound_packets=inbound,
         declared_bps=bandwidth.rate_bps if bandwidth else None,
         installed_bps=installed_bps,
+        outbound_hook=outbound_hook(tap.kind),
     )

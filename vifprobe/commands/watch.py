@@ -159,7 +159,7 @@ def _view(stream: TextIO, probe: Probe) -> Iterator[Show]:
         return
     from vifprobe.render.lines import interval_line, lines_header
 
-    stream.write(lines_header() + "\n")
+    stream.write(lines_header([link.kind for link in probe.links]) + "\n")
 
     def show(readings: list[Reading]) -> None:
         stream.writelines(interval_line(reading) + "\n" for reading in readings)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counters that others keep of an interface's packets, and what each of them counts, to hold a probe's count against.
 
+In the words of a tap, whose ingress is outbound; other devices' directions are turned at the end (vifprobe.ports).
+
 | counter | counts |
 |---|---|
 | device rx_packets, rx_bytes | all that came in, dropped afterwards or not (tun adds to them behind the hand-over) |
@@ -28,6 +30,7 @@ from vifprobe.host.limits import Installed, InstalledLimit, installed_of
 from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
 from vifprobe.host.tc_records import Stats
 from vifprobe.layout import Direction
+from vifprobe.ports import turned
 
 
 class Counts(Enum):
@@ -98,10 +101,11 @@ def read_counters_of(
     limits = installed_of(links)
     found = {}
     for link in links:
-        own = limits[link.ifindex]
+        own = limits[link.ifindex].as_of_a_tap()
         samples = (*_device(*devices.get(link.ifindex, (link, None))), *_installed(own))
         growing = unwrapped(samples, (previous or {}).get(link.ifindex, ()))
-        found[link.ifindex] = (*growing, *_total(own, growing), *_arrived(own, growing))
+        every = (*growing, *_total(own, growing), *_arrived(own, growing))
+        found[link.ifindex] = tuple(replace(one, direction=turned(link.kind, one.direction)) for one in every)
     return found
 
 

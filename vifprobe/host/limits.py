@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from vifprobe import ports
 from vifprobe.errors import HostError
 from vifprobe.host.links import Link
 from vifprobe.host.nft import NftPolicer, NftReader, NftState
@@ -56,13 +57,23 @@ class InstalledLimit:
 class Installed:
     """All limits of one interface, in the order in which packets meet them, and what they were read from.
 
-    problems: what could not be read, so that "none" and "don't know" stay apart.
+    kind: of the device, which decides the direction of what is at its hooks (see vifprobe.ports). problems: what could
+    not be read, so that "none" and "don't know" stay apart.
     """
 
     limits: tuple[InstalledLimit, ...]
     tc: TcState
     nft: NftState
     problems: tuple[str, ...] = ()
+    kind: str = "tap"
+
+    def at(self, hook: ports.Hook) -> tuple[InstalledLimit, ...]:
+        """Those at one hook of the device."""
+        return self.of(ports.direction_at(self.kind, hook))
+
+    def as_of_a_tap(self) -> Installed:
+        """The same in the directions of a tap: outbound for what is at ingress."""
+        return replace(self, kind="tap", limits=_turned(self.kind, self.limits))
 
     def of(self, direction: Direction) -> tuple[InstalledLimit, ...]:
         """Those of one direction."""
@@ -132,9 +143,16 @@ class LimitReader:
         made, state = self._made.get(link.ifindex), nft.get(link.name, NftState())
         told = tc.problems + problems
         if made is None or made.tc is not tc or made.nft != state or made.problems != told:
-            limits = (*_tc_limits(tc), *_nft_limits(state))
-            made = self._made[link.ifindex] = Installed(limits, tc, state, told)
+            limits = _turned(link.kind, (*_tc_limits(tc), *_nft_limits(state)))
+            made = self._made[link.ifindex] = Installed(limits, tc, state, told, link.kind)
         return made
+
+
+def _turned(kind: str, limits: tuple[InstalledLimit, ...]) -> tuple[InstalledLimit, ...]:
+    """Limits in a tap's directions, in those of this kind of device; and the other way round."""
+    if not ports.is_swapped(kind):
+        return limits
+    return tuple(replace(limit, direction=ports.turned(kind, limit.direction)) for limit in limits)
 
 
 def _tc_limits(state: TcState) -> Iterator[InstalledLimit]:

@@ -172,7 +172,7 @@ def running() -> list[int]:
 
 
 def _target(link: Link) -> str:
-    return f"{_MACVTAP_DEVICE}{link.ifindex}" if link.kind == "macvtap" else link.name
+    return f"{_MACVTAP_DEVICE}{link.ifindex}" if link.kind in ("macvtap", "ipvtap") else link.name
 
 
 def _held(pid: int, wanted: Collection[str]) -> Iterator[str]:

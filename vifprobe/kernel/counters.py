@@ -12,7 +12,7 @@ Inbound packets are counted at their end; those on their way are listed in a tab
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from vifprobe.kernel.cells import COUNTERS, CellTable, decoded, single
 from vifprobe.kernel.flights import Flights
 from vifprobe.kernel.grace import Grace
 from vifprobe.kernel.samples import Samples
+from vifprobe.kernel.swapped import Swapped
 from vifprobe.kernel.syn import SynReader
 from vifprobe.layout import (
     BIN,
@@ -80,10 +81,14 @@ class Snapshot:
 
 
 class Counters:
-    """Reads (and at the start fills) the tables that bpf/tables.c declares."""
+    """Reads (and at the start fills) the tables that bpf/tables.c declares.
 
-    def __init__(self, programs: Programs) -> None:
+    swapped: numbers of the taps whose egress is outbound; all that is read here is in the guest's directions.
+    """
+
+    def __init__(self, programs: Programs, swapped: Collection[int] = ()) -> None:
         settings = programs.settings
+        self._swapped = Swapped(swapped)
         self._cells = CellTable(programs)
         self._lanes = programs.table("lanes", writable=True)[: settings.cpus]
         self._misses = programs.table("misses").reshape(settings.cpus, settings.taps, len(Direction))
@@ -146,9 +151,9 @@ class Counters:
         lost_packets, lost_bytes = _by_direction(flying.lost, misses.shape[1:])
         return Snapshot(
             at_ns=time.monotonic_ns(),
-            cells=decoded(cells, *map(single, open_ones)),
-            missed_packets=misses["packets"].sum(0).astype(np.int64) + lost_packets,
-            missed_bytes=misses["frame_bytes"].sum(0).astype(np.int64) + lost_bytes,
+            cells=self._swapped.rows(decoded(cells, *map(single, open_ones))),
+            missed_packets=self._swapped.table(misses["packets"].sum(0).astype(np.int64) + lost_packets),
+            missed_bytes=self._swapped.table(misses["frame_bytes"].sum(0).astype(np.int64) + lost_bytes),
             late_verdicts=int(lanes["late_verdicts"].sum()),
             foreign_skbs=int(lanes["foreign_skbs"].sum()),
             unannounced=misses["unannounced"].sum((0, 2)).astype(np.int64),
@@ -164,7 +169,7 @@ class Counters:
         summed = np.zeros(counts.shape[1:], [(name, np.int64, (2,)) for name in ("packets", "frame_bytes")])
         for name in summed.dtype.names or ():
             summed[name] = counts[name].sum(axis=0)
-        return summed
+        return self._swapped.table(summed)
 
     def write_off(self, waiting: Callable[[Iterable[int]], Mapping[int, int]]) -> bool:
         """Find inbound packets whose end was not seen: see Flights.write_off."""
@@ -172,7 +177,7 @@ class Counters:
 
     def cells_now(self) -> Array:
         """The cells as they are, without waiting, as rows of layout.CELL; without packets whose verdict is open."""
-        return decoded(self._cells.read())
+        return self._swapped.rows(decoded(self._cells.read()))
 
     def take_bins(self, final: bool = False) -> Array:
         """Time bins that ended since the last call, as rows of layout.BIN; with `final`, the current ones too.
@@ -182,12 +187,13 @@ class Counters:
         if self._bins is None:
             return np.zeros(0, BIN)
         if not final:
-            return self._bins.take(self._lanes)
+            return self._swapped.rows(self._bins.take(self._lanes))
         self._turn_epoch()
         rows = self._bins.take(self._lanes, final)
         pending = self._bins.pending(self._settled(self._lanes.copy()))
         flying = self._flights.look()
-        return np.concatenate([rows, pending, self._bins.flying(np.concatenate([flying.queued, flying.ended]))])
+        flown = self._bins.flying(np.concatenate([flying.queued, flying.ended]))
+        return self._swapped.rows(np.concatenate([rows, pending, flown]))
 
     @property
     def lost_bins(self) -> int:
@@ -206,7 +212,8 @@ class Counters:
             return np.zeros(0, SAMPLE)
         if final:
             self._turn_epoch()
-        return self._samples.take(self._lanes, self._settled(self._lanes.copy())["cpu"] if final else ())
+        cpus = self._settled(self._lanes.copy())["cpu"] if final else ()
+        return self._swapped.rows(self._samples.take(self._lanes, cpus))
 
     def adapt_samples(self) -> float:
         """Set the means anew, as take_samples does; how full the fullest CPU's ring is of samples not taken yet."""
@@ -222,7 +229,7 @@ class Counters:
 
     def syn_measures(self) -> SynMeasures | None:
         """What is known of SYNs beyond their number, None without `syn` in the settings; ends an interval."""
-        return None if self._syn is None else self._syn.take()
+        return None if self._syn is None else self._swapped.measures(self._syn.take())
 
     @property
     def samples(self) -> Samples | None:

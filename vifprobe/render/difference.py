@@ -10,6 +10,7 @@ from vifprobe.analysis.difference import Change, Difference
 from vifprobe.analysis.reading import Finding
 from vifprobe.capture.reader import Capture
 from vifprobe.layout import Direction
+from vifprobe.ports import word
 from vifprobe.render.jsonlines import SCHEMA, finding_object
 from vifprobe.render.line import Column, Line, Span, cells, head, line, wrapped
 from vifprobe.render.tap_view import by_severity, finding_lines
@@ -32,7 +33,8 @@ def diff_lines(
     for found in differences:
         lines += [Line(), _title(found, glyphs), *_findings(found, width, glyphs)]
         for direction in Direction:
-            lines += _table(found.changes, direction, width, glyphs)
+            changes = [one for one in found.changes if one.direction is direction and (one.before or one.after)]
+            lines += _table(changes, word(found.after.kind, direction), width, glyphs)
     for name, capture in (("before", before), ("after", after)):
         shown = {getattr(found, name).tap for found in differences}
         only = [tap.name for tap in capture.manifest.taps if tap.name not in shown]
@@ -114,18 +116,17 @@ def _findings(found: Difference, width: int, glyphs: Glyphs) -> list[Line]:
     return lines
 
 
-def _table(changes: Sequence[Change], direction: Direction, width: int, glyphs: Glyphs) -> list[Line]:
-    rows = [change for change in changes if change.direction is direction and (change.before or change.after)]
-    if not rows:
+def _table(changes: Sequence[Change], title: str, width: int, glyphs: Glyphs) -> list[Line]:
+    if not changes:
         return []
     side = 14
     columns = [
-        Column(direction.name, max(12, min(26, width - 2 * side - 14)), right=False),
+        Column(title.upper(), max(12, min(26, width - 2 * side - 14)), right=False),
         Column("before", side),
         Column("after", side),
         Column("change", 11),
     ]
-    return [Line(), head(columns, glyphs)] + [_row(columns, change, glyphs) for change in rows]
+    return [Line(), head(columns, glyphs)] + [_row(columns, change, glyphs) for change in changes]
 
 
 def _row(columns: Sequence[Column], change: Change, glyphs: Glyphs) -> Line:

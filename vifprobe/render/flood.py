@@ -6,6 +6,7 @@ from __future__ import annotations
 from vifprobe.analysis.flood.model import Flood
 from vifprobe.analysis.reading import Reading
 from vifprobe.layout import Direction
+from vifprobe.ports import is_guest_port
 from vifprobe.render.line import Line, Span, flow, line
 from vifprobe.render.units import Glyphs, clean, percent, si
 
@@ -33,12 +34,17 @@ def flood_lines(reading: Reading, width: int, glyphs: Glyphs) -> list[Line]:
     for direction, flood in reading.flood.items():
         pps, share = flood.value("syn_pps") or 0.0, flood.value("syn_share") or 0.0
         if pps >= SHOWN_PPS or (share >= SHOWN_SHARE and pps >= 1):
-            lines += _lines(direction, flood, width, glyphs)
+            lines += _lines(_label(reading.kind, direction), flood, width, glyphs)
     return lines
 
 
-def _lines(direction: Direction, flood: Flood, width: int, glyphs: Glyphs) -> list[Line]:
-    label = "SYNs out " if direction is Direction.OUTBOUND else "SYNs in  "
+def _label(kind: str, direction: Direction) -> str:
+    if not is_guest_port(kind):
+        return "SYNs rx  " if direction is Direction.OUTBOUND else "SYNs tx  "
+    return "SYNs out " if direction is Direction.OUTBOUND else "SYNs in  "
+
+
+def _lines(label: str, flood: Flood, width: int, glyphs: Glyphs) -> list[Line]:
     parts = [*_counts(flood, glyphs), *_targets(flood, glyphs), *_marks(flood, glyphs)]
     rows = flow([line(part) for part in parts], width, _LABEL, glyphs, _LABEL)
     return [line(Span(label, "name")) + rows[0], *rows[1:]]

@@ -29,10 +29,17 @@ _LABEL = Span("host     ", "name")
 _BLANK = " " * len(_LABEL.text)
 
 
-def host_lines(cost: HostCost | None, width: int = 80, glyphs: Glyphs = BLOCKS) -> list[Line]:
-    """Three lines: CPU time an offered packet by kind of thread, context switches of those, and the whole host."""
+def host_lines(
+    cost: HostCost | None, width: int = 80, glyphs: Glyphs = BLOCKS, *, has_guest: bool = True
+) -> list[Line]:
+    """Three lines: CPU time an offered packet by kind of thread, context switches of those, and the whole host.
+
+    has_guest: False for what is no guest's port: the whole host alone.
+    """
     if cost is None:
         return []
+    if not has_guest:
+        return [_label(_LABEL, _host(cost), width, glyphs), *(line(_BLANK, text) for text in _doubts(cost))]
     rows = [_label(_LABEL, _guest(cost), width, glyphs)]
     switches = _switches(cost)
     if switches:
@@ -41,9 +48,9 @@ def host_lines(cost: HostCost | None, width: int = 80, glyphs: Glyphs = BLOCKS) 
     return rows + [line(_BLANK, text) for text in _doubts(cost)]
 
 
-def host_section(cost: HostCost | None, width: int, glyphs: Glyphs) -> Section:
+def host_section(cost: HostCost | None, width: int, glyphs: Glyphs, *, has_guest: bool = True) -> Section:
     """The same for a screen: the first line matters most."""
-    rows = host_lines(cost, width, glyphs)
+    rows = host_lines(cost, width, glyphs, has_guest=has_guest)
     return Section(len(rows), min(1, len(rows)), lambda room: rows[:room], keep=2, grow=2)
 
 

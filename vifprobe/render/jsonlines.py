@@ -14,6 +14,7 @@ from vifprobe.analysis.host_cost import HostCost
 from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
 from vifprobe.analysis.whatif import Share, WhatIfRow, by_limit, total
 from vifprobe.layout import Direction, PacketClass, Verdict
+from vifprobe.ports import direction_at, is_guest_port
 from vifprobe.render.host import host_object
 
 #: Raised when a key changes its meaning; keys are only ever added.
@@ -44,6 +45,8 @@ def reading_object(reading: Reading) -> _Object:
         "flood": {direction.name.lower(): _flood(flood) for direction, flood in reading.flood.items()} or None,
         "gone": reading.gone,
         "gone_ns": reading.gone_ns,
+        "kind": reading.kind,
+        "guest_port": is_guest_port(reading.kind),
     }
 
 
@@ -114,7 +117,7 @@ def dumps(value: Any) -> str:
 def _direction(reading: Reading, direction: Direction) -> _Object:
     watched = direction in reading.directions
     verdicts = [Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED]
-    if direction is Direction.INBOUND:
+    if direction is direction_at(reading.kind, "egress") or direction is Direction.INBOUND:
         verdicts.append(Verdict.QUEUED)
     found: _Object = {"offered": _counts(reading.offered(direction) if watched else None)}
     for verdict in verdicts:

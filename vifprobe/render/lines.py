@@ -7,10 +7,12 @@ so that ``awk '{print $5}'`` and ``grep -o 'policed *[0-9]* pps'`` go on working
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from decimal import Decimal
 
 from vifprobe.analysis.reading import Counts, Limit, Reading
 from vifprobe.layout import Direction, Verdict
+from vifprobe.ports import direction_at, is_guest_port
 from vifprobe.render.host import host_fields
 from vifprobe.render.judgement import per_second
 from vifprobe.render.units import ASCII, UNKNOWN, Glyphs, clean, pad, percent
@@ -20,10 +22,13 @@ TOP_CLASSES = 3
 _TAP_WIDTH = 15  # IFNAMSIZ - 1
 
 
-def lines_header() -> str:
-    """What the figures mean; printed once, before the first line."""
+def lines_header(kinds: Collection[str] = ("tap",)) -> str:
+    """What the figures mean; printed once, before the first line. kinds: of the devices that are watched."""
+    meanings = ["out = from the guest, in = to the guest"] if any(map(is_guest_port, kinds)) else []
+    if not all(map(is_guest_port, kinds)):
+        meanings.append("received, sent = by a device that is no guest's port")
     return (
-        "# out = from the guest, in = to the guest; Mbit/s of frames (as the tap's counters show), 'charged' as the"
+        f"# {', '.join(meanings)}; Mbit/s of frames (as the tap's counters show), 'charged' as the"
         " policer counts; queued = packets in the tap's queue now; ? = unknown; top = share of outbound packets"
     )
 
@@ -65,14 +70,15 @@ def _around_host(reading: Reading, glyphs: Glyphs) -> tuple[str, str]:
     limit = reading.limits.get(Direction.OUTBOUND, Limit())
     asked = limit.declared_bps if limit.declared_bps is not None else limit.installed_bps
     passed = _counts(reading, Direction.OUTBOUND, Verdict.PASSED)
+    out, into = ("out", "in") if is_guest_port(reading.kind) else ("received", "sent")
     fields = [
         pad(_word(reading.tap, glyphs), _TAP_WIDTH),
-        f"out {_figures('offered', _offered(reading, Direction.OUTBOUND), reading)}",
+        f"{out} {_figures('offered', _offered(reading, Direction.OUTBOUND), reading)}",
         _figures("passed", passed, reading),
         f"charged {_mbit(None if passed is None else passed.charged_bytes, reading)} of {_limit(asked)}",
         _figures("policed", _counts(reading, Direction.OUTBOUND, Verdict.POLICED), reading),
         _figures("dropped", _counts(reading, Direction.OUTBOUND, Verdict.DROPPED), reading),
-        f"in {_figures('offered', _offered(reading, Direction.INBOUND), reading)}",
+        f"{into} {_figures('offered', _offered(reading, Direction.INBOUND), reading)}",
         _figures("passed", _counts(reading, Direction.INBOUND, Verdict.PASSED), reading),
         _figures("policed", _counts(reading, Direction.INBOUND, Verdict.POLICED), reading),
         _figures("dropped", _counts(reading, Direction.INBOUND, Verdict.DROPPED), reading),
@@ -84,8 +90,8 @@ def _around_host(reading: Reading, glyphs: Glyphs) -> tuple[str, str]:
 
 
 def _waiting(reading: Reading) -> str:
-    """Packets that wait for the guest at the interval's end: a number, no rate."""
-    queued = _counts(reading, Direction.INBOUND, Verdict.QUEUED)
+    """Packets that wait in the device's queue at the interval's end: a number, no rate."""
+    queued = _counts(reading, direction_at(reading.kind, "egress"), Verdict.QUEUED)
     return UNKNOWN if queued is None else str(queued.packets)
 
 

@@ -12,6 +12,7 @@ from vifprobe.capture.manifest import TapEntry
 from vifprobe.capture.reader import Capture
 from vifprobe.errors import MissingPieceError
 from vifprobe.layout import Direction, Expected, Verdict
+from vifprobe.ports import is_guest_port, word
 from vifprobe.render import plots
 from vifprobe.render.judgement import gone_words, per_second
 from vifprobe.render.policer import proof
@@ -122,7 +123,9 @@ def _direction(capture: Capture, reading: Reading, direction: Direction) -> Dire
     words += [f"installed {bit_rate(limit.installed_bps)}"] if limit.installed_bps is not None else []
     words += [f"installed {packet_rate(limit.installed_pps)}"] if limit.installed_pps is not None else []
     words += [f"burst {tc_size(limit.burst_bytes)}"] if limit.burst_bytes is not None else []
-    name = "outbound (from the guest)" if direction is Direction.OUTBOUND else "inbound (to the guest)"
+    name = word(reading.kind, direction)
+    if is_guest_port(reading.kind):
+        name += " (from the guest)" if direction is Direction.OUTBOUND else " (to the guest)"
     if not reading.offered(direction).packets:
         return DirectionView(name, ", ".join(words), (), ())
     tables = [_totals(reading, direction), _classes(reading, direction), *_crossed(reading, direction)]

@@ -9,6 +9,7 @@ from typing import Any
 from vifprobe.analysis.policer import InForce, PolicerRow, SetUp, enforced_past, in_force
 from vifprobe.analysis.reading import Finding
 from vifprobe.layout import Direction
+from vifprobe.ports import is_guest_port, outbound_hook, word
 from vifprobe.render.line import Line, Span, cells, head, line, natural, wrapped
 from vifprobe.render.tap_view import by_severity, finding_lines
 from vifprobe.render.units import BLOCKS, UNKNOWN, Glyphs, bit_rate, clean, si, tc_size
@@ -48,7 +49,7 @@ def policer_lines(
     lines += [row for direction in directions for row in _answer(set_up, direction, proved, width, glyphs)]
     if domain:
         lines.append(line(Span("guest    ", "name"), clean(domain, glyphs)))
-    lines += [Line(), *_table(rows, width, glyphs)] if rows else []
+    lines += [Line(), *_table(rows, set_up.kind, width, glyphs)] if rows else []
     lines.append(Line())
     for finding in by_severity(findings):
         lines += finding_lines([finding], glyphs, width)
@@ -62,14 +63,20 @@ def policer_lines(
         lines += wrapped(Span("not read ", "warn"), clean(words, glyphs), width)
     for words in notes:
         lines += wrapped(Span("note     ", "name"), clean(words, glyphs), width)
-    lines += wrapped(Span("         ", "faint"), "outbound = from the guest (tap ingress), inbound = to it", width)
+    lines += wrapped(Span("         ", "faint"), _meaning(set_up.kind), width)
     return lines
+
+
+def _meaning(kind: str) -> str:
+    if not is_guest_port(kind):
+        return "no guest's port: received = what came in by it (ingress), sent = what left by it"
+    return f"outbound = from the guest ({kind} {outbound_hook(kind)}), inbound = to it"
 
 
 def _answer(set_up: SetUp, direction: Direction, proved: set[str], width: int, glyphs: Glyphs) -> list[Line]:
     state = in_force(set_up, direction, proved)
     badge, style = _BADGES[state]
-    words = f" {set_up.tap} {direction.name.lower()}{_words(set_up, direction, state)}"
+    words = f" {set_up.tap} {set_up.word(direction)}{_words(set_up, direction, state)}"
     return wrapped(Span(f" {badge} ", style), clean(words, glyphs), width, _INDENT)
 
 
@@ -95,9 +102,9 @@ def _rate(rate_bps: int | None, rate_pps: int | None) -> str:
     return " + ".join(parts) or "no rate"
 
 
-def _table(rows: Sequence[PolicerRow], width: int, glyphs: Glyphs) -> list[Line]:
+def _table(rows: Sequence[PolicerRow], kind: str, width: int, glyphs: Glyphs) -> list[Line]:
     titles = ["", "source", "kind", "rate", "burst", "protocol", "as declared", "packets", "drops"]
-    values = [_cells(row, glyphs) for row in rows]
+    values = [_cells(row, kind, glyphs) for row in rows]
     right = [False, False, False, True, True, False, False, True, True]
     columns = natural(titles, values, right)
     return [head(columns, glyphs).fitted(width, glyphs)] + [
@@ -105,14 +112,14 @@ def _table(rows: Sequence[PolicerRow], width: int, glyphs: Glyphs) -> list[Line]
     ]
 
 
-def _cells(row: PolicerRow, glyphs: Glyphs) -> list[str | Span]:
+def _cells(row: PolicerRow, kind: str, glyphs: Glyphs) -> list[str | Span]:
     agrees = {
         True: Span("yes", "ok"),
         False: Span("NO", "bad"),
         None: Span(_NONE, "faint"),
     }[row.matches_declared]
     return [
-        row.direction.name.lower(),
+        word(kind, row.direction),
         Span(clean(row.source, glyphs), "name"),
         clean(row.kind, glyphs),
         _rate(row.rate_bps, row.rate_pps).replace(" packets/s", "/s"),

@@ -9,6 +9,7 @@ from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
 from vifprobe.analysis.reconcile import ReconcileRow
 from vifprobe.capture.manifest import SAMPLES, SampleCounts
 from vifprobe.layout import Direction, Verdict
+from vifprobe.ports import is_guest_port, word
 from vifprobe.render import tap_view
 from vifprobe.render.context import TapContext, losses
 from vifprobe.render.flood import flood_lines
@@ -53,7 +54,7 @@ def summary_lines(
             if other is not direction
             for row in other_direction(reading, other, width, glyphs)
         ],
-        *host_lines(reading.host, width, glyphs),
+        *host_lines(reading.host, width, glyphs, has_guest=is_guest_port(reading.kind)),
         *flood_lines(reading, width, glyphs),
         *findings_lines(reading.findings, width, glyphs),
         *_agreement([row for row in counters if row.tap == reading.tap], width, glyphs),
@@ -66,7 +67,7 @@ def summary_lines(
 def totals_table(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> list[Line]:
     """Offered, and what became of it: packets, their average rate and share, and bit/s."""
     columns = [
-        Column(direction.name, 8, right=False),
+        Column(word(reading.kind, direction).upper(), 8, right=False),
         Column("packets", 13),
         Column("average/s", 9) if width >= 78 else Column("avg/s", 7),
         Column("share", 6 if width >= 78 else 5),

@@ -10,6 +10,7 @@ import numpy as np
 
 from vifprobe.analysis.reading import Counts, Reading
 from vifprobe.layout import SIZE_UNKNOWN, Direction, Expected, PacketClass, Verdict, size_range_bytes
+from vifprobe.ports import word
 from vifprobe.render.judgement import per_second
 from vifprobe.render.line import Column, Line, Span, cells, flow, head, line
 from vifprobe.render.sections import Section, fixed, listed, more_line
@@ -88,7 +89,7 @@ def totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -
     """Offered, passed, policed, dropped: packets/s, share, and bit/s as charged, as frames and on the wire."""
     roomy = width >= ROOMY
     columns = [
-        Column(direction.name, 8 + roomy, right=False),
+        Column(word(reading.kind, direction).upper(), 8 + roomy, right=False),
         _rate_column(roomy),
         Column("share", 6 if roomy else 5),
         *(Column(title, 11) for title in ("charged", "as frames", "on wire")),
@@ -104,7 +105,7 @@ def totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -
 
 
 def queue(reading: Reading, direction: Direction) -> list[Line]:
-    """How much waits for the guest now, where anything does."""
+    """How much waits in the device's queue now, where anything does."""
     queued = reading.counts(direction, Verdict.QUEUED)
     if queued is None or not queued.packets:
         return []
@@ -230,7 +231,7 @@ def other_direction(reading: Reading, direction: Direction, width: int, glyphs: 
     """The direction that has no table, in one line (two where it is narrow)."""
     offered = reading.offered(direction)
     pps, frames = per_second(offered.packets, reading), bit_rate(bps(offered.frame_bytes, reading))
-    label = Span(f"{direction.name.lower()}  ", "name")
+    label = Span(f"{word(reading.kind, direction)}  ", "name")
     parts = [line(label, f"offered {packet_rate(pps)}, {frames} as frames")]
     if not reading.knows_verdicts(direction) and width < ROOMY:
         return flow([*parts, line(Span(f"verdicts {UNKNOWN}", "unknown"))], width, len(label.text), glyphs)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from vifprobe.analysis.reading import Finding, Limit, Reading
 from vifprobe.analysis.whatif import Share, WhatIfRow, by_limit, total
 from vifprobe.layout import Direction, PacketClass, Verdict
+from vifprobe.ports import is_guest_port, word
 from vifprobe.render import tap_tables
 from vifprobe.render.context import Loss, TapContext, losses
 from vifprobe.render.flood import flood_lines
@@ -42,6 +43,7 @@ _MEANING = {
     ),
     Direction.INBOUND: ("inbound = to the guest, outbound = from the guest", "inbound = to the guest"),
 }
+_NO_GUEST = ("no guest's port: received = came in, sent = left", "received = came in, sent = left", "no guest's port")
 VERDICTS_KNOWN = {
     "reason": "verdicts from the kernel",
     "inferred": "verdicts INFERRED",
@@ -74,7 +76,7 @@ def tap_sections(
         *_where(reading, direction, context, glyphs),
         fixed(what_if(reading, width, glyphs), keep=4),
         *_other(reading, direction, width, glyphs),
-        host_section(reading.host, width, glyphs),
+        host_section(reading.host, width, glyphs, has_guest=is_guest_port(reading.kind)),
         listed(flood_lines(reading, width, glyphs), "lines about SYNs", glyphs, least=3, keep=5, grow=2),
         replace(listed(findings, "findings", glyphs, least=2, keep=3, grow=1), gap=True),
         *tables,
@@ -89,11 +91,12 @@ def title(reading: Reading, context: TapContext, direction: Direction, width: in
     left = line(Span(clean(reading.tap, glyphs), "name"))
     if context.domain:
         left += line(f"  {clean(context.domain, glyphs)}")
-    for meaning in _MEANING[direction]:
+    meanings = _MEANING[direction] if is_guest_port(reading.kind) else _NO_GUEST
+    for meaning in meanings:
         blank = width - cell_width(left.plain) - len(meaning)
         if blank >= 2:
             return left + line(" " * blank, Span(meaning, "faint"))
-    meaning = _MEANING[direction][-1]
+    meaning = meanings[-1]
     room = width - len(meaning) - 2
     return left.fitted(room, glyphs) + line("  ", Span(meaning, "faint"))
 
@@ -144,7 +147,7 @@ def what_if(reading: Reading, width: int, glyphs: Glyphs) -> list[Line]:
     main, lines = main_direction(reading), []
     for direction in sorted(reading.directions, key=lambda direction: direction is not main):
         for limit, rows in by_limit(reading.what_ifs, direction).items():
-            whose = "" if direction is main else f" {direction.name.lower()}"
+            whose = "" if direction is main else f" {word(reading.kind, direction)}"
             parts = [line(Span(clean(limit, glyphs), "strong"), f"{whose} stops {_stopped(total(rows))}")]
             for row in sorted(rows, key=_syns_first):
                 share = percent(row.stopped_packets, row.passed_packets + row.stopped_packets)

@@ -14,8 +14,9 @@ from vifprobe.render.units import BLOCKS, UNKNOWN, Glyphs, bit_rate, clean, si
 class TapRow:
     """One tap. None: not known, or not readable without root.
 
-    outbound_packets: from the guest, the tap's rx counter (which counts policed packets too); inbound_packets: to the
-    guest, its tx counter. declared_bps: the outbound limit that libvirt or OVS was asked for.
+    outbound_packets: from the guest, a tap's rx counter (which counts policed packets too), a macvtap's tx counter;
+    inbound_packets: to the guest, the other one. declared_bps: the outbound limit that libvirt or OVS was asked for.
+    outbound_hook: the hook of the device that outbound packets pass, `ingress` or `egress`.
     """
 
     name: str
@@ -28,6 +29,11 @@ class TapRow:
     inbound_packets: int | None = None
     declared_bps: int | None = None
     installed_bps: int | None = None
+    outbound_hook: str = "ingress"
+
+
+#: The hook that outbound packets pass, and the device counter that they are in.
+_OUTBOUND_AT = {"ingress": "ingress, rx", "egress": "egress, tx"}
 
 
 def taps_lines(rows: Sequence[TapRow], glyphs: Glyphs = BLOCKS) -> list[Line]:
@@ -35,9 +41,10 @@ def taps_lines(rows: Sequence[TapRow], glyphs: Glyphs = BLOCKS) -> list[Line]:
     if not rows:
         return [line("No taps in this network namespace. Name another one with --netns.")]
     titles = ["tap", "kind", "bridge", "domain", "QEMU pid", "port", "declared", "installed", "outbound", "inbound"]
+    titles.append("outbound at")
     ordered = sorted(rows, key=lambda row: row.name)
     table = [_row(row, glyphs) for row in ordered]
-    always = {"tap", "domain", "outbound", "inbound"}
+    always = {"tap", "domain", "outbound", "inbound", "outbound at"}
     kept = [
         number
         for number, title in enumerate(titles)
@@ -49,7 +56,7 @@ def taps_lines(rows: Sequence[TapRow], glyphs: Glyphs = BLOCKS) -> list[Line]:
     return [
         head(columns, glyphs),
         *(cells(columns, values, glyphs) for values in picked),
-        line(Span("outbound = packets from the guest (rx, with those policed), inbound = to it", "faint")),
+        line(Span("outbound = packets from the guest (rx counts those policed, too), inbound = to it", "faint")),
     ]
 
 
@@ -65,6 +72,7 @@ def _row(row: TapRow, glyphs: Glyphs) -> list[Span]:
         None if row.installed_bps is None else bit_rate(row.installed_bps),
         None if row.outbound_packets is None else si(row.outbound_packets),
         None if row.inbound_packets is None else si(row.inbound_packets),
+        _OUTBOUND_AT.get(row.outbound_hook, row.outbound_hook),
     ]
     styles = ["name", *[""] * (len(values) - 1)]
     return [

@@ -8,6 +8,7 @@
 | `table` | the packet table: every row and corner of the class rules (in `cases`), with what a probe must say of each |
 | `netns` | private network namespaces |
 | `taps` | taps, and TSO frames written to them |
+| `macvtap` | macvtaps |
 | `links` | nft ingress limits, bridges and veth pairs |
 | `flood` | a writer bounded in frames and seconds |
 | `waiting` | wait for a condition with a deadline |

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which hook of a device sees what its guest sends, by the kind of the device: decided here and nowhere else.
+
+| kind | what the guest sends passes |
+|---|---|
+| tap | ingress, rx: tun hands it to the host's stack (drivers/net/tun.c, tun_get_user) |
+| macvtap, ipvtap | egress, tx: it goes to dev_queue_xmit (drivers/net/tap.c, tap_get_user) |
+| all others | no guest's port: outbound is what the device received (rx), inbound what it sent (tx) |
+
+The ingress of a macvtap is what comes from the network (drivers/net/macvlan.c, macvlan_handle_frame). libvirt installs
+its limits the other way round there for the same reason (virNetDevBandwidthSet, `swapped`).
+
+The kernel side knows hooks only: its OUTBOUND is the ingress of a device, its INBOUND the egress, as for a tap.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vifprobe.layout import Direction
+
+Hook = Literal["ingress", "egress"]
+
+#: Kinds of device that a guest hangs on, and the hook that what it sends passes.
+_OUTBOUND_HOOKS: dict[str, Hook] = {"tap": "ingress", "macvtap": "egress", "ipvtap": "egress"}
+
+
+def is_guest_port(kind: str) -> bool:
+    """Whether a guest is behind a device of this kind."""
+    return kind in _OUTBOUND_HOOKS
+
+
+def outbound_hook(kind: str) -> Hook:
+    """The hook that outbound packets pass; of what is no guest's port, outbound is what it received."""
+    return _OUTBOUND_HOOKS.get(kind, "ingress")
+
+
+def is_swapped(kind: str) -> bool:
+    """Whether outbound is the device's egress."""
+    return outbound_hook(kind) == "egress"
+
+
+def direction_at(kind: str, hook: Hook) -> Direction:
+    """The direction of the packets that pass a hook, as the guest sees it."""
+    return Direction.OUTBOUND if outbound_hook(kind) == hook else Direction.INBOUND
+
+
+def hook_of(kind: str, direction: Direction) -> Hook:
+    """The hook that the packets of a direction pass."""
+    return "ingress" if direction_at(kind, "ingress") is direction else "egress"
+
+
+def turned(kind: str, direction: Direction) -> Direction:
+    """The guest's direction of one of the kernel side, and the other way round."""
+    return opposite(direction) if is_swapped(kind) else direction
+
+
+def opposite(direction: Direction) -> Direction:
+    """The other one."""
+    return Direction.INBOUND if direction is Direction.OUTBOUND else Direction.OUTBOUND
+
+
+def word(kind: str, direction: Direction) -> str:
+    """What a screen calls a direction: `outbound` and `inbound`, or `received` and `sent` where there is no guest."""
+    if is_guest_port(kind):
+        return direction.name.lower()
+    return "received" if direction is Direction.OUTBOUND else "sent"
+
+
+def warning(name: str, kind: str) -> str:
+    """For whoever watches what is no guest's port; "" for one that is."""
+    if is_guest_port(kind):
+        return ""
+    what = f"a {kind} device" if kind not in ("ethernet", "") else "a network device"
+    return f"{name} is {what}, no guest's port: received is what came in by it, sent is what it sent"
