@@ -103,7 +103,7 @@ class TapForensics:
 class Forensics:
     """All watched taps'. What was sampled is worked out here, and kept for who takes it, the newest KEPT of it.
 
-    kinds: of the taps' devices, in the order of their numbers.
+    kinds: of the taps' devices, in the order of their numbers; all are taps where none are given.
     """
 
     KEPT = 65_536
@@ -118,7 +118,8 @@ class Forensics:
         thresholds: FloodThresholds | None,
         kinds: Sequence[str] = (),
     ) -> None:
-        self.taps = [TapForensics(number, directions, bin_ns, thresholds, kind) for number, kind in enumerate(kinds)]
+        named = kinds or ["tap"] * taps
+        self.taps = [TapForensics(number, directions, bin_ns, thresholds, kind) for number, kind in enumerate(named)]
         self._counters = counters
         self._kept: deque[Array] = deque()
         self._kept_rows = self._lost = 0

@@ -129,7 +129,7 @@ def _forensics(wanted: Wanted, counters: Counters, watched: Sequence[WatchedTap]
     if not wanted.samples_per_second:
         return None
     kinds = [one.link.kind for one in watched]
-    made = Forensics(counters, wanted.directions, kinds, wanted.bin_ns, wanted.thresholds)
+    made = Forensics(counters, wanted.directions, len(watched), wanted.bin_ns, wanted.thresholds, kinds)
     for one, tap in zip(watched, made.taps, strict=True):
         auditor.taps[one.link.ifindex].forensics = tap
     return made

@@ -190,7 +190,7 @@ class Replay:
             # A recording has time: all of them, so that what is worked out from them is exact, and the same each time.
             self._counters.samples.take_one_in(1)
             self._batch = min(self._batch, settings.samples_per_cpu // 2)
-            self._forensics = Forensics(self._counters, self.directions, ["tap"], 0, self._thresholds)
+            self._forensics = Forensics(self._counters, self.directions, 1, 0, self._thresholds)
             macs = frozenset(int.from_bytes(mac, "big") for mac in self._guest_macs)
             self._forensics.taps[0].tracker.know(OwnAddresses(macs, sources=("--guest-mac",) if macs else ()))
         memory = self.file.window.memory

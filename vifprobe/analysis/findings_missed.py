@@ -23,7 +23,7 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
         finding_id("P16", direction),
         "P16",
         "critical" if share > t.MISSED_SHARE else "warning",
-        f"{missed:,} {direction.name.lower()} packets are not counted: figures are too low",
+        f"{missed:,} {situation.set_up.word(direction)} packets are not counted: figures are too low",
         {"missed_packets": missed, "counted_packets": counted, "missed_share": round(share, 6)},
         "Their headers could not be read, or another program took them on a way that is not watched. Compare with the "
         "device's own counters (`ip -s link`, reconcile.csv); `vifprobe doctor` says what this kernel can do.",
