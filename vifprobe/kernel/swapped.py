@@ -49,4 +49,5 @@ class Swapped:
         )
 
     def _distinct(self, found: Distinct) -> Distinct:
-        return Distinct(**{name: self.table(value) for name, value in vars(found).items()})
+        sides = {(tap, 1 - way if tap in self._numbers else way): sets for (tap, way), sets in found.sides.items()}
+        return replace(found, sides=sides)
