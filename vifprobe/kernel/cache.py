@@ -66,12 +66,13 @@ def _place() -> Iterator[int | None]:
 
 
 def _open(path: Path) -> int:
-    above = open_trusted(path.parent, uids=root_uids())
-    try:
-        with suppress(FileExistsError):
-            os.mkdir(path.name, 0o700, dir_fd=above)
-    finally:
-        os.close(above)
+    if not os.path.lexists(path):
+        above = open_trusted(path.parent, uids=root_uids())
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(path.name, 0o700, dir_fd=above)
+        finally:
+            os.close(above)
     checked = open_trusted(path, may_be_link=False, uids=root_uids())
     try:
         place = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=checked)
