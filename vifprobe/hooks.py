@@ -11,6 +11,7 @@ from vifprobe.analysis.reading import Limit
 from vifprobe.analysis.whatif import WhatIf
 from vifprobe.auditor import Auditor
 from vifprobe.errors import HostError
+from vifprobe.host.limits import LimitReader
 from vifprobe.host.tc import waiting_of
 from vifprobe.kernel.build import Programs
 from vifprobe.kernel.counters import Counters
@@ -38,6 +39,7 @@ class Hooks:
         directions: tuple[Direction, ...],
         auditor: Auditor,
         charge: Charge,
+        limits: LimitReader,
     ) -> None:
         self.programs = programs
         self.counters = counters
@@ -45,6 +47,7 @@ class Hooks:
         self._directions = directions
         self._auditor = auditor
         self._charge = charge
+        self._limits = limits
 
     def load(self) -> None:
         """Load the programs: the verifier takes a tenth of a second and more. Nothing is counted yet: followers count
@@ -84,8 +87,11 @@ class Hooks:
         """Take every hook off; what is counted then is final."""
         for watched in self.watched:
             watched.detach()
-            if not watched.gone:
-                watched.refresh()  # its policers' counters
+        there = [watched for watched in self.watched if not watched.gone]
+        with suppress(HostError):
+            found = self._limits.read(watched.link for watched in there)
+            for watched in there:
+                watched.take(found[watched.link.ifindex])  # its policers' counters
         self.programs.detach_tracepoints()
         self.programs.detach_followers()
         # Packets that were in the hooks just now still get their verdict before the last tracepoints go, too.

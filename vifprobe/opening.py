@@ -84,7 +84,7 @@ def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
     stack.callback(counters.close)
     watched = tuple(WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links))
     auditor = Auditor(links, wanted.limits, found, limits)
-    hooks = Hooks(programs, counters, watched, wanted.directions, auditor, wanted.charge)
+    hooks = Hooks(programs, counters, watched, wanted.directions, auditor, wanted.charge, limits)
     host = _host(wanted, stack)
     forensics = _forensics(wanted, counters, watched, auditor)
     return Parts(features, events, programs, counters, watched, auditor, hooks, host, forensics, limits)

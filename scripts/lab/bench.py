@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import bench_inbound
+import bench_poll
 import bench_program
 import bench_switch
 import bench_verifier
@@ -58,11 +59,16 @@ def main() -> None:
     options.add_argument("--program", action="store_true", help="the tc program alone, by BPF_PROG_TEST_RUN")
     options.add_argument("--inbound", action="store_true", help="a packet towards a guest, followed to its end")
     options.add_argument("--switch", action="store_true", help="a context switch, where the host's work is counted")
+    options.add_argument("--poll", action="store_true", help="what `watch` itself costs while taps are idle")
+    options.add_argument("--tree", default="", help="with --poll: another source tree, measured in turn with this one")
     options.add_argument("--verifier", action="store_true", help="what the verifier looks at in each program")
     options.add_argument("--worst", action="store_true", help="the most expensive frame of a guest")
     chosen = options.parse_args()
     if chosen.verifier:
         bench_verifier.measure()
+        return
+    if chosen.poll:
+        bench_poll.measure(chosen.rounds, chosen.only, chosen.tree)
         return
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})

@@ -93,9 +93,12 @@ class Programs:
 
     def tc_program_fd(self, direction: Direction) -> int:
         """The tc program of one direction: the one program, with the direction written where it asks for it."""
+        program = f"vifprobe_{direction.name.lower()}"
+        if program in self._fds:  # asked for by each of hundreds of taps: to write the code anew takes milliseconds
+            return self._fds[program]
         told = {DIRECTION_PLACEHOLDER: int(direction)}
         code = replaced(self._code("observe"), NUMBER_LOAD, told)
-        return self._load(f"vifprobe_{direction.name.lower()}", lambda name: libbpf.load_tc_program(name, code))
+        return self._load(program, lambda name: libbpf.load_tc_program(name, code))
 
     def replay_program_fd(self, direction: Direction) -> int:
         """The program for a file's frames, as if they came through the tap in this direction."""

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A long run keeps no more than a short one, whatever is done to its tap meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+import pytest
+
+from vifprobe.kernel import counters, grace
+from vifprobe.probe import Probe
+from vifprobe.testing import frames as f
+from vifprobe.testing.taps import Tap, switch_offload
+
+#: VIFPROBE_SOAK=100000 for as many: a minute and more.
+INTERVALS = int(os.environ.get("VIFPROBE_SOAK", "12000"))
+SETTLED = 2_000
+#: A list of one item an interval would be 10,000 more.
+GROWN_OBJECTS, GROWN_BLOCKS = 3_000, 9_000
+FRAME = f.pad(f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4))
+
+
+def kept() -> tuple[int, int]:
+    """Objects that the garbage collector knows, and blocks of memory."""
+    gc.collect()
+    return len(gc.get_objects()), sys.getallocatedblocks()
+
+
+def test_nothing_grows_with_time(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for grace periods, which is all that most of an interval is; nobody takes events or intervals of
+    the host. Now and then the guest sends a SYN, and its driver switches offloads.
+    """
+    monkeypatch.setattr(grace, "wait_for_call_chains", lambda: True)
+    monkeypatch.setattr(counters, "LATE_VERDICT_SECONDS", 0)
+    before = (0, 0)
+    with Probe("tap0", samples=20_000, host=True) as probe:
+        for number in range(INTERVALS):
+            if not number % 1_009:
+                tap.write(FRAME)
+                switch_offload(tap, 2)
+            probe._follower.wait(0)
+            probe._interval(probe._maker.snapshot())
+            if number == SETTLED:
+                before = kept()
+        after = kept()
+    print(f"{before} after {SETTLED:,} intervals, {after} after {INTERVALS:,}")
+    assert after[0] - before[0] < GROWN_OBJECTS
+    assert after[1] - before[1] < GROWN_BLOCKS
