@@ -44,10 +44,10 @@ def test_stopped_after_its_end_writes_nowhere(tap: Tap) -> None:
 def test_what_was_compiled_in_vain_is_freed(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host can't be read while the programs are made: their tables go, too."""
 
-    def unreadable(links: object) -> object:
+    def unreadable(reader: object, links: object) -> object:
         raise HostError("no answer.")
 
-    monkeypatch.setattr("vifprobe.opening.installed_of", unreadable)
+    monkeypatch.setattr("vifprobe.opening.LimitReader.read", unreadable)
     before = open_fds()
     with pytest.raises(HostError) as raised, Probe(tap.name):
         pass
