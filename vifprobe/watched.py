@@ -24,15 +24,19 @@ from vifprobe.kernel.attach import (
     FilterAttachment,
     NoHookError,
     OwnQdisc,
+    TcxAttachment,
     TracepointAttachment,
     attach,
     is_own_filter,
 )
 from vifprobe.kernel.build import Programs
+from vifprobe.kernel.first import FirstPlace
 from vifprobe.kernel.leftovers import is_orphan, remove_filter
 from vifprobe.layout import LIMIT_TRAITS, Bucket, Charge, Direction, TapTrait
 from vifprobe.ports import Hook, direction_at, hook_of, turned, warning
 
+#: So often vifprobe goes back to the head of the tcx programs of a hook.
+_REANCHORED_MAX = 8
 #: Kinds of events after which limits are read again begin so; "over": some were lost.
 _ABOUT_LIMITS = ("qdisc", "filter", "class", "nft", "over")
 #: What nft changed is told so long after it could be seen, at most.
@@ -69,6 +73,10 @@ class WatchedTap:
         self._apart = self._traced = TapTrait(0)
         self._follows = False
         self._qdisc: OwnQdisc | None = None
+        self._programs: Programs | None = None
+        self._places: dict[Direction, FirstPlace] = {}
+        self._first_ns: dict[Direction, int] = {}
+        self._reanchored: dict[Direction, int] = {}
         self._buckets: dict[Direction, Bucket] = {}
 
     @property
@@ -147,6 +155,7 @@ class WatchedTap:
         if create_qdisc and programs.settings.trace is not None and self.installed.tc.ingress is None:
             self._qdisc = OwnQdisc(self.link.name, self.link.ifindex)
             self.refresh()
+        self._programs = programs
         self._follows = direction_at(self.link.kind, "egress") in directions and programs.settings.follow is not None
         for direction in directions:
             self._attach(programs, direction)
@@ -175,6 +184,7 @@ class WatchedTap:
 
     def detach(self) -> None:
         """Take every hook off; harmless where the tap or the qdisc is gone."""
+        self._programs = None  # nothing is attached again
         for attachment in self.attachments.values():
             attachment.detach()
         if self._qdisc is not None and is_there(self.link):
@@ -204,6 +214,7 @@ class WatchedTap:
 
     def look_ahead(self) -> bool:
         """Whether other programs than before run ahead of its qdiscs: nobody tells of them. One system call."""
+        self._stay_first()
         before = self._ahead
         try:
             self._ahead = tcx_program_ids(self.link.ifindex, ingress=True)
@@ -212,6 +223,36 @@ class WatchedTap:
         if self._ahead != before:
             self.droppers = self._droppers()
         return self._ahead != before
+
+    def _stay_first(self) -> None:
+        """Go back to the head of the tcx programs where somebody was put ahead of ours: what such a program decides is
+        not seen. Not again and again: two that both want to be first would never end.
+        """
+        now_ns = time.monotonic_ns()
+        for direction, attachment in list(self.attachments.items()):
+            if not isinstance(attachment, TcxAttachment) or self._programs is None:
+                continue
+            at = turned(self.link.kind, direction)
+            place = self._places.setdefault(direction, FirstPlace(self.link.ifindex, at is Direction.OUTBOUND))
+            ahead, since_ns = place.ahead(), self._first_ns.get(direction, self.looked_ns)
+            if not ahead:
+                self._first_ns[direction] = now_ns
+                continue
+            names = ", ".join(f"{one.name or '?'} (id {one.id})" for one in ahead[:3])
+            self.note(f"{direction.name.lower()} packets may have been decided before they were seen, by tcx {names}")
+            if self._reanchored.get(direction, 0) >= _REANCHORED_MAX:
+                continue
+            why = f"tcx {names} was put ahead of vifprobe: what it decided was not seen"
+            self._reanchored[direction] = times = self._reanchored.get(direction, 0) + 1
+            attachment.detach()  # first, or a packet would be counted twice
+            try:
+                self._attach(self._programs, direction)
+            except KernelError as error:
+                self.note(f"not watched any more: {error.message}")
+            is_last = times == _REANCHORED_MAX
+            end_ns = None if is_last else time.monotonic_ns()
+            self.gaps.append(Coverage(self.link.name, direction, since_ns, end_ns, why, hook="" if is_last else "tcx"))
+            self._first_ns[direction] = time.monotonic_ns()
 
     def _droppers(self) -> Droppers:
         try:

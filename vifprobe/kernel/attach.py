@@ -118,6 +118,8 @@ def has_tcx(ifindex: int) -> bool:
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False
+        if error.errno == errno.ERANGE:  # as many as it takes are there: to attach says so
+            return True
         raise
     finally:
         os.close(fd)
@@ -138,6 +140,12 @@ def attach(program_fd: int, tap: str, ifindex: int, direction: Direction, qdisc:
             raise KernelError(f"{tap}: the interface went away.") from error
         if error.errno == errno.EPERM:
             raise KernelError(f"{tap}: the kernel does not permit a BPF link here.", "Run it with sudo.") from error
+        if error.errno == errno.ERANGE:
+            hook = "ingress" if ingress else "egress"
+            raise KernelError(
+                f"{tap}: as many tcx programs are at its {hook} as the kernel takes.",
+                "`bpftool net show` lists them: one must go first.",
+            ) from error
         if error.errno != errno.EINVAL:
             raise KernelError(f"{tap}: tcx: {error.strerror}.") from error
     if qdisc is None or (qdisc == "ingress" and not ingress):
