@@ -13,6 +13,7 @@ import click
 
 from vifprobe.errors import EXIT_DONE, EXIT_FAILED, VifprobeError
 from vifprobe.foreign import safe
+from vifprobe.process.causes import TRACEBACK_SWITCH, cause
 from vifprobe.version import __version__
 
 #: Command -> its line in `vifprobe --help`; each lives in vifprobe/commands/ under its name.
@@ -105,5 +106,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         # Before anything was counted; a run that counts ends by itself, with what was seen.
         click.echo("Stopped.", err=True)
+        code = EXIT_FAILED
+    except Exception as error:
+        # The last line of defence: whatever can be foreseen has an error of its own, nearer to where it happens.
+        if os.environ.get(TRACEBACK_SWITCH):
+            raise
+        show_error(cause(error))
         code = EXIT_FAILED
     sys.exit(code if isinstance(code, int) else EXIT_DONE)

@@ -39,7 +39,8 @@ def command(directory: str, output: str | None, force: bool) -> None:
     with _drawing():
         text = page(capture)
     if output == "-":
-        sys.stdout.write(text)
+        encoding = sys.stdout.encoding or "ascii"
+        sys.stdout.write(text.encode(encoding, "xmlcharrefreplace").decode(encoding))
         return
     _write(target, text)
     click.echo(safe(f"{target}: {len(text) // 1024} KiB"))
@@ -61,7 +62,8 @@ def _write(target: Path, text: str) -> None:
     """All or nothing, and as private as the capture is."""
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
             file.write(text)
         part.replace(target)
     except OSError as error:

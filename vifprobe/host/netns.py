@@ -58,20 +58,31 @@ def enter(name_or_path_or_pid: str) -> None:
 
 def own() -> int:
     """An fd of the calling thread's network namespace, for `return_to`."""
-    return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_own(error) from error
+
+
+def _no_own(error: OSError) -> HostError:
+    return HostError(f"{_OWN}: {(error.strerror or str(error)).lower()}.", "Run vifprobe where /proc is mounted.")
 
 
 def return_to(fd: int) -> None:
     """Move the calling thread back to the namespace of an fd from `own`, and close the fd."""
     try:
-        _setns(fd)
+        if not os.path.samestat(os.fstat(fd), _OWN.stat()):  # staying where one is takes no right
+            _setns(fd)
     finally:
         os.close(fd)
 
 
 def inode() -> int:
     """The number in `net:[4026531840]` of the calling thread's network namespace, as lsns(8) prints it."""
-    return _OWN.stat().st_ino
+    try:
+        return _OWN.stat().st_ino
+    except OSError as error:
+        raise _no_own(error) from error
 
 
 def named() -> dict[str, Path]:

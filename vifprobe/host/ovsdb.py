@@ -159,7 +159,7 @@ def references(value: Any) -> list[str]:
     return [
         one[1]
         for one in elements(value)
-        if isinstance(one, list) and len(one) == 2 and one[0] in ("uuid", "named-uuid")
+        if isinstance(one, list) and len(one) == 2 and one[0] in ("uuid", "named-uuid") and isinstance(one[1], str)
     ]
 
 

@@ -18,6 +18,7 @@ from vifprobe.kernel.features import (
     missing_capabilities,
     read_features,
     read_trace_fields,
+    require_bpf,
 )
 from vifprobe.kernel.libbpf import library
 from vifprobe.kernel.sched import HostCounters
@@ -41,12 +42,9 @@ class Found:
 def checkup() -> Iterator[Found]:
     """All checks, in the order in which a run needs them. A check that needs a missing piece is left out."""
     yield Found("kernel", "ok", kernel_version())
-    missing = missing_capabilities()
-    if missing:
-        lacking = f"lacks {', '.join(missing)}"
-        yield Found("permission", "missing", lacking, "nothing can be watched", "run it with sudo")
-    else:
-        yield Found("permission", "ok", "may load and attach BPF programs")
+    permitted = _permitted()
+    yield permitted
+    missing = permitted.state != "ok"
     yield _tried("libbpf", lambda: str(library() and "libbpf.so.1"))
     yield _tried("bcc", lambda: f"version {import_bcc().__version__}")
     features: list[Features] = []
@@ -61,6 +59,18 @@ def checkup() -> Iterator[Found]:
         yield _reasons(features[0])
         yield from _programs(features[0])
         yield _host_counters()
+
+
+def _permitted() -> Found:
+    """Whether BPF programs may be loaded: tried, for capabilities alone do not say so."""
+    try:
+        if missing := missing_capabilities():
+            lacking = f"lacks {', '.join(missing)}"
+            return Found("permission", "missing", lacking, "nothing can be watched", "run it with sudo")
+        require_bpf()
+    except VifprobeError as error:
+        return Found("permission", "missing", error.message, "nothing can be watched", " ".join(error.hints))
+    return Found("permission", "ok", "may load and attach BPF programs")
 
 
 def _tried(name: str, look: Callable[[], str]) -> Found:

@@ -28,7 +28,7 @@ def import_bcc() -> Any:
     _require_trusted_bcc()
     try:
         import bcc
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library that it needs is missing, or finds no memory
         raise KernelError(
             f"Python's bcc module can't be imported: {error}.",
             *(f"Not looked for in {place}: {why}." for place, why in dropped.items()),

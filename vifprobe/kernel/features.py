@@ -53,6 +53,9 @@ _READ_KERNEL = bytes.fromhex(
     "9500000000000000"
 )
 
+#: r0 = 0; exit
+_NOTHING = bytes.fromhex("b700000000000000 9500000000000000")
+
 
 @dataclass(frozen=True)
 class Features:
@@ -176,7 +179,11 @@ def read_trace_fields() -> TraceFields:
 
 def capabilities() -> set[str]:
     """Effective capabilities of this process, of those that matter here."""
-    status = Path("/proc/self/status").read_text()
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError as error:
+        words = (error.strerror or str(error)).lower()
+        raise KernelError(f"/proc/self/status: {words}.", "Run vifprobe where /proc is mounted.") from error
     mask = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
     return {name for name, bit in _CAPABILITIES.items() if mask >> bit & 1}
 
@@ -195,6 +202,24 @@ def require_capabilities() -> None:
             f"not permitted: this process lacks {', '.join(missing)}.",
             "Loading BPF programs and attaching them to a tap needs root: run it with sudo.",
         )
+    require_bpf()
+
+
+def require_bpf() -> None:
+    """Raise KernelError where bpf() is refused whatever the capabilities are: tried with a program that does nothing.
+
+    Other errors are left to whoever loads the programs that are needed.
+    """
+    try:
+        os.close(libbpf.load_tc_program("vifprobe_probe", _NOTHING))
+    except PermissionError as error:
+        raise KernelError(
+            f"not permitted: the kernel refuses bpf() ({error.strerror}), although no capability is missing.",
+            "Seen with seccomp of a container (docker --security-opt) or a service (SystemCallFilter=), with a "
+            "security module, and with kernel lockdown.",
+        ) from error
+    except OSError:
+        pass
 
 
 @cache
