@@ -207,7 +207,7 @@ def test_what_is_odd_about_a_file_is_told(tmp_path: Path) -> None:
     writer.packet(START_NS + 3_000, DATA[:40], length=len(DATA))  # a TCP header that is not there
     writer.packet(START_NS + 9_000, SYN[:33])  # a frame that TEST_RUN refuses
     writer.packet(START_NS + 9_000, f.eth(f.ipv4(f.tcp(f.TcpFlag.ACK, bytes(20_011))), f.EtherType.IPV4))
-    writer.packet(START_NS + 4 * 10**18, SYN)
+    writer.packet(START_NS + 2 * 10**18, SYN)
     writer.statistics(0, dropped=17, os_dropped=2)
     path = tmp_path / "odd.pcapng"
     end = len(writer.content)
