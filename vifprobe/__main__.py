@@ -11,8 +11,16 @@ def main() -> None:
 
         command_line()()
     except KeyboardInterrupt:
-        sys.stderr.write("Stopped.\n")
+        try:  # noqa: SIM105 - contextlib may not be there yet
+            print("Stopped.", file=sys.stderr, flush=True)  # on none where standard error is closed
+        except OSError:
+            pass
         sys.exit(1)  # errors.EXIT_FAILED, which may not be there yet
+    finally:
+        import signal
+
+        # The process ends now: Python's own last steps would print a traceback for it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

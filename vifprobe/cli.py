@@ -7,11 +7,11 @@ import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
 
 import click
 
-from vifprobe.errors import EXIT_DONE, EXIT_FAILED, VifprobeError
+from vifprobe.commands import output
+from vifprobe.errors import EXIT_DONE, EXIT_FAILED, ReaderGoneError, VifprobeError
 from vifprobe.foreign import safe
 from vifprobe.process.causes import TRACEBACK_SWITCH, cause
 from vifprobe.version import __version__
@@ -51,15 +51,6 @@ class _Group(click.Group):
             raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx)
         return super().resolve_command(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            # The reader of a pipe (head, less) has gone: that is its right. Told here, because click would make exit
-            # code 1 of it. Nothing is left to say to it, so keep Python from trying at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_DONE
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -95,22 +86,33 @@ def show_usage_error(error: click.ClickException) -> None:
 
 def main() -> None:
     """Entry point: never a traceback for what a user can cause."""
+    output.set_up()
     try:
-        code = group.main(prog_name="vifprobe", standalone_mode=False)
+        code = _run()
+    finally:
+        output.end_messages()
+    sys.exit(code if isinstance(code, int) else EXIT_DONE)
+
+
+def _run() -> object:
+    """Run the command; its exit code, or what it returned."""
+    try:
+        return group.main(prog_name="vifprobe", standalone_mode=False)
+    except ReaderGoneError as error:
+        return error.exit_code  # nothing is left to say to it
     except VifprobeError as error:
         show_error(error)
-        code = error.exit_code
+        return error.exit_code
     except click.ClickException as error:
         show_usage_error(error)
-        code = error.exit_code
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         # Before anything was counted; a run that counts ends by itself, with what was seen.
         click.echo("Stopped.", err=True)
-        code = EXIT_FAILED
+        return EXIT_FAILED
     except Exception as error:
         # The last line of defence: whatever can be foreseen has an error of its own, nearer to where it happens.
         if os.environ.get(TRACEBACK_SWITCH):
             raise
         show_error(cause(error))
-        code = EXIT_FAILED
-    sys.exit(code if isinstance(code, int) else EXIT_DONE)
+        return EXIT_FAILED

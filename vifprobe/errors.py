@@ -57,3 +57,13 @@ class MissingPieceError(VifprobeError):
 
 class TrustError(VifprobeError):
     """Root would run or load what another user can change."""
+
+
+class OutputError(VifprobeError):
+    """Standard output, or a file that rows go to while the run goes on, does not take what is written to it."""
+
+
+class ReaderGoneError(VifprobeError):
+    """Whoever read standard output has closed it (head, less): the end, and no failure."""
+
+    exit_code = EXIT_DONE

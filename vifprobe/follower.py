@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
 from vifprobe.analysis.reading import Cells
 from vifprobe.analysis.recent import Recent
@@ -32,6 +34,16 @@ _LOOK_NS = 200_000_000
 KEPT = 20_000
 
 
+class Sink(Protocol):
+    """Takes the readings of a run, at its own pace."""
+
+    def fileno(self) -> int:
+        """Descriptor that is writable when `push` can go on."""
+
+    def push(self) -> bool:
+        """Pass on what can be passed on without waiting; True when nothing is left. Raises nothing."""
+
+
 class Follower:
     """From netlink's events to hooks, audits and a list of what happened.
 
@@ -52,15 +64,16 @@ class Follower:
         self._show_by_ns: int | None = None
         self._refreshed_ns = time.monotonic_ns()
 
-    def wait(self, until_ns: int) -> bool:
+    def wait(self, until_ns: int, sinks: Sequence[Sink] = ()) -> bool:
         """Sleep until then, following what happens to the taps; True as soon as the run is to end or all are gone.
 
-        Where a limit came, went or changed, the wait is over at once.
+        Where a limit came, went or changed, the wait is over at once. sinks: are pushed meanwhile.
         """
         left_ns, is_cut = until_ns - time.monotonic_ns(), False
         while True:  # once at least: a stop is heard even where each reading takes longer than the interval
             wait_ns = max(0, min(left_ns, _LOOK_NS) if self._forensics is not None else left_ns)
-            ready, _, _ = select.select([self._stop_fd, self._events.fileno()], [], [], wait_ns / 1e9)
+            blocked = [sink for sink in sinks if not sink.push()]
+            ready, _, _ = select.select([self._stop_fd, self._events.fileno()], blocked, [], wait_ns / 1e9)
             if self._stop_fd in ready:
                 return True
             if self._forensics is not None:

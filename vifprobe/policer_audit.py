@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import Protocol
 
 from vifprobe.analysis.findings import findings
 from vifprobe.analysis.policer import PolicerRow, SetUp, policer_rows
@@ -24,8 +25,16 @@ from vifprobe.layout import Direction
 from vifprobe.probe import Probe
 from vifprobe.watched import own_events
 
-#: Wraps the waiting; given what ends it early.
-Stoppable = Callable[[Callable[[], None]], AbstractContextManager[None]]
+
+class HasFileno(Protocol):
+    """Something to wait for."""
+
+    def fileno(self) -> int:
+        """A descriptor."""
+
+
+#: Wraps the audit; given what ends it early. Gives what is readable as soon as it is to end, or None.
+Stoppable = Callable[[Callable[[], None]], AbstractContextManager[HasFileno | None]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,9 @@ def audit_tap(
     try:
         if netns is not None:
             namespaces.enter(netns)
-        return _without_packets(find_link(tap), limits, directions, seconds, why)
+        with stoppable(lambda: None) as stop:
+            report = _without_packets(find_link(tap), limits, directions, seconds, stop)
+            return replace(report, notes=(why,))
     finally:
         namespaces.return_to(home)
 
@@ -94,14 +105,20 @@ def _with_packets(
     netns: str | None,
     stoppable: Stoppable,
 ) -> PolicerReport:
-    with Probe(tap, directions=directions, netns=netns, limits=limits) as probe, stoppable(probe.stop):
+    probe = Probe(tap, directions=directions, netns=netns, limits=limits)
+    # Signals first: one that comes while the hooks are attached must not leave them there.
+    with stoppable(probe.stop), probe:
         (last,) = deque(probe.readings(min(seconds, 1.0), seconds), maxlen=1)
         report = _report(probe.audit(tap), last.duration_ns, directions, last.findings, last.notes)
         return replace(report, gone=last.gone)
 
 
 def _without_packets(
-    link: Link, limits: Mapping[Direction, Limit], directions: tuple[Direction, ...], seconds: float, why: str
+    link: Link,
+    limits: Mapping[Direction, Limit],
+    directions: tuple[Direction, ...],
+    seconds: float,
+    stop: HasFileno | None,
 ) -> PolicerReport:
     """Set-up, counters and events alone."""
     auditor = Auditor([link], limits, installed_of([link]))
@@ -111,7 +128,9 @@ def _without_packets(
         auditor.look()
         until_ns = began_ns + round(seconds * 1e9)
         while (left_ns := until_ns - time.monotonic_ns()) > 0 and is_there(link):
-            select.select([events], [], [], left_ns / 1e9)
+            heard, _, _ = select.select([events, *([stop] if stop else [])], [], [], left_ns / 1e9)
+            if stop in heard:
+                break
             own = events.read()
             if own and is_there(link):
                 before, now = audit.installed, installed(link)
@@ -119,7 +138,7 @@ def _without_packets(
         auditor.look()
     duration_ns = time.monotonic_ns() - began_ns
     found = findings(audit.situation_without_packets(directions))
-    return replace(_report(audit, duration_ns, directions, found, (why,)), gone=audit.gone)
+    return replace(_report(audit, duration_ns, directions, found, ()), gone=audit.gone)
 
 
 def _report(

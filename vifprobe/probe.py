@@ -20,7 +20,7 @@ from vifprobe.analysis.whatif import WhatIf
 from vifprobe.auditor import TapAudit
 from vifprobe.coverage import Coverage
 from vifprobe.errors import UsageError
-from vifprobe.follower import Follower
+from vifprobe.follower import Follower, Sink
 from vifprobe.host import netns
 from vifprobe.host.events import Event
 from vifprobe.host.links import Link
@@ -140,7 +140,8 @@ class Probe:
         """End `readings` early, with the last partial interval and the totals. Safe in a signal handler."""
         self._stopped = True
         if self._stop_write is not None:  # not open yet: entering sees the flag
-            os.write(self._stop_write, b"x")
+            with suppress(BlockingIOError):  # it was told often enough
+                os.write(self._stop_write, b"x")
 
     def readings(self, seconds: float = 1.0, duration_seconds: float | None = None) -> Iterator[Reading]:
         """One Reading a tap and interval, until the duration is over, `stop` is called or all taps are gone.
@@ -153,22 +154,33 @@ class Probe:
         for batch in self.intervals(seconds, duration_seconds):
             yield from batch
 
-    def intervals(self, seconds: float = 1.0, duration_seconds: float | None = None) -> Iterator[tuple[Reading, ...]]:
-        """The same, the readings of all taps of one interval together; the totals are the last ones."""
+    def intervals(
+        self, seconds: float = 1.0, duration_seconds: float | None = None, sinks: Sequence[Sink] = ()
+    ) -> Iterator[tuple[Reading, ...]]:
+        """The same, the readings of all taps of one interval together; the totals are the last ones.
+
+        sinks: while one of them has not passed on the readings before, an interval does not end: it becomes longer, and
+        loses nothing. The end of the run does not wait for them.
+        """
         if seconds < 0.01:
             raise UsageError(f"an interval of {seconds} s is too short.", "Use 10ms or more; a timeline has 1 ms bins.")
         end_ns = None if duration_seconds is None else self.start_ns + round(duration_seconds * 1e9)
         due_ns = self.start_ns + round(seconds * 1e9)
         while True:
             until_ns = due_ns if end_ns is None else min(due_ns, end_ns)
-            stopped = self._follower.wait(until_ns)
+            stopped = self._follower.wait(until_ns, sinks)
             is_due = time.monotonic_ns() >= until_ns
             if stopped or (is_due and until_ns == end_ns):
                 break
             if is_due:  # what a slow reader is late for is left out, or the end would come late, too
                 due_ns = max(due_ns + round(seconds * 1e9), time.monotonic_ns())
             self._parts.hooks.write_off()
-            yield self._interval(self._maker.snapshot(patience_seconds=seconds / 2))
+            if all(sink.push() for sink in sinks):
+                yield self._interval(self._maker.snapshot(patience_seconds=seconds / 2))
+            else:
+                for watched in self._watched:
+                    if not watched.gone:
+                        self._parts.hooks.renew(watched)
         yield self._interval(self._detach())
         yield self.totals()
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -146,11 +146,11 @@ def test_one_of_two_is_gone_from_a_capture(netns: Netns, tmp_path: Path) -> None
 @pytest.mark.parametrize("packets", [True, False])
 def test_deleted_while_it_is_audited(tap: Tap, packets: bool) -> None:
     """The audit ends at once, says so, and keeps to what was set before: a deleted tap has not lost its limit."""
+    readings = Probe.readings
 
-    @contextmanager
-    def deleting(stop: Callable[[], None]) -> Iterator[None]:
+    def of_a_deleted_tap(probe: Probe, seconds: float, duration_seconds: float) -> Iterator[Reading]:
         run("ip link delete tap0")
-        yield
+        return readings(probe, seconds, duration_seconds)
 
     link, limits = find_link("tap0"), {OUT: Limit(declared_bps=800_024)}
 
@@ -161,9 +161,11 @@ def test_deleted_while_it_is_audited(tap: Tap, packets: bool) -> None:
         return was_there
 
     with nft_ingress_limit("tap0", **LIMIT), pytest.MonkeyPatch.context() as patch:
-        if not packets:  # nothing else runs between the first look and the end
+        if packets:
+            patch.setattr(Probe, "readings", of_a_deleted_tap)
+        else:  # nothing else runs between the first look and the end
             patch.setattr("vifprobe.policer_audit.is_there", there_for_the_last_time)
-        report = audit_tap("tap0", limits, (OUT,), 60.0, packets=packets, stoppable=deleting)
+        report = audit_tap("tap0", limits, (OUT,), 60.0, packets=packets)
     assert report.gone
     assert report.duration_ns < 30e9
     assert not {finding.pattern for finding in report.findings} & {"P1", "P2"}

@@ -24,12 +24,13 @@ from vifprobe.commands.options import (
     DIRECTIONS,
     DURATION,
     declared_limits,
-    ended_by_signals,
     exit_code,
     fail_on,
     folder_options,
     tap_options,
 )
+from vifprobe.commands.output import show_beside
+from vifprobe.commands.signals import ended_by_signals
 from vifprobe.errors import CaptureError, TapError
 from vifprobe.host.taps import describe
 from vifprobe.kernel.settings import BIN_LOG_ENTRIES
@@ -100,7 +101,8 @@ def command(
             if not no_samples:
                 writer.begin_samples(samples, duration, probe.features.reasons)
             totals, problem = _run(probe, writer, duration / 1e9, bracket)
-            _show(totals, writer.manifest, probe, output)
+            last = writer.manifest
+            show_beside(lambda: _show(totals, last, probe, output), output)
     if problem is not None:
         raise problem
     sys.exit(exit_code(list(totals.readings), fail_on))

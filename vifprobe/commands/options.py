@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from string import hexdigits
-from types import FrameType
 from typing import Any, TypeVar
 
 import click
@@ -214,19 +211,3 @@ def fails(findings: Iterable[Finding], severity: str | None) -> bool:
 def _rank(severity: str) -> int:
     """Place in the order of severities; one that a capture of a newer version has is the highest."""
     return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
-
-
-@contextmanager
-def ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `stop`; a second SIGINT is a KeyboardInterrupt, for whoever can't wait."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,10 +15,10 @@ from vifprobe.commands.options import (
     RATE,
     SIZE,
     declared_limits,
-    ended_by_signals,
     fail_on,
     fails,
 )
+from vifprobe.commands.signals import ended_by_signals
 from vifprobe.errors import EXIT_DONE, EXIT_FINDING, TapError
 from vifprobe.layout import Direction
 from vifprobe.policer_audit import PolicerReport, audit_tap

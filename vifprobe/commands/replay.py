@@ -27,12 +27,13 @@ from vifprobe.commands.options import (
     SIZE,
     charge_option,
     declared_limit,
-    ended_by_signals,
     exit_code,
     fail_on,
     folder_options,
     what_if_option,
 )
+from vifprobe.commands.output import show_beside
+from vifprobe.commands.signals import ended_by_signals
 from vifprobe.errors import UsageError
 from vifprobe.layout import Direction
 from vifprobe.pcap.file import PacketFile, opened
@@ -124,7 +125,7 @@ def command(
             options["guest_macs"] = [mac.hex(":") for mac in guest_macs]
             options |= {"rate_bps": rate, "burst_bytes": burst, "charge": charge}
             reading = _capture(replay, output, force, options, 0 if no_samples else samples)
-        _show(replay, reading, output, as_json)
+        show_beside(lambda: _show(replay, reading, output, as_json), output)
     if replay.problem is not None:
         raise replay.problem
     sys.exit(exit_code([reading], fail_on))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from vifprobe.errors import CaptureError
+from vifprobe.commands.files import check_free, write_file
+from vifprobe.commands.output import show_beside
 from vifprobe.foreign import safe
 
 
@@ -34,16 +34,17 @@ def command(directory: str, output: str | None, force: bool) -> None:
 
     capture = load(directory)
     target = Path(output) if output else Path(directory).resolve().with_suffix(".html")
-    if output != "-" and not force and target.exists():
-        raise CaptureError(f"{target}: there is one already.", "Name another with -o, or replace it with --force.")
+    if output != "-":
+        check_free(target, force, "-o")  # before the work
     with _drawing():
         text = page(capture)
     if output == "-":
         encoding = sys.stdout.encoding or "ascii"
         sys.stdout.write(text.encode(encoding, "xmlcharrefreplace").decode(encoding))
         return
-    _write(target, text)
-    click.echo(safe(f"{target}: {len(text) // 1024} KiB"))
+    content = text.encode()
+    write_file(target, content, force, "-o")
+    show_beside(lambda: click.echo(safe(f"{target}: {len(content) // 1024} KiB")), str(target))
 
 
 @contextmanager
@@ -56,17 +57,3 @@ def _drawing() -> Iterator[None]:
 
     with Console(stderr=True).status("drawing the page"):
         yield
-
-
-def _write(target: Path, text: str) -> None:
-    """All or nothing, and as private as the capture is."""
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-        part.replace(target)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        why = (error.strerror or str(error)).lower()
-        raise CaptureError(f"{target}: {why}.", "Name another place with -o.") from error

@@ -3,28 +3,31 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import click
 
 from vifprobe.analysis.reading import Reading
 from vifprobe.analysis.whatif import WhatIf
+from vifprobe.commands.channel import Channel
+from vifprobe.commands.files import open_for_rows
 from vifprobe.commands.flood_options import flood_options, samples_wanted, thresholds_wanted
 from vifprobe.commands.options import (
     CHARGES,
     DIRECTIONS,
     DURATION,
     declared_limits,
-    ended_by_signals,
     exit_code,
     fail_on,
     tap_options,
 )
-from vifprobe.errors import CaptureError, TapError
+from vifprobe.commands.output import Output, standard_output, streaming
+from vifprobe.commands.signals import ended_by_signals
+from vifprobe.errors import OutputError, ReaderGoneError, TapError, UsageError
 from vifprobe.probe import Probe
 
 Show = Callable[[list[Reading]], None]
@@ -35,7 +38,8 @@ Show = Callable[[list[Reading]], None]
 @flood_options
 @click.option("--interval", type=DURATION, default="1s", show_default=True, help="Time between two readings.")
 @click.option("--duration", type=DURATION, help="End after this long; else Ctrl-C ends it.")
-@click.option("--csv", "csv_file", metavar="FILE", help="Also write each interval's rows to this file.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Also write each interval's rows to this file; - prints them.")
+@click.option("--force", is_flag=True, help="Replace the file of --csv if it is there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object an interval and tap, one line each.")
 @fail_on
 def command(
@@ -51,6 +55,7 @@ def command(
     interval: int,
     duration: int | None,
     csv_file: str | None,
+    force: bool,
     as_json: bool,
     fail_on: str | None,
     no_samples: bool,
@@ -76,16 +81,25 @@ def command(
         thresholds=thresholds_wanted(threshold, thresholds),
         what_ifs=what_if,
     )
+    if as_json and csv_file == "-":
+        raise UsageError("--csv -: standard output is taken by --json.", "Name a file for the rows, or leave one out.")
     last: list[Reading] = []
     with ExitStack() as stack:
-        # Signals first: one that comes while the hooks are hung must not leave them hanging.
+        # Signals first: one that comes while the hooks are attached must not leave them there.
         stack.enter_context(ended_by_signals(probe.stop))
+        output = standard_output()
+        sinks = [stack.enter_context(streaming(output, probe.stop))]
         stack.enter_context(probe)
-        # After the probe: a run that never starts must not have emptied the file of an earlier one.
-        shows = [stack.enter_context(_csv(csv_file))] if csv_file else []
-        shows.append(_json if as_json else stack.enter_context(_view(sys.stdout, probe)))
+        # After the probe: a run that never starts must not have replaced the file of an earlier one.
+        shows = [_csv(output)] if csv_file == "-" else []
+        if csv_file is not None and not shows:
+            rows = stack.enter_context(_rows_file(csv_file, force, probe.stop))
+            shows.append(_csv(rows))
+            sinks.append(rows.channel)
+        if csv_file != "-":
+            shows.append(_json if as_json else stack.enter_context(_view(output, probe)))
         seconds = None if duration is None else duration / 1e9
-        for batch in probe.intervals(interval / 1e9, seconds):
+        for batch in probe.intervals(interval / 1e9, seconds, sinks):
             last = list(batch)
             for take in (probe.take_samples, probe.take_events, probe.take_host):
                 take()  # worked out; nobody needs them any more
@@ -99,42 +113,34 @@ def command(
 def _json(readings: list[Reading]) -> None:
     from vifprobe.render.jsonlines import reading_line
 
-    for reading in readings:
-        sys.stdout.write(reading_line(reading) + "\n")
-    sys.stdout.flush()
+    sys.stdout.write("".join(reading_line(reading) + "\n" for reading in readings))
 
 
-@contextmanager
-def _csv(path: str) -> Iterator[Show]:
+def _csv(output: Output) -> Show:
     from vifprobe.render.csvlines import csv_header, csv_rows
 
-    try:
-        stream = Path(path).open("w", encoding="utf-8", newline="")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise _no_csv(path, error) from error
-
-    def write(lines: Iterable[str]) -> None:
-        # Only what befalls this file is its error: the pipe that stdout goes to may break in the same run.
-        try:
-            stream.writelines(lines)
-            stream.flush()
-        except OSError as error:
-            raise _no_csv(path, error) from error
-
-    try:
-        write([csv_header()])
-        yield lambda readings: write(csv_rows(reading) for reading in readings if not reading.final)
-    finally:
-        with suppress(OSError):  # all was flushed, or told not to be
-            stream.close()
-
-
-def _no_csv(path: str, error: OSError) -> CaptureError:
-    return CaptureError(f"{path}: {error.strerror}.", "Choose another place for --csv.")
+    output.write(csv_header())
+    return lambda readings: output.writelines(csv_rows(reading) for reading in readings if not reading.final)
 
 
 @contextmanager
-def _view(stream: TextIO, probe: Probe) -> Iterator[Show]:
+def _rows_file(name: str, force: bool, end_run: Callable[[], None]) -> Iterator[Output]:
+    """The file of --csv. Raises CaptureError, and OutputError at the end where a write has failed."""
+    fd = open_for_rows(name, force, "--csv")
+    channel = Channel(fd, name)
+    try:
+        with streaming(output := Output(channel), end_run):
+            yield output
+    except ReaderGoneError as error:
+        raise OutputError(error.message) from error
+    finally:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            channel.cut_last_line()
+        os.close(fd)
+
+
+@contextmanager
+def _view(stream: Output, probe: Probe) -> Iterator[Show]:
     """The live screen on a terminal, else one line an interval."""
     from vifprobe.render.context import TapContext
     from vifprobe.render.terminal import is_live_terminal
@@ -162,7 +168,6 @@ def _view(stream: TextIO, probe: Probe) -> Iterator[Show]:
     stream.write(lines_header([link.kind for link in probe.links]) + "\n")
 
     def show(readings: list[Reading]) -> None:
-        stream.writelines(interval_line(reading) + "\n" for reading in readings)
-        stream.flush()
+        stream.write("".join(interval_line(reading) + "\n" for reading in readings))
 
     yield show

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are written under a name that the user gives: private, never through a link, never over another file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import stat
+import time
+from pathlib import Path
+
+from vifprobe.commands.signals import STOP
+from vifprobe.errors import CaptureError
+
+_MODE = 0o600
+_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = _FLAGS | os.O_CREAT | os.O_EXCL
+#: The shell's names for descriptors that it has opened itself: `>(gzip > rows.gz)` becomes /dev/fd/63.
+_OWN_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)|/dev/std(out|err)")
+#: A fifo's reader may be starting at the same time.
+_READER_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 0.02
+#: What link(2) gives on file systems without hard links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def write_file(path: Path, content: bytes, force: bool, option: str) -> None:
+    """Write a file, all of it or nothing. option: that names another place. Raises CaptureError."""
+    part = _part_of(path)
+    try:
+        with os.fdopen(_create(part), "wb") as file:
+            file.write(content)
+        _put_in_place(part, path, force)
+    except OSError as error:
+        raise failure(path, error, option) from error
+    finally:
+        _remove(part)
+
+
+def check_free(path: Path, force: bool, option: str) -> None:
+    """Raise CaptureError where `write_file` would find its name taken."""
+    try:
+        _check_free(path, force)
+    except OSError as error:
+        raise failure(path, error, option) from error
+
+
+def open_for_rows(name: str, force: bool, option: str) -> int:
+    """Open what rows are written to while a run goes on; the caller closes it. Raises CaptureError.
+
+    A new file, or with `force` one in place of another. A fifo or a device is opened as it is, if it belongs to root or
+    to this user, and so is /dev/fd/N.
+    """
+    path = Path(name)
+    try:
+        if found := _OWN_DESCRIPTOR.fullmatch(name):
+            return os.dup(int(found[1]) if found[1] else 1 if found[2] == "out" else 2)
+        if _is_special(path):
+            return _open_special(path)
+        return _open_new(path, force)
+    except OSError as error:
+        raise failure(path, error, option) from error
+
+
+def failure(path: Path, error: OSError, option: str) -> CaptureError:
+    """What to show for an error with such a file."""
+    if error.errno == errno.EEXIST:
+        return CaptureError(f"{path}: {_occupied(path)}.", f"Name another with {option}, or replace it with --force.")
+    if error.errno == errno.ENXIO:
+        return CaptureError(f"{path}: no process reads this fifo.", "Start its reader first.")
+    return CaptureError(f"{path}: {error.strerror or error}.", f"Name another place with {option}.")
+
+
+def _occupied(path: Path) -> str:
+    """What is there."""
+    if path.is_symlink():
+        return "a symbolic link, which is not followed"
+    return "there is one already" if path.is_file() else "not a regular file"
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _create(path: Path) -> int:
+    fd = os.open(path, _NEW, _MODE)
+    os.fchmod(fd, _MODE)  # whatever the umask
+    return fd
+
+
+def _check_free(path: Path, force: bool) -> None:
+    """Raise FileExistsError where a name can't be used; with `force` only files and links are replaced."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not force or not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def _put_in_place(part: Path, path: Path, force: bool) -> None:
+    """Give a file its name; without `force` only where nothing has that name."""
+    if not force:
+        try:
+            os.link(part, path, follow_symlinks=False)
+            return
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        _check_free(path, force)
+    part.replace(path)
+
+
+def _open_new(path: Path, force: bool) -> int:
+    if not force:
+        return _create(path)
+    _check_free(path, force)
+    part = _part_of(path)
+    fd = _create(part)
+    try:
+        part.replace(path)
+    except OSError:
+        os.close(fd)
+        _remove(part)
+        raise
+    return fd
+
+
+def _remove(part: Path) -> None:
+    part.unlink(missing_ok=True)
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISCHR(found.st_mode) or (stat.S_ISFIFO(found.st_mode) and found.st_uid in (0, os.geteuid()))
+
+
+def _open_special(path: Path) -> int:
+    """Open a fifo or device without being stopped by it. A fifo's reader is waited for a moment."""
+    until = time.monotonic() + _READER_SECONDS
+    while True:
+        try:
+            fd = os.open(path, _FLAGS | os.O_NONBLOCK | os.O_NOCTTY)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO or STOP.is_set or time.monotonic() > until:
+                raise
+        select.select([STOP], [], [], _LOOK_AGAIN_SECONDS)
+    opened = os.fstat(fd)
+    if stat.S_ISREG(opened.st_mode) or opened.st_uid not in (0, os.geteuid()):
+        os.close(fd)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    return fd

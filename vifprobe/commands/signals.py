@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals that end a run: SIGINT, SIGTERM and SIGHUP cleanly, SIGQUIT at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+#: Each ends a run with what was seen so far.
+CLEAN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Left alone where whoever started this process has them ignored: nohup does it to SIGHUP, a shell's `&` to SIGQUIT.
+_MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGQUIT)
+
+
+class Stop:
+    """State of the request to end this process. One object per process, as signal handlers are.
+
+    is_set: the run is to end. is_urgent: a second signal came, so nobody is to be waited for any more.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self.is_urgent = False
+        self._fd: int | None = None
+
+    def fileno(self) -> int:
+        """Descriptor that is readable as soon as `is_set`."""
+        if self._fd is None:
+            self._fd = os.eventfd(1 if self.is_set else 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return self._fd
+
+    def set(self) -> None:
+        """Ask for the end; again for an end without any waiting. Safe in a signal handler."""
+        self.is_urgent = self.is_set
+        self.is_set = True
+        if self._fd is not None:
+            with suppress(BlockingIOError):
+                os.eventfd_write(self._fd, 1)
+
+
+#: Of this process.
+STOP = Stop()
+
+
+@contextmanager
+def ended_by_signals(stop: Callable[[], None]) -> Iterator[Stop]:
+    """Call `stop` on SIGINT, SIGTERM and SIGHUP; raise KeyboardInterrupt on SIGQUIT, for whoever can't wait.
+
+    The handlers stay until the process ends: a signal that comes while a command writes its last lines must not undo
+    what the run has kept.
+    """
+    callbacks = [stop]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        STOP.set()
+        for callback in callbacks:
+            callback()
+
+    def quit_now(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # a second one must not interrupt the detaching
+        STOP.set()
+        STOP.set()
+        raise KeyboardInterrupt
+
+    STOP.fileno()
+    for number in (*CLEAN, signal.SIGQUIT):
+        if number not in _MAY_BE_IGNORED or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, quit_now if number is signal.SIGQUIT else end)
+    if STOP.is_set:
+        stop()
+    try:
+        yield STOP
+    finally:
+        callbacks.clear()
