@@ -87,33 +87,38 @@ static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32
 	return cell;
 }
 
-/* As cell_of(), where the first place is another key's. */
-static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, u64 home)
+/*
+ * As cell_of(), where the first place is another key's. Each key has steps of its own (double hashing): where steps are of
+ * one place, keys gather, and some find no room long before the table is full.
+ */
+static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, u64 hash)
 {
-	u32 first = 0, mask = CELLS - 1;
+	u32 first = 0, mask = CELLS - 1, place = hash >> CELL_HASH_SHIFT;
 
 	/* Verifier: a bounded loop. */
 #pragma nounroll
 	for (u32 i = 0; i < 2 * CELL_PROBES; i++) {
 		struct cell *cell;
-		u32 place, at;
+		u32 at;
 
 		if (i == CELL_PROBES) {
 			/* No room for another size. */
 			what |= (u64)SIZE_UNKNOWN << KEY_SIZE_SHIFT;
-			home = cell_hash(what, why) >> UNSIZED_HASH_SHIFT;
+			hash = cell_hash(what, why);
+			place = hash >> UNSIZED_HASH_SHIFT;
 			first = CELLS;
 			mask = UNSIZED_CELLS - 1;
 		}
-		place = first + (((u32)home + i) & mask);
-		at = tap_cpu * CELL_SLOTS + place;
+		at = tap_cpu * CELL_SLOTS + first + place;
 		cell = cells.lookup(&at);
 		if (!cell)
 			return NULL;
 		if (cell->what == what && cell->why == why)
 			return cell;
 		if (!cell->what)
-			return use_cell(cell, tap_cpu, place, what, why);
+			return use_cell(cell, tap_cpu, first + place, what, why);
+		/* Odd, so that all places are reached. */
+		place = (place + ((u32)(hash >> 24) | 1)) & mask;
 	}
 	return NULL;
 }
@@ -121,14 +126,14 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, 
 /* Find or make this CPU's cell of a key, or of the key without its size. NULL: there is no room for either. */
 static __always_inline struct cell *cell_of(struct lane *lane, u64 what, u64 why)
 {
-	u64 home = cell_hash(what, why) >> CELL_HASH_SHIFT;
-	u32 tap_cpu = tap_cpu_of(lane, what), at = tap_cpu * CELL_SLOTS + (u32)home;
+	u64 hash = cell_hash(what, why);
+	u32 tap_cpu = tap_cpu_of(lane, what), at = tap_cpu * CELL_SLOTS + (u32)(hash >> CELL_HASH_SHIFT);
 	struct cell *cell = cells.lookup(&at);
 
 	/* Almost every packet finds its cell in the first slot. */
 	if (likely(cell != NULL) && likely(cell->what == what) && likely(cell->why == why))
 		return cell;
-	return search_cell(tap_cpu, what, why, home);
+	return search_cell(tap_cpu, what, why, hash);
 }
 
 /* Where a packet is counted that found no cell: by all of its key but size and reason. There is a place for each. */
