@@ -88,12 +88,12 @@ static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32
 }
 
 /*
- * As cell_of(), where the first place is another key's. Each key has steps of its own (double hashing): where steps are of
- * one place, keys gather, and some find no room long before the table is full.
+ * As cell_of(), where the first place is another key's. The products of similar keys lie at equal distances (sizes 1, 2, 3
+ * of one class, say), so a step of one length could meet one of them each time. Steps differ by key and grow.
  */
 static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, u64 hash)
 {
-	u32 first = 0, mask = CELLS - 1, place = hash >> CELL_HASH_SHIFT;
+	u32 first = 0, mask = CELLS - 1, place = hash >> CELL_HASH_SHIFT, step = hash >> 24;
 
 	/* Verifier: a bounded loop. */
 #pragma nounroll
@@ -106,6 +106,7 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, 
 			what |= (u64)SIZE_UNKNOWN << KEY_SIZE_SHIFT;
 			hash = cell_hash(what, why);
 			place = hash >> UNSIZED_HASH_SHIFT;
+			step = hash >> 24;
 			first = CELLS;
 			mask = UNSIZED_CELLS - 1;
 		}
@@ -117,8 +118,8 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, 
 			return cell;
 		if (!cell->what)
 			return use_cell(cell, tap_cpu, first + place, what, why);
-		/* Odd, so that all places are reached. */
-		place = (place + ((u32)(hash >> 24) | 1)) & mask;
+		place = (place + step) & mask;
+		step = 5 * step + 2 * i + 1;
 	}
 	return NULL;
 }

@@ -67,8 +67,8 @@ class HostCollector:
     def _load(self) -> None:
         try:
             made = HostCounters()
-        except (VifprobeError, OSError) as error:
-            self.problem = error.message if isinstance(error, VifprobeError) else str(error)
+        except (VifprobeError, OSError, MemoryError) as error:
+            self.problem = error.message if isinstance(error, VifprobeError) else str(error) or "out of memory"
             return
         with self._lock:
             if self._closed:

@@ -110,7 +110,7 @@ def _own_text(place: int, name: str) -> str:
         is_own = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o022
         if not is_own or about.st_size > _ENTRY_BYTES_MAX:
             raise PermissionError(errno.EPERM, "not an entry of our own", name)
-        return stream.read(_ENTRY_BYTES_MAX)
+        return stream.read(about.st_size + 1)
 
 
 def _digest(key: str, content: str) -> str:

@@ -61,6 +61,7 @@ def secure() -> None:
     standard = os.path.dirname(os.__file__)  # noqa: PTH120 - pathlib is not loaded yet
     # The standard library alone, while it is found out which of the others are to be trusted.
     sys.path[:] = [standard, f"{sys.base_exec_prefix}/{sys.platlibdir}/{version}/lib-dynload"]
+    trusted: list[str] = []
     try:
         trusted = _trusted(found)
         _leave_caller(trusted)
@@ -79,7 +80,7 @@ def _trusted(entries: list[str]) -> list[str]:
     for entry in entries:
         try:
             why = problem(Path(entry)) if os.path.isabs(entry) else "it depends on the current directory"  # noqa: PTH117
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         if why:
             dropped[entry] = why
