@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from vifprobe.analysis.reading import Counts, Reading, count, merge
 from vifprobe.capture.tables import Bins
@@ -283,3 +285,21 @@ def on_cpu(cpu: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def acting_while_counted(act: Callable[[Probe], None]) -> Iterator[None]:
+    """Do something in a thread of its own as soon as the readings of a probe begin: its hooks are in place then."""
+    readings = Probe.readings
+
+    def with_act(probe: Probe, *arguments: Any, **options: Any) -> Iterator[Reading]:
+        thread = threading.Thread(target=act, args=(probe,))
+        thread.start()
+        try:
+            yield from readings(probe, *arguments, **options)
+        finally:
+            thread.join()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Probe, "readings", with_act)
+        yield

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from host_fixtures import run
 from inbound_kit import DATA, guest, neighbour
+from probe_kit import acting_while_counted
 
 from vifprobe import auditor
 from vifprobe.analysis import thresholds
@@ -177,20 +178,17 @@ def sending(tap: Tap, frames: list[bytes], packets_per_second: float | None) -> 
         yield
 
 
-@contextmanager
-def acting(act: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Do something while the audit looks, then have it end."""
+def audit_during(act: Callable[[], None], directions: tuple[Direction, ...]) -> PolicerReport:
+    """An audit of tap0 that lasts as long as what is done meanwhile."""
 
-    def body() -> None:
+    def then_stop(probe: Probe) -> None:
         try:
             act()
         finally:
-            stop()
+            probe.stop()
 
-    thread = threading.Thread(target=body)
-    thread.start()
-    yield
-    thread.join()
+    with acting_while_counted(then_stop):
+        return audit_tap("tap0", {}, directions, 60.0)
 
 
 @pytest.mark.parametrize("away_seconds", [0.0, 1.2])
@@ -205,7 +203,7 @@ def test_p3_a_limit_that_is_away_for_a_while(tap: Tap, away_seconds: float) -> N
         nft(12_500_000, 3_200_000)
         threading.Event().wait(0.3)
 
-    found = audit_tap("tap0", {}, (OUT,), 60.0, stoppable=functools.partial(acting, anew))
+    found = audit_during(anew, (OUT,))
     assert patterns(found) == ({"P3"} if away_seconds else set()), found.findings
     for finding in found.findings:
         assert (finding.evidence["removed_by"] or "").startswith("nft")
@@ -340,7 +338,7 @@ def test_p14_the_guest_leaves_its_packets_in_the_ring(tap: Tap, reads: bool) -> 
         guest(tap) if reads else nullcontext() as reader,
         writer(other.fds, [DATA], count=came, seconds=60, packets_per_second=5_003) as to_guest,
     ):
-        found = audit_tap("tap0", {}, (IN,), 60.0, stoppable=functools.partial(acting, send))
+        found = audit_during(send, (IN,))
     lost = tap.counters()["tx_dropped"]
     assert patterns(found) == (set() if reads else {"P14"}), found.findings
     if reader is not None:

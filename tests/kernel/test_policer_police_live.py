@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from host_fixtures import can, run
+from probe_kit import acting_while_counted
 
 from vifprobe import auditor
 from vifprobe.analysis.policer import InForce, in_force
@@ -168,25 +169,17 @@ def test_p11_bits_for_bytes(vm: Tap) -> None:
 def test_p3_a_gap_while_the_limit_is_set_anew(vm: Tap) -> None:
     police("police rate 125kbps burst 16kb mtu 64kb drop flowid :1")
 
-    def anew() -> None:
+    def anew(_: Probe) -> None:
+        threading.Event().wait(0.5)  # the limit holds at first
         run("tc qdisc del dev vm0 ingress")
         threading.Event().wait(0.5)
         run("tc qdisc add dev vm0 ingress")
         police("police rate 125kbps burst 16kb mtu 64kb drop flowid :1")
 
-    # From the first reading on, whatever the machine takes to get there.
-    stages = ExitStack()
-
-    @contextmanager
-    def on_start(stop: Callable[[], None]) -> Iterator[None]:
-        timer = threading.Timer(0.5, anew)
-        timer.start()
-        yield
-        timer.join()
-
     limit = {OUT: Limit(1_000_000, burst_bytes=16_384)}
-    with stages, sending(vm, UDP4):
-        found = audit_tap("vm0", limit, (OUT,), 8.0, stoppable=on_start)
+    # From the first reading on, whatever the machine takes to get there.
+    with sending(vm, UDP4), acting_while_counted(anew):
+        found = audit_tap("vm0", limit, (OUT,), 8.0)
     finding = only(found, "P3")
     assert finding.severity == "warning"
     assert finding.evidence["passed_charged_bytes"] > finding.evidence["limit_would_have_passed_bytes"] > 16_384

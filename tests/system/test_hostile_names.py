@@ -78,9 +78,13 @@ def test_names_of_processes(netns: Netns, tmp_path: Path) -> None:
         prepare(tap)
         with start("capture", "tap0", "-d", "60s", "-o", str(folder)) as running:
             running.wait_for(lambda _: (folder / "timeline.csv").exists())
-            subprocess.run([tool, "qdisc", "add", "dev", "tap0", "root", "pfifo"], check=True)
-            subprocess.run([tool, "qdisc", "del", "dev", "tap0", "root"], check=True)
-            running.wait_for(lambda _: "qdisc_del" in (folder / "events.csv").read_text())
+            # It lives until its name was read: that of a process that has ended nobody knows.
+            with subprocess.Popen([tool, "-batch", "-"], stdin=subprocess.PIPE, text=True) as changing:
+                assert changing.stdin is not None
+                changing.stdin.write("qdisc add dev tap0 root pfifo\nqdisc del dev tap0 root\n")
+                changing.stdin.flush()
+                running.wait_for(lambda _: "qdisc_del,pfifo qdisc" in (folder / "events.csv").read_text())
+            assert changing.returncode == 0
             running.process.terminate()
             ended = running.end()
     assert_harmless(ended)
