@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 from vifprobe.analysis.reading import Limit
@@ -61,15 +61,26 @@ class Hooks:
         if self.programs.settings.follow is not None:
             self.programs.attach_followers()
 
-    def attach(self, stack: ExitStack, create_qdisc: bool, what_ifs: Sequence[WhatIf]) -> None:
-        """Count each tap from now on; verdicts must be attached. stack: takes each hook off, should one fail."""
-        for watched in self.watched:
+    def attach(
+        self, stack: ExitStack, create_qdisc: bool, what_ifs: Sequence[WhatIf], goes_on: Callable[[int], bool]
+    ) -> None:
+        """Count each tap from now on; verdicts must be attached. stack: takes each hook off, should one fail.
+
+        Each tcx link waits for an RCU grace period with the RTNL lock held (kernel/bpf/tcx.c, tcx_link_prog_attach and
+        tcx_entry_sync), 8 ms and more at 250 Hz, so that threads would gain nothing. goes_on: is given how many taps
+        are done; where it returns False the others are left out.
+        """
+        for done, watched in enumerate(self.watched):
+            if done and not goes_on(done):
+                watched.leave_out(self._directions, time.monotonic_ns())
+                continue
             stack.callback(watched.detach)
             watched.attach(self.programs, self._directions, create_qdisc)
             watched.tell_apart(self.programs)
             watched.hold_to(self._declared(watched), self._charge, self.programs)
             watched.try_out(what_ifs, self.programs)
             self.count(watched)
+        goes_on(len(self.watched))
 
     def count(self, watched: WatchedTap) -> None:
         """Have the kernel side count the tap by what is known of it now."""
@@ -83,10 +94,12 @@ class Hooks:
         if not watched.gone:
             self.count(watched)
 
-    def detach(self) -> None:
-        """Take every hook off; what is counted then is final."""
-        for watched in self.watched:
+    def detach(self, progress: Callable[[int], object]) -> None:
+        """Take every hook off; what is counted then is final. Each tcx link waits for a grace period, as in attach."""
+        for done, watched in enumerate(self.watched):
+            progress(done)
             watched.detach()
+        progress(len(self.watched))
         there = [watched for watched in self.watched if not watched.gone]
         with suppress(HostError):
             found = self._limits.read(watched.link for watched in there)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -46,7 +47,7 @@ class Probe:
     bucket with the declared limit takes for a packet. samples: how many packets' headers to keep a second at most, 0
     for none: readings have no flood measures then. host: count what the host does, too (vifprobe.host_cost).
     thresholds: from which numbers on flood measures raise findings. what_ifs: limits to try out, WHAT_IFS_MAX at
-    most.
+    most. progress: called with "attaching to" or "detaching from", how many taps are done, and how many there are.
 
     follow_inbound: follow inbound packets, where they are watched, through the tap's queue to the driver, so that they
     have verdicts; else they are counted as offered alone. Where this kernel can't, readings' notes say so.
@@ -69,6 +70,7 @@ class Probe:
         thresholds: FloodThresholds | None = None,
         what_ifs: Sequence[WhatIf] = (),
         follow_inbound: bool = True,
+        progress: Callable[[str, int, int], object] | None = None,
     ) -> None:
         if not taps:
             raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
@@ -89,6 +91,7 @@ class Probe:
         )
         self._netns = netns
         self._bracket = bracket
+        self._progress = progress
         self._stack = ExitStack()
         self._watched: tuple[WatchedTap, ...] = ()
         self._end: Snapshot | None = None
@@ -266,12 +269,17 @@ class Probe:
         self._follower = Follower(parts, self._stop_read)
         parts.programs.attach_verdicts()
         self._stack.callback(self._detach)
-        parts.hooks.attach(self._stack, wanted.create_qdisc, wanted.what_ifs)
+        parts.hooks.attach(self._stack, wanted.create_qdisc, wanted.what_ifs, partial(self._goes_on, "attaching to"))
         self._moment("after_attach")
         parts.auditor.start()
         self._stack.callback(parts.auditor.close)
         if parts.host is not None and not wanted.bin_ns:  # with time bins it was started before
             parts.host.start()
+
+    def _goes_on(self, doing: str, done: int) -> bool:
+        if self._progress is not None:
+            self._progress(doing, done, len(self._watched))
+        return not self._stopped
 
     def _moment(self, name: str) -> None:
         if self._bracket is not None:
@@ -286,7 +294,7 @@ class Probe:
         self._moment("before_detach")
         self._parts.hooks.write_off_at_end()
         self._follower.tell_last_gaps()
-        self._parts.hooks.detach()
+        self._parts.hooks.detach(partial(self._goes_on, "detaching from"))
         self._last_bins = self._parts.counters.take_bins(final=True)
         self._see_bins(self._last_bins, final=True)
         if self._parts.forensics is not None:

@@ -261,6 +261,12 @@ class WatchedTap:
             programs = ()
         return droppers_of(self.installed, programs)
 
+    def leave_out(self, directions: Iterable[Direction], now_ns: int) -> None:
+        """The run was ended before this tap's turn to be attached came."""
+        why = "the run was ended while it was attaching to taps"
+        self.note(f"not watched: {why}")
+        self.gaps += [Coverage(self.link.name, direction, now_ns, None, why) for direction in directions]
+
     def note(self, text: str) -> None:
         """Something that whoever reads the counts must know; said once."""
         if text not in self.notes and len(self.notes) < _NOTES_MAX:

@@ -193,7 +193,7 @@ def test_taps_with_their_process_bridge_and_counters(netns: Netns) -> None:
         assert held.counters.rx_packets == 11
         assert taps["tap00000003-03"].bridge == "br0"
         assert (taps["tapnobody"].pid, taps["tapnobody"].port_prefix) == (None, None)
-        assert describe(links.find_link("tap00000003-03")).pid == os.getpid()
+        assert describe([links.find_link("tap00000003-03")])[0].pid == os.getpid()
 
 
 def test_a_tap_of_the_same_name_elsewhere_is_not_taken_for_this_one(netns: Netns) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 
 import pytest
 from leftovers_kit import open_fds
@@ -12,7 +13,8 @@ from leftovers_kit import open_fds
 from vifprobe import Probe
 from vifprobe.errors import HostError
 from vifprobe.layout import Direction
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.taps import Tap, private_netns
+from vifprobe.testing.taps import tap as make_tap
 
 
 def test_stopped_before_it_was_opened(tap: Tap) -> None:
@@ -24,6 +26,31 @@ def test_stopped_before_it_was_opened(tap: Tap) -> None:
         readings = list(probe.readings(300.0, 600.0))
     assert time.monotonic() - begun < 60
     assert [reading.final for reading in readings] == [False, True]
+
+
+def test_stopped_while_attaching_leaves_out_the_other_taps() -> None:
+    """Each hook takes a grace period: a run of 200 taps that is ended at its start must not attach to all of them."""
+    steps: list[tuple[str, int, int]] = []
+
+    def progress(doing: str, done: int, taps: int) -> None:
+        steps.append((doing, done, taps))
+        if done == 2:
+            probe.stop()
+
+    names = [f"tap{number}" for number in range(5)]
+    with private_netns(), ExitStack() as stack:
+        for name in names:
+            stack.enter_context(make_tap(name))
+        probe = Probe(*names, directions=(Direction.OUTBOUND,), progress=progress)
+        with probe:
+            attached = [bool(probe.hooks[name]) for name in names]
+            gaps = [(gap.tap, gap.end_ns) for gap in probe.gaps]
+            *_, totals = probe.intervals(300.0, 600.0)
+        assert attached == [True, True, False, False, False]
+        assert gaps == [(name, None) for name in names[2:]]
+        assert [bool(reading.notes) for reading in totals] == [False, False, True, True, True]
+        assert steps[:3] == [("attaching to", 1, 5), ("attaching to", 2, 5), ("attaching to", 3, 5)]
+        assert steps[-1] == ("detaching from", 5, 5)
 
 
 def test_stopped_after_its_end_writes_nowhere(tap: Tap) -> None:

@@ -147,6 +147,20 @@ def test_outside_text_is_harmless_everywhere() -> None:
     assert all(line.plain.isprintable() for line in lines)
 
 
+def test_many_counters_of_one_kind_are_summed_up() -> None:
+    """A tap under HTB with a class for each tenant, say: hundreds of names would hide the lines that matter."""
+    rows = [
+        COUNTERS[0]._replace(counter=f"tc class 1:{number:x} {name}", agrees=None)
+        for number in range(101)
+        for name in ("bytes", "packets", "drops")
+    ]
+    text = " ".join(kit.text_of(summary_lines(TOTAL, kit.CONTEXT, [COUNTERS[0], *rows])).split())
+    assert (
+        "1 of 304 counters agree: device rx_packets; can't be told: "
+        "tc class bytes (101), tc class packets (101), tc class drops (101)"
+    ) in text
+
+
 def test_plain_text_goes_to_what_is_no_terminal() -> None:
     stream = io.StringIO()
     print_lines(stream, summary_lines(TOTAL, kit.CONTEXT, glyphs=ASCII))

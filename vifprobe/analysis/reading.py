@@ -46,6 +46,8 @@ def no_cells() -> Cells:
 
 def count(cells: Cells) -> Counts:
     """Sum of all rows."""
+    if not len(cells):
+        return Counts()
     return Counts(*(int(cells[name].sum()) for name in _COUNTERS))
 
 
@@ -98,6 +100,8 @@ def _of(
     packet_class: PacketClass | None = None,
     expected: Expected | None = None,
 ) -> Cells:
+    if not len(cells):  # of most taps of a host, most of the time
+        return cells
     rows = cells["direction"] == direction
     for name, wanted in (("verdict", verdict), ("packet_class", packet_class), ("expected", expected)):
         if wanted is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from vifprobe.analysis.reading import Reading
 from vifprobe.analysis.whatif import WhatIf
 from vifprobe.bracket import Bracket
 from vifprobe.capture import manifest
@@ -30,6 +31,7 @@ from vifprobe.commands.options import (
     tap_options,
 )
 from vifprobe.commands.output import show_beside
+from vifprobe.commands.progress import TapProgress
 from vifprobe.commands.signals import ended_by_signals
 from vifprobe.errors import CaptureError, TapError
 from vifprobe.host.taps import describe
@@ -78,6 +80,7 @@ def command(
       sudo vifprobe capture tap834d76e9-5f -d 5s --bin 1ms -o fine/
     """
     bracket = Bracket()
+    progress = TapProgress()
     probe = Probe(
         *taps,
         directions=DIRECTIONS[direction],
@@ -91,6 +94,7 @@ def command(
         thresholds=thresholds_wanted(threshold, thresholds),
         what_ifs=what_if,
         host=not no_host,
+        progress=progress,
     )
     options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}
     options["what_if"] = [limit.text for limit in what_if]
@@ -100,7 +104,7 @@ def command(
         with CaptureWriter(output, begun, force=force) as writer:
             if not no_samples:
                 writer.begin_samples(samples, duration, probe.features.reasons)
-            totals, problem = _run(probe, writer, duration / 1e9, bracket)
+            totals, problem = _run(probe, writer, duration / 1e9, bracket, progress)
             last = writer.manifest
             show_beside(lambda: _show(totals, last, probe, output), output)
     if problem is not None:
@@ -109,35 +113,38 @@ def command(
 
 
 def _begin(probe: Probe, bin_ns: int, options: dict[str, Any]) -> Manifest:
-    entries = []
-    for link in probe.links:
-        tap = describe(link)
-        port = tap.port_id or tap.port_prefix
-        entries.append(TapEntry(link.name, link.ifindex, tap.domain, port, hooks=probe.hooks[link.name]))
+    hooks = probe.hooks
+    entries = [
+        TapEntry(link.name, link.ifindex, tap.domain, tap.port_id or tap.port_prefix, hooks=hooks[link.name])
+        for link, tap in zip(probe.links, describe(probe.links), strict=True)
+    ]
     return manifest.begin(entries, bin_ns, options, probe.start_ns)
 
 
 def _run(
-    probe: Probe, writer: CaptureWriter, seconds: float, bracket: Bracket
+    probe: Probe, writer: CaptureWriter, seconds: float, bracket: Bracket, progress: TapProgress
 ) -> tuple[Totals, CaptureError | TapError | None]:
     """Count to the end; the totals, and what the user must be told of a run that did not go as asked."""
     problem: CaptureError | TapError | None = None
     due = CHECKPOINT_SECONDS
-    with _progress(seconds) as advance:
-        for reading in probe.readings(_interval_seconds(probe, writer.manifest.bin_ns), seconds):
-            if problem is not None or reading.final:
+    final: tuple[Reading, ...] = ()
+    with _bar(seconds, progress) as advance:
+        for batch in probe.intervals(_interval_seconds(probe, writer.manifest.bin_ns), seconds):
+            if batch and batch[0].final:
+                final = batch
+            if problem is not None or not batch or final:
                 continue
-            ended = (reading.start_ns + reading.duration_ns) / 1e9
+            ended = (batch[0].start_ns + batch[0].duration_ns) / 1e9
             advance(ended)
             try:
                 _append(probe, writer)
                 if ended >= due:
                     due = ended + CHECKPOINT_SECONDS
-                    writer.checkpoint(_totals(probe, writer, bracket))
+                    writer.checkpoint(_totals(probe, writer, bracket, probe.totals()))
             except CaptureError as error:
                 problem = error  # the disk is full, say: the totals still fit into what was set aside for them
                 probe.stop()
-        totals = _totals(probe, writer, bracket)
+        totals = _totals(probe, writer, bracket, final or probe.totals())
     if problem is None and probe.gone:
         problem = TapError(f"{', '.join(probe.gone)}: deleted during the capture.", "What was seen until then is kept.")
     if not isinstance(problem, CaptureError):
@@ -164,8 +171,7 @@ def _interval_seconds(probe: Probe, bin_ns: int) -> float:
     return min(1.0, max(0.02, BIN_LOG_ENTRIES / 2 / bins_per_second))
 
 
-def _totals(probe: Probe, writer: CaptureWriter, bracket: Bracket) -> Totals:
-    readings = probe.totals()
+def _totals(probe: Probe, writer: CaptureWriter, bracket: Bracket, readings: tuple[Reading, ...]) -> Totals:
     gaps = [Gap(gap.tap, gap.start_ns - probe.start_ns, gap.duration_ns, gap.words) for gap in probe.gaps]
     if probe.lost_bins:
         whole = readings[0].duration_ns
@@ -179,17 +185,18 @@ def _totals(probe: Probe, writer: CaptureWriter, bracket: Bracket) -> Totals:
 
 
 @contextmanager
-def _progress(seconds: float) -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal; nothing elsewhere."""
+def _bar(seconds: float, progress: TapProgress) -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal, which also shows the progress of detaching; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("capturing"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("capturing", total=seconds)
+        progress.show = lambda text: bar.update(task, description=text or "capturing")
         yield lambda done: bar.update(task, completed=min(done, seconds))
 
 

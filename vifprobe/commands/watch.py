@@ -26,6 +26,7 @@ from vifprobe.commands.options import (
     tap_options,
 )
 from vifprobe.commands.output import Output, standard_output, streaming
+from vifprobe.commands.progress import TapProgress, on_last_row
 from vifprobe.commands.signals import ended_by_signals
 from vifprobe.errors import OutputError, ReaderGoneError, TapError, UsageError
 from vifprobe.probe import Probe
@@ -69,6 +70,7 @@ def command(
       sudo vifprobe watch tap834d76e9-5f
       sudo vifprobe watch tap834d76e9-5f --interval 100ms --duration 10s --json
     """
+    progress = TapProgress()
     probe = Probe(
         *taps,
         directions=DIRECTIONS[direction],
@@ -80,6 +82,7 @@ def command(
         samples=samples_wanted(no_samples),
         thresholds=thresholds_wanted(threshold, thresholds),
         what_ifs=what_if,
+        progress=progress,
     )
     if as_json and csv_file == "-":
         raise UsageError("--csv -: standard output is taken by --json.", "Name a file for the rows, or leave one out.")
@@ -97,7 +100,7 @@ def command(
             shows.append(_csv(rows))
             sinks.append(rows.channel)
         if csv_file != "-":
-            shows.append(_json if as_json else stack.enter_context(_view(output, probe)))
+            shows.append(_json if as_json else stack.enter_context(_view(output, probe, progress)))
         seconds = None if duration is None else duration / 1e9
         for batch in probe.intervals(interval / 1e9, seconds, sinks):
             last = list(batch)
@@ -140,7 +143,7 @@ def _rows_file(name: str, force: bool, end_run: Callable[[], None]) -> Iterator[
 
 
 @contextmanager
-def _view(stream: Output, probe: Probe) -> Iterator[Show]:
+def _view(stream: Output, probe: Probe, progress: TapProgress) -> Iterator[Show]:
     """The live screen on a terminal, else one line an interval."""
     from vifprobe.render.context import TapContext
     from vifprobe.render.terminal import is_live_terminal
@@ -154,6 +157,7 @@ def _view(stream: Output, probe: Probe) -> Iterator[Show]:
             return TapContext(domain, probe.features.reasons, audit.declared_known, installed_known=True)
 
         with LiveScreen(stream) as screen:
+            progress.show = on_last_row
 
             def update(readings: list[Reading]) -> None:
                 # What is declared becomes known while the screen is up.

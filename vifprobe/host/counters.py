@@ -82,6 +82,9 @@ class CounterSample:
 #: What vhost takes out of the ring at once (drivers/vhost/net.c, VHOST_NET_BATCH), and the longest frame with its tag.
 _VHOST_BATCH = 64
 _FRAME_BYTES_MAX = 65_535 + 18
+#: Qdiscs with a class for each queue of the device, hundreds of them: which packets go to which queue is not known, and
+#: the root has the sum of them all (net/sched/sch_mq.c, mq_dump_common; sch_mqprio.c, mqprio_dump).
+_QUEUE_EACH = ("mq", "mqprio")
 
 
 def read_counters(link: Link, previous: Iterable[CounterSample] = ()) -> tuple[CounterSample, ...]:
@@ -179,6 +182,8 @@ def _root(found: Installed) -> Iterator[CounterSample]:
     # A size table charges what it was told to.
     sized = any(one.size_table for one in found.tc.qdiscs)
     yield from _queue("tc root", qdisc.stats, sized, is_all=True)
+    if qdisc.kind in _QUEUE_EACH:
+        return
     # HTB's only class, and all unsorted packets go there: what it counts is what the root does.
     alone = len(found.tc.classes) == 1 and qdisc.default_class == found.tc.classes[0].handle
     for one in found.tc.classes:

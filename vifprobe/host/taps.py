@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +69,9 @@ def list_taps(libvirt_directory: Path = libvirt.STATUS_DIRECTORY) -> tuple[Tap, 
     return _taps(sorted(rows, key=lambda row: row[0].name), libvirt_directory)
 
 
-def describe(link: Link, libvirt_directory: Path = libvirt.STATUS_DIRECTORY) -> Tap:
-    """What is known of one link, without counters."""
-    return _taps([(link, None)], libvirt_directory)[0]
+def describe(links: Iterable[Link], libvirt_directory: Path = libvirt.STATUS_DIRECTORY) -> tuple[Tap, ...]:
+    """What is known of some links, without counters: one look at the processes for all of them."""
+    return _taps([(link, None) for link in links], libvirt_directory)
 
 
 def neutron_port_prefix(link_name: str) -> str | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
@@ -20,6 +21,7 @@ from vifprobe.render.tap_tables import bps, counts_of, fate_span, fates, other_d
 from vifprobe.render.units import BLOCKS, Glyphs, bit_rate, clean, duration, frame_size, percent, si, whole
 
 _INDENT = 9  # where text goes on below its label
+_NAMES_MAX = 24  # so many counters are named one by one
 
 
 def summary_lines(
@@ -151,10 +153,10 @@ def _agreement(rows: Sequence[ReconcileRow], width: int, glyphs: Glyphs) -> list
         return []
     agreed = [row for row in rows if row.agrees]
     open_ones = [row for row in rows if row.agrees is None]
-    names = ", ".join(clean(row.counter, glyphs) for row in agreed)
+    names = clean(", ".join(_names(agreed)), glyphs)
     text = f"{len(agreed)} of {len(rows)} counters agree{f': {names}' if names else ''}"
     if open_ones:
-        text += f"; can't be told: {', '.join(clean(row.counter, glyphs) for row in open_ones)}"
+        text += f"; can't be told: {clean(', '.join(_names(open_ones)), glyphs)}"
     lines = wrapped(Span("kernel   ", "name"), text, width)
     for row in rows:
         if row.agrees is False:
@@ -163,6 +165,22 @@ def _agreement(rows: Sequence[ReconcileRow], width: int, glyphs: Glyphs) -> list
             words = f" {clean(row.counter, glyphs)}: kernel {whole(row.delta)}, vifprobe {counted}"
             lines += wrapped(Span(" DISAGREES ", "bad"), words, width, _INDENT)
     return lines
+
+
+def _names(rows: Sequence[ReconcileRow]) -> list[str]:
+    """Names of counters, in their order; where there are many, those of classes and policers as one each."""
+    names = [row.counter for row in rows]
+    if len(names) <= _NAMES_MAX:
+        return names
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(_kind(name), []).append(name)
+    return [found[0] if len(found) == 1 else f"{kind} ({len(found)})" for kind, found in kinds.items()]
+
+
+def _kind(counter: str) -> str:
+    """`tc class 1:2 drops` -> `tc class drops`; `tc police bytes: ingress ...` -> `tc police bytes`."""
+    return re.sub(r"^tc class \S+", "tc class", counter).partition(": ")[0]
 
 
 def _samples(counts: SampleCounts | None, width: int) -> list[Line]:

@@ -75,15 +75,19 @@ def _missing(spread: Spread, syns: int) -> float:
 
 def _counted(direction: Direction, cells: Cells, duration_ns: int, directions: tuple[Direction, ...]) -> Named:
     """From cells alone: exact."""
-    own = cells[cells["direction"] == direction]
-    syn_rows = own[own["packet_class"] == PacketClass.TCP_SYN]
-    syns, packets = count(syn_rows).packets, count(own).packets
-    known = not (syn_rows["verdict"] == Verdict.UNKNOWN).any()
-    policed = count(syn_rows[syn_rows["verdict"] == Verdict.POLICED]).packets if known else None
-    acknowledging = count(own[np.isin(own["packet_class"], _ACKNOWLEDGING)]).packets
+    syns = packets = acknowledging = came_back = 0
+    policed: int | None = 0
     other = Direction.INBOUND if direction is Direction.OUTBOUND else Direction.OUTBOUND
-    back = cells[(cells["direction"] == other) & (cells["packet_class"] == PacketClass.TCP_SYNACK)]
-    answers = count(back).packets if other in directions else None
+    if len(cells):  # of most taps of a host, most of the time, there are none
+        own = cells[cells["direction"] == direction]
+        syn_rows = own[own["packet_class"] == PacketClass.TCP_SYN]
+        syns, packets = count(syn_rows).packets, count(own).packets
+        known = not (syn_rows["verdict"] == Verdict.UNKNOWN).any()
+        policed = count(syn_rows[syn_rows["verdict"] == Verdict.POLICED]).packets if known else None
+        acknowledging = count(own[np.isin(own["packet_class"], _ACKNOWLEDGING)]).packets
+        back = cells[(cells["direction"] == other) & (cells["packet_class"] == PacketClass.TCP_SYNACK)]
+        came_back = count(back).packets
+    answers = came_back if other in directions else None
     completed = [acknowledging, syns - (policed or 0), *([] if answers is None else [answers])]
     seconds = duration_ns / 1e9
     yield "seconds", Measure(round(seconds, 9), "s")
