@@ -32,7 +32,7 @@ static __always_inline u64 cost_of(u8 charge, u64 charged_bytes, u64 frame_bytes
 	if (charge == CHARGE_L2)
 		return frame_bytes;
 	if (charge == CHARGE_L3)
-		return frame_bytes - ETH_HEADER_LEN;
+		return frame_bytes - L2_HEADER_LEN;
 	if (charge == CHARGE_PACKET)
 		return 1;
 	return wire_bytes;

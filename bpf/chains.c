@@ -93,7 +93,7 @@ static __always_inline bool is_ip(u32 protocol)
 static __always_inline void note_ip_received(struct lane *lane, struct __sk_buff *skb)
 {
 #if HAS_IP_COUNTERS
-	if (lane->charged_bytes != lane->ifindex && lane->frame_bytes - ETH_HEADER_LEN != lane->ifindex)
+	if (lane->charged_bytes != lane->ifindex && lane->frame_bytes - L2_HEADER_LEN != lane->ifindex)
 		return;
 	lane->protocol = skb->protocol;
 	if (!is_ip(lane->protocol))
@@ -156,7 +156,7 @@ static __always_inline bool by_own_chain(u64 skb, u32 location, struct lane *lan
 	if (lane->traits & TRAIT_TRACED_OUTBOUND)
 		return location - lane->hooks_from < lane->hooks_end - lane->hooks_from &&
 		       lane->chained_sequence == lane->sequence;
-	if (length != lane->charged_bytes && length != lane->frame_bytes - ETH_HEADER_LEN)
+	if (length != lane->charged_bytes && length != lane->frame_bytes - L2_HEADER_LEN)
 		return false;
 	if (unlikely(!length))
 		return unplaced(lane);

@@ -10,6 +10,14 @@
 
 #define ETH_HEADER_LEN 14
 #define ETH_TYPE_OFFSET 12
+
+/* What the watched devices' packets begin with: all of them are tuns (LAYER_3), or none is. */
+#if LAYER_3
+#define L2_HEADER_LEN 0
+#else
+#define L2_HEADER_LEN ETH_HEADER_LEN
+#endif
+
 #define ARP_FIXED_LEN 8
 #define IPV4_MIN_LEN 20
 #define IPV6_LEN 40
@@ -18,7 +26,7 @@
 #define ICMP_LEN 8
 
 /* Where the transport header starts without VLAN tag and IP options. */
-#define PLAIN_TRANSPORT (ETH_HEADER_LEN + IPV4_MIN_LEN)
+#define PLAIN_TRANSPORT (L2_HEADER_LEN + IPV4_MIN_LEN)
 
 #define TYPE_IPV4 0x0800
 #define TYPE_ARP 0x0806
@@ -51,6 +59,9 @@ struct frame {
 	u64 gso_size;
 	u64 tagged;      /* 1: the kernel keeps an outer VLAN tag beside the bytes */
 	bool unreadable; /* set by load(): a header lies out of reach */
+#if LAYER_3
+	u16 protocol;    /* tracepoint: what the bytes begin with, in network order */
+#endif
 	/* Tracepoint, for samples only: */
 	bool untagged;   /* the tag is in the bytes still, and counted as taken out */
 	u16 vlan_tci;    /* the tag beside the bytes, and its type in network order */
@@ -135,7 +146,7 @@ static __always_inline u64 packed(const struct packet *packet)
 
 static __always_inline void unpack(u64 all, struct packet *packet)
 {
-	packet->is_plain = all >> 16 == (PLAIN_TRANSPORT | ETH_HEADER_LEN << 16);
+	packet->is_plain = all >> 16 == (PLAIN_TRANSPORT | L2_HEADER_LEN << 16);
 	packet->header_bytes = (u16)all;
 	packet->transport_offset = (u16)(all >> 16);
 	packet->network_offset = (u16)(all >> 32);
@@ -154,7 +165,7 @@ static __always_inline void untag(struct frame *frame, struct packet *packet)
 	frame->untagged = true;
 	frame->length -= VLAN_TAG_LEN;
 	packet->frame_bytes -= VLAN_TAG_LEN;
-	if (packet->header_bytes >= ETH_HEADER_LEN + VLAN_TAG_LEN)
+	if (packet->header_bytes >= L2_HEADER_LEN + VLAN_TAG_LEN)
 		packet->header_bytes -= VLAN_TAG_LEN;
 }
 
@@ -162,7 +173,7 @@ static __always_inline void untag(struct frame *frame, struct packet *packet)
 static __always_inline bool ends_within_tag(struct frame *frame, struct packet *packet)
 {
 	return !frame->tagged && packet->ethertype == ETHERTYPE_VLAN &&
-	       frame->length < ETH_HEADER_LEN + VLAN_TAG_LEN + 2;
+	       frame->length < L2_HEADER_LEN + VLAN_TAG_LEN + 2;
 }
 
 /* Log-linear bucket of a frame length: vifprobe.layout.size_bucket() in integers. */
@@ -193,8 +204,10 @@ static __always_inline u32 size_bucket(u32 bytes)
 	return 1 + octave * SIZE_STEPS_PER_OCTAVE + (rest & (SIZE_STEPS_PER_OCTAVE - 1));
 }
 
+/* frame_bytes: with the L2 header that the device's packets have; those of a tun would get one on Ethernet. */
 static __always_inline u64 on_wire(u64 frame_bytes)
 {
+	frame_bytes += ETH_HEADER_LEN - L2_HEADER_LEN;
 	return (frame_bytes < ETHERNET_PAD ? ETHERNET_PAD : frame_bytes) + ETHERNET_OVERHEAD;
 }
 

@@ -163,7 +163,7 @@ static __always_inline u8 parse_ipv4(struct cursor *at)
 {
 	u32 words[3], header, total;
 
-	if (unlikely(!room_for(at, IPV4_MIN_LEN) || !load_usual(at->frame, at->offset, ETH_HEADER_LEN, words, sizeof(words))))
+	if (unlikely(!room_for(at, IPV4_MIN_LEN) || !load_usual(at->frame, at->offset, L2_HEADER_LEN, words, sizeof(words))))
 		return CLASS_MALFORMED;
 	words[0] = bpf_ntohl(words[0]);
 	header = (words[0] >> 24 & 0xf) * 4;
@@ -190,7 +190,7 @@ static __always_inline u8 parse_ipv6(struct cursor *at)
 {
 	u32 words[2], payload;
 
-	if (unlikely(!room_for(at, IPV6_LEN) || !load_usual(at->frame, at->offset, ETH_HEADER_LEN, words, sizeof(words))))
+	if (unlikely(!room_for(at, IPV6_LEN) || !load_usual(at->frame, at->offset, L2_HEADER_LEN, words, sizeof(words))))
 		return CLASS_MALFORMED;
 	if (bpf_ntohl(words[0]) >> 28 != 6)
 		return CLASS_MALFORMED;
@@ -244,21 +244,32 @@ static __always_inline u8 ethertype_of(u16 type)
 	}
 }
 
+/* EtherType of what follows the L2 header, in network order; of a layer 3 packet the kernel knows it. */
+static __always_inline bool load_type(struct frame *frame, u16 *type)
+{
+#if LAYER_3
+	*type = frame->skb ? frame->skb->protocol : frame->protocol;
+	return true;
+#else
+	return load_usual(frame, ETH_TYPE_OFFSET, ETH_TYPE_OFFSET, type, sizeof(*type));
+#endif
+}
+
 /* The whole frame. The kernel has taken an outer VLAN tag out of the bytes before tc runs (frame->tagged). */
 static __always_inline void parse(struct frame *frame, struct packet *packet, volatile u64 *scratch)
 {
-	struct cursor at = { .frame = frame, .offset = ETH_HEADER_LEN, .end = frame->length, .scratch = scratch };
+	struct cursor at = { .frame = frame, .offset = L2_HEADER_LEN, .end = frame->length, .scratch = scratch };
 	u32 tags = frame->tagged;
 	u16 type;
 
 	packet->frame_bytes = frame->length;
-	packet->header_bytes = ETH_HEADER_LEN;
+	packet->header_bytes = L2_HEADER_LEN;
 	packet->network_offset = 0;
 	packet->transport_offset = 0;
 	packet->is_ipv6 = false;
 	packet->ethertype = ETHERTYPE_OTHER;
 	packet->packet_class = CLASS_MALFORMED;
-	if (!load_usual(frame, ETH_TYPE_OFFSET, ETH_TYPE_OFFSET, &type, sizeof(type)))
+	if (!load_type(frame, &type))
 		return;
 	type = bpf_ntohs(type);
 	packet->ethertype = tags ? ETHERTYPE_VLAN : ethertype_of(type);

@@ -8,9 +8,20 @@
 #include "parse.h"
 
 /* Words of a plain frame in network order, what may differ left out: see parse_plain(). */
+#define PLAIN_VERSION 0x45
 #define PLAIN_TYPE_AND_VERSION bpf_htonl(TYPE_IPV4 << 16 | 0x4500)
 #define PLAIN_TYPE_AND_VERSION_MASK bpf_htonl(0xffffff00)
 #define PLAIN_FRAGMENT_AND_PROTO_MASK bpf_htonl(0x1fff00ff)
+
+/* data: with as many bytes as a plain frame has at least. */
+static __always_inline bool has_plain_version(void *data, struct frame *frame)
+{
+#if LAYER_3
+	return *(u8 *)data == PLAIN_VERSION && frame->skb->protocol == bpf_htons(TYPE_IPV4);
+#else
+	return (*(u32 *)(data + ETH_TYPE_OFFSET) & PLAIN_TYPE_AND_VERSION_MASK) == PLAIN_TYPE_AND_VERSION;
+#endif
+}
 
 /*
  * What almost all frames are: TCP or UDP over IPv4, no options in between, no tag in the bytes, all headers whole and in
@@ -23,12 +34,12 @@ static __always_inline bool parse_plain(void *data, struct frame *frame, struct 
 
 	if (unlikely(data + PLAIN_TRANSPORT + TCP_MIN_LEN > (void *)(long)frame->skb->data_end))
 		return false;
-	if (unlikely((*(u32 *)(data + ETH_TYPE_OFFSET) & PLAIN_TYPE_AND_VERSION_MASK) != PLAIN_TYPE_AND_VERSION))
+	if (unlikely(!has_plain_version(data, frame)))
 		return false;
-	proto = *(u32 *)(data + ETH_HEADER_LEN + 6) & PLAIN_FRAGMENT_AND_PROTO_MASK;
-	total = bpf_ntohs(*(u16 *)(data + ETH_HEADER_LEN + 2));
+	proto = *(u32 *)(data + L2_HEADER_LEN + 6) & PLAIN_FRAGMENT_AND_PROTO_MASK;
+	total = bpf_ntohs(*(u16 *)(data + L2_HEADER_LEN + 2));
 	/* Lengths that don't fit, or that stand for others. */
-	if (unlikely(ETH_HEADER_LEN + total > frame->length))
+	if (unlikely(L2_HEADER_LEN + total > frame->length))
 		return false;
 	if (proto == bpf_htonl(PROTO_TCP)) {
 		header = *(u8 *)(data + PLAIN_TRANSPORT + 12) >> 2 & 0x3c;
@@ -45,7 +56,7 @@ static __always_inline bool parse_plain(void *data, struct frame *frame, struct 
 	}
 	packet->frame_bytes = frame->length;
 	packet->header_bytes = PLAIN_TRANSPORT + header;
-	packet->network_offset = ETH_HEADER_LEN;
+	packet->network_offset = L2_HEADER_LEN;
 	packet->transport_offset = PLAIN_TRANSPORT;
 	packet->is_ipv6 = false;
 	/* Without a branch. */

@@ -79,6 +79,9 @@ static __always_inline struct frame frame_of(u64 skb)
 	/* skb_shinfo(skb), include/linux/skbuff.h */
 	bpf_probe_read_kernel(&gso_size, sizeof(gso_size), (void *)(head + end + SHARED_INFO_GSO_SIZE));
 	frame.gso_size = gso_size;
+#if LAYER_3
+	frame.protocol = FIELD(u16, skb, SKB_PROTOCOL_OFFSET);
+#endif
 #if SAMPLES
 	frame.vlan_tci = FIELD(u16, skb, SKB_VLAN_TCI);
 	frame.vlan_proto = FIELD(u16, skb, SKB_VLAN_PROTO);

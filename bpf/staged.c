@@ -8,6 +8,9 @@
  * Needs:  nothing new; compiled out without SAMPLES
  */
 #if SAMPLES
+/* Of a sample without a tag. */
+#define UNTAGGED_FLAGS (LAYER_3 ? SAMPLE_LAYER_3 : 0)
+
 struct sample {
 	u64 what;
 	u64 why;
@@ -79,7 +82,12 @@ static __always_inline void copy_traced(struct frame *frame, volatile u64 *scrat
 
 	/* Verifier: the length came out of a difference of pointers. */
 	bytes = forget(scratch, bytes < within_reach ? bytes : within_reach);
-	to->flags = frame->tagged ? SAMPLE_TAGGED : 0;
+	to->flags = frame->tagged ? UNTAGGED_FLAGS | SAMPLE_TAGGED : UNTAGGED_FLAGS;
+#if LAYER_3
+	/* Without the tag, which nothing before the L3 header has a place for. */
+	from += frame->untagged ? VLAN_TAG_LEN : 0;
+	frame->untagged = false;
+#endif
 	if (!frame->untagged) {
 		to->vlan_tci = frame->vlan_tci;
 		if (frame->tagged && frame->vlan_proto == bpf_htons(TYPE_QINQ))
@@ -107,7 +115,7 @@ static __always_inline void copy_traced(struct frame *frame, volatile u64 *scrat
 static __always_inline void copy_headers(struct frame *frame, volatile u64 *scratch, struct sample *to, u64 bytes)
 {
 	to->header_bytes = 0;
-	to->flags = 0;
+	to->flags = UNTAGGED_FLAGS;
 	to->vlan_tci = 0;
 	if (!frame->skb) {
 		copy_traced(frame, scratch, to, bytes);
@@ -117,7 +125,9 @@ static __always_inline void copy_headers(struct frame *frame, volatile u64 *scra
 	if (bpf_skb_load_bytes(frame->skb, 0, to->headers, bytes) == 0)
 		to->header_bytes = bytes;
 	if (frame->tagged) {
-		to->flags = frame->skb->vlan_proto == bpf_htons(TYPE_QINQ) ? SAMPLE_TAGGED | SAMPLE_SERVICE_TAG : SAMPLE_TAGGED;
+		to->flags = UNTAGGED_FLAGS | SAMPLE_TAGGED;
+		if (frame->skb->vlan_proto == bpf_htons(TYPE_QINQ))
+			to->flags = UNTAGGED_FLAGS | SAMPLE_TAGGED | SAMPLE_SERVICE_TAG;
 		to->vlan_tci = frame->skb->vlan_tci;
 	}
 }

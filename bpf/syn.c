@@ -124,9 +124,9 @@ static __always_inline void plain_endpoints(struct lane *lane, void *data, u32 o
 {
 	ends->source_port = *(u16 *)(data + PLAIN_TRANSPORT);
 	ends->destination_port = *(u16 *)(data + PLAIN_TRANSPORT + 2);
-	ends->source = mixed(*(u32 *)(data + ETH_HEADER_LEN + 12) ^ seed);
+	ends->source = mixed(*(u32 *)(data + L2_HEADER_LEN + 12) ^ seed);
 	ends->from = mixed_endpoint(ends->source, ends->source_port);
-	meet(lane, *(u32 *)(data + ETH_HEADER_LEN + 16), owner, seed, ends);
+	meet(lane, *(u32 *)(data + L2_HEADER_LEN + 16), owner, seed, ends);
 }
 
 /* Addresses and ports, with a short way for the plain frame, see parse_plain(). */

@@ -29,7 +29,7 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 	make_way(lane);
 	measure_syn(lane, tap, DIRECTION_OUTBOUND, &frame, &packet, what, &now);
 	/* tc at ingress charges what follows the L2 header; here qdisc_skb_cb is not filled yet. */
-	outbound(lane, tap, skb, &frame, &packet, what, now, frame.length - ETH_HEADER_LEN,
+	outbound(lane, tap, skb, &frame, &packet, what, now, frame.length - L2_HEADER_LEN,
 		 wire_bytes(&frame, &packet));
 	return 0;
 }

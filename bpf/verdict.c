@@ -70,7 +70,7 @@ static __always_inline bool is_foreign(u64 skb, struct lane *lane)
 		u16 type = bpf_ntohs((u16)FIELD(u16, skb, SKB_PROTOCOL_OFFSET));
 
 		return (type == TYPE_VLAN || type == TYPE_QINQ) &&
-		       lane->frame_bytes >= ETH_HEADER_LEN + VLAN_TAG_LEN + 2;
+		       lane->frame_bytes >= L2_HEADER_LEN + VLAN_TAG_LEN + 2;
 	}
 	return false;
 }

@@ -22,8 +22,8 @@ from vifprobe.host.tc_records import TcAction
 from vifprobe.host.uplink import UplinkSample, find_uplink, sample_uplink
 from vifprobe.kernel.ahead import TcxProgram, tcx_programs
 from vifprobe.kernel.attach import is_own_filter
-from vifprobe.layout import ETH_HEADER_BYTES, Direction
-from vifprobe.ports import direction_at
+from vifprobe.layout import Direction
+from vifprobe.ports import direction_at, l2_header_bytes
 
 #: Qdiscs that order, mark or drop, but hold no rate; HTB's is in its classes, which are read.
 _UNLIMITED = (
@@ -260,7 +260,7 @@ def growth(before: Look, after: Look) -> tuple[Growth, ...]:
         if (counted or 0) < 0 or (passed or 0) < 0:
             continue
         seconds = (after.at_ns - before.at_ns) / 1e9
-        charged = frame_bytes - ETH_HEADER_BYTES * packets
+        charged = frame_bytes - l2_header_bytes(after.installed.kind) * packets
         found.append(Growth(one.direction, one.where, seconds, counted, passed, charged, packets))
     return tuple(found)
 

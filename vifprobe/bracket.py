@@ -15,8 +15,8 @@ from vifprobe.handed_on import HandedOn
 from vifprobe.host.counters import CounterSample, Counts, Unit, read_counters_of
 from vifprobe.host.links import Link
 from vifprobe.kernel.symbols import function_at
-from vifprobe.layout import ETH_HEADER_BYTES, VLAN_TAG_BYTES, Ethertype, Verdict
-from vifprobe.ports import direction_at
+from vifprobe.layout import VLAN_TAG_BYTES, Ethertype, Verdict
+from vifprobe.ports import direction_at, l2_header_bytes
 
 #: The four readings, in order; see vifprobe.analysis.reconcile.
 MOMENTS = ("before_attach", "after_attach", "before_detach", "after_detach")
@@ -97,7 +97,7 @@ def _counted(reading: Reading, sample: CounterSample) -> int | None:
     rows = reading.where(direction, verdict)
     counts = count(rows)
     if sample.unit is Unit.LENGTH_BYTES:
-        return counts.frame_bytes - ETH_HEADER_BYTES * counts.packets
+        return counts.frame_bytes - l2_header_bytes(reading.kind) * counts.packets
     value = int(getattr(counts, sample.unit.value))
     if sample.unit is Unit.FRAME_BYTES:
         # The device counted the outer VLAN tag, which the kernel takes out of the frame before tc.

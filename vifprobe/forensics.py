@@ -24,7 +24,7 @@ from vifprobe.host.declared import Declared
 from vifprobe.host.neighbours import Neighbour, neighbours
 from vifprobe.kernel.counters import Counters
 from vifprobe.layout import SAMPLE, Direction
-from vifprobe.ports import turned
+from vifprobe.ports import l2_header_bytes, turned
 from vifprobe.records import SynMeasures
 
 Array = npt.NDArray[Any]
@@ -43,7 +43,8 @@ class TapForensics:
     ) -> None:
         self.thresholds = thresholds or FloodThresholds()
         # A policer charges by the hook that it is at.
-        self.bursts = {one: Bursts(turned(kind, one), bin_ns) for one in directions} if bin_ns else {}
+        l2_bytes = l2_header_bytes(kind)
+        self.bursts = {one: Bursts(turned(kind, one), bin_ns, l2_bytes) for one in directions} if bin_ns else {}
         self.tracker = FloodTracker()
         self._directions = directions
         self._number = number

@@ -17,8 +17,8 @@ from vifprobe.analysis.reading import Cells, Counts, Reading, count
 from vifprobe.analysis.reconcile import ProbeCount
 from vifprobe.host.counters import CounterSample, Unit
 from vifprobe.host.counters import Counts as Counted
-from vifprobe.layout import ETHERNET_OVERHEAD_BYTES, VLAN_TAG_BYTES, Ethertype, Verdict
-from vifprobe.ports import direction_at
+from vifprobe.layout import ETH_HEADER_BYTES, ETHERNET_OVERHEAD_BYTES, VLAN_TAG_BYTES, Ethertype, Verdict
+from vifprobe.ports import direction_at, l2_header_bytes
 
 #: Reasons of drops before the queue (include/net/dropreason-core.h), and of those that a tap's driver gives
 #: (drivers/net/tun.c, tun_net_xmit). Those of one function are told by its name: tun_*.
@@ -33,7 +33,7 @@ class HandedOn:
     def __init__(self, reading: Reading, reasons: Mapping[int, str], function: Callable[[int], str | None]) -> None:
         direction = direction_at(reading.kind, "egress")
         self._unannounced, self._missed = reading.unannounced, reading.missed_of(direction)
-        self._has_gso = _has_gso(reading.where(direction))
+        self._has_gso = _has_gso(reading.where(direction), ETH_HEADER_BYTES - l2_header_bytes(reading.kind))
         dropped, policed = reading.where(direction, Verdict.DROPPED), reading.where(direction, Verdict.POLICED)
         names = np.array([reasons.get(int(code), "") for code in dropped["reason"]], dtype=object)
         functions = [function(int(place)) or "" for place in dropped["location"]]
@@ -85,9 +85,12 @@ def _value(unit: Unit) -> Callable[[Counts], int]:
     return lambda counts: int(getattr(counts, name))
 
 
-def _has_gso(cells: Cells) -> bool:
-    """Whether frames of several segments are among these: on the wire each segment has headers of its own."""
+def _has_gso(cells: Cells, more_bytes: int) -> bool:
+    """Whether frames of several segments are among these: on the wire each segment has headers of its own.
+
+    more_bytes: what a packet of this device would get on Ethernet before its first byte.
+    """
     tags = np.where(cells["ethertype"] == Ethertype.VLAN, VLAN_TAG_BYTES, 0)
-    long = cells["frame_bytes"] >= 64 * cells["packets"]  # shorter ones are padded
-    more = cells["wire_bytes"] > cells["frame_bytes"] + (ETHERNET_OVERHEAD_BYTES + tags) * cells["packets"]
+    long = cells["frame_bytes"] + more_bytes * cells["packets"] >= 64 * cells["packets"]  # shorter ones are padded
+    more = cells["wire_bytes"] > cells["frame_bytes"] + (ETHERNET_OVERHEAD_BYTES + more_bytes + tags) * cells["packets"]
     return bool((long & more).any())

@@ -12,11 +12,13 @@ from vifprobe.analysis.reading import Limit
 from vifprobe.analysis.thresholds import FloodThresholds
 from vifprobe.analysis.whatif import WhatIf
 from vifprobe.auditor import Auditor
+from vifprobe.errors import TapError
 from vifprobe.forensics import Forensics
 from vifprobe.hooks import Hooks
 from vifprobe.host.events import Events
 from vifprobe.host.limits import LimitReader
 from vifprobe.host.links import Link, find_link
+from vifprobe.host.names import shown
 from vifprobe.host_cost import HostCollector
 from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.build import Programs, make_programs
@@ -24,7 +26,7 @@ from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.layout import Charge, Direction
-from vifprobe.ports import is_swapped
+from vifprobe.ports import is_layer_3, is_swapped
 from vifprobe.watched import WatchedTap, at_hooks
 
 
@@ -67,6 +69,7 @@ def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
     TapError, KernelError, HostError: as Probe says.
     """
     links = [find_link(name) for name in wanted.names]
+    _require_one_layer(links)
     require_capabilities()
     features = read_features()
     settings = _settings(wanted, links)
@@ -111,7 +114,20 @@ def _settings(wanted: Wanted, links: Sequence[Link]) -> Settings:
         samples=deep,
         syn=deep,
         what_ifs=len(wanted.what_ifs),
+        layer_3=is_layer_3(links[0].kind),
     )
+
+
+def _require_one_layer(links: Sequence[Link]) -> None:
+    """TapError where some have Ethernet headers and some have none: a program is compiled for one of both."""
+    without = [shown(link.name) for link in links if is_layer_3(link.kind)]
+    others = [shown(link.name) for link in links if not is_layer_3(link.kind)]
+    if without and others:
+        raise TapError(
+            f"{without[0]} and {others[0]} can't be watched in one run.",
+            f"{without[0]} is a tun device: its packets have no Ethernet header, those of {others[0]} have one.",
+            "Watch tun devices in a run of their own.",
+        )
 
 
 def _host(wanted: Wanted, stack: ExitStack) -> HostCollector | None:

@@ -7,6 +7,9 @@
 | macvtap, ipvtap | egress, tx: it goes to dev_queue_xmit (drivers/net/tap.c, tap_get_user) |
 | all others | no guest's port: outbound is what the device received (rx), inbound what it sent (tx) |
 
+A tun is the one kind without Ethernet headers. No hypervisor gives its guests one (libvirt opens /dev/net/tun with
+IFF_TAP alone: src/util/virnetdevtap.c, virNetDevTapCreate); VPNs and containers have them.
+
 The ingress of a macvtap is what comes from the network (drivers/net/macvlan.c, macvlan_handle_frame). libvirt installs
 its limits the other way round there for the same reason (virNetDevBandwidthSet, `swapped`).
 
@@ -17,12 +20,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vifprobe.layout import Direction
+from vifprobe.layout import ETH_HEADER_BYTES, Direction
 
 Hook = Literal["ingress", "egress"]
 
 #: Kinds of device that a guest hangs on, and the hook that what it sends passes.
 _OUTBOUND_HOOKS: dict[str, Hook] = {"tap": "ingress", "macvtap": "egress", "ipvtap": "egress"}
+GUEST_PORTS = tuple(_OUTBOUND_HOOKS)
 
 
 def is_guest_port(kind: str) -> bool:
@@ -58,6 +62,16 @@ def turned(kind: str, direction: Direction) -> Direction:
 def opposite(direction: Direction) -> Direction:
     """The other one."""
     return Direction.INBOUND if direction is Direction.OUTBOUND else Direction.OUTBOUND
+
+
+def is_layer_3(kind: str) -> bool:
+    """Whether a device's packets begin with the IP header: its frame bytes are those of the IP packet."""
+    return kind == "tun"
+
+
+def l2_header_bytes(kind: str) -> int:
+    """Bytes of each packet that a policer at ingress does not charge."""
+    return 0 if is_layer_3(kind) else ETH_HEADER_BYTES
 
 
 def word(kind: str, direction: Direction) -> str:

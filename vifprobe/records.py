@@ -48,10 +48,14 @@ BIN = np.dtype(
 
 
 class SampleFlag(IntFlag):
-    """Bits of a sample's `flags`. SERVICE_TAG: the tag beside the bytes was of type 0x88a8, else 0x8100."""
+    """Bits of a sample's `flags`. SERVICE_TAG: the tag beside the bytes was of type 0x88a8, else 0x8100.
+
+    LAYER_3: a tun's packet, whose bytes begin with the L3 header.
+    """
 
     TAGGED = 1  # an outer VLAN tag was beside the bytes, not in them: vlan_tci
     SERVICE_TAG = 2
+    LAYER_3 = 4
 
 
 #: One sampled packet. `at_ns`: arrival, monotonic clock. `gap_ns`: since the packet before it of the same tap and

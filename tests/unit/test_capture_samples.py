@@ -54,7 +54,7 @@ def row(frame: bytes = SYN, frame_bytes: int | None = None, **fields: Any) -> Ro
 
 
 def encoder(limit: int = 1000, span_ns: int = 10**9) -> SampleEncoder:
-    return SampleEncoder(TAPS, START, START_NS, limit, span_ns, REASONS)
+    return SampleEncoder(dict.fromkeys(TAPS, "tap"), START, START_NS, limit, span_ns, REASONS)
 
 
 def written(path: Path, *rows: Rows) -> Path:

@@ -10,6 +10,7 @@ import struct
 
 SECTION_HEADER, INTERFACE, ENHANCED_PACKET = 0x0A0D0D0A, 1, 6
 LINKTYPE_ETHERNET = 1
+LINKTYPE_RAW = 101  # begins with the IPv4 or IPv6 header
 _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _UNKNOWN_LENGTH = 0xFFFFFFFFFFFFFFFF  # of the section: it may end anywhere
 # Option codes; 1 is the same in all blocks.
@@ -49,11 +50,11 @@ def section_header(system: str, application: str) -> bytes:
     return _block(SECTION_HEADER, struct.pack("<IHHQ", _BYTE_ORDER_MAGIC, 1, 0, _UNKNOWN_LENGTH), options)
 
 
-def interface(name: str, description: str, snap_bytes: int) -> bytes:
-    """An Ethernet interface; the first one in a section is number 0. snap_bytes: the most that is kept of a packet."""
+def interface(name: str, description: str, snap_bytes: int, link_type: int = LINKTYPE_ETHERNET) -> bytes:
+    """An interface; the first one in a section is number 0. snap_bytes: the most that is kept of a packet."""
     options = _text(_IF_NAME, name) + _text(_IF_DESCRIPTION, description)
     options += _option(_IF_TSRESOL, bytes([_TEN_TO_MINUS_9]))
-    return _block(INTERFACE, struct.pack("<HHI", LINKTYPE_ETHERNET, 0, snap_bytes), options)
+    return _block(INTERFACE, struct.pack("<HHI", link_type, 0, snap_bytes), options)
 
 
 def packet(

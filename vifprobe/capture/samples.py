@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from vifprobe.capture import pcapng
 from vifprobe.layout import VLAN_TAG_BYTES, Direction, Expected, PacketClass, SampleFlag, Verdict
+from vifprobe.ports import is_layer_3
 from vifprobe.records import SAMPLE_HEADER_BYTES
 from vifprobe.version import __version__
 
@@ -36,13 +37,14 @@ _TAG_TYPES = {False: 0x8100, True: 0x88A8}
 class SampleEncoder:
     """Turns rows of layout.SAMPLE into blocks of one file.
 
-    taps: names, by place. start, start_monotonic_ns: one instant on both clocks. limit: about how many are wanted at
-    most in `span_ns`, in even measure over that time. reasons: number -> name of the kernel's drop reasons.
+    taps: names in their places, each with the kind of the device. start, start_monotonic_ns: one instant on both
+    clocks. limit: about how many are wanted at most in `span_ns`, in even measure over that time. reasons: number ->
+    name of the kernel's drop reasons.
     """
 
     def __init__(
         self,
-        taps: Sequence[str],
+        taps: Mapping[str, str],
         start: datetime,
         start_monotonic_ns: int,
         limit: int,
@@ -64,7 +66,10 @@ class SampleEncoder:
     def header(self) -> bytes:
         """What the file begins with."""
         blocks = [pcapng.section_header("Linux", f"vifprobe {__version__}")]
-        blocks += [pcapng.interface(name, _DESCRIPTION, SAMPLE_HEADER_BYTES + VLAN_TAG_BYTES) for name in self._taps]
+        most = SAMPLE_HEADER_BYTES + VLAN_TAG_BYTES
+        for name, kind in self._taps.items():
+            link_type = pcapng.LINKTYPE_RAW if is_layer_3(kind) else pcapng.LINKTYPE_ETHERNET
+            blocks.append(pcapng.interface(name, _DESCRIPTION, most, link_type))
         return b"".join(blocks)
 
     def blocks(self, rows: Samples, written: int, now_ns: int) -> list[bytes]:
@@ -98,7 +103,7 @@ class SampleEncoder:
 
     def _block(self, row: Any, weight: int) -> bytes:
         kept, frame_bytes = row["headers"].tobytes()[: row["header_bytes"]], int(row["frame_bytes"])
-        if row["flags"] & SampleFlag.TAGGED:
+        if row["flags"] & SampleFlag.TAGGED and not row["flags"] & SampleFlag.LAYER_3:
             # Back to where the guest, or the network, had it.
             tag_type = _TAG_TYPES[bool(row["flags"] & SampleFlag.SERVICE_TAG)]
             kept = kept[:12] + tag_type.to_bytes(2, "big") + int(row["vlan_tci"]).to_bytes(2, "big") + kept[12:]

@@ -158,9 +158,9 @@ class CaptureWriter:
 
     def begin_samples(self, limit: int, span_ns: int, reasons: Mapping[int, str]) -> None:
         """Make samples.pcapng, for about `limit` packets in span_ns. reasons: see Totals. Before the first of them."""
-        names = [tap.name for tap in self.manifest.taps]
+        taps = {tap.name: tap.kind for tap in self.manifest.taps}
         start = self.manifest.start, self.manifest.start_monotonic_ns
-        self._encoder = SampleEncoder(names, *start, limit, span_ns, reasons)
+        self._encoder = SampleEncoder(taps, *start, limit, span_ns, reasons)
         with self._telling():
             self._streams[SAMPLES] = Stream(self._folder, SAMPLES, self._encoder.header())
 

@@ -113,11 +113,10 @@ def command(
 
 
 def _begin(probe: Probe, bin_ns: int, options: dict[str, Any]) -> Manifest:
-    hooks = probe.hooks
-    entries = [
-        TapEntry(link.name, link.ifindex, tap.domain, tap.port_id or tap.port_prefix, hooks=hooks[link.name])
-        for link, tap in zip(probe.links, describe(probe.links), strict=True)
-    ]
+    entries, hooks = [], probe.hooks
+    for link, tap in zip(probe.links, describe(probe.links), strict=True):
+        port = tap.port_id or tap.port_prefix
+        entries.append(TapEntry(link.name, link.ifindex, tap.domain, port, hooks=hooks[link.name], kind=link.kind))
     return manifest.begin(entries, bin_ns, options, probe.start_ns)
 
 

@@ -137,7 +137,7 @@ def _device(link: Link, counters: LinkCounters | None) -> Iterator[CounterSample
         return
     out, into = Direction.OUTBOUND, Direction.INBOUND
     # Other drivers count when they have sent: how much they hold is theirs to know.
-    passed, dropped = (Counts.PASSED, Counts.DROPPED) if link.kind == "tap" else (Counts.PART, Counts.PART)
+    passed, dropped = (Counts.PASSED, Counts.DROPPED) if link.kind in ("tap", "tun") else (Counts.PART, Counts.PART)
     ring = (link.tx_queue_length + _VHOST_BATCH) * link.tx_queues
     packets, frame_bytes = Unit.PACKETS, Unit.FRAME_BYTES
     yield CounterSample("device rx_packets", out, Counts.OFFERED, packets, counters.rx_packets)

@@ -177,10 +177,10 @@ def _dump(with_stats: bool) -> tuple[tuple[Link, LinkCounters | None], ...]:
 
 
 def find_link(name: str) -> Link:
-    """The Ethernet device of this name in the calling thread's network namespace: a tap, or a veth, bridge port, ...
+    """The device of this name in the calling thread's network namespace: a tap, or a veth, bridge port, tun, ...
 
     Raises TapError where there is none (with the closest name, or the namespace that has it), where the name can't be
-    one, and for devices without Ethernet headers; HostError where netlink fails.
+    one, and for devices without Ethernet headers that are no tun; HostError where netlink fails.
     """
     names.check(name)
     with Netlink() as netlink:
@@ -192,7 +192,7 @@ def find_link(name: str) -> Link:
             if error.errno != errno.ENODEV:
                 raise
             raise _not_found(name) from None
-    if link.arp_type != ARPHRD_ETHER:
+    if link.arp_type != ARPHRD_ETHER and link.kind != "tun":
         raise _no_ethernet(link)
     return link
 
@@ -246,13 +246,8 @@ def _not_found(name: str) -> TapError:
 
 def _no_ethernet(link: Link) -> TapError:
     name = names.shown(link.name)
-    if link.kind == "tun":
-        return TapError(
-            f"{name}: a tun device: it carries layer 3 packets without Ethernet headers.",
-            "vifprobe watches Ethernet devices: a VM's tap, or a veth, bridge port, and the like.",
-        )
     kind = f"a {link.kind} device" if link.kind else "not an Ethernet device"
     return TapError(
         f"{name}: {kind}: its packets have no Ethernet header (hardware type {link.arp_type}, not {ARPHRD_ETHER}).",
-        "vifprobe watches Ethernet devices: a VM's tap, or a veth, bridge port, and the like.",
+        "vifprobe watches Ethernet devices (a VM's tap, or a veth, bridge port, and the like) and tuns.",
     )

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from vifprobe.host import libvirt, processes
 from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
-
-#: Kinds of link that a guest hangs on. macvtap is libvirt's `<interface type='direct'>`.
-TAP_KINDS = ("tap", "macvtap")
+from vifprobe.ports import GUEST_PORTS
 
 # Neutron: `tap` and the first 11 characters of the port's id (neutron_lib.constants: TAP_DEVICE_PREFIX; Nova cuts the
 # name at NIC_NAME_LEN = 14).
@@ -54,7 +52,7 @@ class Tap:
 
     @property
     def kind(self) -> str:
-        """`tap` or `macvtap`; what `describe` was asked about may be any other."""
+        """`tap`, `macvtap` or `ipvtap`; what `describe` was asked about may be any other."""
         return self.link.kind
 
     @property
@@ -65,7 +63,7 @@ class Tap:
 
 def list_taps(libvirt_directory: Path = libvirt.STATUS_DIRECTORY) -> tuple[Tap, ...]:
     """All taps of this network namespace, by name. Raises HostError where the interfaces can't be listed."""
-    rows = [(link, counters) for link, counters in list_links_and_counters() if link.kind in TAP_KINDS]
+    rows = [(link, counters) for link, counters in list_links_and_counters() if link.kind in GUEST_PORTS]
     return _taps(sorted(rows, key=lambda row: row[0].name), libvirt_directory)
 
 
@@ -81,7 +79,7 @@ def neutron_port_prefix(link_name: str) -> str | None:
 
 
 def _taps(rows: list[tuple[Link, LinkCounters | None]], libvirt_directory: Path) -> tuple[Tap, ...]:
-    held = processes.holders(link for link, _ in rows if link.kind in TAP_KINDS)
+    held = processes.holders(link for link, _ in rows if link.kind in GUEST_PORTS)
     live = libvirt.live_domains(libvirt_directory) if rows else libvirt.LiveDomains()
     return tuple(
         _tap(link, counters, held.get(link.ifindex), live.interfaces.get(link.name)) for link, counters in rows

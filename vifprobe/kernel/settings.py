@@ -59,7 +59,7 @@ class Settings:
     syn: whether addresses, ports and handshakes of TCP are measured.
     replay: whether the program for a file's frames is wanted.
     no_cmpxchg: the ideal bucket as on kernels before 5.12, though this one has better. what_ifs: how many limits
-    are tried out.
+    are tried out. layer_3: whether the devices are tuns, whose packets have no Ethernet header (see vifprobe.ports).
     """
 
     taps: int = 1
@@ -73,6 +73,7 @@ class Settings:
     replay: bool = False
     no_cmpxchg: bool = False
     what_ifs: int = 0
+    layer_3: bool = False
 
     @property
     def cells(self) -> int:
@@ -144,6 +145,7 @@ class Settings:
             "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
             "HAS_REASON": int(features.has_drop_reason),
             "WHAT_IFS": self.what_ifs,
+            "LAYER_3": int(self.layer_3),
             "HAS_CMPXCHG": int(not self.no_cmpxchg and takes_cmpxchg()),
             "HAS_IP_COUNTERS": int(
                 min(features.offsets_bytes[name] for name in IP_COUNTER_MEMBERS) >= 0 and takes_kernel_reads()

@@ -23,6 +23,7 @@ __all__ = [
     "create_tap",
     "device_counters",
     "gso_packet",
+    "open_queue",
     "private_netns",
     "set_link_up",
     "switch_offload",
@@ -35,6 +36,7 @@ TUNSETIFF = 0x400454CA
 TUNSETOFFLOAD = 0x400454D0
 _TUN_F_CSUM, _TUN_F_TSO4 = 0x01, 0x02
 TUNSETIFINDEX = 0x400454DA
+IFF_TUN = 0x0001
 IFF_TAP = 0x0002
 IFF_MULTI_QUEUE = 0x0100
 IFF_NO_PI = 0x1000
@@ -103,7 +105,7 @@ def create_tap(
         raise ValueError("several queues need multi_queue=True")
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR * vnet_hdr | IFF_MULTI_QUEUE * multi_queue
     with ExitStack() as stack:
-        fds = tuple(_open_queue(stack, name, flags, 0 if number else ifindex) for number in range(queues))
+        fds = tuple(open_queue(stack, name, flags, 0 if number else ifindex) for number in range(queues))
         yield Tap(name, socket.if_nametoindex(name), fds, vnet_hdr)
 
 
@@ -184,7 +186,8 @@ def write_gso(
     os.write(tap.fd, packet)
 
 
-def _open_queue(stack: ExitStack, name: str, flags: int, ifindex: int) -> int:
+def open_queue(stack: ExitStack, name: str, flags: int, ifindex: int = 0) -> int:
+    """A descriptor of a tun or tap device, made by the first one; closed with `stack`. flags: IFF_*."""
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, fd)
@@ -193,7 +196,8 @@ def _open_queue(stack: ExitStack, name: str, flags: int, ifindex: int) -> int:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack(f"=16sH{_IFREQ_BYTES - 18}x", name.encode(), flags))
     except OSError as error:
         raise KernelError(
-            f"{name}: can't open a tap: {error.strerror}.", "A tap needs /dev/net/tun (CONFIG_TUN) and CAP_NET_ADMIN."
+            f"{name}: can't open it: {error.strerror}.",
+            "A tap or tun needs /dev/net/tun (CONFIG_TUN) and CAP_NET_ADMIN.",
         ) from error
     return fd
 

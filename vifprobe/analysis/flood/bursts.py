@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vifprobe.analysis.flood.model import Measure
-from vifprobe.layout import NSEC_PER_SEC, Direction, Verdict
+from vifprobe.layout import ETH_HEADER_BYTES, NSEC_PER_SEC, Direction, Verdict
 
 Array = npt.NDArray[Any]
 
@@ -22,7 +22,6 @@ WINDOWS_NS = (1_000_000, 10_000_000, 100_000_000)
 #: A CPU's bin comes when that CPU starts its next one; what comes later than this counts as late, and in no window.
 HORIZON_NS = 2_000_000_000
 _FULL, _EMPTY = 0.9, 0.1
-_L2_BYTES = 14
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Burst:
 
 
 class Bursts:
-    """Of one tap and direction. bin_ns: width of the bins."""
+    """Of one tap and direction. bin_ns: width of the bins. l2_bytes: what each of its packets begins with."""
 
-    def __init__(self, direction: Direction, bin_ns: int) -> None:
-        self._l2_bytes = _L2_BYTES if direction is Direction.OUTBOUND else 0  # what its policer does not charge
+    def __init__(self, direction: Direction, bin_ns: int, l2_bytes: int = ETH_HEADER_BYTES) -> None:
+        self._l2_bytes = l2_bytes if direction is Direction.OUTBOUND else 0  # what its policer does not charge
         self._bin_ns = bin_ns
         self._waiting: dict[int, list[int]] = {}
         self._done: int | None = None  # number of the last bin that was looked at

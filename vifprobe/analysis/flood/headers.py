@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.layout import EXTENSION_HEADERS_MAX, VLAN_TAGS_MAX, PacketClass
+from vifprobe.layout import EXTENSION_HEADERS_MAX, VLAN_TAGS_MAX, Ethertype, PacketClass, SampleFlag
 from vifprobe.records import SAMPLE_HEADER_BYTES
 
 Array = npt.NDArray[Any]
@@ -57,6 +57,8 @@ _OPTIONS_MAX = 15  # codes that 60 bits hold; what follows is left out
 
 _VLAN_TYPES = (0x8100, 0x88A8)
 _IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
+#: By Ethertype; 0: not known from that alone.
+_TYPES = np.array([{Ethertype.IPV4: _IPV4, Ethertype.IPV6: _IPV6}.get(one, 0) for one in Ethertype])
 _TCP, _AH, _FRAGMENT = 6, 51, 44
 #: Extension headers whose length is (byte 1 + 1) * 8: hop-by-hop, routing, destination options, mobility, HIP, shim6.
 _EXTENSIONS = (0, 43, 60, 135, 139, 140)
@@ -112,9 +114,12 @@ def packets_of(samples: Array) -> Array:
     data, rows = _Bytes(samples), np.zeros(len(samples), PACKET)
     for name in ("direction", "packet_class", "verdict", "weight", "frame_bytes", "at_ns", "gap_ns"):
         rows[name] = samples[name]
-    rows["destination_mac"], rows["source_mac"] = data.u48(0), data.u48(6)
+    layer_3 = samples["flags"] & SampleFlag.LAYER_3 != 0
+    rows["destination_mac"], rows["source_mac"] = np.where(layer_3, 0, [data.u48(0), data.u48(6)])
     rows["ip_id"] = rows["mss"] = -1
     ethertype, at = _behind_tags(data, len(samples))
+    at = np.where(layer_3, 0, at)
+    ethertype = np.where(layer_3, _TYPES[samples["ethertype"]], ethertype)
     _arp(data, rows, at, ethertype == _ARP)
     tcp4, at4 = _ipv4(data, rows, at, ethertype == _IPV4)
     tcp6, at6 = _ipv6(data, rows, at, ethertype == _IPV6)
