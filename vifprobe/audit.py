@@ -39,10 +39,11 @@ _UNDECIDED = ("continue", "pipe", "")
 class Look:
     """What was read of one tap at one moment; None: not read. beyond: other interfaces that limit its packets.
 
-    gone: there was no such interface (any more).
+    counted_ns: before its counters were read, at_ns: after all. gone: there was no such interface (any more).
     """
 
     at_ns: int
+    counted_ns: int = 0
     installed: Installed | None = None
     counters: LinkCounters | None = None
     tcx: tuple[TcxProgram, ...] = ()
@@ -69,6 +70,7 @@ def look(
     limits: LimitReader | None = None,
 ) -> dict[int, Look]:
     """Read limits, counters, programs and load of some taps, from the same few dumps. Never raises."""
+    counted_ns = time.monotonic_ns()
     try:
         rows = list_links_and_counters()
     except HostError as error:
@@ -88,6 +90,7 @@ def look(
     return gone | {
         link.ifindex: Look(
             at_ns=time.monotonic_ns(),
+            counted_ns=counted_ns,
             installed=found[link.ifindex],
             counters=counters.get(link.ifindex),
             tcx=_tcx(link.ifindex),

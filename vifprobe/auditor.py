@@ -22,6 +22,7 @@ from vifprobe.analysis.policer import Enforced, PolicerRow, SetUp, policer_rows
 from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, count, no_cells, subtract
 from vifprobe.analysis.situation import Sample, Situation, let_through, span
 from vifprobe.audit import Look
+from vifprobe.earlier import DeviceCheck, Earlier
 from vifprobe.errors import HostError
 from vifprobe.forensics import TapForensics, host_neighbours, own_addresses
 from vifprobe.happenings import happenings
@@ -49,7 +50,7 @@ _FINDINGS_NS = 100_000_000
 _GROWTH_NS = 800_000_000
 _SAMPLES = 128
 #: What traffic has proved in any part of a run is told of the run.
-_REMEMBERED = ("P4", "P5", "P6", "P7", "P8", "P10", "P14", "P15", "S1", "S2", "S3", "S4", "S5", "S6")
+_REMEMBERED = ("P4", "P5", "P6", "P7", "P8", "P10", "P14", "P15", "P17", "S1", "S2", "S3", "S4", "S5", "S6")
 
 
 class TapAudit:
@@ -72,6 +73,9 @@ class TapAudit:
         self.forensics: TapForensics | None = None
         self.gone = False
         self._busy_ns, self._begun_ns = 0, time.monotonic_ns()
+        self._received_ns = 0
+        self.earlier = Earlier()
+        self.device = DeviceCheck(link)
         # Each is counted up by one of the threads when something is known that was not before.
         self._followed_news = self._looked_news = 0
 
@@ -96,6 +100,8 @@ class TapAudit:
             self.gone = True
             return
         before = self.looks[-1] if self.looks else Look(0, problems=("not read yet",))
+        if before.counters and look.counters and look.counters.rx_packets != before.counters.rx_packets:
+            self._received_ns = look.at_ns
         kept = [one for one in self.looks[1:] if look.at_ns - one.at_ns < _WINDOW_NS]
         self.looks = (*self.looks[:1], *kept, look)
         if (before.tcx, before.beyond, before.problems) != (look.tcx, look.beyond, look.problems):
@@ -120,16 +126,32 @@ class TapAudit:
 
     def still_known(self, snapshot_ns: int) -> tuple[int, int] | None:
         """Equal as long as findings of a tap without packets are the same; None where they are not to be kept: they
-        were not drawn at this snapshot, packets of the last seconds are in them, or a gap that lasts.
+        were not drawn at this snapshot, what happened in the last seconds is in them, or a gap that lasts.
         """
         lasts = any(gap.end_ns is None for gap in self.tracker.gaps)
-        if lasts or snapshot_ns - self._busy_ns < 2 * _WINDOW_NS:
+        if lasts or snapshot_ns - max(self._busy_ns, self.earlier.ended_ns) < 2 * _WINDOW_NS:
             return None
         return self._followed_news, self._looked_news
 
     def is_busy(self, now_ns: int) -> bool:
-        """Whether packets came in the last seconds, or may have: the run has just begun."""
-        return now_ns - max(self._busy_ns, self._begun_ns) < _WINDOW_NS
+        """Whether packets came in the last seconds, or may have: the run has just begun, the device counted some, or
+        programs decide them before they are counted.
+        """
+        if self.earlier.is_there("tcx") or self.earlier.is_there("xdp"):
+            return True
+        return now_ns - max(self._busy_ns, self._begun_ns, self._received_ns) < _WINDOW_NS
+
+    def check_device(self, cells: Cells, missed: int, snapshot: tuple[int, int]) -> None:
+        """Hold the counts since the start (missed: outbound ones), of a snapshot that was begun and ended then, against
+        the device's own.
+        """
+        device = self.device.is_wanted(self.looks, snapshot[0])
+        if device is None:
+            return
+        rows = cells[cells["direction"] == Direction.OUTBOUND]
+        counted = count(rows).packets + missed
+        dropped = count(rows[rows["verdict"] == Verdict.DROPPED]).packets + missed
+        self.device.see(device, snapshot, counted, dropped)
 
     @property
     def findings_ns(self) -> int:
@@ -200,6 +222,9 @@ class TapAudit:
             seen = replace(reading, cells=subtract(cells, before), duration_ns=now_ns - since_ns)
         known = self.situation_without_packets(reading.directions, reading.final and not changed)
         known = replace(known, reading=seen, reasons=reasons, samples=tuple(self._samples))
+        if not reading.final:
+            since_ns = now_ns - (seen.duration_ns if seen else 0)
+            known = replace(known, ahead=tuple(one for one in known.ahead if (one.end_ns or now_ns) >= since_ns))
         if self.forensics is None:
             return known
         return replace(
@@ -230,6 +255,9 @@ class TapAudit:
             load=audit.load(then, now) if then and now else None,
             uplink=audit.uplink(then, now) if then and now else None,
             directions=directions,
+            ahead=self.earlier.all,
+            unseen={Direction.OUTBOUND: self.device.unseen},
+            device_dropped={Direction.OUTBOUND: self.device.dropped if self.earlier.is_there("xdp") else 0},
         )
 
     def _pair(self, whole: bool) -> tuple[Look | None, Look | None]:

@@ -15,6 +15,8 @@ from vifprobe.coverage import GapTeller, LinkTeller
 from vifprobe.errors import HostError
 from vifprobe.happenings import happenings
 from vifprobe.host.events import Event
+from vifprobe.host.links import Link, list_links
+from vifprobe.kernel.ahead import NewLinks
 from vifprobe.opening import Parts
 from vifprobe.watched import WatchedTap, is_about_limits
 
@@ -59,6 +61,7 @@ class Follower:
         self._limits = parts.limits
         self._all_looked_ns = time.monotonic_ns()
         self._stop_fd = stop_fd
+        self._new_links = NewLinks()
         self._seen: Recent[tuple[str, Event]] = Recent(KEPT)
         self._gap_teller, self._link_teller = GapTeller(), LinkTeller()
         self._show_by_ns: int | None = None
@@ -121,7 +124,8 @@ class Follower:
                 if self._audit(watched, own, cells):
                     show_by_ns = (own[0].at_ns if own else now_ns) + _CHANGE_SHOWN_NS
                     self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
-            if was_there and watched.gone:
+            has_xdp = any(watched.see_xdp(event.record.xdp) for event in own if isinstance(event.record, Link))
+            if (was_there and watched.gone) or (has_xdp and not watched.gone):
                 show_by_ns = now_ns + _CHANGE_SHOWN_NS
                 self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
             self._tell_gaps(watched)
@@ -166,6 +170,7 @@ class Follower:
         news: set[int] = set()
         if is_due:
             news |= {watched.number for watched in there if watched.look_ahead()}
+            news |= self._look_at_xdp(there)
             # While a limit is away, or it is guessed what it drops, more than changes matters.
             uneasy = [watched for watched in there if watched.blame.guessed or self._is_away(watched)]
             news |= {watched.number for watched in uneasy}
@@ -181,6 +186,19 @@ class Follower:
                 watched.note(f"limits could not be read again: {error.message}")
             return news
         return news | {watched.number for watched in wanted if watched.take(found[watched.link.ifindex])}
+
+    def _look_at_xdp(self, there: Sequence[WatchedTap]) -> set[int]:
+        """Look at all links, where it may be that an XDP program came or went of which netlink tells nothing: one that
+        hangs on a BPF link (net/core/dev.c, bpf_xdp_link_attach).
+        """
+        if not (self._new_links.is_new() or any(watched.earlier.is_there("xdp") for watched in there)):
+            return set()
+        try:
+            xdp = {link.ifindex: link.xdp for link in list_links()}
+        except HostError:  # the next look will do
+            return set()
+        found = [watched for watched in there if watched.link.ifindex in xdp]
+        return {watched.number for watched in found if watched.see_xdp(xdp[watched.link.ifindex])}
 
     def _is_away(self, watched: WatchedTap) -> bool:
         tracker = self._auditor.taps[watched.link.ifindex].tracker

@@ -87,6 +87,8 @@ def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
     stack.callback(counters.close)
     watched = tuple(WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links))
     auditor = Auditor(links, wanted.limits, found, limits)
+    for one in watched:
+        auditor.taps[one.link.ifindex].earlier, auditor.taps[one.link.ifindex].device = one.earlier, one.device
     hooks = Hooks(programs, counters, watched, wanted.directions, auditor, wanted.charge, limits)
     host = _host(wanted, stack)
     forensics = _forensics(wanted, counters, watched, auditor)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -35,7 +36,7 @@ class ReadingMaker:
     def __init__(
         self, start_ns: int, parts: Parts, directions: tuple[Direction, ...], what_ifs: Sequence[WhatIf]
     ) -> None:
-        self._start_ns = self._since_ns = self._last_ns = start_ns
+        self._start_ns = self._since_ns = self._last_ns = self._began_ns = start_ns
         self._at = datetime.now(timezone.utc)  # wall clock at the end of the interval
         self._directions = directions
         self._watched = parts.watched
@@ -50,8 +51,10 @@ class ReadingMaker:
     def snapshot(self, patience_seconds: float | None = None, final: bool = False) -> Snapshot:
         """Packets, and beside them what the host did in the same time."""
         if self._host is None:
+            self._began_ns = time.monotonic_ns()
             return self._counters.snapshot(patience_seconds)
         self._host.turn(self._start_ns, final)
+        self._began_ns = time.monotonic_ns()
         snapshot = self._counters.snapshot(patience_seconds)
         self._host.read({one.link.name: self._pid(one) for one in self._watched})
         return snapshot
@@ -71,6 +74,9 @@ class ReadingMaker:
     def interval(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
         """What has come since the interval before; once for each tap."""
         cells = snapshot.cells_of(watched.number)
+        counted_missed = int(snapshot.missed_packets[watched.number, Direction.OUTBOUND])
+        times = self._began_ns, snapshot.at_ns
+        self._auditor.taps[watched.link.ifindex].check_device(cells, counted_missed, times)
         is_silent = self._is_silent(watched, cells, snapshot)
         if is_silent and (same := self._repeated(watched, cells, snapshot)) is not None:
             return same
@@ -98,7 +104,8 @@ class ReadingMaker:
         audited = self._auditor.taps[watched.link.ifindex].still_known(snapshot.at_ns)
         if audited is None:
             return None
-        told = (len(watched.notes), watched.blame.guessed, watched.gone_ns, snapshot.unplaced_drops)
+        earlier = (watched.earlier.news, watched.device.dropped)
+        told = (len(watched.notes), earlier, watched.blame.guessed, watched.gone_ns, snapshot.unplaced_drops)
         return (audited, told, self._host_notes())
 
     def _repeated(self, watched: WatchedTap, cells: Cells, snapshot: Snapshot) -> Reading | None:
@@ -198,5 +205,7 @@ class ReadingMaker:
 
 
 def _missed(watched: WatchedTap, snapshot: Snapshot) -> dict[Direction, int]:
-    """Packets of each direction since the start that are in no cell."""
-    return dict(zip(Direction, snapshot.missed_packets[watched.number].tolist(), strict=True))
+    """Packets of each direction since the start that are in no cell, those that no program saw among them."""
+    missed = dict(zip(Direction, snapshot.missed_packets[watched.number].tolist(), strict=True))
+    missed[Direction.OUTBOUND] += watched.device.unseen
+    return missed

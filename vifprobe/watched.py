@@ -11,14 +11,15 @@ from vifprobe.analysis.reading import Cells, Limit, no_cells
 from vifprobe.analysis.whatif import WhatIf, WhatIfCounts
 from vifprobe.coverage import Coverage, without_old
 from vifprobe.droppers import Blame, Droppers, droppers_of
+from vifprobe.earlier import DeviceCheck, Earlier
 from vifprobe.errors import HostError, KernelError
 from vifprobe.host.events import Event
 from vifprobe.host.limits import Installed, installed
-from vifprobe.host.links import Link, is_there
+from vifprobe.host.links import Link, XdpProgram, is_there
 from vifprobe.host.nft import NftState
 from vifprobe.host.nft_events import NftChange
 from vifprobe.host.tc_records import TcAction, TcFilter, TcQdisc
-from vifprobe.kernel.ahead import tcx_program_ids, tcx_programs
+from vifprobe.kernel.ahead import TcxProgram, tcx_program_ids, tcx_programs
 from vifprobe.kernel.attach import (
     Attachment,
     FilterAttachment,
@@ -68,6 +69,8 @@ class WatchedTap:
         self.gone_ns: int | None = None
         self.heard_of_end = self.ended = False
         self._ahead: tuple[int, ...] = ()
+        self.earlier, self.device = Earlier(), DeviceCheck(link)
+        self._xdp_ns = time.monotonic_ns()
         self.droppers = self._droppers()
         self.blame = Blame(found, self.droppers)
         self._apart = self._traced = TapTrait(0)
@@ -159,6 +162,7 @@ class WatchedTap:
         self._follows = direction_at(self.link.kind, "egress") in directions and programs.settings.follow is not None
         for direction in directions:
             self._attach(programs, direction)
+        self.see_xdp(self.link.xdp)
         if any(isinstance(made, FilterAttachment) for made in self.attachments.values()):
             programs.load_tracepoints()  # they stand in when somebody deletes the filter's qdisc: at once, then
 
@@ -167,6 +171,7 @@ class WatchedTap:
         self._remove_leftover(hook_of(self.link.kind, direction))
         fd, qdisc = programs.tc_program_fd(at), self.installed.tc.ingress
         kind = qdisc.kind if qdisc else None
+        self.device.restart()
         try:
             self.attachments[direction] = attach(fd, self.link.name, self.link.ifindex, at, kind)
         except NoHookError:
@@ -228,31 +233,64 @@ class WatchedTap:
         """Go back to the head of the tcx programs where somebody was put ahead of ours: what such a program decides is
         not seen. Not again and again: two that both want to be first would never end.
         """
-        now_ns = time.monotonic_ns()
         for direction, attachment in list(self.attachments.items()):
             if not isinstance(attachment, TcxAttachment) or self._programs is None:
                 continue
             at = turned(self.link.kind, direction)
             place = self._places.setdefault(direction, FirstPlace(self.link.ifindex, at is Direction.OUTBOUND))
             ahead, since_ns = place.ahead(), self._first_ns.get(direction, self.looked_ns)
-            if not ahead:
-                self._first_ns[direction] = now_ns
-                continue
+            self.earlier.see(direction, "tcx", [("", one.id) for one in ahead], since_ns)
+            if not ahead and attachment.fd >= 0:
+                self._is_first(direction)
+            elif attachment.fd < 0 or self._reanchored.get(direction, 0) < _REANCHORED_MAX:
+                self._reanchor(direction, attachment, self._programs, ahead)
+
+    def _is_first(self, direction: Direction) -> None:
+        """The program of a direction is at the head of its hook: where that was given up, the gap is over."""
+        self._first_ns[direction] = now_ns = time.monotonic_ns()
+        self.gaps = [
+            replace(gap, end_ns=now_ns, hook="tcx") if gap.direction is direction and gap.end_ns is None else gap
+            for gap in self.gaps
+        ]
+
+    def _reanchor(
+        self, direction: Direction, attachment: TcxAttachment, programs: Programs, ahead: Sequence[TcxProgram]
+    ) -> None:
+        """Attach once more, at the head. ahead: whose programs are there now."""
+        since_ns = self._first_ns.get(direction, self.looked_ns)
+        if ahead:
             names = ", ".join(f"{one.name or '?'} (id {one.id})" for one in ahead[:3])
             self.note(f"{direction.name.lower()} packets may have been decided before they were seen, by tcx {names}")
-            if self._reanchored.get(direction, 0) >= _REANCHORED_MAX:
-                continue
+            self._reanchored[direction] = self._reanchored.get(direction, 0) + 1
             why = f"tcx {names} was put ahead of vifprobe: what it decided was not seen"
-            self._reanchored[direction] = times = self._reanchored.get(direction, 0) + 1
-            attachment.detach()  # first, or a packet would be counted twice
-            try:
-                self._attach(self._programs, direction)
-            except KernelError as error:
-                self.note(f"not watched any more: {error.message}")
-            is_last = times == _REANCHORED_MAX
-            end_ns = None if is_last else time.monotonic_ns()
-            self.gaps.append(Coverage(self.link.name, direction, since_ns, end_ns, why, hook="" if is_last else "tcx"))
-            self._first_ns[direction] = time.monotonic_ns()
+            self.gaps = [*without_old(self.gaps, direction), Coverage(self.link.name, direction, since_ns, None, why)]
+        attachment.detach()  # first, or a packet would be counted twice
+        try:
+            self._attach(programs, direction)
+        except KernelError as error:
+            self.note(f"not watched any more: {error.message}")
+            return
+        self.earlier.see(direction, "tcx", (), since_ns)
+        if self._reanchored.get(direction, 0) < _REANCHORED_MAX:  # else it is not looked after from now on
+            self._is_first(direction)
+
+    def see_xdp(self, found: Sequence[XdpProgram]) -> bool:
+        """XDP programs that are on it now; whether that is different. They decide what it receives before any tc hook.
+
+        A generic one runs behind the tracepoint that counts on older kernels (net/core/dev.c, __netif_receive_skb_core:
+        trace_netif_receive_skb, then do_xdp_generic): there its drops are counted as any other.
+        """
+        direction = direction_at(self.link.kind, "ingress")
+        attachment, since_ns = self.attachments.get(direction), self._xdp_ns
+        self._xdp_ns = time.monotonic_ns()
+        if attachment is None:
+            return False
+        is_traced = isinstance(attachment, TracepointAttachment)
+        before = [(one.mode, one.id) for one in found if not (is_traced and one.mode == "generic")]
+        is_new = self.earlier.see(direction, "xdp", before, since_ns)
+        if is_new:
+            self.device.restart_dropped()
+        return is_new
 
     def _droppers(self) -> Droppers:
         try:

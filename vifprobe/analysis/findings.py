@@ -7,6 +7,7 @@
 | P2, P3, P9: what changed, and what came of it | findings_events |
 | P5, P6, P7, P8, P10, P14, P15: what the traffic shows | findings_traffic |
 | P16: packets that could not be counted | findings_missed |
+| P17: programs that decide packets before they are counted | findings_ahead |
 | S1 to S5: what its SYNs are | findings_flood |
 | S6: what its bursts are | findings_bursts |
 
@@ -16,6 +17,7 @@ Pure: what is known comes in a :class:`Situation`. The numbers from which on som
 from __future__ import annotations
 
 from vifprobe.analysis import (
+    findings_ahead,
     findings_bursts,
     findings_events,
     findings_flood,
@@ -26,17 +28,17 @@ from vifprobe.analysis import (
 from vifprobe.analysis.reading import Finding
 from vifprobe.analysis.situation import Situation
 
-_PARTS = (findings_missed, findings_set_up, findings_events, findings_traffic, findings_flood, findings_bursts)
+_PARTS = (
+    *(findings_missed, findings_ahead),
+    *(findings_set_up, findings_events, findings_traffic, findings_flood, findings_bursts),
+)
 _ORDER = {"critical": 0, "warning": 1, "info": 2}
 
 
 def findings(situation: Situation) -> tuple[Finding, ...]:
     """All findings, the worst first; the same one keeps its id as long as it holds."""
     found = [
-        finding
-        for part in _PARTS
-        for direction in situation.directions
-        for finding in part.of(situation, direction)
+        finding for part in _PARTS for direction in situation.directions for finding in part.of(situation, direction)
     ]
     return tuple(sorted(found, key=_place))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vifprobe import ports
+from vifprobe.analysis.ahead import Ahead
 from vifprobe.analysis.flood.addresses import OwnAddresses
 from vifprobe.analysis.flood.bursts import Bursts
 from vifprobe.analysis.flood.model import Flood
@@ -91,7 +92,9 @@ class Situation:
     reading: packets of the interval (or of the whole run). reasons: names of the kernel's drop reasons. installs: when
     a limit came where there had been none, the last ones; installs_before: how many came before those. floods: what the
     SYNs of about a second (or of the run) are like, by direction. bursts: what its timeline shows so far.
-    own_addresses: of the port, as far as known.
+    own_addresses: of the port, as far as known. ahead: programs that decided packets before they were counted, in this
+    time. unseen, device_dropped: packets of the run that the device counted as received, or as dropped, and that did
+    not come to the hook; at least.
     """
 
     set_up: SetUp
@@ -110,6 +113,9 @@ class Situation:
     bursts: Mapping[Direction, Bursts] = field(default_factory=dict)
     own_addresses: OwnAddresses = field(default_factory=OwnAddresses)
     flood_thresholds: FloodThresholds = field(default_factory=FloodThresholds)
+    ahead: tuple[Ahead, ...] = ()
+    unseen: Mapping[Direction, int] = field(default_factory=dict)
+    device_dropped: Mapping[Direction, int] = field(default_factory=dict)
 
     @property
     def has_guest(self) -> bool:

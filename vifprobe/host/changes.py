@@ -62,6 +62,7 @@ _TOLD = {
     "carrier": "carrier",
     "qdisc": "qdisc",
     "alias": "alias",
+    "xdp": "xdp",
 }
 
 
@@ -216,6 +217,8 @@ def _difference(before: Link, now: Link) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ", ".join(f"{one.mode} (program id {one.id})" for one in value) or "none"
     return str(value) if value not in ("", None) else "none"
 
 

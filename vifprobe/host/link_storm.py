@@ -13,11 +13,12 @@ import struct
 from collections.abc import Collection
 from typing import NamedTuple
 
-from vifprobe.host.links import IFLA_STATS64, RTM_NEWLINK
+from vifprobe.host.links import IFLA_STATS64, IFLA_XDP, RTM_NEWLINK
 
 _HEAD = struct.Struct("=IHHIIBxHi")  # struct nlmsghdr, then family, type and index of struct ifinfomsg
 _CHANGE_AT, _ATTRIBUTES_AT = 28, 32
 _ATTRIBUTE = struct.Struct("=HH")
+_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _KNOWN_MAX = 4096
 #: An interface is muted where so many messages without news came of it in a window, and so many of all interfaces.
 WINDOW_NS = 100_000_000
@@ -32,11 +33,15 @@ _LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x28, 0x20, 0x15, 0x06  # include
 
 
 class _Known(NamedTuple):
-    """What the last message of an interface said, up to its counters, and where those begin."""
+    """What the last message of an interface said, up to its counters, and where those begin; and what it said of XDP,
+    which comes behind them.
+    """
 
     flags: bytes
     attributes: bytes
     counters_at: int
+    xdp: bytes
+    xdp_at: int
 
 
 class LinkStorms:
@@ -67,7 +72,9 @@ class LinkStorms:
         known, flags = self._known.get(ifindex), data[_HEAD.size : _CHANGE_AT]
         if known is not None and known.flags == flags:
             head = data[known.counters_at : known.counters_at + 4]
-            if data[_ATTRIBUTES_AT : known.counters_at] == known.attributes and _is_counters(head):
+            is_same = data[_ATTRIBUTES_AT : known.counters_at] == known.attributes
+            is_same = is_same and data[known.xdp_at : known.xdp_at + len(known.xdp)] == known.xdp
+            if is_same and _is_counters(head):
                 self._count(ifindex, at_ns)
                 return int(ifindex)
         self._know(ifindex, flags, data)
@@ -110,14 +117,27 @@ class LinkStorms:
             if _is_counters(head):
                 if len(self._known) >= _KNOWN_MAX:
                     self._known.clear()
-                self._known[ifindex] = _Known(flags, data[_ATTRIBUTES_AT:at], at)
+                xdp_at = _place_of(IFLA_XDP, data, at)
+                length = _ATTRIBUTE.unpack_from(data, xdp_at)[0] if xdp_at < len(data) else 0
+                xdp = data[xdp_at : xdp_at + length]
+                self._known[ifindex] = _Known(flags, data[_ATTRIBUTES_AT:at], at, xdp, xdp_at)
                 return
             length = _ATTRIBUTE.unpack(head)[0]
             at += max(4, (length + 3) & ~3)
 
 
+def _place_of(kind: int, data: bytes, at: int) -> int:
+    """Where an attribute begins, from `at` on; the end where there is none. Counters have the same length each time."""
+    while at + _ATTRIBUTE.size <= len(data):
+        length, found = _ATTRIBUTE.unpack_from(data, at)
+        if found & _TYPE_MASK == kind:
+            return at
+        at += max(4, (length + 3) & ~3)
+    return len(data)
+
+
 def _is_counters(head: bytes) -> bool:
-    """Where rtnl_fill_ifinfo (net/core/rtnetlink.c) puts counters all that is looked at is over, but the kind."""
+    """Where rtnl_fill_ifinfo (net/core/rtnetlink.c) puts counters all that is looked at is over but XDP and kind."""
     return len(head) == 4 and _ATTRIBUTE.unpack(head)[1] == IFLA_STATS64
 
 

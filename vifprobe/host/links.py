@@ -10,6 +10,7 @@ import errno
 import socket
 import struct
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vifprobe.errors import TapError
 from vifprobe.host import names
@@ -40,15 +41,25 @@ IFLA_EXT_MASK = 29
 IFLA_PROMISCUITY = 30
 IFLA_NUM_TX_QUEUES = 31
 IFLA_CARRIER = 33
+IFLA_XDP = 43
 _IFLA_INFO_KIND = 1
 _IFLA_INFO_DATA = 2
 _IFLA_TUN_TYPE = 3
 _TUN_TYPE_TUN = 1  # IFF_TUN
+#: IFLA_XDP_DRV_PROG_ID, IFLA_XDP_SKB_PROG_ID, IFLA_XDP_HW_PROG_ID
+_XDP_MODES = {5: "native", 6: "generic", 7: "offloaded"}
 
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
 
 _IFINFO = struct.Struct("=BxHiII")
 _STATS64 = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64
+
+
+class XdpProgram(NamedTuple):
+    """A program at a device's XDP hook. mode: native (in the driver), generic (in the stack), offloaded."""
+
+    mode: str
+    id: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Link:
     the kernel does not say; a tap that no process holds open has none. master_*: the bridge, bond, or OVS datapath
     (`ovs-system`) that it is a port of; 0 and "" where there is none. arp_type: ARPHRD_*, 1 is Ethernet.
     promiscuity: how many users asked for promiscuous mode. qdisc: kind of the root qdisc.
-    tx_queues: that it can have.
+    tx_queues: that it can have. xdp: programs that run on what it receives before there is a tc hook.
     """
 
     name: str
@@ -80,6 +91,7 @@ class Link:
     qdisc: str = ""
     alias: str = ""
     tx_queues: int = 1
+    xdp: tuple[XdpProgram, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,14 @@ def parse(message: Message, link_names: dict[int, str] | None = None) -> Link:
         qdisc=text(found.get(IFLA_QDISC)) or "",
         alias=text(found.get(IFLA_IFALIAS)) or "",
         tx_queues=u32(found.get(IFLA_NUM_TX_QUEUES)) or 1,
+        xdp=_xdp(found.get(IFLA_XDP, b"")),
     )
+
+
+def _xdp(data: bytes) -> tuple[XdpProgram, ...]:
+    found = attributes(data)
+    ids = {mode: u32(found.get(kind)) for kind, mode in _XDP_MODES.items()}
+    return tuple(XdpProgram(mode, number) for mode, number in ids.items() if number)
 
 
 def _kind(arp_type: int, link_info: bytes | None) -> str:

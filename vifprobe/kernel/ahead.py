@@ -10,12 +10,19 @@ import ctypes
 import errno
 import os
 import struct
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import PROGRAM_NAME_PREFIX
 
 _PROGRAMS_MAX = 64  # BPF_MPROG_MAX, include/linux/bpf_mprog.h
+_BPF_DESCRIPTORS = ("anon_inode:bpf-prog", "anon_inode:bpf_link")
+_SCAN_SECONDS = 0.2
+_LINKS_MAX = 100_000
 _NAME_AT, _NAME_BYTES = 64, 16  # struct bpf_prog_info: name
 
 
@@ -79,3 +86,59 @@ def program_name(number: int) -> str:
         os.close(fd)
     raw = struct.unpack_from(f"{_NAME_BYTES}s", info, _NAME_AT)[0] if len(info) >= _NAME_AT + _NAME_BYTES else b""
     return os.fsdecode(raw.split(b"\0", 1)[0])
+
+
+def program_holders(wanted: Collection[int], seconds: float = _SCAN_SECONDS) -> dict[int, tuple[str, ...]]:
+    """Processes that hold programs or links to them: program id -> `comm (pid 812)` of each; own ones left out.
+
+    Looks through descriptors of all processes, for `seconds` at most: what is not found by then is not told.
+    """
+    lines = {f"prog_id:\t{number}\n".encode(): number for number in wanted}
+    found: dict[int, dict[str, None]] = {}
+    until = time.monotonic() + seconds
+    for folder in os.scandir("/proc"):
+        if time.monotonic() > until:
+            break
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        for info in _bpf_descriptors(folder.path):
+            held = [number for line, number in lines.items() if line in info]
+            for number in held:
+                found.setdefault(number, {})[f"{_comm(folder.path)} (pid {folder.name})"] = None
+    return {number: tuple(names) for number, names in found.items()}
+
+
+def _bpf_descriptors(process: str) -> Iterator[bytes]:
+    """What /proc says of a process's descriptors of programs and links (kernel/bpf/syscall.c, *_show_fdinfo)."""
+    with suppress(OSError):  # it has ended
+        for fd in Path(f"{process}/fd").iterdir():
+            with suppress(OSError):
+                if str(fd.readlink()) in _BPF_DESCRIPTORS:
+                    yield Path(f"{process}/fdinfo/{fd.name}").read_bytes()
+
+
+def _comm(process: str) -> str:
+    with suppress(OSError):
+        return os.fsdecode(Path(f"{process}/comm").read_bytes()).rstrip("\n")
+    return "?"
+
+
+class NewLinks:
+    """Tells whether BPF links were made since the last look: of XDP programs that are linked netlink tells nothing.
+
+    One system call where there are none: ids only grow (kernel/bpf/syscall.c, bpf_link_prime: idr_alloc_cyclic).
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+        self.is_new()
+
+    def is_new(self) -> bool:
+        """Whether there are; False where the kernel has no links (before 5.7), or does not tell."""
+        is_new, number = False, ctypes.c_uint32()
+        # Those that end meanwhile are passed over; a look ends in any case.
+        for _ in range(_LINKS_MAX):
+            if libbpf.library().bpf_link_get_next_id(self._last, ctypes.byref(number)) < 0:
+                break
+            self._last, is_new = number.value, True
+        return is_new

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from vifprobe.analysis import findings_ahead
 from vifprobe.analysis.reading import Counts, Limit, Reading
+from vifprobe.analysis.situation import finding_id
 from vifprobe.layout import Direction, Expected, Verdict
 from vifprobe.render.context import TapContext
 from vifprobe.render.units import bit_rate, duration, packet_rate, percent, whole
@@ -90,9 +92,18 @@ def judge(readings: Sequence[Reading], direction: Direction, context: TapContext
     state = _state(readings, direction, limit, context, passed, policed)
     words = _words(state, reading, direction, limit, passed, policed)
     missed = sum(one.missed_of(direction) for one in _window(readings))
-    if missed and state in (State.HOLDS, State.UNDER):
-        return Judgement(State.UNKNOWN, (f"{whole(missed)} packets are not counted", *words))
+    if state in (State.HOLDS, State.UNDER, State.IDLE):
+        if missed:
+            return Judgement(State.UNKNOWN, (f"{whole(missed)} packets are not counted", *words))
+        if is_decided_earlier(reading, direction):
+            return Judgement(State.UNKNOWN, ("packets may be decided before they are seen", *words))
     return Judgement(state, words)
+
+
+def is_decided_earlier(reading: Reading, direction: Direction) -> bool:
+    """Whether programs run before vifprobe's on this direction's packets (finding P17)."""
+    begin = finding_id(findings_ahead.PATTERN, direction)
+    return any(one.id.startswith(begin) for one in reading.findings)
 
 
 def gone_words(reading: Reading) -> str:
