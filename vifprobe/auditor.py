@@ -33,6 +33,7 @@ from vifprobe.host.limits import Installed, LimitReader
 from vifprobe.host.links import Link, is_there
 from vifprobe.host.meters import Meter
 from vifprobe.layout import Direction, Verdict
+from vifprobe.process import capabilities
 
 _LOOK_SECONDS = 1.0
 #: Declared anew, a limit comes with a change in the kernel, and is then read at once; but not again and again while
@@ -385,6 +386,7 @@ class Auditor:
     def _run(self) -> None:
         # This thread alone: what is watched must not wait for it on a busy host.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
+        capabilities.follow_plan()
         while not self._closed:
             is_asked = self._wake.is_set()
             self._wake.clear()

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from vifprobe import rights
 from vifprobe.analysis.reading import Reading
 from vifprobe.analysis.whatif import WhatIf
 from vifprobe.bracket import Bracket
@@ -98,12 +99,14 @@ def command(
     )
     options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}
     options["what_if"] = [limit.text for limit in what_if]
+    rights.plan()
     # Signals first: one that comes while the hooks are hung must not leave them hanging.
     with ended_by_signals(probe.stop), probe:
         begun = _begin(probe, bin_ns, options)
         with CaptureWriter(output, begun, force=force) as writer:
             if not no_samples:
                 writer.begin_samples(samples, duration, probe.features.reasons)
+            rights.give_up()
             totals, problem = _run(probe, writer, duration / 1e9, bracket, progress)
             last = writer.manifest
             show_beside(lambda: _show(totals, last, probe, output), output)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import click
 
+from vifprobe import rights
 from vifprobe.errors import EXIT_DONE, EXIT_FAILED
 from vifprobe.kernel.checkup import checkup
 from vifprobe.render.doctor import Check, CheckState, doctor_lines
@@ -26,7 +27,8 @@ def command(as_json: bool) -> None:
     Example:
       sudo vifprobe doctor
     """
-    checks = [Check(found.name, CheckState(found.state), found.detail, found.cost, found.remedy) for found in checkup()]
+    every = (*checkup(), *rights.checks())
+    checks = [Check(found.name, CheckState(found.state), found.detail, found.cost, found.remedy) for found in every]
     if as_json:
         sys.stdout.writelines(
             dumps({"schema": 1, **asdict(check), "state": check.state.value}) + "\n" for check in checks

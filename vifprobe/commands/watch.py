@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import click
 
+from vifprobe import rights
 from vifprobe.analysis.reading import Reading
 from vifprobe.analysis.whatif import WhatIf
 from vifprobe.commands.channel import Channel
@@ -92,6 +93,7 @@ def command(
         stack.enter_context(ended_by_signals(probe.stop))
         output = standard_output()
         sinks = [stack.enter_context(streaming(output, probe.stop))]
+        rights.plan()
         stack.enter_context(probe)
         # After the probe: a run that never starts must not have replaced the file of an earlier one.
         shows = [_csv(output)] if csv_file == "-" else []
@@ -101,6 +103,7 @@ def command(
             sinks.append(rows.channel)
         if csv_file != "-":
             shows.append(_json if as_json else stack.enter_context(_view(output, probe, progress)))
+        rights.give_up()
         seconds = None if duration is None else duration / 1e9
         for batch in probe.intervals(interval / 1e9, seconds, sinks):
             last = list(batch)

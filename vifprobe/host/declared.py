@@ -17,6 +17,8 @@ from vifprobe.layout import Direction
 if TYPE_CHECKING:  # XML and JSON are loaded when there is something to read: a first screen does not wait for them
     from vifprobe.host import libvirt, ovs
 
+OVS_SOCKETS = (Path("/run/openvswitch/db.sock"), Path("/var/run/openvswitch/db.sock"))
+
 # Neutron's hybrid plug: the tap and qvb sit on a Linux bridge, and qvb's peer qvo is the port of Open vSwitch
 # (neutron_lib.constants and nova/network/os_vif_util.py: the names share the first 11 characters of the port's id).
 _OVS_SIDE = "qvo"
@@ -78,7 +80,7 @@ def declared_of(
     from vifprobe.host import libvirt, ovs
 
     live = libvirt.live_domains(libvirt_directory or libvirt.STATUS_DIRECTORY)
-    switch = ovs.read_ovs(ovs.SOCKETS if ovs_sockets is None else ovs_sockets)
+    switch = ovs.read_ovs(OVS_SOCKETS if ovs_sockets is None else ovs_sockets)
     return {link.ifindex: _declared(link, tuple(given), live, switch) for link in links}
 
 

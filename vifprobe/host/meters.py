@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from vifprobe.errors import HostError
 from vifprobe.host.ovs import OvsInterface
+from vifprobe.process.capabilities import Capability, handed_on
 from vifprobe.process.children import ENVIRONMENT, WORKING_DIRECTORY, program
 
 _TOOL = "ovs-ofctl"
@@ -94,14 +95,16 @@ def parse_meters(bridge: str, listed: str, counted: str = "") -> Iterable[Meter]
 def _ask(*arguments: str) -> str:
     command = [program(_TOOL) or _TOOL, "-O", "OpenFlow13", f"--timeout={_SECONDS}", *arguments]
     try:
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=WORKING_DIRECTORY,
-            env=ENVIRONMENT,
-        ) as asked:
+        with handed_on(Capability.DAC_OVERRIDE):
+            asked = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=WORKING_DIRECTORY,
+                env=ENVIRONMENT,
+            )
+        with asked:
             try:
                 told = _read(asked, time.monotonic() + _SECONDS + 1)
             finally:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vifprobe.host.declared import OVS_SOCKETS
 from vifprobe.host.ovsdb import OvsdbError, UnknownColumnError, mapping, references, scalar, select, strings, whole
 
-SOCKETS = (Path("/run/openvswitch/db.sock"), Path("/var/run/openvswitch/db.sock"))
 DATABASE = "Open_vSwitch"
 
 # What OVS takes where a rate is set and no burst (netdev_linux_set_policing).
@@ -113,7 +113,7 @@ class OvsState:
         return tuple(found for found in self.interfaces.values() if (found.iface_id or "").startswith(prefix))
 
 
-def read_ovs(sockets: tuple[Path, ...] = SOCKETS) -> OvsState:
+def read_ovs(sockets: tuple[Path, ...] = OVS_SOCKETS) -> OvsState:
     """The whole database as far as limits go, within about a second. Never raises: see `problem`."""
     absent = "no socket is named"
     for path in sockets:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vifprobe.host import netns
 from vifprobe.host.links import Link
+from vifprobe.process.capabilities import Capability, raised
 
 _TUN_DEVICE = "/net/tun"  # the end of /dev/net/tun, which a container may mount elsewhere
 _MACVTAP_DEVICE = "/dev/tap"  # and the ifindex: drivers/net/macvtap.c
@@ -101,6 +102,10 @@ class Holders:
 
     def find(self, links: Iterable[Link]) -> dict[int, Process]:
         """See :func:`holders`."""
+        with raised(Capability.SYS_PTRACE):
+            return self._find(links)
+
+    def _find(self, links: Iterable[Link]) -> dict[int, Process]:
         wanted = {link.ifindex: link for link in links}
         self._known = {
             ifindex: (holder, descriptor)
@@ -163,7 +168,8 @@ def guest_name(arguments: list[str]) -> str | None:
 def socket_holder(pids: Iterable[int], inode: int) -> int | None:
     """Which of these processes holds the socket with this inode; None where none does."""
     target = f"socket:[{inode}]"
-    return next((pid for pid in pids if any(_held(pid, {target}))), None)
+    with raised(Capability.SYS_PTRACE):
+        return next((pid for pid in pids if any(_held(pid, {target}))), None)
 
 
 def running() -> list[int]:

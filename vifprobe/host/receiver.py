@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from vifprobe.host.askers import Asker, Catcher, Glimpse, glimpse
 from vifprobe.host.link_storm import LinkStorms, mute
 from vifprobe.host.netlink import RECEIVE_BYTES, port_of
+from vifprobe.process import capabilities
 
 _QUEUE_MAX = 20_000  # datagrams that nobody has read; what comes after them is lost, and said to be
 _QUEUE_BYTES_MAX = 16 * 1024 * 1024
@@ -107,6 +108,7 @@ class Receiver:
 
     def _receive_all(self) -> None:
         pace = _Pace()
+        capabilities.follow_plan()
         while all(self._receive_batch(fd, pace) for fd, _ in self._poll.poll(self._timeout_seconds())):
             self._after_batch(time.monotonic_ns())
 

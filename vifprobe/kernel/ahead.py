@@ -16,8 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import PROGRAM_NAME_PREFIX
+from vifprobe.kernel.listed import link_ids, program_names
+from vifprobe.process.capabilities import Capability, raised
 
 _PROGRAMS_MAX = 64  # BPF_MPROG_MAX, include/linux/bpf_mprog.h
 _BPF_DESCRIPTORS = ("anon_inode:bpf-prog", "anon_inode:bpf_link")
@@ -76,6 +79,9 @@ def _program(number: int) -> TcxProgram:
 def program_name(number: int) -> str:
     """Name of a loaded program by its id, as `bpftool prog` lists it; "" where it has none or is gone."""
     fd = libbpf.library().bpf_prog_get_fd_by_id(number)
+    if fd == -errno.EPERM:
+        with suppress(OSError, KernelError):
+            return program_names().get(number, "")
     if fd < 0:
         return ""
     try:
@@ -96,15 +102,16 @@ def program_holders(wanted: Collection[int], seconds: float = _SCAN_SECONDS) -> 
     lines = {f"prog_id:\t{number}\n".encode(): number for number in wanted}
     found: dict[int, dict[str, None]] = {}
     until = time.monotonic() + seconds
-    for folder in os.scandir("/proc"):
-        if time.monotonic() > until:
-            break
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        for info in _bpf_descriptors(folder.path):
-            held = [number for line, number in lines.items() if line in info]
-            for number in held:
-                found.setdefault(number, {})[f"{_comm(folder.path)} (pid {folder.name})"] = None
+    with raised(Capability.SYS_PTRACE):
+        for folder in os.scandir("/proc"):
+            if time.monotonic() > until:
+                break
+            if not folder.name.isdigit() or int(folder.name) == os.getpid():
+                continue
+            for info in _bpf_descriptors(folder.path):
+                held = [number for line, number in lines.items() if line in info]
+                for number in held:
+                    found.setdefault(number, {})[f"{_comm(folder.path)} (pid {folder.name})"] = None
     return {number: tuple(names) for number, names in found.items()}
 
 
@@ -127,6 +134,7 @@ class NewLinks:
     """Tells whether BPF links were made since the last look: of XDP programs that are linked netlink tells nothing.
 
     One system call where there are none: ids only grow (kernel/bpf/syscall.c, bpf_link_prime: idr_alloc_cyclic).
+    Without CAP_SYS_ADMIN, all are listed; where the kernel does not do that (before 5.19), there may always be some.
     """
 
     def __init__(self) -> None:
@@ -138,7 +146,18 @@ class NewLinks:
         is_new, number = False, ctypes.c_uint32()
         # Those that end meanwhile are passed over; a look ends in any case.
         for _ in range(_LINKS_MAX):
-            if libbpf.library().bpf_link_get_next_id(self._last, ctypes.byref(number)) < 0:
+            result = libbpf.library().bpf_link_get_next_id(self._last, ctypes.byref(number))
+            if result == -errno.EPERM:
+                return self._is_new_listed()
+            if result < 0:
                 break
             self._last, is_new = number.value, True
+        return is_new
+
+    def _is_new_listed(self) -> bool:
+        try:
+            newest = max(link_ids(), default=0)
+        except (OSError, KernelError):
+            return True
+        is_new, self._last = newest > self._last, max(newest, self._last)
         return is_new

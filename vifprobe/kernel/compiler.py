@@ -15,6 +15,7 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel.compile import compile_text
 from vifprobe.kernel.compiled import Compiled
 from vifprobe.process.caller import setting
+from vifprobe.process.capabilities import Capability, handed_on
 from vifprobe.process.children import ENVIRONMENT, WORKING_DIRECTORY, python_command
 from vifprobe.process.trust import problem
 
@@ -23,6 +24,8 @@ from vifprobe.process.trust import problem
 VARIABLE = "VIFPROBE_COMPILER"
 #: Seconds; the slowest machine seen (5.10 under emulation) took 41.
 _LIMIT_SECONDS = 300
+#: bcc makes the maps as it compiles. And files of vifprobe may be a user's.
+_NEEDED = (Capability.BPF, Capability.PERFMON, Capability.NET_ADMIN, Capability.SYS_ADMIN, Capability.DAC_READ_SEARCH)
 
 
 def compile_apart(text: str, directory: Path, flags: list[str]) -> Compiled:
@@ -31,16 +34,17 @@ def compile_apart(text: str, directory: Path, flags: list[str]) -> Compiled:
     command = _command()
     try:
         # A session of its own: Ctrl-C is for vifprobe, which ends cleanly, and needs the answer for that.
-        done = subprocess.run(
-            command,
-            input=order,
-            cwd=WORKING_DIRECTORY,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            timeout=_LIMIT_SECONDS,
-        )
+        with handed_on(*_NEEDED):
+            done = subprocess.run(
+                command,
+                input=order,
+                cwd=WORKING_DIRECTORY,
+                env=ENVIRONMENT,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                timeout=_LIMIT_SECONDS,
+            )
         answer = json.loads(done.stdout) if done.returncode == 0 else {}
         if "error" in answer:
             raise KernelError(*answer["error"])

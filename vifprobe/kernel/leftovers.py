@@ -10,6 +10,7 @@ from pathlib import Path
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import FILTER_HANDLE, FILTER_PREF
+from vifprobe.process.capabilities import Capability, raised
 
 
 def is_orphan(program_id: int) -> bool:
@@ -18,10 +19,11 @@ def is_orphan(program_id: int) -> bool:
     Looks through all processes' descriptors; only asked where a filter of ours is met.
     """
     line = f"prog_id:\t{program_id}\n".encode()
-    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
-        with suppress(OSError):
-            if line in info.read_bytes():
-                return False
+    with raised(Capability.SYS_PTRACE):
+        for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+            with suppress(OSError):
+                if line in info.read_bytes():
+                    return False
     return True
 
 

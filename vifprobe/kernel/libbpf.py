@@ -17,6 +17,7 @@ BPF_PROG_TYPE_TRACING = 26
 BPF_TRACE_RAW_TP = 23
 BPF_TRACE_FENTRY = 24
 BPF_TRACE_FEXIT = 25
+BPF_TRACE_ITER = 28
 BPF_TCX_INGRESS = 46
 BPF_TCX_EGRESS = 47
 BPF_F_BEFORE = 1 << 3
@@ -235,6 +236,21 @@ def _last_words(log: str) -> str:
 def attach_typed_tracepoint(program_fd: int) -> int:
     """Attach it; the fd is the attachment, which vanishes with the process."""
     return _check(library().bpf_raw_tracepoint_open(None, program_fd))
+
+
+def load_iterator(name: str, code: bytes, attach_btf_id: int) -> int:
+    """Load compiled code to be called for each object of a kind. fd of the program; OSError as above."""
+    return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_ITER, attach_btf_id)
+
+
+def attach_iterator(program_fd: int) -> int:
+    """Attach it; fd of the link. OSError."""
+    return _check(library().bpf_link_create(program_fd, 0, BPF_TRACE_ITER, None))
+
+
+def open_iterator(link_fd: int) -> int:
+    """BPF_ITER_CREATE: an fd that gives, read to its end, what the program writes. OSError."""
+    return _check(library().bpf_iter_create(link_fd))
 
 
 def attach_tcx(program_fd: int, ifindex: int, ingress: bool) -> int:

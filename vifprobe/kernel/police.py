@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vifprobe.errors import KernelError
@@ -16,6 +17,15 @@ from vifprobe.kernel.libbpf import library
 
 _FUNCTION, _MODULE = "tcf_police_act", "act_police"
 _NAME_BYTES = 64
+
+_held: list[int] = []
+
+
+def hold() -> None:
+    """Have the module's type information at hand for as long as the process lives: to find it takes CAP_SYS_ADMIN."""
+    if VMLINUX.with_name(_MODULE).exists():
+        with suppress(KernelError):
+            _held.append(_module_fd(_MODULE))
 
 
 class _BtfInfo(ctypes.Structure):
@@ -67,7 +77,13 @@ def _module_fd(name: str) -> int:
         if _name(fd) == name:
             return int(fd)
         os.close(fd)
-    raise KernelError(f"the type information of the module {name} is not to be had.")
+    if _held:
+        return os.dup(_held[0])
+    raise KernelError(
+        f"the type information of the module {name} is not to be had: that takes CAP_SYS_ADMIN, which a run gives up "
+        "once it counts.",
+        "Start it again now that the module is loaded.",
+    )
 
 
 def _name(fd: int) -> str:

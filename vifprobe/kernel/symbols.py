@@ -4,19 +4,41 @@
 from __future__ import annotations
 
 import re
+import threading
 from bisect import bisect_right
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 KALLSYMS = Path("/proc/kallsyms")
 _LINES_BYTES = 4096
+
+_held: list[BinaryIO] = []
+_lock = threading.Lock()
+
+
+def hold() -> None:
+    """Open the list now, for as long as the process lives: whoever had CAP_SYSLOG then is shown addresses from then on
+    (kallsyms_open of kernel/kallsyms.c).
+    """
+    with suppress(OSError):
+        _held.append(KALLSYMS.open("rb"))
+
+
+def _text() -> bytes:
+    if not _held:
+        return KALLSYMS.read_bytes()
+    with _lock:
+        _held[0].seek(0)
+        return _held[0].read()
 
 
 @cache
 def _functions() -> tuple[list[int], list[str]]:
     """Low halves of the addresses of all functions, ascending, and their names; empty where they are hidden."""
     found = []
-    for line in KALLSYMS.read_text().splitlines():
+    for line in _text().decode().splitlines():
         address, kind, name = line.split()[:3]
         if kind in "tTwW":
             found.append((int(address, 16) & 0xFFFFFFFF, name))
@@ -39,7 +61,7 @@ def function_ranges(*names: str) -> tuple[tuple[int, int], ...]:
     Copies that the compiler made for some callers (``name.constprop.0``, ``name.isra.0``) are the function, too. The
     kernel lists its own functions by address: the text is searched, which takes half the time of taking it apart.
     """
-    text = KALLSYMS.read_bytes()
+    text = _text()
     return tuple(_range(name.encode(), text) for name in names)
 
 

@@ -7,5 +7,6 @@
 | `trust` | tells whether somebody else can change a file or directory |
 | `caller` | who calls root here, and which settings of the environment are taken from there |
 | `children` | programs of trusted directories, and the environment that every child gets |
+| `capabilities` | which of root's rights a run keeps once it counts, and giving up the others |
 | `isolated` | starts one of this package's modules in an isolated interpreter |
 """

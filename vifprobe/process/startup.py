@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: Of another user's environment: what the terminal is, and who the user is.
 _KEPT = ("TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ", "COLUMNS", "LINES", "NO_COLOR", "USER", "LOGNAME")
 _KEPT_BEGINNINGS = ("LC_", "SUDO_", "PKEXEC_", "DOAS_", "VIFPROBE_")
+_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
 _LIBRARIES = ("click", "numpy", "rich")
 
 #: Directories that were on sys.path, and why nothing is imported from them.
@@ -54,6 +55,9 @@ def secure() -> None:
     Called by another user (sudo, say), root also forgets that user's environment, and starts itself anew where Python
     has already followed it. Raises TrustError where others can change this package or its libraries.
     """
+    # numpy's library would start threads for work that is none of ours: they could not give up rights.
+    for name in _BLAS_THREADS:
+        os.environ.setdefault(name, "1")
     if os.geteuid() != 0:
         return
     found = sys.path[:]
@@ -100,6 +104,7 @@ def _leave_caller(trusted: list[str]) -> None:
     for name in list(os.environ):
         if name not in _KEPT and not name.startswith(_KEPT_BEGINNINGS):
             del os.environ[name]
+    os.environ |= dict.fromkeys(_BLAS_THREADS, "1")
     os.environ["PATH"] = ENVIRONMENT["PATH"]
     os.environ["HOME"] = "/root"
     if is_followed:

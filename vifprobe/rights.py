@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the long-running commands do about root's rights: `plan` as they begin, `give_up` once everything counts.
+
+For commands alone, which have a process to themselves: `vifprobe.Probe` leaves its caller's rights as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vifprobe.host.declared import OVS_SOCKETS
+from vifprobe.kernel import police, symbols
+from vifprobe.process import capabilities
+from vifprobe.process.capabilities import ALWAYS, WHY, Capability
+
+if TYPE_CHECKING:  # with it comes what tries out programs
+    from vifprobe.kernel.checkup import Found
+
+_STANDS_FOR = (Capability.BPF, Capability.PERFMON)
+_NO_RUN = "nothing can be watched"
+_COSTS = {
+    Capability.BPF: _NO_RUN,
+    Capability.PERFMON: _NO_RUN,
+    Capability.NET_ADMIN: _NO_RUN,
+    Capability.DAC_READ_SEARCH: "what libvirt declares is unknown where its files are another user's",
+    Capability.SYS_PTRACE: "which process holds a tap is unknown, and with it what a guest costs; so is, at times, who "
+    "changed a limit",
+}
+
+
+def plan() -> None:
+    """Before a probe is opened: its threads go without from their beginning."""
+    capabilities.plan(overrides=needs_overriding())
+
+
+def give_up() -> None:
+    """For good, in the calling thread. What takes more to be found is held on to before."""
+    symbols.hold()
+    police.hold()
+    capabilities.give_up()
+
+
+def needs_overriding() -> bool:
+    """Whether Open vSwitch does not run as this user (`OVS_USER_ID` of RHEL and Fedora)."""
+    return any(map(capabilities.belongs_to_another, OVS_SOCKETS))
+
+
+def checks() -> Iterator[Found]:
+    """What a run of this process would keep and for what, and what it lacks."""
+    from vifprobe.kernel.checkup import Found
+
+    sets = capabilities.own()
+    keeps = capabilities.kept(sets.permitted if sets else 0, overrides=needs_overriding())
+    for one in ALWAYS:
+        if one in keeps:
+            yield Found(one.label, "ok", f"kept by a run: {WHY[one]}")
+        elif one in _STANDS_FOR and Capability.SYS_ADMIN in keeps:
+            yield Found(one.label, "ok", "lacking: CAP_SYS_ADMIN stands for it")
+        else:
+            state = "missing" if _COSTS[one] is _NO_RUN else "degraded"
+            yield Found(one.label, state, f"lacking: {WHY[one]}", _COSTS[one], "run it with sudo")
+    for one in keeps:
+        if one not in ALWAYS:
+            yield Found(one.label, "ok", f"kept by a run: {WHY[one]}")
+    yield Found("rights", "ok", "a run that counts gives up all others, and sets no_new_privs")
