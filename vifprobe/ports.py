@@ -27,6 +27,9 @@ Hook = Literal["ingress", "egress"]
 #: Kinds of device that a guest hangs on, and the hook that what it sends passes.
 _OUTBOUND_HOOKS: dict[str, Hook] = {"tap": "ingress", "macvtap": "egress", "ipvtap": "egress"}
 GUEST_PORTS = tuple(_OUTBOUND_HOOKS)
+#: Kinds that take packets over from the device below within one call of __netif_receive_skb_core (net/core/dev.c:
+#: vlan_do_receive, RX_HANDLER_ANOTHER): the tracepoint at its beginning names the device below.
+_TAKES_OVER = ("macvtap", "macvlan", "ipvtap", "ipvlan", "vlan", "bond", "team")
 
 
 def is_guest_port(kind: str) -> bool:
@@ -62,6 +65,11 @@ def turned(kind: str, direction: Direction) -> Direction:
 def opposite(direction: Direction) -> Direction:
     """The other one."""
     return Direction.INBOUND if direction is Direction.OUTBOUND else Direction.OUTBOUND
+
+
+def traces_received(kind: str) -> bool:
+    """Whether the tracepoint netif_receive_skb tells of what a device of this kind receives."""
+    return kind not in _TAKES_OVER
 
 
 def is_layer_3(kind: str) -> bool:

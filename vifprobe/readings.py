@@ -145,7 +145,7 @@ class ReadingMaker:
         missed = _missed(watched, snapshot)
         if not final:
             missed = {direction: ever - watched.missed_before.get(direction, 0) for direction, ever in missed.items()}
-        so_far = snapshot.cells_of(watched.number)
+        so_far, directions = snapshot.cells_of(watched.number), watched.seen(self._directions)
         reading = Reading(
             tap=watched.link.name,
             at=datetime.now(timezone.utc),
@@ -155,7 +155,7 @@ class ReadingMaker:
             missed=sum(missed.values()),
             missed_in=missed,
             verdicts="reason" if self._features.has_drop_reason and not watched.blame.guessed else "inferred",
-            limits=watched.limits(audit.declared_limits(self._directions), self._directions),
+            limits=watched.limits(audit.declared_limits(directions), directions),
             notes=(
                 *watched.notes,
                 *audit.notes,
@@ -163,7 +163,7 @@ class ReadingMaker:
                 *self._drop_notes(watched, so_far, snapshot),
                 *self._host_notes(),
             ),
-            directions=self._directions,
+            directions=directions,
             final=final,
             what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
             queued=so_far[so_far["verdict"] == Verdict.QUEUED] if not final else no_cells(),

@@ -34,7 +34,7 @@ from vifprobe.kernel.build import Programs
 from vifprobe.kernel.first import FirstPlace
 from vifprobe.kernel.leftovers import is_orphan, remove_filter
 from vifprobe.layout import LIMIT_TRAITS, Bucket, Charge, Direction, TapTrait
-from vifprobe.ports import Hook, direction_at, hook_of, turned, warning
+from vifprobe.ports import Hook, direction_at, hook_of, traces_received, turned, warning, word
 
 #: So often vifprobe goes back to the head of the tcx programs of a hook.
 _REANCHORED_MAX = 8
@@ -64,6 +64,7 @@ class WatchedTap:
         self.what_ifs_before: WhatIfCounts | None = None
         self.notes = [one for one in [warning(link.name, link.kind)] if one]
         self.gaps: list[Coverage] = []
+        self.unseen: tuple[Direction, ...] = ()
         self.looked_ns = time.monotonic_ns()
         self._nft_before, self._nft_changed_ns = found.nft, 0
         self.gone_ns: int | None = None
@@ -161,7 +162,12 @@ class WatchedTap:
         self._programs = programs
         self._follows = direction_at(self.link.kind, "egress") in directions and programs.settings.follow is not None
         for direction in directions:
-            self._attach(programs, direction)
+            try:
+                self._attach(programs, direction)
+            except NoHookError as error:
+                if programs.settings.trace is None or len(directions) == 1:
+                    raise
+                self._leave_unseen(direction, error.message)
         self.see_xdp(self.link.xdp)
         if any(isinstance(made, FilterAttachment) for made in self.attachments.values()):
             programs.load_tracepoints()  # they stand in when somebody deletes the filter's qdisc: at once, then
@@ -177,6 +183,8 @@ class WatchedTap:
         except NoHookError:
             if programs.settings.trace is None:
                 raise
+            if hook_of(self.link.kind, direction) == "ingress" and not traces_received(self.link.kind):
+                raise _unseen(self.link, direction) from None
             programs.attach_tracepoints()
             self._traced |= _TRACED[at]
             self.attachments[direction] = TracepointAttachment()
@@ -299,6 +307,15 @@ class WatchedTap:
             programs = ()
         return droppers_of(self.installed, programs)
 
+    def _leave_unseen(self, direction: Direction, why: str) -> None:
+        self.unseen = (*self.unseen, direction)
+        self.note(why)
+        self.gaps.append(Coverage(self.link.name, direction, time.monotonic_ns(), None, why))
+
+    def seen(self, directions: Iterable[Direction]) -> tuple[Direction, ...]:
+        """Those of these that a hook counts."""
+        return tuple(one for one in directions if one not in self.unseen)
+
     def leave_out(self, directions: Iterable[Direction], now_ns: int) -> None:
         """The run was ended before this tap's turn to be attached came."""
         why = "the run was ended while it was attaching to taps"
@@ -385,6 +402,14 @@ class WatchedTap:
             return declared
         burst_bytes = main.burst_bytes if declared.burst_bytes is None else declared.burst_bytes
         return replace(declared, installed_bps=main.rate_bps, installed_pps=main.rate_pps, burst_bytes=burst_bytes)
+
+
+def _unseen(link: Link, direction: Direction) -> NoHookError:
+    return NoHookError(
+        f"{word(link.kind, direction)} packets of {link.name} are not counted: without tcx (Linux 6.6) and without an "
+        f"ingress or clsact qdisc nothing tells of what a {link.kind} receives.",
+        "Add --create-qdisc, which makes a clsact qdisc for the time of the run.",
+    )
 
 
 def is_about_limits(events: list[Event]) -> bool:

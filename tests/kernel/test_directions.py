@@ -19,8 +19,10 @@ from probe_kit import FLOOD_SECONDS, SYN, capturing, command, final_of, finish, 
 from vifprobe import Probe, load
 from vifprobe.analysis.reading import Limit, Reading
 from vifprobe.bracket import Bracket
+from vifprobe.kernel.attach import NoHookError
 from vifprobe.layout import Direction, Verdict
 from vifprobe.policer_audit import audit_tap
+from vifprobe.render.jsonlines import reading_line
 from vifprobe.testing.flood import flood
 from vifprobe.testing.links import bridge_with, nft_ingress_limit, veth_pair
 from vifprobe.testing.macvtap import GUEST_MAC, macvtap
@@ -87,7 +89,7 @@ def write(tap: Tap, count: int, frame: bytes = SYN) -> None:
 
 def offered(port: Port) -> dict[Direction, int]:
     """Packets of both directions, as a probe tells them apart."""
-    with Probe(port.name, bin_ns=10_000_000, samples=100) as probe:
+    with Probe(port.name, bin_ns=10_000_000, samples=100, create_qdisc=True) as probe:
         port.outbound(FROM_GUEST)
         port.inbound(TO_GUEST)
         found = finish(probe)
@@ -118,6 +120,27 @@ def test_a_macvtap(netns: Netns, mode: str) -> None:
     assert (counters["tx_packets"], counters["rx_packets"]) == (FROM_GUEST, TO_GUEST)
 
 
+def test_what_a_macvtap_receives_without_a_hook(netns: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels without tcx, no qdisc: the tracepoint names the device below. Unknown, and said to be; not 0."""
+
+    def no_hook(*_: object) -> None:
+        raise NoHookError("as on a kernel without tcx")
+
+    monkeypatch.setattr("vifprobe.opening.has_tcx", lambda _: False)
+    monkeypatch.setattr("vifprobe.watched.attach", no_hook)
+    with macvtap_port() as port:
+        with Probe(port.name) as probe:
+            port.outbound(FROM_GUEST)
+            port.inbound(TO_GUEST)
+            reading = finish(probe).totals[port.name]
+        alone = Probe(port.name, directions=(IN,))
+        with pytest.raises(NoHookError, match="inbound packets of macvtap0 are not counted"), alone:
+            pass
+    assert (reading.directions, reading.offered(OUT).packets) == ((OUT,), FROM_GUEST)
+    assert any("inbound packets of macvtap0 are not counted" in note for note in reading.notes)
+    assert json.loads(reading_line(reading))["inbound"]["offered"] is None
+
+
 def test_limits_of_a_macvtap(netns: Netns, tmp_path: Path) -> None:
     """As libvirt sets them: HTB at the root for what the guest sends, a policer at ingress for what comes to it.
 
@@ -129,7 +152,7 @@ def test_limits_of_a_macvtap(netns: Netns, tmp_path: Path) -> None:
         run(f"tc qdisc add dev {port.name} root handle 1: htb default 1")
         run(f"tc class add dev {port.name} parent 1: classid 1:1 htb rate 100003bps burst 2kb")
         run(f"tc qdisc add dev {port.name} parent 1:1 handle 2: pfifo limit 11")
-        with Probe(port.name, limits=limits, bracket=bracket) as probe:
+        with Probe(port.name, limits=limits, bracket=bracket, create_qdisc=True) as probe:
             port.outbound(FROM_GUEST)
             port.inbound(10 * TO_GUEST)
             reading = finish(probe).totals[port.name]
