@@ -82,6 +82,9 @@ class CounterSample:
 #: What vhost takes out of the ring at once (drivers/vhost/net.c, VHOST_NET_BATCH), and the longest frame with its tag.
 _VHOST_BATCH = 64
 _FRAME_BYTES_MAX = 65_535 + 18
+#: Kinds whose drivers count what they receive before GRO merges it (net/core/gro.c, dev_gro_receive): network cards,
+#: and veth with NAPI (drivers/net/veth.c, veth_poll).
+_MERGING = ("ethernet", "veth")
 #: Qdiscs with a class for each queue of the device, hundreds of them: which packets go to which queue is not known, and
 #: the root has the sum of them all (net/sched/sch_mq.c, mq_dump_common; sch_mqprio.c, mqprio_dump).
 _QUEUE_EACH = ("mq", "mqprio")
@@ -140,8 +143,9 @@ def _device(link: Link, counters: LinkCounters | None) -> Iterator[CounterSample
     passed, dropped = (Counts.PASSED, Counts.DROPPED) if link.kind in ("tap", "tun") else (Counts.PART, Counts.PART)
     ring = (link.tx_queue_length + _VHOST_BATCH) * link.tx_queues
     packets, frame_bytes = Unit.PACKETS, Unit.FRAME_BYTES
-    yield CounterSample("device rx_packets", out, Counts.OFFERED, packets, counters.rx_packets)
-    yield CounterSample("device rx_bytes", out, Counts.OFFERED, frame_bytes, counters.rx_bytes)
+    offered = Counts.PART if link.kind in _MERGING else Counts.OFFERED
+    yield CounterSample("device rx_packets", out, offered, packets, counters.rx_packets)
+    yield CounterSample("device rx_bytes", out, offered, frame_bytes, counters.rx_bytes)
     yield CounterSample("device rx_dropped", out, Counts.PART, packets, counters.rx_dropped)
     yield CounterSample("device tx_packets", into, passed, packets, counters.tx_packets, slack=ring)
     in_ring = ring * _FRAME_BYTES_MAX
