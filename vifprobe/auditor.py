@@ -138,7 +138,7 @@ class TapAudit:
         """Whether packets came in the last seconds, or may have: the run has just begun, the device counted some, or
         programs decide them before they are counted.
         """
-        if self.earlier.is_there("tcx") or self.earlier.is_there("xdp"):
+        if any(map(self.earlier.is_there, ("tcx", "xdp", "filter"))):
             return True
         return now_ns - max(self._busy_ns, self._begun_ns, self._received_ns) < _WINDOW_NS
 

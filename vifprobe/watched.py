@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from vifprobe.analysis.reading import Cells, Limit, no_cells
 from vifprobe.analysis.whatif import WhatIf, WhatIfCounts
@@ -19,7 +20,7 @@ from vifprobe.host.links import Link, XdpProgram, is_there
 from vifprobe.host.nft import NftState
 from vifprobe.host.nft_events import NftChange
 from vifprobe.host.tc_records import TcAction, TcFilter, TcQdisc
-from vifprobe.kernel.ahead import TcxProgram, tcx_program_ids, tcx_programs
+from vifprobe.kernel.ahead import tcx_program_ids, tcx_programs
 from vifprobe.kernel.attach import (
     Attachment,
     FilterAttachment,
@@ -251,26 +252,52 @@ class WatchedTap:
             if not ahead and attachment.fd >= 0:
                 self._is_first(direction)
             elif attachment.fd < 0 or self._reanchored.get(direction, 0) < _REANCHORED_MAX:
-                self._reanchor(direction, attachment, self._programs, ahead)
+                self._reanchor(direction, self._programs, since_ns, [(one.id, one.name) for one in ahead])
+
+    def _filter_first(self, direction: Direction, attachment: FilterAttachment, at_ns: int, programs: Programs) -> None:
+        """The same for a filter, of whose hook netlink tells at once. at_ns: when it did.
+
+        Only a bpf filter of the same pref can be before ours, by another handle: cls_bpf puts each new one in front
+        (net/sched/cls_bpf.c, cls_bpf_change: list_add_rcu), and dumps them in that order. No pref is below 1: 0 has the
+        kernel choose one from 0xC000 on; and of one pref it refuses other kinds and protocols (net/sched/cls_api.c,
+        tc_new_tfilter, tcf_chain_tp_find). Nothing else of tc comes before the filters of chain 0, and netfilter's
+        ingress hook comes after them (net/core/dev.c, __netif_receive_skb_core: sch_handle_ingress, then nf_ingress).
+        """
+        hook = "ingress" if attachment.ingress else "egress"
+        chain = [one for one in self.installed.tc.filters if one.hook == hook and not one.chain]
+        ahead = list(takewhile(lambda one: not _is_own(one), chain))
+        ids = [one.bpf.id or 0 if one.bpf else 0 for one in ahead]
+        self.earlier.see(direction, "filter", [("", number) for number in ids], at_ns)
+        if not ahead:
+            self._is_first(direction)
+        elif self._reanchored.get(direction, 0) < _REANCHORED_MAX:
+            self._first_ns[direction] = at_ns
+            named = [one.bpf.name.partition(":[")[0] if one.bpf else one.kind for one in ahead]
+            self._reanchor(direction, programs, at_ns, list(zip(ids, named, strict=True)))
 
     def _is_first(self, direction: Direction) -> None:
         """The program of a direction is at the head of its hook: where that was given up, the gap is over."""
         self._first_ns[direction] = now_ns = time.monotonic_ns()
         self.gaps = [
-            replace(gap, end_ns=now_ns, hook="tcx") if gap.direction is direction and gap.end_ns is None else gap
+            replace(gap, end_ns=now_ns, hook=self.attachments[direction].hook)
+            if gap.direction is direction and gap.end_ns is None
+            else gap
             for gap in self.gaps
         ]
 
     def _reanchor(
-        self, direction: Direction, attachment: TcxAttachment, programs: Programs, ahead: Sequence[TcxProgram]
+        self, direction: Direction, programs: Programs, since_ns: int, ahead: Sequence[tuple[int, str]]
     ) -> None:
-        """Attach once more, at the head. ahead: whose programs are there now."""
-        since_ns = self._first_ns.get(direction, self.looked_ns)
+        """Attach once more, at the head. ahead: id and name of the programs that are there now, since since_ns."""
+        attachment = self.attachments[direction]
+        hook = "tcx" if isinstance(attachment, TcxAttachment) else "filter"
         if ahead:
-            names = ", ".join(f"{one.name or '?'} (id {one.id})" for one in ahead[:3])
-            self.note(f"{direction.name.lower()} packets may have been decided before they were seen, by tcx {names}")
+            names = ", ".join(f"{name or '?'} (id {number})" for number, name in ahead[:3])
+            self.note(
+                f"{direction.name.lower()} packets may have been decided before they were seen, by {hook} {names}"
+            )
             self._reanchored[direction] = self._reanchored.get(direction, 0) + 1
-            why = f"tcx {names} was put ahead of vifprobe: what it decided was not seen"
+            why = f"{hook} {names} was put ahead of vifprobe: what it decided was not seen"
             self.gaps = [*without_old(self.gaps, direction), Coverage(self.link.name, direction, since_ns, None, why)]
         attachment.detach()  # first, or a packet would be counted twice
         try:
@@ -278,7 +305,7 @@ class WatchedTap:
         except KernelError as error:
             self.note(f"not watched any more: {error.message}")
             return
-        self.earlier.see(direction, "tcx", (), since_ns)
+        self.earlier.see(direction, hook, (), since_ns)
         if self._reanchored.get(direction, 0) < _REANCHORED_MAX:  # else it is not looked after from now on
             self._is_first(direction)
 
@@ -340,7 +367,11 @@ class WatchedTap:
         is_late = self.looked_ns - self._nft_changed_ns < _TOLD_AFTER_NS
         events = own_events(events, self._nft_before if is_late else self.installed.nft, self.installed.nft)
         for direction, attachment in list(self.attachments.items()):
-            if isinstance(attachment, FilterAttachment) and not self._is_ours_there(attachment):
+            if not isinstance(attachment, FilterAttachment):
+                continue
+            if self._is_ours_there(attachment):
+                self._filter_first(direction, attachment, events[-1].at_ns if events else self.looked_ns, programs)
+            else:
                 self._lost(direction, _removal(events), programs)
         return events
 

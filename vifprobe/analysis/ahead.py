@@ -17,9 +17,9 @@ _KEPT = 64
 class Ahead:
     """A program that decides packets of one direction before they are counted, from since_ns to end_ns (monotonic).
 
-    hook: `tcx`, or `xdp`. mode: of XDP, `native`, `generic` or `offloaded`. id, name: as `bpftool prog` lists it.
-    held_by: processes that hold it or its link, `cilium-agent (pid 812)`; () where none was found. since_ns: when it
-    was known last that it was not there. end_ns: None while it is.
+    hook: `tcx`, `xdp`, or `filter` (of tc, of the same pref). mode: of XDP, `native`, `generic` or `offloaded`.
+    id, name: as `bpftool prog` lists it. held_by: processes that hold it or its link, `cilium-agent (pid 812)`; ()
+    where none was found. since_ns: when it was known last that it was not there. end_ns: None while it is.
     """
 
     direction: Direction

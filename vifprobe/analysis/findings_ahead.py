@@ -17,7 +17,7 @@ _NAMED = 3
 
 def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
     """One a hook that such programs are at; critical where the device's counters prove that packets are missing."""
-    for hook in ("tcx", "xdp"):
+    for hook in ("tcx", "xdp", "filter"):
         found = [one for one in situation.ahead if one.direction is direction and one.hook == hook]
         if found:
             yield _finding(situation, direction, hook, list({one.id: one for one in found}.values()))
