@@ -12,7 +12,7 @@
  * The integers are those of act_police (net/sched/act_police.c, tcf_police_act; psched_l2t_ns): tokens are nanoseconds,
  * a packet costs (bytes * mult) >> shift of them. act_police keeps tokens and the time of their count; their difference,
  * the moment at which the bucket would be empty, says the same in one word, which one instruction can exchange.
- * vifprobe/analysis/bucket.py is the same in Python; a test holds the two against each other.
+ * vifprobe/testing/token_bucket.py is the same in Python; a test holds the two against each other.
  *
  * Where a policer is installed on the tap, its word counts within narrow bounds, because two limits of what is known are
  * no fault of it: it looks at the clock some hundred nanoseconds later than this does, and how full it was when this

@@ -176,7 +176,7 @@ static __always_inline bool ends_within_tag(struct frame *frame, struct packet *
 	       frame->length < L2_HEADER_LEN + VLAN_TAG_LEN + 2;
 }
 
-/* Log-linear bucket of a frame length: vifprobe.layout.size_bucket() in integers. */
+/* Log-linear bucket of a frame length: vifprobe.model.layout.size_bucket() in integers. */
 static __always_inline u32 size_bucket(u32 bytes)
 {
 	u32 octave = 0, rest = bytes >> SIZE_FIRST_EDGE_LOG2;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Generated from vifprobe/layout.py (python3 -m vifprobe.layout > bpf/layout.h): change it there. */
+/* Generated: python3 -m vifprobe.model.layout > bpf/layout.h. Change it there. */
 #ifndef VIFPROBE_LAYOUT_H
 #define VIFPROBE_LAYOUT_H
 

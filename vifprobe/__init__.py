@@ -12,20 +12,20 @@ TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     from typing import Any
 
-    from vifprobe.analysis.reading import Reading
     from vifprobe.capture.reader import load
-    from vifprobe.layout import Direction, PacketClass, Verdict
-    from vifprobe.probe import Probe
+    from vifprobe.model.layout import Direction, PacketClass, Verdict
+    from vifprobe.model.reading import Reading
+    from vifprobe.session.probe import Probe
 
 __all__ = ["Direction", "PacketClass", "Probe", "Reading", "Verdict", "__version__", "load"]
 
 #: Name -> the module that has it: imported on first use, since numpy and the rest take longer than most commands need.
 _HOMES = {
-    "Direction": "vifprobe.layout",
-    "PacketClass": "vifprobe.layout",
-    "Probe": "vifprobe.probe",
-    "Reading": "vifprobe.analysis.reading",
-    "Verdict": "vifprobe.layout",
+    "Direction": "vifprobe.model.layout",
+    "PacketClass": "vifprobe.model.layout",
+    "Probe": "vifprobe.session.probe",
+    "Reading": "vifprobe.model.reading",
+    "Verdict": "vifprobe.model.layout",
     "load": "vifprobe.capture.reader",
 }
 

@@ -12,7 +12,7 @@ import click
 
 from vifprobe.commands import output
 from vifprobe.errors import EXIT_DONE, EXIT_FAILED, ReaderGoneError, VifprobeError
-from vifprobe.foreign import safe
+from vifprobe.model.untrusted_text import safe
 from vifprobe.process.causes import TRACEBACK_SWITCH, cause
 from vifprobe.version import __version__
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vifprobe.foreign import safe
+from vifprobe.model.untrusted_text import safe
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -15,7 +15,7 @@ class VifprobeError(Exception):
     """A run can't go on. The message names the user's value; `hints` say what was looked at and what to do next.
 
     Shown on stderr as ``Error: message`` and one indented line a hint, without a traceback. Whatever they were made
-    from, they can be shown: see vifprobe.foreign.
+    from, they can be shown: see vifprobe.model.untrusted_text.
     """
 
     exit_code = EXIT_FAILED

@@ -26,13 +26,13 @@ from bench_tools import TOOLS, attached, refuses
 from bench_variant import EXIT, Variant
 
 from vifprobe.kernel.attach import attach, load_empty
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import Features, read_features, read_trace_fields
 from vifprobe.kernel.libbpf import attach_typed_tracepoint, load_typed_tracepoint
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.kernel.syn import FOLLOWED_PER_SECOND
-from vifprobe.layout import Bucket, Direction, TapTrait
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.kernel.tables.syn import FOLLOWED_PER_SECOND
+from vifprobe.model.layout import Bucket, Direction, TapTrait
 from vifprobe.testing import frames, syns
 from vifprobe.testing.flood import flood
 from vifprobe.testing.links import nft_ingress_limit

@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from bench_variant import EXIT, Variant
 
 from vifprobe.kernel.attach import attach, load_empty
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import Features, read_trace_fields
 from vifprobe.kernel.libbpf import attach_typed_tracepoint, load_typed_tracepoint
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Direction, TapTrait
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import Direction, TapTrait
 from vifprobe.testing.links import bridge_with
 from vifprobe.testing.taps import Tap, private_netns, tap
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from bench_stats import median_interval
 
 from vifprobe.kernel.attach import load_empty
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
 from vifprobe.kernel.libbpf import test_run
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Bucket, Direction, TapTrait
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import Bucket, Direction, TapTrait
 
 REPEAT = 20_000  # runs of the program a measurement: under a millisecond
 LIMIT = Bucket(12_500_000, 3_200_000)

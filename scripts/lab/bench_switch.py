@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vifprobe.kernel.btf import Btf
 from vifprobe.kernel.libbpf import attach_typed_tracepoint, load_typed_tracepoint
-from vifprobe.kernel.sched import HostCounters
+from vifprobe.kernel.tables.sched import HostCounters
 
 ROUND_TRIPS = 2_000  # two switches each; a run of some 10 ms
 RUNS_INSIDE = 5

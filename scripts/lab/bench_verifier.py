@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from vifprobe.kernel.build import Programs
 from vifprobe.kernel.features import read_features, read_trace_fields
 from vifprobe.kernel.libbpf import object_info
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
 
 # struct bpf_prog_info: verified_insns (include/uapi/linux/bpf.h)
 _VERIFIED_OFFSET = 216

@@ -22,12 +22,12 @@ from bench_stats import median_interval
 from bench_variant import EXIT
 
 from vifprobe.kernel.attach import attach, load_empty
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features, read_trace_fields
 from vifprobe.kernel.libbpf import attach_typed_tracepoint, library, load_typed_tracepoint, object_info
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import EXTENSION_HEADERS_MAX, Bucket, Direction, TapTrait
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import EXTENSION_HEADERS_MAX, Bucket, Direction, TapTrait
 from vifprobe.testing import extensions, frames, syns
 from vifprobe.testing.case import Run
 from vifprobe.testing.frames import EtherType

@@ -21,10 +21,10 @@ from pathlib import Path
 from types import FrameType
 
 from vifprobe import load
-from vifprobe.analysis.reading import Counts
 from vifprobe.capture.reader import Capture
 from vifprobe.errors import EXIT_FAILED, VifprobeError
-from vifprobe.layout import Direction, PacketClass, Verdict
+from vifprobe.model.layout import Direction, PacketClass, Verdict
+from vifprobe.model.reading import Counts
 from vifprobe.testing.flood import Writer, writer
 from vifprobe.testing.netns import private_netns
 from vifprobe.testing.scenario import Guest, guest, ordinary_packets, syn_flood_packets

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import Reading, count
 from vifprobe.capture.reader import Capture
-from vifprobe.host.events import Event
-from vifprobe.layout import Direction, Verdict
+from vifprobe.host.net.events import Event
+from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.reading import Reading, count
 from vifprobe.testing.flood import Writer, writer
 from vifprobe.testing.scenario import syn_flood_packets
 from vifprobe.testing.taps import Tap, device_counters, set_link_up, tap

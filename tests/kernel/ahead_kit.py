@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.ahead import tcx_program_ids
+from vifprobe.kernel.tcx import tcx_program_ids
 
 _BPF_PROG_TYPE_XDP, _BPF_XDP = 6, 37
 #: XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE (include/uapi/linux/if_link.h)

@@ -13,8 +13,8 @@ import subprocess
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vifprobe.host.netlink import attribute
-from vifprobe.host.tc_objects import TCMSG
+from vifprobe.host.net.netlink import attribute
+from vifprobe.host.tc.objects import TCMSG
 from vifprobe.testing.taps import Tap
 
 #: The `require` fixture of conftest.py.

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from probe_kit import SYN, Watched, watch_flood
 
-from vifprobe.analysis.reading import Counts, Reading, count
-from vifprobe.layout import Direction, Verdict
-from vifprobe.probe import Probe
+from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.reading import Counts, Reading, count
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import Writer, writer
 from vifprobe.testing.links import bridge_with

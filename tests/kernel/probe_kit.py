@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vifprobe.analysis.reading import Counts, Reading, count, merge
 from vifprobe.capture.tables import Bins
 from vifprobe.kernel.attach import attach, has_tcx
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import BIN, Direction, PacketClass, Verdict
-from vifprobe.probe import Probe
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import BIN, Direction, PacketClass, Verdict
+from vifprobe.model.reading import Counts, Reading, count, merge
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import Writer, Written
 from vifprobe.testing.links import NftCount, bridge_with

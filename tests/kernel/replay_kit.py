@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
+from vifprobe.kernel.tables.counters import Counters
 from vifprobe.kernel.testrun import LOOPBACK, FrameRunner
-from vifprobe.layout import Direction, Ethertype, Expected, PacketClass, cell_key_shifts
+from vifprobe.model.layout import Direction, Ethertype, Expected, PacketClass, cell_key_shifts
 
 FRAME_BYTES_MAX = 1 << 20
 TIME_NS = 1_000_000_007

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from probe_kit import OUT, KernelSide
 
 from vifprobe.kernel.attach import attach
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Direction
-from vifprobe.records import HLL_REGISTERS, SynMeasures
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import Direction
+from vifprobe.model.records import HLL_REGISTERS, SynMeasures
 from vifprobe.testing import frames as f
 from vifprobe.testing.links import bridge_with
 from vifprobe.testing.netns import Netns

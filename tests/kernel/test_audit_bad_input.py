@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 from host_fixtures import can, run
 
-from vifprobe import auditor
 from vifprobe.analysis.policer import InForce, in_force
-from vifprobe.analysis.reading import Limit
 from vifprobe.host.declared import declared_of
-from vifprobe.host.events import Event
-from vifprobe.layout import Direction
-from vifprobe.policer_audit import PolicerReport, audit_tap
-from vifprobe.probe import Probe
+from vifprobe.host.net.events import Event
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Limit
+from vifprobe.session.audit import auditor
+from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
+from vifprobe.session.probe import Probe
 from vifprobe.testing.taps import Tap
 
 IN = Direction.INBOUND

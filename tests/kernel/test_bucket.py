@@ -12,19 +12,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vifprobe.analysis.bucket import judge
-from vifprobe.analysis.reading import Limit
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Bucket, Charge, Direction, Expected, TapTrait, Verdict
-from vifprobe.probe import Probe
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import Bucket, Charge, Direction, Expected, TapTrait, Verdict
+from vifprobe.model.reading import Limit
+from vifprobe.session.probe import Probe
 from vifprobe.testing.flood import flood
 from vifprobe.testing.netns import private_netns
 from vifprobe.testing.rules import expected_wire_bytes
 from vifprobe.testing.taps import tap
+from vifprobe.testing.token_bucket import judge
 
 # struct __sk_buff, include/uapi/linux/bpf.h
 SKB_BYTES, TSTAMP_OFFSET = 192, 152

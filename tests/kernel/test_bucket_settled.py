@@ -15,21 +15,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from probe_kit import FIRST_CPU, LAST_CPU, OUT, SYN, Require, forwarding
 
-from vifprobe.analysis.bucket import TokenBucket
-from vifprobe.analysis.reading import Limit, Reading
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import attach, has_tcx
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Bucket, Expected, TapTrait, Verdict
-from vifprobe.probe import Probe
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import Bucket, Expected, TapTrait, Verdict
+from vifprobe.model.reading import Limit, Reading
+from vifprobe.session.probe import Probe
 from vifprobe.testing.flood import flood, writer
 from vifprobe.testing.links import nft_ingress_limit
 from vifprobe.testing.netns import private_netns
 from vifprobe.testing.taps import Tap
 from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.token_bucket import TokenBucket
 
 LLDP = b"\xff" * 12 + b"\x88\xcc"
 START_NS = 1_000_000_007
@@ -214,7 +214,7 @@ def test_what_a_real_tap_saw_replayed_through_the_model(monkeypatch: pytest.Monk
         assert counters.samples is not None
         counters.samples.take_one_in(1)
         # The one clock reading of the loader: when the bucket was full.
-        monkeypatch.setattr("vifprobe.kernel.build.time.monotonic_ns", lambda: full_at_ns)
+        monkeypatch.setattr("vifprobe.kernel.load.time.monotonic_ns", lambda: full_at_ns)
         programs.set_bucket(0, OUT, limit)
         monkeypatch.undo()
         counters.watch(tap.ifindex, 0, int(TapTrait.LIMIT_OUTBOUND | TapTrait.NFT_POLICER * installed))

@@ -15,10 +15,10 @@ import pytest
 from probe_kit import OUT, SYN, finish, forwarding
 
 from vifprobe import Probe
-from vifprobe.kernel import cache
-from vifprobe.kernel.compiled import Compiled
-from vifprobe.kernel.compiler import compile_apart
-from vifprobe.layout import Verdict
+from vifprobe.kernel.toolchain import cache
+from vifprobe.kernel.toolchain.compiled import Compiled
+from vifprobe.kernel.toolchain.compiler import compile_apart
+from vifprobe.model.layout import Verdict
 from vifprobe.testing.case import Run
 from vifprobe.testing.flood import flood
 from vifprobe.testing.table import cases_for
@@ -43,7 +43,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             _compiled[order] = compile_apart(text, directory, flags)
         return _compiled[order]
 
-    monkeypatch.setattr("vifprobe.kernel.cache.compile_apart", counted)
+    monkeypatch.setattr("vifprobe.kernel.toolchain.cache.compile_apart", counted)
     return made
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vifprobe.analysis.reading import Cells, Reading
 from vifprobe.capture.manifest import TapEntry, begin
 from vifprobe.capture.reader import load
 from vifprobe.capture.tables import Bins
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.errors import CaptureError
-from vifprobe.layout import BIN, CELL, SIZE_EDGES_BYTES, Verdict
+from vifprobe.model.layout import BIN, CELL, SIZE_EDGES_BYTES, Verdict
+from vifprobe.model.reading import Cells, Reading
 
 Require = Callable[[str, object, str], None]
 PACKETS = 7  # a bin

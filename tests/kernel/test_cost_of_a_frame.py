@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import pytest
 
-from vifprobe.kernel.cache import compiled
 from vifprobe.kernel.features import read_features, read_trace_fields
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.kernel.source import source_directory, source_text
+from vifprobe.kernel.toolchain.cache import compiled
+from vifprobe.kernel.toolchain.source import source_directory, source_text
 
 # include/uapi/linux/bpf.h: what calls a helper, and the helpers' numbers.
 _CALL, _LOAD_IMM64 = 0x85, 0x18

@@ -16,11 +16,11 @@ from ahead_kit import fighting, tcx_ahead, xdp
 from probe_kit import FLOOD_SECONDS, SYN, Require, capturing, command, finish, watching
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import Finding, Limit, Reading
-from vifprobe.host.links import find_link
-from vifprobe.kernel.ahead import NewLinks, program_holders, tcx_programs
+from vifprobe.host.net.links import find_link
 from vifprobe.kernel.attach import has_tcx, load_empty
-from vifprobe.layout import Direction
+from vifprobe.kernel.tcx import NewLinks, program_holders, tcx_programs
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Finding, Limit, Reading
 from vifprobe.render.context import TapContext
 from vifprobe.render.judgement import State, judge
 from vifprobe.testing.flood import flood

@@ -17,12 +17,12 @@ from inbound_kit import statistics
 from probe_kit import FLOOD_SECONDS, SYN, capturing, command, final_of, finish, watching
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import Limit, Reading
-from vifprobe.bracket import Bracket
 from vifprobe.kernel.attach import NoHookError
-from vifprobe.layout import Direction, Verdict
-from vifprobe.policer_audit import audit_tap
-from vifprobe.render.jsonlines import reading_line
+from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.reading import Limit, Reading
+from vifprobe.render.export.jsonlines import reading_line
+from vifprobe.session.audit.snapshot import audit_tap
+from vifprobe.session.counter_check import Bracket
 from vifprobe.testing.flood import flood
 from vifprobe.testing.links import bridge_with, nft_ingress_limit, veth_pair
 from vifprobe.testing.macvtap import GUEST_MAC, macvtap
@@ -126,8 +126,8 @@ def test_what_a_macvtap_receives_without_a_hook(netns: Netns, monkeypatch: pytes
     def no_hook(*_: object) -> None:
         raise NoHookError("as on a kernel without tcx")
 
-    monkeypatch.setattr("vifprobe.opening.has_tcx", lambda _: False)
-    monkeypatch.setattr("vifprobe.watched.attach", no_hook)
+    monkeypatch.setattr("vifprobe.session.components.has_tcx", lambda _: False)
+    monkeypatch.setattr("vifprobe.session.tap.attach", no_hook)
     with macvtap_port() as port:
         with Probe(port.name) as probe:
             port.outbound(FROM_GUEST)

@@ -30,9 +30,9 @@ from probe_kit import (
 )
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import Counts, count
 from vifprobe.capture.rows import ReconcileRow
-from vifprobe.layout import PacketClass, Verdict
+from vifprobe.model.layout import PacketClass, Verdict
+from vifprobe.model.reading import Counts, count
 from vifprobe.testing.flood import writer
 from vifprobe.testing.links import NftLimit, nft_ingress_limit
 from vifprobe.testing.taps import Tap

@@ -11,8 +11,8 @@ from pathlib import Path
 from probe_kit import FIRST_CPU, FLOOD_SECONDS, LIMIT, OUT, SYN, capturing, forwarding, watch_flood, watching
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import Cells, Counts, count
-from vifprobe.layout import Direction, Ethertype, Verdict
+from vifprobe.model.layout import Direction, Ethertype, Verdict
+from vifprobe.model.reading import Cells, Counts, count
 from vifprobe.testing import frames as f
 from vifprobe.testing.case import Case, Run
 from vifprobe.testing.flood import writer

@@ -12,9 +12,9 @@ from probe_kit import FLOOD_SECONDS, SYN, Require, finish
 from vifprobe import Probe
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.ahead import tcx_programs
 from vifprobe.kernel.attach import has_tcx, load_empty
-from vifprobe.layout import Direction
+from vifprobe.kernel.tcx import tcx_programs
+from vifprobe.model.layout import Direction
 from vifprobe.testing.flood import flood
 from vifprobe.testing.taps import Tap
 

@@ -14,8 +14,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from vifprobe.layout import Direction, PacketClass
-from vifprobe.probe import Probe
+from vifprobe.model.layout import Direction, PacketClass
+from vifprobe.session.probe import Probe
 from vifprobe.testing import syns
 from vifprobe.testing.cable import GUEST_ADDRESS, GUEST_ADDRESS_V6, Wired, add_ipv6, wired_guest
 from vifprobe.testing.connections import serving

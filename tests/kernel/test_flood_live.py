@@ -11,9 +11,9 @@ from math import log
 
 import pytest
 
-from vifprobe.analysis.reading import Reading
-from vifprobe.layout import Direction, PacketClass
-from vifprobe.probe import Probe
+from vifprobe.model.layout import Direction, PacketClass
+from vifprobe.model.reading import Reading
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing import syns
 from vifprobe.testing.flood import writer

@@ -14,10 +14,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from vifprobe.analysis.reading import Reading
-from vifprobe.analysis.thresholds import flood_thresholds
-from vifprobe.layout import Direction, PacketClass
-from vifprobe.probe import Probe
+from vifprobe.analysis.findings.thresholds import flood_thresholds
+from vifprobe.model.layout import Direction, PacketClass
+from vifprobe.model.reading import Reading
+from vifprobe.session.probe import Probe
 from vifprobe.testing.cable import GUEST_ADDRESS, HOST_ADDRESS, Wired, wired_guest
 from vifprobe.testing.connections import Done, serving, working
 from vifprobe.testing.netns import Netns

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from vifprobe.analysis.reading import Reading
-from vifprobe.analysis.thresholds import flood_thresholds
-from vifprobe.layout import Direction
-from vifprobe.probe import Probe
+from vifprobe.analysis.findings.thresholds import flood_thresholds
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Reading
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing import syns
 from vifprobe.testing.cable import GUEST_ADDRESS, GUEST_ADDRESS_V6, Wired, add_ipv6, wired_guest

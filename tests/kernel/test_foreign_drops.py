@@ -14,9 +14,9 @@ import pytest
 from probe_kit import FIRST_CPU, FLOOD_SECONDS, KERNEL, SYN, Watched, forwarding, watch_flood
 
 from vifprobe import Probe
-from vifprobe.kernel import build
-from vifprobe.kernel.source import source_text
-from vifprobe.layout import Verdict
+from vifprobe.kernel import load
+from vifprobe.kernel.toolchain.source import source_text
+from vifprobe.model.layout import Verdict
 from vifprobe.testing.flood import writer
 from vifprobe.testing.links import nft_ingress_limit
 from vifprobe.testing.netns import private_netns
@@ -67,7 +67,7 @@ def without(check: tuple[str, str]) -> Iterator[None]:
     text = source_text()
     assert text.count(check[0]) == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "source_text", lambda: text.replace(*check))
+        patch.setattr(load, "source_text", lambda: text.replace(*check))
         patch.setenv("VIFPROBE_CACHE", "")
         yield
 

@@ -17,7 +17,7 @@ import pytest
 from replay_kit import Shower, shower
 
 from vifprobe.kernel.features import missing_capabilities
-from vifprobe.layout import Ethertype, PacketClass
+from vifprobe.model.layout import Ethertype, PacketClass
 from vifprobe.testing import dissector, fuzz
 from vifprobe.testing.shrink import smallest
 

@@ -29,12 +29,12 @@ from probe_kit import (
 )
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import Limit, Reading, count
 from vifprobe.errors import TapError
-from vifprobe.host.links import find_link, is_there
-from vifprobe.layout import Verdict
-from vifprobe.policer_audit import audit_tap
-from vifprobe.render.policer import policer_lines
+from vifprobe.host.net.links import find_link, is_there
+from vifprobe.model.layout import Verdict
+from vifprobe.model.reading import Limit, Reading, count
+from vifprobe.render.text.policer import policer_lines
+from vifprobe.session.audit.snapshot import audit_tap
 from vifprobe.testing.flood import flood, writer
 from vifprobe.testing.links import nft_ingress_limit
 from vifprobe.testing.netns import Netns, private_netns
@@ -164,7 +164,7 @@ def test_deleted_while_it_is_audited(tap: Tap, packets: bool) -> None:
         if packets:
             patch.setattr(Probe, "readings", of_a_deleted_tap)
         else:  # nothing else runs between the first look and the end
-            patch.setattr("vifprobe.policer_audit.is_there", there_for_the_last_time)
+            patch.setattr("vifprobe.session.audit.snapshot.is_there", there_for_the_last_time)
         report = audit_tap("tap0", limits, (OUT,), 60.0, packets=packets)
     assert report.gone
     assert report.duration_ns < 30e9

@@ -16,12 +16,12 @@ from host_kit import guest
 from probe_kit import LAST_CPU, SYN, Require, capturing, command
 
 from vifprobe import Probe
-from vifprobe.analysis.host_cost import HostCost
-from vifprobe.analysis.reading import Reading
 from vifprobe.errors import KernelError
-from vifprobe.kernel import sched
-from vifprobe.layout import Direction
-from vifprobe.records import HostScope
+from vifprobe.kernel.tables import sched
+from vifprobe.model.host_cost import HostCost
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Reading
+from vifprobe.model.records import HostScope
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import Tap
 from vifprobe.testing.taps import tap as make_tap

@@ -16,9 +16,10 @@ from host_kit import Guest, Told, guest
 from probe_kit import LAST_CPU, Require
 
 from vifprobe.errors import KernelError
-from vifprobe.kernel import libbpf, sched
-from vifprobe.kernel.sched import HostCounters, HostCounts
-from vifprobe.kernel.slices import TICK_NS_MAX
+from vifprobe.kernel import libbpf
+from vifprobe.kernel.tables import sched
+from vifprobe.kernel.tables.sched import HostCounters, HostCounts
+from vifprobe.kernel.tables.slices import TICK_NS_MAX
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import set_link_up
 from vifprobe.testing.waiting import wait_until

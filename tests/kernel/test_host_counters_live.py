@@ -6,8 +6,8 @@ from __future__ import annotations
 from host_fixtures import CHARGED_BYTES, FRAME, run, send
 
 from vifprobe.host.counters import CounterSample, Counts, Unit, read_counters, read_counters_of
-from vifprobe.host.links import find_link
-from vifprobe.layout import Direction
+from vifprobe.host.net.links import find_link
+from vifprobe.model.layout import Direction
 from vifprobe.testing.links import nft_ingress_limit
 from vifprobe.testing.taps import Tap, create_tap
 from vifprobe.testing.waiting import wait_until

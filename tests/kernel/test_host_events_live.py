@@ -17,10 +17,10 @@ from contextlib import contextmanager
 import pytest
 from host_fixtures import Require, can, run
 
-from vifprobe.host.events import Event, Events
-from vifprobe.host.links import find_link
-from vifprobe.host.nft_events import NftChange
-from vifprobe.host.tc_records import TcFilter, TcQdisc
+from vifprobe.host.net.events import Event, Events
+from vifprobe.host.net.links import find_link
+from vifprobe.host.nft.events import NftChange
+from vifprobe.host.tc.records import TcFilter, TcQdisc
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import Tap, create_tap
 from vifprobe.testing.taps import tap as make_tap

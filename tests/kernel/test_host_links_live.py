@@ -16,9 +16,9 @@ import pytest
 from host_fixtures import FRAME, run, send
 
 from vifprobe.errors import HostError, TapError
-from vifprobe.host import links
-from vifprobe.host import netns as host_netns
-from vifprobe.host.processes import holders
+from vifprobe.host.net import links
+from vifprobe.host.net import netns as host_netns
+from vifprobe.host.procs.processes import holders
 from vifprobe.host.taps import describe, list_taps
 from vifprobe.testing.flood import writer
 from vifprobe.testing.links import bridge_with, veth_pair

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 from host_fixtures import run
 
-from vifprobe.host.neighbours import Neighbour, neighbours
+from vifprobe.host.net.neighbours import Neighbour, neighbours
 from vifprobe.testing.taps import Tap
 
 

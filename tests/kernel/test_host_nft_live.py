@@ -15,10 +15,10 @@ from host_fixtures import CHARGED_BYTES, Require, run, send
 
 from vifprobe.host.counters import Counts, read_counters
 from vifprobe.host.limits import installed
-from vifprobe.host.links import find_link
-from vifprobe.host.nft import has_ingress_chain, nft_policers, read_nft
-from vifprobe.host.nft_rules import Counter, RateLimit
-from vifprobe.layout import Direction
+from vifprobe.host.net.links import find_link
+from vifprobe.host.nft.reader import has_ingress_chain, nft_policers, read_nft
+from vifprobe.host.nft.rules import Counter, RateLimit
+from vifprobe.model.layout import Direction
 from vifprobe.testing.links import nft_ingress_limit
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import Tap, create_tap

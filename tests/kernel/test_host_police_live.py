@@ -15,12 +15,12 @@ from host_fixtures import CHARGED_BYTES, FRAME, Printed, Require, can, printed, 
 
 from vifprobe.host.counters import Counts, read_counters
 from vifprobe.host.limits import installed
-from vifprobe.host.links import find_link
-from vifprobe.host.tc import read_tc
-from vifprobe.host.tc_records import Policer, TcAction, TcFilter
-from vifprobe.layout import Direction
+from vifprobe.host.net.links import find_link
+from vifprobe.host.tc.reader import read_tc
+from vifprobe.host.tc.records import Policer, TcAction, TcFilter
+from vifprobe.model.layout import Direction
+from vifprobe.model.units import parse_rate_bps, parse_size_bytes
 from vifprobe.testing.taps import Tap
-from vifprobe.units import parse_rate_bps, parse_size_bytes
 
 
 @pytest.fixture(autouse=True)

@@ -21,15 +21,15 @@ from host_fixtures import (
     send,
 )
 
-from vifprobe.host.events import Event, Events
 from vifprobe.host.limits import installed
-from vifprobe.host.links import find_link
-from vifprobe.host.tc import read_tc, read_tc_of
-from vifprobe.host.tc_records import CLSACT_EGRESS, CLSACT_INGRESS, Stats, TcAction
-from vifprobe.layout import Direction
+from vifprobe.host.net.events import Event, Events
+from vifprobe.host.net.links import find_link
+from vifprobe.host.tc.reader import read_tc, read_tc_of
+from vifprobe.host.tc.records import CLSACT_EGRESS, CLSACT_INGRESS, Stats, TcAction
+from vifprobe.model.layout import Direction
+from vifprobe.model.units import parse_rate_bps, parse_size_bytes
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import Tap, create_tap
-from vifprobe.units import parse_rate_bps, parse_size_bytes
 
 
 def as_printed(stats: Stats) -> Printed:

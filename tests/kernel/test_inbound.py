@@ -28,13 +28,13 @@ from inbound_kit import (
 from probe_kit import FIRST_CPU, LAST_CPU, SYN, Require, finish, watch_flood
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import Reading
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.kernel.build import make_programs
 from vifprobe.kernel.features import read_features, read_trace_fields
+from vifprobe.kernel.load import make_programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import WHAT_IFS_MAX, PacketClass, Verdict
+from vifprobe.model.layout import WHAT_IFS_MAX, PacketClass, Verdict
+from vifprobe.model.reading import Reading
 from vifprobe.testing import frames as f
 from vifprobe.testing.netns import private_netns
 from vifprobe.testing.taps import Tap, write_gso

@@ -11,8 +11,8 @@ from probe_kit import FIRST_CPU, SYN, capturing, watching
 from test_inbound import make_htb
 
 from vifprobe import load
-from vifprobe.analysis.reading import count
-from vifprobe.layout import Verdict
+from vifprobe.model.layout import Verdict
+from vifprobe.model.reading import count
 from vifprobe.testing.taps import Tap
 from vifprobe.testing.waiting import wait_until
 

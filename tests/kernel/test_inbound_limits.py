@@ -9,8 +9,8 @@ from probe_kit import FIRST_CPU, SYN
 from test_inbound import make_htb, set_root
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import Limit, Reading
-from vifprobe.layout import Expected, Verdict
+from vifprobe.model.layout import Expected, Verdict
+from vifprobe.model.reading import Limit, Reading
 from vifprobe.testing.taps import Tap
 
 COUNT = 5_003

@@ -29,8 +29,8 @@ from inbound_kit import (
 from probe_kit import FIRST_CPU, SYN, Watched
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import Reading
-from vifprobe.layout import PacketClass, Verdict
+from vifprobe.model.layout import PacketClass, Verdict
+from vifprobe.model.reading import Reading
 from vifprobe.testing.flood import writer
 from vifprobe.testing.taps import Tap
 

@@ -14,11 +14,11 @@ from probe_kit import FIRST_CPU, SYN, Require
 from test_inbound import make_htb, set_root
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import Reading
 from vifprobe.analysis.reconcile import ReconcileRow
-from vifprobe.bracket import Bracket
 from vifprobe.kernel import libbpf
-from vifprobe.layout import Verdict
+from vifprobe.model.layout import Verdict
+from vifprobe.model.reading import Reading
+from vifprobe.session.counter_check import Bracket
 from vifprobe.testing.taps import Tap
 
 COUNT = 5_003

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from vifprobe.host.limits import installed
-from vifprobe.host.links import find_link
+from vifprobe.host.net.links import find_link
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import FILTER_HANDLE, FILTER_PREF, load_empty
 from vifprobe.kernel.leftovers import is_orphan, remove_filter
-from vifprobe.probe import Probe
+from vifprobe.session.probe import Probe
 from vifprobe.testing.netns import private_netns
 from vifprobe.testing.taps import Tap, tap
 

@@ -14,9 +14,9 @@ from functools import partial
 
 from host_fixtures import run
 
-from vifprobe.host.events import Event, Events
-from vifprobe.layout import Direction
-from vifprobe.probe import Probe
+from vifprobe.host.net.events import Event, Events
+from vifprobe.model.layout import Direction
+from vifprobe.session.probe import Probe
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import Tap, switch_offload
 from vifprobe.testing.taps import tap as make_tap

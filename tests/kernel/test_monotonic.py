@@ -26,8 +26,8 @@ from probe_kit import (
 )
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import count, subtract
-from vifprobe.layout import TapTrait, Verdict
+from vifprobe.model.layout import TapTrait, Verdict
+from vifprobe.model.reading import count, subtract
 from vifprobe.testing.flood import flood, writer
 from vifprobe.testing.links import bridge_with, nft_ingress_limit
 from vifprobe.testing.taps import Tap, create_tap, set_link_up
@@ -142,7 +142,7 @@ def test_a_grace_period_that_takes_long_holds_nobody_up(tap: Tap, monkeypatch: p
     def wait_long() -> bool:
         return over.wait(20)
 
-    monkeypatch.setattr("vifprobe.kernel.grace.wait_for_call_chains", wait_long)
+    monkeypatch.setattr("vifprobe.kernel.barrier.wait_for_call_chains", wait_long)
     with forwarding(tap), Probe(tap.name) as probe:
         flood([tap.fd], [SYN], count=7, seconds=5)
         readings = iter(probe.readings(0.02, 20))

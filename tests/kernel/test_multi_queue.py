@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from vifprobe.host.counters import read_counters_of
-from vifprobe.host.links import find_link
+from vifprobe.host.net.links import find_link
 from vifprobe.testing.taps import private_netns
 from vifprobe.testing.taps import tap as make_tap
 

@@ -16,11 +16,11 @@ from probe_kit import FIRST_CPU, FLOOD_SECONDS, LAST_CPU, LIMIT, OUT, SYN, finis
 from syn_kit import handshakes, segment, write
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import Cells, Limit, Reading, count
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import attach
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import SIZE_EDGES_BYTES, SIZE_UNKNOWN, Direction, PacketClass, Verdict
+from vifprobe.model.layout import SIZE_EDGES_BYTES, SIZE_UNKNOWN, Direction, PacketClass, Verdict
+from vifprobe.model.reading import Cells, Limit, Reading, count
 from vifprobe.testing import frames as f
 from vifprobe.testing import syns
 from vifprobe.testing.case import Case, Run
@@ -119,7 +119,7 @@ def test_more_kinds_of_packets_than_cells(tap: Tap) -> None:
 
 def test_what_has_no_size_is_said(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the reading's notes and its measure; intervals and time bins still add up to the totals."""
-    monkeypatch.setattr("vifprobe.opening.Settings", Tiny)
+    monkeypatch.setattr("vifprobe.session.components.Settings", Tiny)
     cases = cases_for(Run.TAP, gso=False)
     with (
         forwarding(tap),
@@ -186,7 +186,7 @@ def test_any_mix_on_any_number_of_taps(netns: Netns, taps: int, monkeypatch: pyt
     """Random mixes of all classes and sizes from each tap, and towards each by way of a bridge: totals are exact."""
     random = Random(taps)
     if taps in (2, 5):
-        monkeypatch.setattr("vifprobe.opening.Settings", Tiny)
+        monkeypatch.setattr("vifprobe.session.components.Settings", Tiny)
     table = cases_for(Run.TAP, gso=False)
     # The kernel takes a tag out of the bytes, see the packet table.
     towards = [frame for frame in every_kind() if len(frame) < 9_000 and frame[12:14] != b"\x81\x00"]

@@ -23,11 +23,11 @@ import pytest
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import attach, has_tcx
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import missing_capabilities, read_features, read_trace_fields
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Direction, Ethertype, PacketClass, TapTrait
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import Direction, Ethertype, PacketClass, TapTrait
 from vifprobe.testing.frames import ETH_HEADER_BYTES, pad
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.table import CASES, Case, Run, cases_for

@@ -24,13 +24,13 @@ from host_fixtures import run
 from inbound_kit import DATA, guest, neighbour
 from probe_kit import acting_while_counted
 
-from vifprobe import auditor
-from vifprobe.analysis import thresholds
-from vifprobe.analysis.reading import Limit
+from vifprobe.analysis.findings import thresholds
 from vifprobe.host.declared import declared_of
-from vifprobe.layout import Direction
-from vifprobe.policer_audit import PolicerReport, audit_tap
-from vifprobe.probe import Probe
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Limit
+from vifprobe.session.audit import auditor
+from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType, TcpFlag
@@ -215,7 +215,7 @@ def test_what_passed_counts_from_when_a_removal_was_heard_of(tap: Tap, monkeypat
     """However long call chains take to end, which where CPUs are scarce is seconds."""
     ended = threading.Event()
     ended.set()
-    monkeypatch.setattr("vifprobe.kernel.grace.wait_for_call_chains", lambda: ended.wait(120))
+    monkeypatch.setattr("vifprobe.kernel.barrier.wait_for_call_chains", lambda: ended.wait(120))
     nft(12_500_000, 3_200_000)
 
     def remove() -> None:

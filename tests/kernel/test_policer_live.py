@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 from host_fixtures import run
 
-from vifprobe import auditor
 from vifprobe.analysis.policer import InForce, in_force
-from vifprobe.analysis.reading import Finding, Limit, Reading
 from vifprobe.host.declared import declared_of
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.ahead import tcx_programs
-from vifprobe.layout import Direction
-from vifprobe.policer_audit import PolicerReport, audit_tap
-from vifprobe.probe import Probe
+from vifprobe.kernel.tcx import tcx_programs
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Finding, Limit, Reading
+from vifprobe.session.audit import auditor
+from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
+from vifprobe.session.probe import Probe
 from vifprobe.testing.flood import writer
 from vifprobe.testing.scenario import guest, ordinary_packets, syn_flood_packets
 from vifprobe.testing.taps import Tap

@@ -15,14 +15,14 @@ import pytest
 from host_fixtures import can, run
 from probe_kit import acting_while_counted
 
-from vifprobe import auditor
 from vifprobe.analysis.policer import InForce, in_force
-from vifprobe.analysis.reading import Finding, Limit
 from vifprobe.host.declared import declared_of
 from vifprobe.kernel import libbpf
-from vifprobe.layout import Direction
-from vifprobe.policer_audit import PolicerReport, audit_tap
-from vifprobe.probe import Probe
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Finding, Limit
+from vifprobe.session.audit import auditor
+from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType, TcpFlag

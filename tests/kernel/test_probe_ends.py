@@ -12,7 +12,7 @@ from leftovers_kit import open_fds
 
 from vifprobe import Probe
 from vifprobe.errors import HostError
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
 from vifprobe.testing.taps import Tap, private_netns
 from vifprobe.testing.taps import tap as make_tap
 
@@ -74,7 +74,7 @@ def test_what_was_compiled_in_vain_is_freed(tap: Tap, monkeypatch: pytest.Monkey
     def unreadable(reader: object, links: object) -> object:
         raise HostError("no answer.")
 
-    monkeypatch.setattr("vifprobe.opening.LimitReader.read", unreadable)
+    monkeypatch.setattr("vifprobe.session.components.LimitReader.read", unreadable)
     before = open_fds()
     with pytest.raises(HostError) as raised, Probe(tap.name):
         pass

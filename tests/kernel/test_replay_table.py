@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from replay_kit import Shower, Shown, shower
 
-from vifprobe.analysis.reading import Counts, count
 from vifprobe.kernel.features import missing_capabilities
 from vifprobe.kernel.testrun import SKB_MAX_BYTES, is_refused
-from vifprobe.layout import Direction, Ethertype, Expected, PacketClass, Verdict, size_bucket
+from vifprobe.model.layout import Direction, Ethertype, Expected, PacketClass, Verdict, size_bucket
+from vifprobe.model.reading import Counts, count
 from vifprobe.testing.case import Case, Run
 from vifprobe.testing.frames import ETH_HEADER_BYTES, EtherType, TcpFlag, eth, ipv4, tcp, vlan
 from vifprobe.testing.table import CASES, cases_for

@@ -14,12 +14,12 @@ import pytest
 from probe_kit import FIRST_CPU, OUT, SYN, KernelSide, kernel_side, on_cpu
 
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features, read_trace_fields
-from vifprobe.kernel.samples import FIRST_MEAN, Samples, class_counts
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import SAMPLE_FIRST, Settings, possible_cpus
-from vifprobe.layout import SAMPLE, SAMPLE_EAGER_LOOKS, PacketClass, SampleFlag, TapTrait, Verdict
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.kernel.tables.samples import FIRST_MEAN, Samples, class_counts
+from vifprobe.model.layout import SAMPLE, SAMPLE_EAGER_LOOKS, PacketClass, SampleFlag, TapTrait, Verdict
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import flood
 from vifprobe.testing.links import nft_ingress_limit

@@ -11,7 +11,7 @@ from pathlib import Path
 from probe_kit import LIMIT, SYN, Require, capturing
 
 from vifprobe import load
-from vifprobe.layout import PacketClass, Verdict
+from vifprobe.model.layout import PacketClass, Verdict
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import flood
 from vifprobe.testing.links import nft_ingress_limit

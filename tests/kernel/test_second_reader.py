@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A second opinion on netlink: pyroute2 reads the same objects of the same kernel, and agrees wherever it decodes them.
 
-What it does not decode (see vifprobe/host/netlink.py) is held against what `tc` prints, in test_host_*_live.py.
+What it does not decode (see vifprobe/host/net/netlink.py) is held against what `tc` prints, in test_host_*_live.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from host_fixtures import CHARGED_BYTES, Require, can, run, send
 
-from vifprobe.host.links import list_links_and_counters
-from vifprobe.host.tc import read_tc
-from vifprobe.host.tc_records import INGRESS_HANDLE, handle_text
+from vifprobe.host.net.links import list_links_and_counters
+from vifprobe.host.tc.reader import read_tc
+from vifprobe.host.tc.records import INGRESS_HANDLE, handle_text
 from vifprobe.testing.taps import Tap
 
 pyroute2 = pytest.importorskip("pyroute2")

@@ -9,9 +9,11 @@ import sys
 
 import pytest
 
-from vifprobe import auditor, host_cost
-from vifprobe.kernel import counters, grace
-from vifprobe.probe import Probe
+from vifprobe.kernel import barrier
+from vifprobe.kernel.tables import counters
+from vifprobe.session import host_cost
+from vifprobe.session.audit import auditor
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing.taps import Tap, switch_offload
 
@@ -33,7 +35,7 @@ def test_nothing_grows_with_time(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> N
     """Without waiting for grace periods, which is all that most of an interval is; nobody takes events or intervals of
     the host. Now and then the guest sends a SYN, and its driver switches offloads.
     """
-    monkeypatch.setattr(grace, "wait_for_call_chains", lambda: True)
+    monkeypatch.setattr(barrier, "wait_for_call_chains", lambda: True)
     monkeypatch.setattr(counters, "LATE_VERDICT_SECONDS", 0)
     monkeypatch.setattr(host_cost, "KEPT", 17)  # or it would be full after a minute only
     # What findings are drawn from, else of the last five seconds: how many intervals that is depends on the machine.

@@ -12,12 +12,12 @@ import pytest
 from probe_kit import FIRST_CPU, OUT, KernelSide, kernel_side, on_cpu
 from syn_kit import ACK, IN, RST, SYN, check_estimate, handshakes, measures, segment, two_taps, write
 
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features, read_trace_fields
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import TapTrait
-from vifprobe.records import AGE_BUCKETS
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import TapTrait
+from vifprobe.model.records import AGE_BUCKETS
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import flood
 from vifprobe.testing.netns import Netns

@@ -13,10 +13,10 @@ from probe_kit import OUT
 from syn_kit import SYN, check_estimate, handshakes, segment
 
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
+from vifprobe.kernel.tables.counters import Counters
 from vifprobe.testing.netns import Netns
 
 #: Different sources in the flood that memory is bounded under: some 0.3 us each, in an emulated machine far more.

@@ -23,8 +23,8 @@ from syn_kit import SYN as SYN_FLAG
 from vifprobe.analysis.flood.gaps import GapHistogram
 from vifprobe.analysis.flood.kernel import KernelSide as SynSide
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Direction
-from vifprobe.records import AGE_BUCKETS
+from vifprobe.model.layout import Direction
+from vifprobe.model.records import AGE_BUCKETS
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import Tap
 

@@ -11,11 +11,11 @@ import pytest
 from probe_kit import FIRST_CPU, FLOOD_SECONDS, LAST_CPU, OUT, SYN, finish, forwarding, kernel_side, on_cpu, watch_flood
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import count
 from vifprobe.errors import KernelError
 from vifprobe.kernel import settings
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import TAP_PROBES, Direction, Verdict
+from vifprobe.model.layout import TAP_PROBES, Direction, Verdict
+from vifprobe.model.reading import count
 from vifprobe.testing import syns
 from vifprobe.testing.case import Run
 from vifprobe.testing.flood import flood, writer

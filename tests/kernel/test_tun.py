@@ -16,14 +16,14 @@ from probe_kit import OUT, SYN, Require, capturing, command, final_of, finish, w
 from test_packet_table import Observer, Seen, check, told
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import Limit
-from vifprobe.bracket import Bracket
 from vifprobe.errors import KernelError, TapError
 from vifprobe.kernel.attach import attach, has_tcx
-from vifprobe.kernel.build import Programs
 from vifprobe.kernel.features import read_features, read_trace_fields
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Direction, PacketClass, TapTrait, Verdict, size_bucket
+from vifprobe.model.layout import Direction, PacketClass, TapTrait, Verdict, size_bucket
+from vifprobe.model.reading import Limit
+from vifprobe.session.counter_check import Bracket
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import flood
 from vifprobe.testing.frames import ETH_HEADER_BYTES, TcpFlag

@@ -18,23 +18,23 @@ from hypothesis import strategies as st
 from inbound_kit import guest, neighbour, senders
 from probe_kit import FIRST_CPU, OUT, SYN, capturing, forwarding, watch_flood, watching
 
-from vifprobe.analysis.bucket import TokenBucket
-from vifprobe.analysis.reading import Limit
-from vifprobe.analysis.whatif import WhatIf, rows_of, total
 from vifprobe.capture.reader import load
 from vifprobe.commands.options import parse_what_if
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import NoHookError, has_tcx
-from vifprobe.kernel.build import Programs
-from vifprobe.kernel.counters import Counters
 from vifprobe.kernel.features import read_features
+from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import WHAT_IFS_MAX, Bucket, Charge, Direction, PacketClass
-from vifprobe.probe import Probe
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import WHAT_IFS_MAX, Bucket, Charge, Direction, PacketClass
+from vifprobe.model.reading import Limit
+from vifprobe.model.whatif import WhatIf, rows_of, total
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import flood
 from vifprobe.testing.rules import expected_wire_bytes
 from vifprobe.testing.taps import Tap
+from vifprobe.testing.token_bucket import TokenBucket
 
 SKB_BYTES, TSTAMP_OFFSET = 192, 152  # struct __sk_buff, include/uapi/linux/bpf.h
 KINDS = {
@@ -161,8 +161,8 @@ def way(request: pytest.FixtureRequest, tap: Tap, monkeypatch: pytest.MonkeyPatc
     def no_hook(*_: object) -> None:
         raise NoHookError("as on a kernel without tcx")
 
-    monkeypatch.setattr("vifprobe.opening.has_tcx", lambda _: False)
-    monkeypatch.setattr("vifprobe.watched.attach", no_hook)
+    monkeypatch.setattr("vifprobe.session.components.has_tcx", lambda _: False)
+    monkeypatch.setattr("vifprobe.session.tap.attach", no_hook)
     return "tracepoint"
 
 

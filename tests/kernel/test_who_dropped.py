@@ -20,11 +20,11 @@ from host_fixtures import run
 from probe_kit import FLOOD_SECONDS, KERNEL, Watched, watch_flood
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import count
-from vifprobe.host.links import find_link
+from vifprobe.host.net.links import find_link
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.layout import Direction, Verdict
+from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.reading import count
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType

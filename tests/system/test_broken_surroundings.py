@@ -16,9 +16,9 @@ import pytest
 from broken_kit import SURROUNDINGS
 from command_kit import COMMAND, Ended, environment
 
-from vifprobe.analysis.reading import Reading, no_cells
 from vifprobe.capture.manifest import TapEntry, begin
 from vifprobe.capture.writer import CaptureWriter, Totals
+from vifprobe.model.reading import Reading, no_cells
 from vifprobe.testing import frames as f
 from vifprobe.testing.recording import pcap_bytes
 from vifprobe.testing.taps import Tap

@@ -15,7 +15,7 @@ import pytest
 from command_kit import Running, assert_is_error, run, start
 
 from vifprobe import load
-from vifprobe.layout import Direction, PacketClass
+from vifprobe.model.layout import Direction, PacketClass
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import flood
 from vifprobe.testing.links import nft_ingress_limit

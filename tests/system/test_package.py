@@ -47,6 +47,7 @@ def test_it_compiles_and_watches_far_from_the_checkout(installed: Path, tap: Tap
     command = [*COMMAND, "watch", tap.name, "--json", "--duration", "50ms"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
     assert (done.returncode, done.stderr) == (0, "")
-    asked = [sys.executable, "-c", "from vifprobe.kernel.source import source_directory; print(source_directory())"]
+    question = "from vifprobe.kernel.toolchain.source import source_directory; print(source_directory())"
+    asked = [sys.executable, "-c", question]
     told = subprocess.run(asked, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert told.stdout == f"{installed / 'vifprobe/bpf'}\n"

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import count
-from vifprobe.layout import Direction, PacketClass, Verdict
+from vifprobe.model.layout import Direction, PacketClass, Verdict
+from vifprobe.model.reading import count
 from vifprobe.testing.links import nft_ingress_limit
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.taps import device_counters, set_link_up

@@ -18,21 +18,21 @@ import pytest
 from command_kit import assert_is_error, run, start
 
 from vifprobe import load
-from vifprobe.analysis.bucket import judge
-from vifprobe.analysis.reading import Limit, Reading, count
 from vifprobe.capture.tables import without
 from vifprobe.commands import replay as command
 from vifprobe.kernel.features import missing_capabilities
-from vifprobe.layout import Bucket, Direction, Expected, PacketClass, Verdict
-from vifprobe.pcap.file import opened
-from vifprobe.probe import Probe
-from vifprobe.render.replayed import replay_lines
-from vifprobe.replay import Replay
+from vifprobe.model.layout import Bucket, Direction, Expected, PacketClass, Verdict
+from vifprobe.model.reading import Limit, Reading, count
+from vifprobe.render.text.replay import replay_lines
+from vifprobe.replay.player import Replay
+from vifprobe.replay.recording import opened
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing.fuzz import corpus
 from vifprobe.testing.recording import PcapngWriter, pcap_bytes
 from vifprobe.testing.table import Run, cases_for
 from vifprobe.testing.taps import Tap
+from vifprobe.testing.token_bucket import judge
 
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)
 DATA = f.eth(f.ipv4(f.tcp(f.TcpFlag.ACK, bytes(1009))), f.EtherType.IPV4)

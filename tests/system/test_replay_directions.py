@@ -15,12 +15,12 @@ import pytest
 from command_kit import assert_is_error, run
 
 from vifprobe import load
-from vifprobe.analysis.reading import Reading
 from vifprobe.kernel.features import missing_capabilities
-from vifprobe.layout import Direction, PacketClass
-from vifprobe.pcap.file import opened
-from vifprobe.probe import Probe
-from vifprobe.replay import Replay
+from vifprobe.model.layout import Direction, PacketClass
+from vifprobe.model.reading import Reading
+from vifprobe.replay.player import Replay
+from vifprobe.replay.recording import opened
+from vifprobe.session.probe import Probe
 from vifprobe.testing import frames as f
 from vifprobe.testing.cable import GUEST_ADDRESS, HOST_ADDRESS, Wired, wired_guest
 from vifprobe.testing.connections import serving, working

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vifprobe.analysis.reading import Counts, Limit, count
-from vifprobe.pcap.file import opened
-from vifprobe.replay import Replay
+from vifprobe.model.reading import Counts, Limit, count
+from vifprobe.replay.player import Replay
+from vifprobe.replay.recording import opened
 from vifprobe.testing import frames as f
 from vifprobe.testing.recording import pcap_bytes
 

@@ -187,7 +187,7 @@ def test_what_is_kept_is_enough_to_open_a_probe() -> None:
     text = """
 import vifprobe
 from vifprobe import rights
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
 rights.plan()
 rights.give_up()
 with vifprobe.Probe("tap0", bin_ns=10_000_000, samples=100, host=True) as probe:
@@ -220,7 +220,7 @@ def test_new_links_and_who_holds_a_program_are_still_found(tap: Tap, require: Re
     text = """
 import sys
 from vifprobe import rights
-from vifprobe.kernel.ahead import NewLinks, program_holders, program_name, tcx_program_ids
+from vifprobe.kernel.tcx import NewLinks, program_holders, program_name, tcx_program_ids
 rights.plan()
 links = NewLinks()
 rights.give_up()

@@ -11,10 +11,9 @@ import numpy.typing as npt
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, merge
 from vifprobe.capture.manifest import Manifest, TapEntry, begin
 from vifprobe.capture.tables import Bins
-from vifprobe.layout import (
+from vifprobe.model.layout import (
     BIN,
     CELL,
     SIZE_EDGES_BYTES,
@@ -26,6 +25,7 @@ from vifprobe.layout import (
     Verdict,
     size_bucket,
 )
+from vifprobe.model.reading import Cells, Finding, Limit, Reading, merge
 
 # A busy machine is no reason to fail.
 settings.register_profile("vifprobe", deadline=None)

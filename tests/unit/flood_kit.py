@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.analysis.reading import Cells, merge
-from vifprobe.layout import CELL, SAMPLE, Direction, PacketClass, Verdict, size_bucket
+from vifprobe.model.layout import CELL, SAMPLE, Direction, PacketClass, Verdict, size_bucket
+from vifprobe.model.reading import Cells, merge
 
 Array = npt.NDArray[Any]
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND

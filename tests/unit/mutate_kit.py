@@ -17,12 +17,12 @@ from typing import Any
 
 from capture_kit import FLOOD, OUT, REASONS, TAPS, bins_like, manifest, reading
 
-from vifprobe.analysis.flood.model import Flood, Measure, Top
-from vifprobe.analysis.whatif import WhatIfRow
 from vifprobe.capture.manifest import Gap
 from vifprobe.capture.rows import EventRow, HostRow, PolicerRow, ReconcileRow
 from vifprobe.capture.writer import CaptureWriter, Totals
-from vifprobe.layout import PacketClass
+from vifprobe.model.flood import Flood, Measure, Top
+from vifprobe.model.layout import PacketClass
+from vifprobe.model.whatif import WhatIfRow
 from vifprobe.testing.recording import PcapngWriter, pcap_bytes
 
 #: Numbers at which readers break: signs, edges of 31, 32, 61, 63 and 64 bits, far beyond, and what is no number.

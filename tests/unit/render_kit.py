@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vifprobe.analysis.reading import Cells, Finding, Limit, Reading, merge, no_cells
-from vifprobe.layout import CELL, Direction, Expected, PacketClass, Verdict, size_bucket
+from vifprobe.model.layout import CELL, Direction, Expected, PacketClass, Verdict, size_bucket
+from vifprobe.model.reading import Cells, Finding, Limit, Reading, merge, no_cells
 from vifprobe.render.context import TapContext
-from vifprobe.render.line import Line
+from vifprobe.render.text.line import Line
 
 GOLDEN = Path(__file__).parent / "golden"
 TAP = "tap834d76e9-5f"

@@ -7,11 +7,11 @@ import random
 from dataclasses import replace
 
 from vifprobe.analysis.ahead import SLACK_PACKETS, Ahead, Unseen
-from vifprobe.analysis.findings import findings
+from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.policer import SetUp
-from vifprobe.analysis.reading import Finding
-from vifprobe.analysis.situation import Situation
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Finding
 
 MS, SECOND = 1_000_000, 1_000_000_000
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND

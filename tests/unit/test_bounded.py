@@ -12,26 +12,26 @@ import numpy as np
 import pytest
 
 from vifprobe.analysis import gaps
-from vifprobe.analysis.findings import findings
+from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.gaps import GapTracker, Happening
 from vifprobe.analysis.policer import Enforced, SetUp
 from vifprobe.analysis.recent import Recent
-from vifprobe.analysis.situation import Situation
-from vifprobe.coverage import KEPT as SPANS_KEPT
-from vifprobe.coverage import Coverage, GapTeller, without_old
-from vifprobe.droppers import Blame, Droppers
-from vifprobe.forensics import Forensics
-from vifprobe.host import askers
-from vifprobe.host.askers import Askers
-from vifprobe.host.changes import Watched
 from vifprobe.host.limits import Installed
-from vifprobe.host.links import RTM_DELLINK, RTM_NEWLINK, Link
-from vifprobe.host.netlink import Message, attribute
-from vifprobe.host.nft import NftState
-from vifprobe.host.tc import RTM_DELQDISC, RTM_NEWQDISC, TcState
-from vifprobe.host.tc_objects import TCMSG
-from vifprobe.layout import SAMPLE, Direction
-from vifprobe.watched import WatchedTap
+from vifprobe.host.net import senders
+from vifprobe.host.net.changes import Watched
+from vifprobe.host.net.links import RTM_DELLINK, RTM_NEWLINK, Link
+from vifprobe.host.net.netlink import Message, attribute
+from vifprobe.host.net.senders import Askers
+from vifprobe.host.nft.reader import NftState
+from vifprobe.host.tc.objects import TCMSG
+from vifprobe.host.tc.reader import RTM_DELQDISC, RTM_NEWQDISC, TcState
+from vifprobe.model.layout import SAMPLE, Direction
+from vifprobe.session.coverage import KEPT as SPANS_KEPT
+from vifprobe.session.coverage import Coverage, GapTeller, without_old
+from vifprobe.session.drop_attribution import Blame, Droppers
+from vifprobe.session.syn_tracker import Forensics
+from vifprobe.session.tap import WatchedTap
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 MS = 1_000_000
@@ -114,8 +114,8 @@ def test_samples_that_nobody_takes() -> None:
 
 def test_processes_that_change_things_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
     ports: dict[int, int] = {}
-    monkeypatch.setattr(askers, "_ports", lambda: iter(ports.items()))
-    monkeypatch.setattr(askers, "_holder", lambda *_: None)
+    monkeypatch.setattr(senders, "_ports", lambda: iter(ports.items()))
+    monkeypatch.setattr(senders, "_holder", lambda *_: None)
     found = Askers()
     for port in range(1, 5_009):
         ports = {port: port + 1}

@@ -21,8 +21,8 @@ from vifprobe.capture.reader import load
 from vifprobe.capture.rows import EventRow, HostRow
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.errors import CaptureError
-from vifprobe.layout import BIN, Verdict
-from vifprobe.render import plots
+from vifprobe.model.layout import BIN, Verdict
+from vifprobe.render.export import plots
 
 
 @pytest.fixture

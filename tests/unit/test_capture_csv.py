@@ -28,7 +28,7 @@ from vifprobe.capture.csvio import (
 )
 from vifprobe.capture.rows import DropRow, EventRow, FloodRow, HistogramRow, PolicerRow, ReconcileRow, TimelineRow
 from vifprobe.errors import CaptureError
-from vifprobe.layout import Direction, Ethertype, Expected, PacketClass, Verdict
+from vifprobe.model.layout import Direction, Ethertype, Expected, PacketClass, Verdict
 
 # The contract, typed here a second time on purpose: users' scripts rest on it.
 COLUMNS = {

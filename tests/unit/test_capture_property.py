@@ -20,8 +20,6 @@ from capture_kit import OUT, TAPS, manifest, reading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vifprobe.analysis.quantities import Change, Code, Foreign, Moment
-from vifprobe.analysis.reading import Finding, Limit
 from vifprobe.analysis.reconcile import CounterSamples, probe_count, reconcile
 from vifprobe.capture.bounds import SPAN_NS_MAX
 from vifprobe.capture.codecs import TEXT_CHARACTERS_MAX
@@ -31,8 +29,10 @@ from vifprobe.capture.manifest import Gap, Manifest, SampleCounts, TapEntry, fro
 from vifprobe.capture.reader import load
 from vifprobe.capture.rows import DropRow
 from vifprobe.capture.writer import CaptureWriter, Totals
-from vifprobe.layout import SAMPLE, Direction, Verdict
-from vifprobe.pcap.file import opened
+from vifprobe.model.layout import SAMPLE, Direction, Verdict
+from vifprobe.model.quantities import Change, Code, Foreign, Moment
+from vifprobe.model.reading import Finding, Limit
+from vifprobe.replay.recording import opened
 
 SEED = settings(derandomize=True, max_examples=60)
 #: What is known to break readers: signs, edges of 32, 53, 63 and 64 bits, and beyond.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from vifprobe.analysis.reconcile import CounterSamples, ProbeCount, probe_count, reconcile
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
 
 
 def samples(*values: int | None) -> CounterSamples:

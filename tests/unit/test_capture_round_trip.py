@@ -32,8 +32,6 @@ from capture_kit import (
 )
 from hypothesis import given, settings
 
-from vifprobe.analysis.flood.model import Flood, Measure, Top
-from vifprobe.analysis.reading import Cells, Finding, Limit, Reading
 from vifprobe.analysis.reconcile import CounterSamples, probe_count, reconcile
 from vifprobe.capture.manifest import NOT_ENDED, Gap
 from vifprobe.capture.reader import load
@@ -41,7 +39,9 @@ from vifprobe.capture.rows import EventRow, FloodRow, HostRow, PolicerRow, TopRo
 from vifprobe.capture.tables import drop_rows, without
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.errors import CaptureError
-from vifprobe.layout import Direction, Verdict
+from vifprobe.model.flood import Flood, Measure, Top
+from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.reading import Cells, Finding, Limit, Reading
 from vifprobe.testing.waiting import wait_until
 
 EVENTS = (

@@ -19,7 +19,7 @@ from capture_kit import REASONS, TAPS, manifest, reading
 from vifprobe.capture.manifest import SampleCounts, from_json
 from vifprobe.capture.samples import ALWAYS_OF_A_KIND, SampleEncoder
 from vifprobe.capture.writer import CaptureWriter, Totals
-from vifprobe.layout import SAMPLE, Direction, Expected, PacketClass, SampleFlag, Verdict
+from vifprobe.model.layout import SAMPLE, Direction, Expected, PacketClass, SampleFlag, Verdict
 from vifprobe.testing import frames as f
 
 Rows = npt.NDArray[Any]

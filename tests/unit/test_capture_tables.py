@@ -8,7 +8,6 @@ import pytest
 from capture_kit import BIN_NS, FLOOD, FLOOD_PACKETS, OUT, REASONS, SYMBOLS, bins_like, cell, cells, plain, random_cells
 from hypothesis import given
 
-from vifprobe.analysis.reading import Cells, count
 from vifprobe.capture.rows import DropRow
 from vifprobe.capture.tables import (
     bins_of,
@@ -20,7 +19,8 @@ from vifprobe.capture.tables import (
     timeline_rows,
     without,
 )
-from vifprobe.layout import BIN, SIZE_EDGES_BYTES, PacketClass, Verdict, size_bucket
+from vifprobe.model.layout import BIN, SIZE_EDGES_BYTES, PacketClass, Verdict, size_bucket
+from vifprobe.model.reading import Cells, count
 
 
 @given(random_cells())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vifprobe.kernel.compiled import Compiled, MapShape, declared_in
+from vifprobe.kernel.toolchain.compiled import Compiled, MapShape, declared_in
 
 CELL = [("counts", [("packets", "<u8"), ("bytes", "<u8")], (4,)), ("spare", "<u2"), ("", "|V6")]
 #: r1 = map 1; r1 = map 0; exit

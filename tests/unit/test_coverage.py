@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from vifprobe.analysis.gaps import Gap, Happening
 from vifprobe.analysis.policer import Enforced
-from vifprobe.coverage import Coverage, GapTeller, LinkTeller
-from vifprobe.host.changes import NO_CHANGE
-from vifprobe.host.events import Event
-from vifprobe.layout import Direction
+from vifprobe.host.net.changes import NO_CHANGE
+from vifprobe.host.net.events import Event
+from vifprobe.model.layout import Direction
+from vifprobe.session.coverage import Coverage, GapTeller, LinkTeller
 
 OUT = Direction.OUTBOUND
 LASTING = Coverage("tap0", OUT, 1_000, None, "ingress qdisc ffff: at ingress deleted", 4711, "tc")

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from vifprobe.analysis.difference import Change, difference, paired
-from vifprobe.analysis.reading import Finding, Limit, Reading
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.commands.diff import command
 from vifprobe.errors import EXIT_FINDING
-from vifprobe.layout import Direction, PacketClass, Verdict
-from vifprobe.render.difference import figure
+from vifprobe.model.layout import Direction, PacketClass, Verdict
+from vifprobe.model.reading import Finding, Limit, Reading
+from vifprobe.render.text.difference import figure
 
 SECONDS_BEFORE, SECONDS_AFTER = 7, 13
 GONE = Finding("absent", "P1", "critical", "No policer", {"declared_bps": 7}, "Add it")

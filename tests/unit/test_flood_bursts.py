@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.analysis.findings import findings
+from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.flood.bursts import Bucket, Bursts
 from vifprobe.analysis.policer import Enforced, SetUp
-from vifprobe.analysis.reading import Finding
-from vifprobe.analysis.situation import Situation
-from vifprobe.layout import BIN, Direction, Verdict
+from vifprobe.model.layout import BIN, Direction, Verdict
+from vifprobe.model.reading import Finding
 
 OUT = Direction.OUTBOUND
 MS = 1_000_000

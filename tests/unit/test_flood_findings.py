@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from flood_kit import IN, OUT, cells, samples, seeded
 
-from vifprobe.analysis.findings import findings
+from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.findings.situation import Situation
+from vifprobe.analysis.findings.thresholds import FloodThresholds, flood_thresholds
 from vifprobe.analysis.flood.addresses import OwnAddresses, mac_number
-from vifprobe.analysis.flood.model import Measure
 from vifprobe.analysis.flood.tracker import FloodTracker
 from vifprobe.analysis.policer import SetUp
-from vifprobe.analysis.reading import Cells, Finding
-from vifprobe.analysis.situation import Situation
-from vifprobe.analysis.thresholds import FloodThresholds, flood_thresholds
 from vifprobe.errors import UsageError
-from vifprobe.layout import Direction, PacketClass, Verdict
+from vifprobe.model.flood import Measure
+from vifprobe.model.layout import Direction, PacketClass, Verdict
+from vifprobe.model.reading import Cells, Finding
 from vifprobe.testing import frames as f
 from vifprobe.testing import syns
 from vifprobe.testing.frames import EtherType

@@ -13,7 +13,7 @@ from flood_kit import samples
 from vifprobe.analysis.flood.addresses import address
 from vifprobe.analysis.flood.habits import fingerprint_words
 from vifprobe.analysis.flood.headers import option_letters, packets_of
-from vifprobe.layout import PacketClass
+from vifprobe.model.layout import PacketClass
 from vifprobe.testing import frames as f
 from vifprobe.testing import syns
 from vifprobe.testing.extensions import hop_by_hop

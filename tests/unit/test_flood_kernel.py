@@ -9,8 +9,8 @@ import numpy as np
 from flood_kit import IN, OUT
 
 from vifprobe.analysis.flood.kernel import YOUNG_NS, KernelSide
-from vifprobe.analysis.flood.model import Measure
-from vifprobe.records import AGE_BUCKETS, HANDSHAKES, HLL_REGISTERS, PORTS, Distinct, SynMeasures
+from vifprobe.model.flood import Measure
+from vifprobe.model.records import AGE_BUCKETS, HANDSHAKES, HLL_REGISTERS, PORTS, Distinct, SynMeasures
 
 TAPS = 3
 

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vifprobe import cli, errors
-from vifprobe.analysis.flood.model import Flood, Measure, Top
-from vifprobe.analysis.reading import Finding
 from vifprobe.capture.manifest import Gap, TapEntry
 from vifprobe.capture.rows import EventRow, HostRow, PolicerRow, ReconcileRow
 from vifprobe.capture.writer import CaptureWriter, Totals
-from vifprobe.foreign import CHARACTERS_MAX, quoted, safe
-from vifprobe.render.line import Span, line
-from vifprobe.render.terminal import print_lines
+from vifprobe.model.flood import Flood, Measure, Top
+from vifprobe.model.reading import Finding
+from vifprobe.model.untrusted_text import CHARACTERS_MAX, quoted, safe
+from vifprobe.render.text.line import Span, line
+from vifprobe.render.text.terminal import print_lines
 from vifprobe.render.units import ASCII, BLOCKS, clean
 from vifprobe.testing.recording import PcapngWriter, pcap_bytes
 

@@ -10,10 +10,10 @@ from flood_kit import IN, OUT, samples
 
 from vifprobe.analysis.flood.addresses import Knowledge, OwnAddresses, address, address_keys, halves, mac_number
 from vifprobe.analysis.flood.headers import packets_of
-from vifprobe.forensics import own_addresses
 from vifprobe.host.declared import Declared
-from vifprobe.host.neighbours import Neighbour
-from vifprobe.layout import PacketClass
+from vifprobe.host.net.neighbours import Neighbour
+from vifprobe.model.layout import PacketClass
+from vifprobe.session.syn_tracker import own_addresses
 from vifprobe.testing import frames as f
 from vifprobe.testing import syns
 from vifprobe.testing.frames import EtherType, TcpFlag

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from vifprobe.layout import SIZE_EDGES_BYTES, Ethertype, PacketClass, size_bucket
+from vifprobe.model.layout import SIZE_EDGES_BYTES, Ethertype, PacketClass, size_bucket
 from vifprobe.testing import frames
 from vifprobe.testing.extensions import chain, destination_options, hop_by_hop
 from vifprobe.testing.frames import EtherType, TcpFlag, checksum, eth, icmpv6, ipv4, ipv6, qinq, tcp, udp, vlan

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from vifprobe.layout import PacketClass
+from vifprobe.model.layout import PacketClass
 from vifprobe.testing import dissector
 from vifprobe.testing.table import CASES, Case
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 
-from vifprobe.host import links, tc
-from vifprobe.host.changes import Change, Watched
-from vifprobe.host.links import Link
-from vifprobe.host.netlink import Message, attribute
-from vifprobe.host.tc_objects import TCMSG
-from vifprobe.host.tc_records import TcQdisc
+from vifprobe.host.net import links
+from vifprobe.host.net.changes import Change, Watched
+from vifprobe.host.net.links import Link
+from vifprobe.host.net.netlink import Message, attribute
+from vifprobe.host.tc import reader
+from vifprobe.host.tc.objects import TCMSG
+from vifprobe.host.tc.records import TcQdisc
 
 TAP = Link("tap0", 5, "tap", "02:00:00:00:00:05", 1500, True, 0, "", 1, True, 0x1003, 0, 1000, "pfifo_fast", "")
 BRIDGE = Link("br0", 9, "bridge", "02:00:00:00:00:09", 1500, True, 0, "", 1, True, 0x1003, 0, 1000, "noqueue", "")
@@ -92,7 +93,7 @@ def test_an_interface_that_comes_back_under_its_name_is_new_and_watched_from_the
     again = replace(TAP, ifindex=31)
     assert said(seen.changes(link_message(again))) == [(31, "link_new", "tap0 is there, ifindex 31")]
     assert said(seen.changes(link_message(replace(again, mtu=900)))) == [(31, "link_change", "mtu 1500 -> 900")]
-    assert said(seen.changes(tc_message(tc.RTM_DELQDISC, 31, 0xFFFF0000, 0xFFFFFFF1))) != []
+    assert said(seen.changes(tc_message(reader.RTM_DELQDISC, 31, 0xFFFF0000, 0xFFFFFFF1))) != []
 
 
 def test_an_interface_renamed_to_a_watched_name_is_new() -> None:
@@ -104,19 +105,19 @@ def test_an_interface_renamed_to_a_watched_name_is_new() -> None:
 def test_other_interfaces_are_not_told_of() -> None:
     seen = watched()
     assert seen.changes(link_message(replace(BRIDGE, mtu=9000))) == []
-    assert seen.changes(tc_message(tc.RTM_NEWQDISC, 9, 0x10000, 0xFFFFFFFF, "htb")) == []
+    assert seen.changes(tc_message(reader.RTM_NEWQDISC, 9, 0x10000, 0xFFFFFFFF, "htb")) == []
     assert seen.changes(Message(24, 0, 0, 0, b"\0" * 20)) == []  # RTM_NEWROUTE
 
 
 def test_qdiscs_filters_and_classes_come_and_go() -> None:
     seen = watched()
-    assert said(seen.changes(tc_message(tc.RTM_DELQDISC, 5, 0xFFFF0000, 0xFFFFFFF1))) == [
+    assert said(seen.changes(tc_message(reader.RTM_DELQDISC, 5, 0xFFFF0000, 0xFFFFFFF1))) == [
         (5, "qdisc_del", "ingress qdisc ffff: at ingress")
     ]
-    assert said(seen.changes(tc_message(tc.RTM_NEWTCLASS, 5, 0x1000A, 0x10000, "htb"))) == [
+    assert said(seen.changes(tc_message(reader.RTM_NEWTCLASS, 5, 0x1000A, 0x10000, "htb"))) == [
         (5, "class_new", "htb class 1:a")
     ]
-    gone = tc_message(tc.RTM_DELTFILTER, 5, 0, 0xFFFF0000, "u32", 49 << 16 | 0x0300)
+    gone = tc_message(reader.RTM_DELTFILTER, 5, 0, 0xFFFF0000, "u32", 49 << 16 | 0x0300)
     assert said(seen.changes(gone)) == [(5, "filter_del", "u32 filters of pref 49 at ingress")]
 
 
@@ -124,11 +125,11 @@ def test_a_filter_of_a_shared_block_is_told_of_each_watched_interface_in_it() ->
     ingress = TcQdisc(5, "ingress", "clsact", "ffff:", "ingress", ingress_block=22, egress_block=23)
     others = TcQdisc(9, "ingress", "ingress", "ffff:", "ingress", ingress_block=22)
     seen = watched(qdiscs=(ingress, others))
-    gone = tc_message(tc.RTM_DELTFILTER, -1, 0, 22, "u32", 49 << 16)
+    gone = tc_message(reader.RTM_DELTFILTER, -1, 0, 22, "u32", 49 << 16)
     assert said(seen.changes(gone)) == [(5, "filter_del", "u32 filters of pref 49 at ingress")]
-    gone = tc_message(tc.RTM_DELTFILTER, -1, 0, 23, "u32", 49 << 16)
+    gone = tc_message(reader.RTM_DELTFILTER, -1, 0, 23, "u32", 49 << 16)
     assert said(seen.changes(gone)) == [(5, "filter_del", "u32 filters of pref 49 at egress")]
-    assert seen.changes(tc_message(tc.RTM_DELTFILTER, -1, 0, 24, "u32", 49 << 16)) == []
+    assert seen.changes(tc_message(reader.RTM_DELTFILTER, -1, 0, 24, "u32", 49 << 16)) == []
 
 
 def test_after_a_loss_the_difference_to_a_fresh_list_is_told() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from vifprobe.analysis.host_cost import NAMES_MAX, REST, HostCost, Load, ScopeCost, Tally, scaled_packets
 from vifprobe.capture.tables import host_rows
-from vifprobe.kernel.slices import share
-from vifprobe.records import HostScope
+from vifprobe.kernel.tables.slices import share
+from vifprobe.model.host_cost import NAMES_MAX, REST, HostCost, Load, ScopeCost, Tally, scaled_packets
+from vifprobe.model.records import HostScope
 
 PID = 4242
 

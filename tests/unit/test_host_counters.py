@@ -8,10 +8,10 @@ import pytest
 from vifprobe.host import counters
 from vifprobe.host.counters import CounterSample, Counts, Unit, unwrapped
 from vifprobe.host.limits import Installed, InstalledLimit
-from vifprobe.host.nft import NftState
-from vifprobe.host.tc import TcState
-from vifprobe.host.tc_records import Stats, TcFilter, TcQdisc
-from vifprobe.layout import Direction
+from vifprobe.host.nft.reader import NftState
+from vifprobe.host.tc.reader import TcState
+from vifprobe.host.tc.records import Stats, TcFilter, TcQdisc
+from vifprobe.model.layout import Direction
 
 TURN = 2**32
 

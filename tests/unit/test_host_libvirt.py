@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vifprobe.host.libvirt import Bandwidth, Interface, live_domains
+from vifprobe.host.libvirt.domains import Bandwidth, Interface, live_domains
 
 DOMAIN = """<domstatus state='running' reason='booted' pid='{pid}'>
   <domain type='kvm' id='7'>

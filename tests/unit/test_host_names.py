@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from vifprobe.errors import TapError
-from vifprobe.host import names, taps
+from vifprobe.host import taps
+from vifprobe.host.net import names
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vifprobe.host import links, nft_rules, tc_objects
-from vifprobe.host.changes import Watched
-from vifprobe.host.netlink import (
+from vifprobe.host.net import links
+from vifprobe.host.net.changes import Watched
+from vifprobe.host.net.netlink import (
     Message,
     NetlinkError,
     align,
@@ -29,6 +29,8 @@ from vifprobe.host.netlink import (
     u32,
     u64,
 )
+from vifprobe.host.nft import rules
+from vifprobe.host.tc import objects
 
 
 def datagram(*found: tuple[int, int, bytes]) -> bytes:
@@ -80,12 +82,12 @@ def test_a_name_that_is_no_utf8_survives_the_way_back() -> None:
 PARSERS: list[Callable[[Message], object]] = [
     links.parse,
     links.parse_counters,
-    tc_objects.qdisc,
-    tc_objects.tc_class,
-    lambda message: tc_objects.tc_filter(message, "ingress", 1),
-    nft_rules.base_chain,
-    nft_rules.stateful_object,
-    lambda message: nft_rules.rule(message, {}),
+    objects.qdisc,
+    objects.tc_class,
+    lambda message: objects.tc_filter(message, "ingress", 1),
+    rules.base_chain,
+    rules.stateful_object,
+    lambda message: rules.rule(message, {}),
     lambda message: Watched([1], [], []).changes(message),
 ]
 
@@ -115,9 +117,9 @@ def test_whatever_the_kernel_sends_a_parser_gives_an_answer_or_our_error(
 @pytest.mark.parametrize("kind", ["u32", "basic", "matchall", "bpf", "flower", "htb", "tbf", "fw"])
 @given(options=NESTED)
 def test_options_of_a_known_kind_that_make_no_sense_are_survived(kind: str, options: bytes) -> None:
-    body = tc_objects.TCMSG.pack(0, 1, 0x10001, 0xFFFF0000, 0x00310300)
+    body = objects.TCMSG.pack(0, 1, 0x10001, 0xFFFF0000, 0x00310300)
     body += attribute(1, kind.encode() + b"\0") + attribute(2, options)
-    for parse in (tc_objects.qdisc, tc_objects.tc_class, lambda one: tc_objects.tc_filter(one, "ingress", 1)):
+    for parse in (objects.qdisc, objects.tc_class, lambda one: objects.tc_filter(one, "ingress", 1)):
         try:
             parse(Message(44, 0, 0, 0, body))
         except NetlinkError:
@@ -127,6 +129,6 @@ def test_options_of_a_known_kind_that_make_no_sense_are_survived(kind: str, opti
 def test_links_can_be_imported_without_anything_heavy() -> None:
     """Each start of the tool pays for what this module pulls in."""
     heavy = ("numpy", "pyroute2", "bcc", "click", "rich", "xml", "asyncio", "subprocess", "difflib")
-    script = f"import sys, vifprobe.host.links; print([name for name in {heavy!r} if name in sys.modules])"
+    script = f"import sys, vifprobe.host.net.links; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

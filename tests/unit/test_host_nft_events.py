@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
-from vifprobe.host.netlink import Message, NetlinkError, attribute
-from vifprobe.host.nft_events import NftChange, Transactions
+from vifprobe.host.net.netlink import Message, NetlinkError, attribute
+from vifprobe.host.nft.events import NftChange, Transactions
 
 NETDEV, INET, IPV4 = 5, 1, 2
 TABLE, CHAIN, RULE, GONE_RULE, ELEMENT, GENERATION = 0, 3, 6, 8, 12, 15

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from vifprobe.host import meters, ovsdb
 from vifprobe.host.declared import declared_of
-from vifprobe.host.links import Link
-from vifprobe.host.meters import Meter, parse_meters
-from vifprobe.host.ovs import OvsInterface, Qos, Queue, read_ovs
-from vifprobe.layout import Direction
+from vifprobe.host.net.links import Link
+from vifprobe.host.ovs import meters, ovsdb
+from vifprobe.host.ovs.meters import Meter, parse_meters
+from vifprobe.host.ovs.ports import OvsInterface, Qos, Queue, read_ovs
+from vifprobe.model.layout import Direction
 from vifprobe.process import children
 from vifprobe.testing.waiting import wait_until
 

@@ -11,8 +11,8 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from vifprobe.host import processes
-from vifprobe.host.askers import Askers, Catcher, glimpse
+from vifprobe.host.net.senders import Askers, Catcher, glimpse
+from vifprobe.host.procs import processes
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import struct
 
 import pytest
 
-from vifprobe.host.netlink import Message, attribute
-from vifprobe.host.tc_actions import control_text, ticks_to_bytes
-from vifprobe.host.tc_objects import TCMSG, protocol_text, qdisc, tc_class, tc_filter
-from vifprobe.host.tc_records import BpfProgram, Policer, Shaper, Stats, TcFilter, filter_handle_text, handle_text
+from vifprobe.host.net.netlink import Message, attribute
+from vifprobe.host.tc.actions import control_text, ticks_to_bytes
+from vifprobe.host.tc.objects import TCMSG, protocol_text, qdisc, tc_class, tc_filter
+from vifprobe.host.tc.records import BpfProgram, Policer, Shaper, Stats, TcFilter, filter_handle_text, handle_text
 
 NO_BOUND = 2**32 - 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from vifprobe.host.threads import Threads, Who
-from vifprobe.records import HostScope
+from vifprobe.host.procs.threads import Threads, Who
+from vifprobe.model.records import HostScope
 
 PID = 4242
 

@@ -13,11 +13,11 @@ from mutate_kit import bounded, damage_bytes, damage_folder, recordings, write_f
 from vifprobe.analysis.difference import difference, paired
 from vifprobe.capture.reader import load
 from vifprobe.errors import VifprobeError
-from vifprobe.pcap.file import opened
-from vifprobe.render.difference import diff_lines, diff_object
-from vifprobe.render.jsonlines import dumps, reading_object
-from vifprobe.render.page import page
-from vifprobe.render.summary import summary_lines
+from vifprobe.render.export.jsonlines import dumps, reading_object
+from vifprobe.render.export.page import page
+from vifprobe.render.text.difference import diff_lines, diff_object
+from vifprobe.render.text.summary import summary_lines
+from vifprobe.replay.recording import opened
 
 SEED = int(os.environ.get("VIFPROBE_FUZZ_SEED", "5"))
 FOLDERS = int(os.environ.get("VIFPROBE_FUZZ_FOLDERS", "400"))

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from vifprobe.errors import CaptureError
-from vifprobe.pcap import window
-from vifprobe.pcap.file import PacketFile, opened
+from vifprobe.replay import window
+from vifprobe.replay.recording import PacketFile, opened
 from vifprobe.testing.recording import Block, PcapngWriter, pcap_bytes
 
 FRAMES = [bytes([number % 251]) * (14 + number % 97) for number in range(211)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vifprobe.kernel.placement import MARK, cold_last
+from vifprobe.kernel.toolchain.placement import MARK, cold_last
 
 JA, JSET, EXIT = 0x05, 0x45, 0x95
 #: Conditions on r0 and an immediate: JEQ JGT JGE JSET JNE JSGT JSGE JLT JLE JSLT JSLE; of 64 and of 32 bits.

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vifprobe.analysis import thresholds as t
-from vifprobe.analysis.findings import findings
+from vifprobe.analysis.findings import thresholds as t
+from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.findings.situation import Growth, Load, Sample, Situation, Uplink
 from vifprobe.analysis.gaps import Gap, Happening
 from vifprobe.analysis.policer import Declared, Enforced, InForce, SetUp, in_force, policer_rows
-from vifprobe.analysis.reading import Finding, Reading
-from vifprobe.analysis.situation import Growth, Load, Sample, Situation, Uplink
-from vifprobe.layout import CELL, SIZE_UNKNOWN, Direction, Ethertype, PacketClass, Verdict, size_bucket
+from vifprobe.model.layout import CELL, SIZE_UNKNOWN, Direction, Ethertype, PacketClass, Verdict, size_bucket
+from vifprobe.model.reading import Finding, Reading
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 RATE, BURST = 100_000_000, 3_200_000

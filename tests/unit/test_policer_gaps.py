@@ -7,7 +7,7 @@ from typing import Any
 
 from vifprobe.analysis.gaps import Gap, GapTracker, Happening
 from vifprobe.analysis.policer import Enforced
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 POLICE = Enforced(OUT, "tc", "police", "ingress pref 49152 police 1", "tap0", 100_000_000, 3_200_000)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from vifprobe.errors import KernelError, UsageError
-from vifprobe.host import meters
-from vifprobe.host.ovs import OvsInterface
-from vifprobe.kernel import compiler
+from vifprobe.host.ovs import meters
+from vifprobe.host.ovs.ports import OvsInterface
+from vifprobe.kernel.toolchain import compiler
 from vifprobe.process import children
 from vifprobe.process.caller import foreign_caller, setting
 from vifprobe.process.trust import open_trusted, problem

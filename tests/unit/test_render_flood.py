@@ -9,15 +9,15 @@ from dataclasses import replace
 from flood_kit import OUT, cells, samples
 from render_kit import BASE, CONTEXT, alone, text_of
 
-from vifprobe.analysis.flood.model import Measure
 from vifprobe.analysis.flood.tracker import FloodTracker
-from vifprobe.analysis.reading import Reading
-from vifprobe.layout import Direction, PacketClass
-from vifprobe.render.flood import flood_lines
-from vifprobe.render.jsonlines import dumps, reading_object
-from vifprobe.render.sections import fit
-from vifprobe.render.summary import summary_lines
-from vifprobe.render.tap_view import tap_sections
+from vifprobe.model.flood import Measure
+from vifprobe.model.layout import Direction, PacketClass
+from vifprobe.model.reading import Reading
+from vifprobe.render.export.jsonlines import dumps, reading_object
+from vifprobe.render.text.flood import flood_lines
+from vifprobe.render.text.sections import fit
+from vifprobe.render.text.summary import summary_lines
+from vifprobe.render.text.tap_view import tap_sections
 from vifprobe.render.units import ASCII, BLOCKS
 from vifprobe.testing import syns
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import render_kit as kit
 
-from vifprobe.analysis.host_cost import HostCost, Tally
-from vifprobe.records import HostScope
-from vifprobe.render.host import host_fields, host_lines, share_line
-from vifprobe.render.jsonlines import dumps, reading_object
-from vifprobe.render.lines import interval_line
-from vifprobe.render.screen import Screen
+from vifprobe.model.host_cost import HostCost, Tally
+from vifprobe.model.records import HostScope
+from vifprobe.render.export.jsonlines import dumps, reading_object
+from vifprobe.render.text.host import host_fields, host_lines, share_line
+from vifprobe.render.text.lines import interval_line
+from vifprobe.render.text.screen import Screen
 from vifprobe.render.units import ASCII, BLOCKS
 
 PID = 3191

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import render_kit as kit
 
-from vifprobe.analysis.flood.model import Flood, Measure
-from vifprobe.analysis.host_cost import HostCost
-from vifprobe.analysis.reading import Counts, Reading, count, no_cells
-from vifprobe.layout import Direction, Expected, PacketClass, Verdict
-from vifprobe.render.csvlines import csv_header, csv_rows
-from vifprobe.render.jsonlines import dumps, reading_line, reading_object
-from vifprobe.render.lines import interval_line
+from vifprobe.model.flood import Flood, Measure
+from vifprobe.model.host_cost import HostCost
+from vifprobe.model.layout import Direction, Expected, PacketClass, Verdict
+from vifprobe.model.reading import Counts, Reading, count, no_cells
+from vifprobe.render.export.csvlines import csv_header, csv_rows
+from vifprobe.render.export.jsonlines import dumps, reading_line, reading_object
+from vifprobe.render.text.lines import interval_line
 
 COUNTS = ["packets", "frame_bytes", "charged_bytes", "wire_bytes"]
 OUTCOMES = ["passed", "policed", "dropped"]

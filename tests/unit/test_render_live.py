@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import render_kit as kit
 
-from vifprobe.render.screen import LiveScreen
+from vifprobe.render.text.screen import LiveScreen
 
 ENTER, LEAVE, SHOW_CURSOR = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
 DEADLINE_SECONDS = 30.0
@@ -24,7 +24,7 @@ DEADLINE_SECONDS = 30.0
 PROGRAM = """
 import select, signal, sys
 import render_kit as kit
-from vifprobe.render.screen import LiveScreen
+from vifprobe.render.text.screen import LiveScreen
 how = sys.argv[1]
 with LiveScreen(sys.stdout, {kit.TAP: kit.CONTEXT}) as screen:
     for number in range(3):

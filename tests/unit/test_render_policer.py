@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from vifprobe.analysis.findings import findings
+from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.policer import Declared, Enforced, SetUp, policer_rows
-from vifprobe.analysis.situation import Situation
-from vifprobe.layout import Direction
-from vifprobe.render.policer import policer_lines, proof
+from vifprobe.model.layout import Direction
+from vifprobe.render.text.policer import policer_lines, proof
 from vifprobe.render.units import ASCII, BLOCKS, cell_width
 
 OUT = Direction.OUTBOUND

@@ -14,11 +14,11 @@ import pytest
 import render_kit as kit
 from rich.console import Console
 
-from vifprobe.analysis.reading import Finding, Limit, Reading
-from vifprobe.layout import SIZE_UNKNOWN, Direction, Expected, PacketClass, Verdict
+from vifprobe.model.layout import SIZE_UNKNOWN, Direction, Expected, PacketClass, Verdict
+from vifprobe.model.reading import Finding, Limit, Reading
 from vifprobe.render.context import TapContext
 from vifprobe.render.judgement import State, judge
-from vifprobe.render.screen import Screen
+from vifprobe.render.text.screen import Screen
 from vifprobe.render.units import ASCII, BLOCKS, cell_width
 
 ONE = Screen(kit.history(), {kit.TAP: kit.CONTEXT})

@@ -13,12 +13,12 @@ import pytest
 import render_kit as kit
 
 from vifprobe.analysis.reconcile import ReconcileRow
-from vifprobe.layout import Direction
-from vifprobe.render.doctor import Check, CheckState, doctor_lines
-from vifprobe.render.lines import interval_line, lines_header
-from vifprobe.render.summary import summary_lines
-from vifprobe.render.taps import TapRow, taps_lines
-from vifprobe.render.terminal import print_lines
+from vifprobe.model.layout import Direction
+from vifprobe.render.text.doctor import Check, CheckState, doctor_lines
+from vifprobe.render.text.lines import interval_line, lines_header
+from vifprobe.render.text.summary import summary_lines
+from vifprobe.render.text.taps import TapRow, taps_lines
+from vifprobe.render.text.terminal import print_lines
 from vifprobe.render.units import ASCII, cell_width
 
 HOSTILE = "\x1b[2J[red]\n\u202ex y"

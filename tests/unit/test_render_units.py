@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from vifprobe.layout import SIZE_EDGES_BYTES, size_range_bytes
+from vifprobe.model.layout import SIZE_EDGES_BYTES, size_range_bytes
 from vifprobe.render import units
 from vifprobe.render.units import ASCII, BLOCKS
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from render_kit import BASE
 
-from vifprobe.analysis.whatif import WhatIfRow
 from vifprobe.commands.options import parse_what_if
 from vifprobe.errors import UsageError
-from vifprobe.layout import Bucket, Charge, Direction, PacketClass
-from vifprobe.render.tap_view import what_if
+from vifprobe.model.layout import Bucket, Charge, Direction, PacketClass
+from vifprobe.model.whatif import WhatIfRow
+from vifprobe.render.text.tap_view import what_if
 from vifprobe.render.units import ASCII
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from vifprobe.analysis.reading import Finding
 from vifprobe.capture.reader import load
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.commands.report import command
-from vifprobe.layout import Verdict
-from vifprobe.render.page import page
-from vifprobe.render.plots import rates
+from vifprobe.model.layout import Verdict
+from vifprobe.model.reading import Finding
+from vifprobe.render.export.page import page
+from vifprobe.render.export.plots import rates
 
 HOSTILE = '<script>alert(7)</script>"$x^2$\x1b[31m\u202e'
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vifprobe.kernel.ring import unread
+from vifprobe.kernel.tables.ring import unread
 
 SIZE = 8
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from vifprobe.errors import EXIT_USAGE, UsageError
-from vifprobe.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
+from vifprobe.model.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from vifprobe.kernel import compiler
 from vifprobe.kernel.features import read_features
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.kernel.source import source_directory, source_text
+from vifprobe.kernel.toolchain import compiler
+from vifprobe.kernel.toolchain.source import source_directory, source_text
 
 # bcc is the same on all of them.
 pytestmark = [pytest.mark.usefixtures("stock_kernel"), pytest.mark.kernels("5.10")]

@@ -14,8 +14,8 @@ import pytest
 from vm_kit import KERNEL, OUT, SECONDS, add_policer, run, watch
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import Reading, count
-from vifprobe.layout import Verdict
+from vifprobe.model.layout import Verdict
+from vifprobe.model.reading import Reading, count
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType

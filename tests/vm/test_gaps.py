@@ -13,10 +13,10 @@ import pytest
 from vm_kit import KERNEL, OUT, ROOM, SECONDS, add_policer, delete_policer, policed
 
 from vifprobe import load
-from vifprobe.analysis.reading import count
 from vifprobe.capture.reader import Capture
 from vifprobe.capture.rows import EventRow
-from vifprobe.layout import Verdict
+from vifprobe.model.layout import Verdict
+from vifprobe.model.reading import count
 from vifprobe.testing.flood import Writer, writer
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.scenario import forwarded, syn_flood_packets

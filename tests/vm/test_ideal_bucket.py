@@ -9,8 +9,8 @@ import pytest
 from vm_kit import KERNEL, OUT, SECONDS, add_policer, policed, watch
 
 from vifprobe import Probe
-from vifprobe.analysis.reading import Limit
-from vifprobe.layout import Verdict
+from vifprobe.model.layout import Verdict
+from vifprobe.model.reading import Limit
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import flood, writer
 from vifprobe.testing.netns import Netns

@@ -18,10 +18,10 @@ import pytest
 from vm_kit import ROOM, run
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import Reading
 from vifprobe.analysis.reconcile import ReconcileRow
-from vifprobe.bracket import Bracket
-from vifprobe.layout import Direction, PacketClass
+from vifprobe.model.layout import Direction, PacketClass
+from vifprobe.model.reading import Reading
+from vifprobe.session.counter_check import Bracket
 from vifprobe.testing.netns import Netns, private_netns
 from vifprobe.testing.taps import device_counters, set_link_up
 from vifprobe.testing.waiting import wait_until

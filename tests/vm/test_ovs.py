@@ -14,10 +14,10 @@ from test_gaps import BURST, RATE, captured, check_counts, grows, steady_flood, 
 from vm_kit import KERNEL, OUT, ROOM, SECONDS, add_policer, has_policer, policed, run, watch
 
 from vifprobe import Probe, load
-from vifprobe.analysis.reading import count
-from vifprobe.bracket import Bracket
 from vifprobe.capture.reader import Capture
-from vifprobe.layout import Verdict
+from vifprobe.model.layout import Verdict
+from vifprobe.model.reading import count
+from vifprobe.session.counter_check import Bracket
 from vifprobe.testing.flood import writer
 from vifprobe.testing.scenario import syn_flood_packets
 from vifprobe.testing.taps import Tap

@@ -9,7 +9,7 @@ import pytest
 from vm_kit import KERNEL, OUT, SECONDS, add_policer, delete_policer, policed, run, watch
 
 from vifprobe import Probe
-from vifprobe.layout import Direction, Verdict
+from vifprobe.model.layout import Direction, Verdict
 from vifprobe.testing.flood import writer
 from vifprobe.testing.netns import Netns
 from vifprobe.testing.scenario import forwarded, ordinary_packets, syn_flood_packets

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from vm_kit import ROOM, has_policer, run
 
-from vifprobe.analysis import thresholds
+from vifprobe.analysis.findings import thresholds
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType

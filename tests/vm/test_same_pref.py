@@ -13,7 +13,7 @@ import pytest
 from vifprobe import Probe
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import FILTER_PREF, has_tcx
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
 from vifprobe.testing.flood import flood
 from vifprobe.testing.frames import EtherType, TcpFlag, eth, ipv4, tcp
 from vifprobe.testing.netns import Netns

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import pytest
 from vm_kit import OUT, run
 
-from vifprobe.host.uplink import line_speed_bps
-from vifprobe.policer_audit import audit_tap
+from vifprobe.host.net.uplink import line_speed_bps
+from vifprobe.session.audit.snapshot import audit_tap
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import writer
 from vifprobe.testing.frames import EtherType

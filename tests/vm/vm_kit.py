@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from vifprobe.analysis.reading import Reading, count
-from vifprobe.layout import Direction, Verdict
-from vifprobe.probe import Probe
+from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.reading import Reading, count
+from vifprobe.session.probe import Probe
 from vifprobe.testing.flood import Writer, Written
 
 #: The stock kernel that these run on, "" elsewhere.

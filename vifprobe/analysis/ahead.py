@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
 
 #: Packets that may be on their way between the device's counter and the hook (RPS, each CPU's last packet).
 SLACK_PACKETS = 256

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vifprobe.analysis.reading import Counts, Finding, Limit, Reading
-from vifprobe.layout import Direction, PacketClass, Verdict
+from vifprobe.model.layout import Direction, PacketClass, Verdict
+from vifprobe.model.reading import Counts, Finding, Limit, Reading
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from vifprobe.analysis import thresholds
+from vifprobe.analysis.findings import thresholds
 from vifprobe.analysis.policer import Enforced
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
 
 #: So many gaps that are over are kept of a direction, the newest, and so many limits that came: somebody may change a
 #: limit all day long.

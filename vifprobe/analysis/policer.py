@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from vifprobe import ports
-from vifprobe.analysis import thresholds
-from vifprobe.analysis.quantities import Foreign
-from vifprobe.layout import Direction
+from vifprobe.analysis.findings import thresholds
+from vifprobe.model import ports
+from vifprobe.model.layout import Direction
+from vifprobe.model.quantities import Foreign
 
 
 class PolicerRow(NamedTuple):
@@ -89,7 +89,8 @@ class SetUp:
     enforced: on the tap itself, in the order in which packets meet it. elsewhere: limits of the tap's packets that are
     enforced past it. earlier: words for what runs before the first policer at ingress and can decide a packet's fate.
     ingress_qdisc: `ingress`, `clsact` or "". declared_unknown, enforced_unknown: why a limit may be there unseen.
-    undecoded: what may limit packets of a direction, but can't be read here. kind: of the device, see vifprobe.ports.
+    undecoded: what may limit packets of a direction, but can't be read here. kind: of the device, see
+    vifprobe.model.ports.
     """
 
     tap: str

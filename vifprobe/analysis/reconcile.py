@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from vifprobe.analysis.quantities import Change, Foreign
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
+from vifprobe.model.quantities import Change, Foreign
 
 
 class ReconcileRow(NamedTuple):

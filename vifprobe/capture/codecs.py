@@ -17,10 +17,10 @@ from enum import IntEnum
 from numbers import Integral
 from typing import Any, Union, get_args, get_origin
 
-from vifprobe.analysis.quantities import Change, Code, Foreign, Moment
 from vifprobe.capture.bounds import SPAN_BITS
-from vifprobe.foreign import escape
-from vifprobe.layout import Expected, Verdict
+from vifprobe.model.layout import Expected, Verdict
+from vifprobe.model.quantities import Change, Code, Foreign, Moment
+from vifprobe.model.untrusted_text import escape
 
 #: Codes that mean "not known" or "nothing to hold it against": an empty cell.
 EMPTY_CODES: Mapping[type[IntEnum], IntEnum] = {Verdict: Verdict.UNKNOWN, Expected: Expected.NONE}

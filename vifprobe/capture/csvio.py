@@ -18,7 +18,7 @@ from vifprobe.capture import rows as r
 from vifprobe.capture.bounds import COLUMNS_MAX, LINE_BYTES_MAX
 from vifprobe.capture.codecs import Codec, codec_of
 from vifprobe.errors import CaptureError
-from vifprobe.foreign import quoted
+from vifprobe.model.untrusted_text import quoted
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 

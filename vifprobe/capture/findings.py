@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from vifprobe.analysis.reading import Finding
 from vifprobe.capture.jsonio import JsonObject, dump, load
 from vifprobe.capture.manifest import FINDINGS
 from vifprobe.errors import CaptureError
-from vifprobe.foreign import quoted
+from vifprobe.model.reading import Finding
+from vifprobe.model.untrusted_text import quoted
 
 
 def findings_json(findings: Iterable[tuple[str, Finding]]) -> bytes:

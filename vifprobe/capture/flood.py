@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from vifprobe.analysis.flood.model import Flood, Measure, Top
 from vifprobe.capture.rows import FloodRow, TopRow
-from vifprobe.layout import Direction
+from vifprobe.model.flood import Flood, Measure, Top
+from vifprobe.model.layout import Direction
 
 _ERROR = "_error"
 

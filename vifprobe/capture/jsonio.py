@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from vifprobe.capture.bounds import JSON_DEPTH_MAX
 from vifprobe.errors import CaptureError
-from vifprobe.foreign import quoted
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
+from vifprobe.model.untrusted_text import quoted
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Enum)

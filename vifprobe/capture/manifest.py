@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from vifprobe.analysis.reading import Limit
 from vifprobe.capture.bounds import SPAN_NS_MAX, TAPS_MAX
 from vifprobe.capture.csvio import TABLES
 from vifprobe.capture.jsonio import JsonObject, dump, load, moment
 from vifprobe.errors import CaptureError
-from vifprobe.foreign import quoted
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Limit
+from vifprobe.model.untrusted_text import quoted
 from vifprobe.version import __version__
 
 #: Raised when the meaning of something in a capture changes. Additions don't raise it.
@@ -62,7 +62,7 @@ class TapEntry:
     """One captured tap. domain, port: libvirt domain and Neutron port, None where unknown.
 
     hooks: direction -> tcx, clsact, ingress or tracepoint. The fields from `verdicts` on are those of its last
-    Reading (see vifprobe.analysis.reading); duration_ns and at are None until totals were written. gone_ns: when it was
+    Reading (see vifprobe.model.reading); duration_ns and at are None until totals were written. gone_ns: when it was
     deleted, None where it was there at the end. kind: of the device.
     """
 

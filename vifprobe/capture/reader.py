@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vifprobe.analysis.reading import Finding, Reading
 from vifprobe.capture import csvio
 from vifprobe.capture import rows as r
 from vifprobe.capture.codecs import printable
@@ -25,6 +24,7 @@ from vifprobe.capture.manifest import FINDINGS, Manifest, TapEntry
 from vifprobe.capture.source import Source
 from vifprobe.capture.tables import Bins, by_tap, cells_of
 from vifprobe.errors import CaptureError
+from vifprobe.model.reading import Finding, Reading
 
 
 @dataclass(frozen=True)

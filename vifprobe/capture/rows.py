@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vifprobe.analysis.policer import PolicerRow
-from vifprobe.analysis.quantities import Code, Moment
 from vifprobe.analysis.reconcile import ReconcileRow
-from vifprobe.analysis.whatif import WhatIfRow
-from vifprobe.layout import Direction, Ethertype, Expected, PacketClass, Verdict
+from vifprobe.model.layout import Direction, Ethertype, Expected, PacketClass, Verdict
+from vifprobe.model.quantities import Code, Moment
+from vifprobe.model.whatif import WhatIfRow
 
 __all__ = [
     "DropRow",

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vifprobe.capture import pcapng
-from vifprobe.layout import VLAN_TAG_BYTES, Direction, Expected, PacketClass, SampleFlag, Verdict
-from vifprobe.ports import is_layer_3
-from vifprobe.records import SAMPLE_HEADER_BYTES
+from vifprobe.model.layout import VLAN_TAG_BYTES, Direction, Expected, PacketClass, SampleFlag, Verdict
+from vifprobe.model.ports import is_layer_3
+from vifprobe.model.records import SAMPLE_HEADER_BYTES
 from vifprobe.version import __version__
 
 Samples = npt.NDArray[Any]

@@ -29,7 +29,7 @@ from vifprobe.capture.tables import (
     no_bins,
 )
 from vifprobe.errors import CaptureError
-from vifprobe.foreign import quoted
+from vifprobe.model.untrusted_text import quoted
 
 _SUM_MAX = 2**62
 Kind = TypeVar("Kind", r.HistogramRow, r.LostRow)

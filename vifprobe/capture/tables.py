@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.analysis.host_cost import HostCost
-from vifprobe.analysis.reading import Cells, merge, subtract
 from vifprobe.capture.rows import DropRow, HistogramRow, HostRow, LostRow, TimelineRow
-from vifprobe.layout import (
+from vifprobe.model.host_cost import HostCost
+from vifprobe.model.layout import (
     BIN,
     CELL,
     SIZE_UNKNOWN,
@@ -29,6 +28,7 @@ from vifprobe.layout import (
     size_bucket,
     size_range_bytes,
 )
+from vifprobe.model.reading import Cells, merge, subtract
 
 Bins = npt.NDArray[np.void]  # structured, dtype layout.BIN
 

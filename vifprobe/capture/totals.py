@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
-from vifprobe.analysis.reading import Reading
 from vifprobe.capture.manifest import Gap, Manifest, TapEntry
 from vifprobe.capture.rows import FloodRow, PolicerRow, ReconcileRow, TopRow
+from vifprobe.model.reading import Reading
 
 
 @dataclass(frozen=True)

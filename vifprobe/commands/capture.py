@@ -11,10 +11,6 @@ from typing import Any
 
 import click
 
-from vifprobe import rights
-from vifprobe.analysis.reading import Reading
-from vifprobe.analysis.whatif import WhatIf
-from vifprobe.bracket import Bracket
 from vifprobe.capture import manifest
 from vifprobe.capture.manifest import Gap, Manifest, TapEntry
 from vifprobe.capture.rows import EventRow
@@ -38,10 +34,14 @@ from vifprobe.errors import CaptureError, TapError
 from vifprobe.host.taps import describe
 from vifprobe.kernel.settings import BIN_LOG_ENTRIES
 from vifprobe.kernel.symbols import function_at
-from vifprobe.probe import Probe
+from vifprobe.model.reading import Reading
+from vifprobe.model.whatif import WhatIf
 from vifprobe.render.context import TapContext
-from vifprobe.render.summary import summary_lines
-from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
+from vifprobe.render.text.summary import summary_lines
+from vifprobe.render.text.terminal import print_lines, stream_glyphs, stream_width
+from vifprobe.session import rights
+from vifprobe.session.counter_check import Bracket
+from vifprobe.session.probe import Probe
 
 CHECKPOINT_SECONDS = 5.0  # what a kill can cost of the totals; the timeline is written as it comes
 

@@ -8,14 +8,14 @@ import sys
 import click
 
 from vifprobe.errors import KernelError
-from vifprobe.foreign import safe
-from vifprobe.host import netns as namespaces
-from vifprobe.host.links import list_links
-from vifprobe.host.tc import read_tc_of
-from vifprobe.host.tc_records import TcFilter
+from vifprobe.host.net import netns as namespaces
+from vifprobe.host.net.links import list_links
+from vifprobe.host.tc.reader import read_tc_of
+from vifprobe.host.tc.records import TcFilter
 from vifprobe.kernel.attach import is_own_filter
 from vifprobe.kernel.features import missing_capabilities
 from vifprobe.kernel.leftovers import remove_filter
+from vifprobe.model.untrusted_text import safe
 
 
 @click.command("cleanup")

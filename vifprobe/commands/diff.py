@@ -28,9 +28,9 @@ def command(before: str, after: str, as_json: bool, fail_on: str | None) -> None
     """
     from vifprobe.analysis.difference import difference, paired
     from vifprobe.capture.reader import load
-    from vifprobe.render.difference import diff_lines, diff_object
-    from vifprobe.render.jsonlines import dumps
-    from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
+    from vifprobe.render.export.jsonlines import dumps
+    from vifprobe.render.text.difference import diff_lines, diff_object
+    from vifprobe.render.text.terminal import print_lines, stream_glyphs, stream_width
 
     earlier, later = load(before), load(after)
     pairs = paired(earlier.readings(), later.readings())

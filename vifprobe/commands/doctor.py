@@ -8,12 +8,12 @@ from dataclasses import asdict
 
 import click
 
-from vifprobe import rights
 from vifprobe.errors import EXIT_DONE, EXIT_FAILED
 from vifprobe.kernel.checkup import checkup
-from vifprobe.render.doctor import Check, CheckState, doctor_lines
-from vifprobe.render.jsonlines import dumps
-from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
+from vifprobe.render.export.jsonlines import dumps
+from vifprobe.render.text.doctor import Check, CheckState, doctor_lines
+from vifprobe.render.text.terminal import print_lines, stream_glyphs, stream_width
+from vifprobe.session import rights
 
 
 @click.command("doctor")

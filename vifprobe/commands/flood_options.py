@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-from vifprobe.analysis.thresholds import FloodThresholds, flood_thresholds
+from vifprobe.analysis.findings.thresholds import FloodThresholds, flood_thresholds
 from vifprobe.errors import UsageError
-from vifprobe.kernel.samples import SAMPLES_PER_SECOND
+from vifprobe.kernel.tables.samples import SAMPLES_PER_SECOND
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FILE_BYTES_MAX = 64 * 1024

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import click
 
-from vifprobe.analysis.reading import Finding, Limit, Reading
-from vifprobe.analysis.whatif import WhatIf
 from vifprobe.errors import EXIT_DONE, EXIT_FINDING, UsageError
-from vifprobe.layout import Bucket, Charge, Direction
-from vifprobe.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
+from vifprobe.model.layout import Bucket, Charge, Direction
+from vifprobe.model.reading import Finding, Limit, Reading
+from vifprobe.model.units import parse_duration_ns, parse_rate_bps, parse_size_bytes
+from vifprobe.model.whatif import WhatIf
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -29,7 +29,7 @@ DIRECTIONS = {
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
-    """A text that one of the functions of vifprobe.units reads."""
+    """A text that one of the functions of vifprobe.model.units reads."""
 
     def __init__(self, name: str, parse: Callable[[str], int]) -> None:
         self.name = name

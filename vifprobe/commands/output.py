@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 from vifprobe.commands.channel import Channel, Use
 from vifprobe.errors import OutputError, ReaderGoneError
-from vifprobe.foreign import safe
+from vifprobe.model.untrusted_text import safe
 
 _STDIN, _STDOUT, _STDERR = range(3)
 #: At the end of the process, for messages that standard error has not taken yet.

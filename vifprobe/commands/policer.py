@@ -20,8 +20,8 @@ from vifprobe.commands.options import (
 )
 from vifprobe.commands.signals import ended_by_signals
 from vifprobe.errors import EXIT_DONE, EXIT_FINDING, TapError
-from vifprobe.layout import Direction
-from vifprobe.policer_audit import PolicerReport, audit_tap
+from vifprobe.model.layout import Direction
+from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
 
 
 @click.command("policer")
@@ -71,8 +71,8 @@ def command(
 
 
 def _text(report: PolicerReport) -> None:
-    from vifprobe.render.policer import policer_lines
-    from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
+    from vifprobe.render.text.policer import policer_lines
+    from vifprobe.render.text.terminal import print_lines, stream_glyphs, stream_width
 
     stream = sys.stdout
     width, glyphs = stream_width(stream), stream_glyphs(stream)
@@ -91,7 +91,7 @@ def _text(report: PolicerReport) -> None:
 
 
 def _json(report: PolicerReport) -> None:
-    from vifprobe.render.jsonlines import dumps
+    from vifprobe.render.export.jsonlines import dumps
 
     set_up = report.set_up
     found: dict[str, Any] = {

@@ -14,8 +14,6 @@ from typing import Any
 
 import click
 
-from vifprobe.analysis.reading import Reading
-from vifprobe.analysis.whatif import WhatIf
 from vifprobe.capture import manifest
 from vifprobe.capture.manifest import Manifest, TapEntry
 from vifprobe.capture.writer import CaptureWriter, Totals
@@ -35,9 +33,11 @@ from vifprobe.commands.options import (
 from vifprobe.commands.output import show_beside
 from vifprobe.commands.signals import ended_by_signals
 from vifprobe.errors import UsageError
-from vifprobe.layout import Direction
-from vifprobe.pcap.file import PacketFile, opened
-from vifprobe.replay import HOOK, Replay
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Reading
+from vifprobe.model.whatif import WhatIf
+from vifprobe.replay.player import HOOK, Replay
+from vifprobe.replay.recording import PacketFile, opened
 
 #: A run that is shorter shows no bar.
 _BAR_AFTER_SECONDS = 2.0
@@ -193,14 +193,14 @@ def _progress(file: PacketFile) -> Iterator[Callable[[], None]]:
 
 def _show(replay: Replay, reading: Reading, output: str | None, as_json: bool) -> None:
     if as_json:
-        from vifprobe.render.jsonlines import dumps
-        from vifprobe.render.replayed import replay_object
+        from vifprobe.render.export.jsonlines import dumps
+        from vifprobe.render.text.replay import replay_object
 
         told = {"file": replay.file.shown, "format": replay.file.format, **vars(replay.tally)}
         sys.stdout.write(dumps(replay_object(reading, told)) + "\n")
         return
-    from vifprobe.render.replayed import recorded_words, replay_lines
-    from vifprobe.render.terminal import print_lines, stream_glyphs, stream_width
+    from vifprobe.render.text.replay import recorded_words, replay_lines
+    from vifprobe.render.text.terminal import print_lines, stream_glyphs, stream_width
 
     files = [os.fspath(path) for path in sorted(Path(output).iterdir())] if output else []
     words = recorded_words(reading, replay.file.format, replay.tally.packets)

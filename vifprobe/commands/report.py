@@ -12,7 +12,7 @@ import click
 
 from vifprobe.commands.files import check_free, write_file
 from vifprobe.commands.output import show_beside
-from vifprobe.foreign import safe
+from vifprobe.model.untrusted_text import safe
 
 
 @click.command("report")
@@ -30,7 +30,7 @@ def command(directory: str, output: str | None, force: bool) -> None:
       vifprobe report evidence/ -o flood.html
     """
     from vifprobe.capture.reader import load
-    from vifprobe.render.page import page
+    from vifprobe.render.export.page import page
 
     capture = load(directory)
     target = Path(output) if output else Path(directory).resolve().with_suffix(".html")

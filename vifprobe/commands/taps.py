@@ -8,14 +8,14 @@ from dataclasses import asdict
 
 import click
 
-from vifprobe.host import netns as namespaces
 from vifprobe.host.limits import installed_of
+from vifprobe.host.net import netns as namespaces
 from vifprobe.host.taps import Tap, list_taps
-from vifprobe.layout import Direction
-from vifprobe.ports import is_swapped, outbound_hook
-from vifprobe.render.jsonlines import dumps
-from vifprobe.render.taps import TapRow, taps_lines
-from vifprobe.render.terminal import print_lines, stream_glyphs
+from vifprobe.model.layout import Direction
+from vifprobe.model.ports import is_swapped, outbound_hook
+from vifprobe.render.export.jsonlines import dumps
+from vifprobe.render.text.taps import TapRow, taps_lines
+from vifprobe.render.text.terminal import print_lines, stream_glyphs
 
 
 @click.command("taps")

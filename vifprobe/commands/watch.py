@@ -11,9 +11,6 @@ from contextlib import ExitStack, contextmanager
 
 import click
 
-from vifprobe import rights
-from vifprobe.analysis.reading import Reading
-from vifprobe.analysis.whatif import WhatIf
 from vifprobe.commands.channel import Channel
 from vifprobe.commands.files import open_for_rows
 from vifprobe.commands.flood_options import flood_options, samples_wanted, thresholds_wanted
@@ -30,7 +27,10 @@ from vifprobe.commands.output import Output, standard_output, streaming
 from vifprobe.commands.progress import TapProgress, on_last_row
 from vifprobe.commands.signals import ended_by_signals
 from vifprobe.errors import OutputError, ReaderGoneError, TapError, UsageError
-from vifprobe.probe import Probe
+from vifprobe.model.reading import Reading
+from vifprobe.model.whatif import WhatIf
+from vifprobe.session import rights
+from vifprobe.session.probe import Probe
 
 Show = Callable[[list[Reading]], None]
 
@@ -117,13 +117,13 @@ def command(
 
 
 def _json(readings: list[Reading]) -> None:
-    from vifprobe.render.jsonlines import reading_line
+    from vifprobe.render.export.jsonlines import reading_line
 
     sys.stdout.write("".join(reading_line(reading) + "\n" for reading in readings))
 
 
 def _csv(output: Output) -> Show:
-    from vifprobe.render.csvlines import csv_header, csv_rows
+    from vifprobe.render.export.csvlines import csv_header, csv_rows
 
     output.write(csv_header())
     return lambda readings: output.writelines(csv_rows(reading) for reading in readings if not reading.final)
@@ -149,10 +149,10 @@ def _rows_file(name: str, force: bool, end_run: Callable[[], None]) -> Iterator[
 def _view(stream: Output, probe: Probe, progress: TapProgress) -> Iterator[Show]:
     """The live screen on a terminal, else one line an interval."""
     from vifprobe.render.context import TapContext
-    from vifprobe.render.terminal import is_live_terminal
+    from vifprobe.render.text.terminal import is_live_terminal
 
     if is_live_terminal(stream):
-        from vifprobe.render.screen import LiveScreen
+        from vifprobe.render.text.screen import LiveScreen
 
         def context(tap: str) -> TapContext:
             audit = probe.audit(tap)
@@ -170,7 +170,7 @@ def _view(stream: Output, probe: Probe, progress: TapProgress) -> Iterator[Show]
 
             yield update
         return
-    from vifprobe.render.lines import interval_line, lines_header
+    from vifprobe.render.text.lines import interval_line, lines_header
 
     stream.write(lines_header([link.kind for link in probe.links]) + "\n")
 

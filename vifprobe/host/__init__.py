@@ -6,17 +6,12 @@ for the network namespace of the calling thread.
 
 | module | answers |
 |---|---|
-| `links` | which interfaces are there, and their counters |
-| `netns` | enter a namespace; which one holds an interface |
 | `taps` | the taps, with domain, instance, port, bridge and QEMU process |
-| `processes`, `libvirt` | who holds a tap open; what libvirt's live XML says |
-| `tc`, `tc_*` | qdiscs, classes, filters and police actions on an interface |
-| `nft`, `nft_rules` | limits and drop counters in nft chains hooked on an interface |
 | `declared` | every limit that somebody asks for: libvirt, Open vSwitch |
-| `ovs`, `ovsdb`, `meters` | what the Open vSwitch database holds of a port; its OpenFlow meters |
 | `limits` | every installed limit, from tc and nft, in one shape |
 | `counters` | all counters that a probe's count can be held against |
-| `load`, `uplink` | what packets cost this host; the line by which they leave it |
-| `events`, `changes`, `askers` | what changes on a link, and who changed it |
-| `netlink`, `names` | shared foundations |
+| `net/` | interfaces, namespaces, neighbours; what changes on a link, and who changed it |
+| `tc/`, `nft/` | qdiscs, filters, actions; nftables chains that are hooked on an interface |
+| `ovs/`, `libvirt/` | what the Open vSwitch database and libvirt's live XML say of a port |
+| `procs/` | who holds a tap open, and what packets cost this host |
 """

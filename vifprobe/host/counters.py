@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counters that others keep of an interface's packets, and what each of them counts, to hold a probe's count against.
 
-In the words of a tap, whose ingress is outbound; other devices' directions are turned at the end (vifprobe.ports).
+In the words of a tap, whose ingress is outbound; other devices' directions are turned at the end
+(vifprobe.model.ports).
 
 | counter | counts |
 |---|---|
@@ -27,10 +28,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from vifprobe.host.limits import Installed, InstalledLimit, installed_of
-from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
-from vifprobe.host.tc_records import Stats
-from vifprobe.layout import Direction
-from vifprobe.ports import turned
+from vifprobe.host.net.links import Link, LinkCounters, list_links_and_counters
+from vifprobe.host.tc.records import Stats
+from vifprobe.model.layout import Direction
+from vifprobe.model.ports import turned
 
 
 class Counts(Enum):

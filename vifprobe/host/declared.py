@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vifprobe.host.links import Link
-from vifprobe.layout import Direction
+from vifprobe.host.net.links import Link
+from vifprobe.model.layout import Direction
 
 if TYPE_CHECKING:  # XML and JSON are loaded when there is something to read: a first screen does not wait for them
-    from vifprobe.host import libvirt, ovs
+    from vifprobe.host.libvirt import domains
+    from vifprobe.host.ovs import ports
 
 OVS_SOCKETS = (Path("/run/openvswitch/db.sock"), Path("/var/run/openvswitch/db.sock"))
 
@@ -54,7 +55,7 @@ class Declared:
 
     limits: tuple[DeclaredLimit, ...] = ()
     problems: tuple[str, ...] = ()
-    ovs: ovs.OvsInterface | None = None
+    ovs: ports.OvsInterface | None = None
     domain: str = ""
     sources: tuple[str, ...] = ()
     macs: tuple[tuple[str, str], ...] = ()
@@ -77,15 +78,16 @@ def declared_of(
 
     libvirt_directory, ovs_sockets: None for where they are on any host.
     """
-    from vifprobe.host import libvirt, ovs
+    from vifprobe.host.libvirt import domains
+    from vifprobe.host.ovs import ports
 
-    live = libvirt.live_domains(libvirt_directory or libvirt.STATUS_DIRECTORY)
-    switch = ovs.read_ovs(OVS_SOCKETS if ovs_sockets is None else ovs_sockets)
+    live = domains.live_domains(libvirt_directory or domains.STATUS_DIRECTORY)
+    switch = ports.read_ovs(OVS_SOCKETS if ovs_sockets is None else ovs_sockets)
     return {link.ifindex: _declared(link, tuple(given), live, switch) for link in links}
 
 
 def _declared(
-    link: Link, given: tuple[DeclaredLimit, ...], live: libvirt.LiveDomains, switch: ovs.OvsState
+    link: Link, given: tuple[DeclaredLimit, ...], live: domains.LiveDomains, switch: ports.OvsState
 ) -> Declared:
     interface = live.interfaces.get(link.name)
     limits = [*given, *(_of_libvirt(interface) if interface else ())]
@@ -104,9 +106,9 @@ def _declared(
     return Declared(tuple(limits), tuple(problems), own, domain, tuple(sources), tuple(macs), ips)
 
 
-def _of_libvirt(interface: libvirt.Interface) -> Iterable[DeclaredLimit]:
+def _of_libvirt(interface: domains.Interface) -> Iterable[DeclaredLimit]:
     """`<bandwidth>`: inbound becomes HTB, outbound a policer (virNetDevBandwidthSet)."""
-    found: Mapping[Direction, libvirt.Bandwidth | None] = {
+    found: Mapping[Direction, domains.Bandwidth | None] = {
         Direction.OUTBOUND: interface.outbound,
         Direction.INBOUND: interface.inbound,
     }
@@ -117,7 +119,7 @@ def _of_libvirt(interface: libvirt.Interface) -> Iterable[DeclaredLimit]:
             yield DeclaredLimit(direction, "libvirt", "bandwidth", interface.target, bandwidth.rate_bps, burst_bytes)
 
 
-def _ovs_ports(link: Link, interface: libvirt.Interface | None, switch: ovs.OvsState) -> Iterable[ovs.OvsInterface]:
+def _ovs_ports(link: Link, interface: domains.Interface | None, switch: ports.OvsState) -> Iterable[ports.OvsInterface]:
     """The tap's own interface, and the one that stands for the same Neutron port beyond a Linux bridge."""
     if link.name in switch.interfaces:
         yield switch.interfaces[link.name]
@@ -132,7 +134,7 @@ def _ovs_ports(link: Link, interface: libvirt.Interface | None, switch: ovs.OvsS
         yield beyond
 
 
-def _of_ovs(port: ovs.OvsInterface) -> Iterable[DeclaredLimit]:
+def _of_ovs(port: ports.OvsInterface) -> Iterable[DeclaredLimit]:
     """Policing is of what comes in through the port (from the guest), QoS of what leaves through it (to the guest)."""
     if port.rate_bps:
         burst_bytes = port.burst_bytes

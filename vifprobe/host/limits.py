@@ -11,13 +11,13 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from vifprobe import ports
 from vifprobe.errors import HostError
-from vifprobe.host.links import Link
-from vifprobe.host.nft import NftPolicer, NftReader, NftState
-from vifprobe.host.tc import TcReader, TcState
-from vifprobe.host.tc_records import Shaper, Stats, TcAction, TcFilter
-from vifprobe.layout import Direction
+from vifprobe.host.net.links import Link
+from vifprobe.host.nft.reader import NftPolicer, NftReader, NftState
+from vifprobe.host.tc.reader import TcReader, TcState
+from vifprobe.host.tc.records import Shaper, Stats, TcAction, TcFilter
+from vifprobe.model import ports
+from vifprobe.model.layout import Direction
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class InstalledLimit:
 class Installed:
     """All limits of one interface, in the order in which packets meet them, and what they were read from.
 
-    kind: of the device, which decides the direction of what is at its hooks (see vifprobe.ports). problems: what could
-    not be read, so that "none" and "don't know" stay apart.
+    kind: of the device, which decides the direction of what is at its hooks (see vifprobe.model.ports). problems: what
+    could not be read, so that "none" and "don't know" stay apart.
     """
 
     limits: tuple[InstalledLimit, ...]

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vifprobe.host import libvirt, processes
-from vifprobe.host.links import Link, LinkCounters, list_links_and_counters
-from vifprobe.ports import GUEST_PORTS
+from vifprobe.host.libvirt import domains
+from vifprobe.host.net.links import Link, LinkCounters, list_links_and_counters
+from vifprobe.host.procs import processes
+from vifprobe.model.ports import GUEST_PORTS
 
 # Neutron: `tap` and the first 11 characters of the port's id (neutron_lib.constants: TAP_DEVICE_PREFIX; Nova cuts the
 # name at NIC_NAME_LEN = 14).
@@ -38,7 +39,7 @@ class Tap:
     instance_uuid: str | None = None
     port_id: str | None = None
     port_prefix: str | None = None
-    interface: libvirt.Interface | None = None
+    interface: domains.Interface | None = None
 
     @property
     def name(self) -> str:
@@ -61,13 +62,13 @@ class Tap:
         return self.link.master_name or None
 
 
-def list_taps(libvirt_directory: Path = libvirt.STATUS_DIRECTORY) -> tuple[Tap, ...]:
+def list_taps(libvirt_directory: Path = domains.STATUS_DIRECTORY) -> tuple[Tap, ...]:
     """All taps of this network namespace, by name. Raises HostError where the interfaces can't be listed."""
     rows = [(link, counters) for link, counters in list_links_and_counters() if link.kind in GUEST_PORTS]
     return _taps(sorted(rows, key=lambda row: row[0].name), libvirt_directory)
 
 
-def describe(links: Iterable[Link], libvirt_directory: Path = libvirt.STATUS_DIRECTORY) -> tuple[Tap, ...]:
+def describe(links: Iterable[Link], libvirt_directory: Path = domains.STATUS_DIRECTORY) -> tuple[Tap, ...]:
     """What is known of some links, without counters: one look at the processes for all of them."""
     return _taps([(link, None) for link in links], libvirt_directory)
 
@@ -80,14 +81,14 @@ def neutron_port_prefix(link_name: str) -> str | None:
 
 def _taps(rows: list[tuple[Link, LinkCounters | None]], libvirt_directory: Path) -> tuple[Tap, ...]:
     held = processes.holders(link for link, _ in rows if link.kind in GUEST_PORTS)
-    live = libvirt.live_domains(libvirt_directory) if rows else libvirt.LiveDomains()
+    live = domains.live_domains(libvirt_directory) if rows else domains.LiveDomains()
     return tuple(
         _tap(link, counters, held.get(link.ifindex), live.interfaces.get(link.name)) for link, counters in rows
     )
 
 
 def _tap(
-    link: Link, counters: LinkCounters | None, process: processes.Process | None, interface: libvirt.Interface | None
+    link: Link, counters: LinkCounters | None, process: processes.Process | None, interface: domains.Interface | None
 ) -> Tap:
     if process and interface and interface.pid not in (None, process.pid):
         interface = None  # a file left behind by another guest that had a tap of this name

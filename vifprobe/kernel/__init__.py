@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel side: compile, load, attach, read counters. The only importer of bcc, ctypes and mmap."""
+"""The kernel side: load, attach, features. The only importer of bcc, ctypes and mmap."""

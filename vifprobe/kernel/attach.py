@@ -14,7 +14,7 @@ from typing import Protocol
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
-from vifprobe.layout import Direction
+from vifprobe.model.layout import Direction
 
 #: r0 = -1 (TC_ACT_UNSPEC); exit
 _GO_ON = bytes.fromhex("b7000000ffffffff 9500000000000000")

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from vifprobe.errors import VifprobeError
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.kernel.build import Programs, make_programs
-from vifprobe.kernel.compile import import_bcc
 from vifprobe.kernel.features import (
     Features,
     kernel_version,
@@ -21,9 +19,11 @@ from vifprobe.kernel.features import (
     require_bpf,
 )
 from vifprobe.kernel.libbpf import library
-from vifprobe.kernel.sched import HostCounters
+from vifprobe.kernel.load import Programs, make_programs
 from vifprobe.kernel.settings import Settings, possible_cpus
-from vifprobe.layout import Direction
+from vifprobe.kernel.tables.sched import HostCounters
+from vifprobe.kernel.toolchain.compile import import_bcc
+from vifprobe.model.layout import Direction
 
 _JIT = Path("/proc/sys/net/core/bpf_jit_enable")
 

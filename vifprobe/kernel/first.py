@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 
-from vifprobe.kernel.ahead import TcxProgram, tcx_program_ids, tcx_programs
+from vifprobe.kernel.tcx import TcxProgram, tcx_program_ids, tcx_programs
 
 
 class FirstPlace:

@@ -14,7 +14,7 @@ from vifprobe.kernel.features import (
     takes_cmpxchg,
     takes_kernel_reads,
 )
-from vifprobe.layout import FLIGHT_WAYS, FLOW_WAYS, OVERFLOW_SHAPE, Direction
+from vifprobe.model.layout import FLIGHT_WAYS, FLOW_WAYS, OVERFLOW_SHAPE, Direction
 
 #: Cells of one tap on one CPU, powers of two: as many as fit into so many bytes for all taps and CPUs, within these
 #: bounds; and a part of them beside, for keys without a size. See bpf/README.md for what they add up to.
@@ -59,7 +59,8 @@ class Settings:
     syn: whether addresses, ports and handshakes of TCP are measured.
     replay: whether the program for a file's frames is wanted.
     no_cmpxchg: the ideal bucket as on kernels before 5.12, though this one has better. what_ifs: how many limits
-    are tried out. layer_3: whether the devices are tuns, whose packets have no Ethernet header (see vifprobe.ports).
+    are tried out. layer_3: whether the devices are tuns, whose packets have no Ethernet header (see
+    vifprobe.model.ports).
     """
 
     taps: int = 1

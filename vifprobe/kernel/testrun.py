@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vifprobe.errors import KernelError
-from vifprobe.kernel.build import Programs
 from vifprobe.kernel.libbpf import TestRunOpts, library
-from vifprobe.layout import REPLAY_WINDOW_BYTES, Direction
+from vifprobe.kernel.load import Programs
+from vifprobe.model.layout import REPLAY_WINDOW_BYTES, Direction
 
 #: LOOPBACK_IFINDEX of include/net/flow.h: in every namespace the same.
 LOOPBACK = 1

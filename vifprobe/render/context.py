@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vifprobe.analysis.reading import Counts, Reading, count
-from vifprobe.layout import Direction, Verdict
+from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.reading import Counts, Reading, count
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from vifprobe.analysis import findings_ahead
-from vifprobe.analysis.reading import Counts, Limit, Reading
-from vifprobe.analysis.situation import finding_id
-from vifprobe.layout import Direction, Expected, Verdict
+from vifprobe.analysis.findings import ahead
+from vifprobe.analysis.findings.situation import finding_id
+from vifprobe.model.layout import Direction, Expected, Verdict
+from vifprobe.model.reading import Counts, Limit, Reading
 from vifprobe.render.context import TapContext
 from vifprobe.render.units import bit_rate, duration, packet_rate, percent, whole
 
@@ -102,7 +102,7 @@ def judge(readings: Sequence[Reading], direction: Direction, context: TapContext
 
 def is_decided_earlier(reading: Reading, direction: Direction) -> bool:
     """Whether programs run before vifprobe's on this direction's packets (finding P17)."""
-    begin = finding_id(findings_ahead.PATTERN, direction)
+    begin = finding_id(ahead.PATTERN, direction)
     return any(one.id.startswith(begin) for one in reading.findings)
 
 

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vifprobe.foreign import safe
+from vifprobe.model.untrusted_text import safe
 
 UNKNOWN = "?"
 

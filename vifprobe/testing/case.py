@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from vifprobe.layout import Ethertype, PacketClass, size_bucket
+from vifprobe.model.layout import Ethertype, PacketClass, size_bucket
 from vifprobe.testing.frames import ETH_HEADER_BYTES, VLAN_TAG_BYTES, EtherType
 from vifprobe.testing.rules import expected_charged_bytes, expected_wire_bytes
 from vifprobe.testing.taps import GsoType, Tap, gso_packet

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import IO
 
-from vifprobe.layout import EXTENSION_HEADERS_MAX, VLAN_TAGS_MAX, PacketClass
+from vifprobe.model.layout import EXTENSION_HEADERS_MAX, VLAN_TAGS_MAX, PacketClass
 from vifprobe.testing.frames import (
     ETH_HEADER_BYTES,
     IPV4_HEADER_BYTES,

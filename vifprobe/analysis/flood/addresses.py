@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from vifprobe.analysis.flood.estimates import group
 from vifprobe.analysis.flood.headers import MAPPED, pick
-from vifprobe.layout import Direction, PacketClass
+from vifprobe.model.layout import Direction, PacketClass
 
 Array = npt.NDArray[Any]
 Address = IPv4Address | IPv6Address

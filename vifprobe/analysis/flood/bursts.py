@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.analysis.flood.model import Measure
-from vifprobe.layout import ETH_HEADER_BYTES, NSEC_PER_SEC, Direction, Verdict
+from vifprobe.model.flood import Measure
+from vifprobe.model.layout import ETH_HEADER_BYTES, NSEC_PER_SEC, Direction, Verdict
 
 Array = npt.NDArray[Any]
 

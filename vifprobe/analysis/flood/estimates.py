@@ -19,28 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vifprobe.model.flood import Estimate
+
 Array = npt.NDArray[Any]
 
 CONFIDENCE = 0.95
 _DOUBT = 1 - CONFIDENCE
 LOG_TERM = math.log(2 / _DOUBT)
-
-
-class Estimate(NamedTuple):
-    """A value and how far off it can be at most (with CONFIDENCE); error 0: exact."""
-
-    value: float
-    error: float = 0.0
-
-    @property
-    def low(self) -> float:
-        """At least so much."""
-        return self.value - self.error
-
-    @property
-    def high(self) -> float:
-        """At most so much."""
-        return self.value + self.error
 
 
 class Spread(NamedTuple):

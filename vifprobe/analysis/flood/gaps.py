@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.analysis.flood.estimates import Estimate, Spread
-from vifprobe.analysis.flood.model import Measure
+from vifprobe.analysis.flood.estimates import Spread
+from vifprobe.model.flood import Estimate, Measure
 
 Array = npt.NDArray[Any]
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.analysis.flood.estimates import Estimate, Spread, group, share
+from vifprobe.analysis.flood.estimates import Spread, group, share
 from vifprobe.analysis.flood.headers import option_letters
+from vifprobe.model.flood import Estimate
 
 Array = npt.NDArray[Any]
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.layout import EXTENSION_HEADERS_MAX, VLAN_TAGS_MAX, Ethertype, PacketClass, SampleFlag
-from vifprobe.records import SAMPLE_HEADER_BYTES
+from vifprobe.model.layout import EXTENSION_HEADERS_MAX, VLAN_TAGS_MAX, Ethertype, PacketClass, SampleFlag
+from vifprobe.model.records import SAMPLE_HEADER_BYTES
 
 Array = npt.NDArray[Any]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vifprobe.analysis.flood.estimates import LOG_TERM, Estimate
-from vifprobe.analysis.flood.model import Measure
-from vifprobe.layout import Direction
-from vifprobe.records import Distinct, SynMeasures
+from vifprobe.analysis.flood.estimates import LOG_TERM
+from vifprobe.model.flood import Estimate, Measure
+from vifprobe.model.layout import Direction
+from vifprobe.model.records import Distinct, SynMeasures
 
 Array = npt.NDArray[Any]
 Named = Iterator[tuple[str, Measure]]

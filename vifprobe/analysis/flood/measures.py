@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vifprobe.analysis.flood.addresses import Knowledge, address, is_impossible
-from vifprobe.analysis.flood.estimates import Estimate, Groups, Spread, collisions, evenness, group, share
+from vifprobe.analysis.flood.estimates import Groups, Spread, collisions, evenness, group, share
 from vifprobe.analysis.flood.gaps import GapHistogram
 from vifprobe.analysis.flood.habits import fingerprint_words, number_habit, sequence_habit
-from vifprobe.analysis.flood.model import Flood, Measure, Top
-from vifprobe.analysis.reading import Cells, count
-from vifprobe.layout import Direction, PacketClass, Verdict
+from vifprobe.model.flood import Estimate, Flood, Measure, Top
+from vifprobe.model.layout import Direction, PacketClass, Verdict
+from vifprobe.model.reading import Cells, count
 
 Array = npt.NDArray[Any]
 Named = Iterator[tuple[str, Measure]]

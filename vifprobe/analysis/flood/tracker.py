@@ -15,10 +15,10 @@ from vifprobe.analysis.flood.addresses import Knowledge, OwnAddresses
 from vifprobe.analysis.flood.gaps import GapHistogram
 from vifprobe.analysis.flood.headers import PACKET, packets_of, pick
 from vifprobe.analysis.flood.measures import Sampled, flood_of
-from vifprobe.analysis.flood.model import Flood, Measure
 from vifprobe.analysis.flood.reservoir import Reservoir, Uniform, uniform
-from vifprobe.analysis.reading import Cells, merge, no_cells
-from vifprobe.layout import Direction, PacketClass
+from vifprobe.model.flood import Flood, Measure
+from vifprobe.model.layout import Direction, PacketClass
+from vifprobe.model.reading import Cells, merge, no_cells
 
 Array = npt.NDArray[Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vifprobe.layout import Ethertype, PacketClass
+from vifprobe.model.layout import Ethertype, PacketClass
 from vifprobe.testing.case import Case, Gso
 from vifprobe.testing.extensions import destination_options
 from vifprobe.testing.frames import EtherType, Part, TcpFlag, eth, ipv4, ipv6, qinq, tcp, udp, vlan

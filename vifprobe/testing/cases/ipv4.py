@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vifprobe.layout import EXTENSION_HEADERS_MAX, Ethertype, PacketClass
+from vifprobe.model.layout import EXTENSION_HEADERS_MAX, Ethertype, PacketClass
 from vifprobe.testing import extensions
 from vifprobe.testing.case import Case
 from vifprobe.testing.extensions import ah

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from vifprobe.layout import EXTENSION_HEADERS_MAX, Ethertype, PacketClass
+from vifprobe.model.layout import EXTENSION_HEADERS_MAX, Ethertype, PacketClass
 from vifprobe.testing import extensions
 from vifprobe.testing.case import Case
 from vifprobe.testing.extensions import ah, chain, destination_options, fragment, hop_by_hop, routing

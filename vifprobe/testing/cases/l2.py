@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vifprobe.layout import Ethertype, PacketClass
+from vifprobe.model.layout import Ethertype, PacketClass
 from vifprobe.testing import extensions, frames
 from vifprobe.testing.case import Case
 from vifprobe.testing.frames import EtherType, TcpFlag, eth, ipv4, ipv6, pad, qinq, tcp, udp, vlan

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vifprobe.layout import SIZE_EDGES_BYTES, Ethertype, PacketClass
+from vifprobe.model.layout import SIZE_EDGES_BYTES, Ethertype, PacketClass
 from vifprobe.testing.case import Case
 from vifprobe.testing.frames import ETH_HEADER_BYTES, EtherType, TcpFlag, eth, ipv4, ipv6, tcp, udp, vlan
 

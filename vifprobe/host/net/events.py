@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to interfaces while they are watched, and who did it: netlink notifications of links, tc and nft.
+
+A thread of its own receives (vifprobe.host.net.receiver), so that an event has its time and its process even if nobody
+reads for a second.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vifprobe.host.net.changes import NO_CHANGE, Change, EventKind, Watched
+from vifprobe.host.net.links import RTM_GETLINK, Link, list_links, request
+from vifprobe.host.net.netlink import NETLINK_ROUTE, Message, Netlink, NetlinkError, messages
+from vifprobe.host.net.receiver import Received, Receiver
+from vifprobe.host.net.senders import Asker, Askers
+from vifprobe.host.nft.events import SO_RCVBUFFORCE, NftChange, Transactions, subscribed
+from vifprobe.host.procs import processes
+from vifprobe.host.tc.objects import TCMSG, qdisc
+from vifprobe.host.tc.reader import RTM_GETQDISC, RTM_NEWQDISC
+from vifprobe.host.tc.records import TcClass, TcFilter, TcQdisc
+
+_GROUPS = 1 << 0 | 1 << 3  # RTMGRP_LINK, RTMGRP_TC
+_RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024  # some 4,000 link messages
+
+
+#: Others run them.
+_COMMANDS = ("tc", "nft", "ip")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change. at_ns: monotonic clock, when the notification was received.
+
+    kind: see changes.EventKind; `overflow` says that notifications were lost (ENOBUFS): changes of links follow as
+    found by a fresh dump, those of tc and nft have to be dumped by the reader. ifindex: 0 for `overflow`, `unreadable`
+    and `nft_change`, which may be one of any interface's chains: what nft does there has to be dumped, too.
+    by_pid, by_comm: who asked for it; None where the kernel names nobody (it did it by itself, or for an ioctl), and
+    where the process had ended. by_parent_comm: name of the process that started it. by_proved: the process holds the
+    very socket; else it had the socket's number as its process id, as short-lived ones like tc do. record: the object
+    as the kernel described it. times: how many notifications it stands for, the last one at `at_ns`: link messages
+    that told of no change.
+    """
+
+    at_ns: int
+    ifindex: int
+    kind: EventKind
+    detail: str
+    by_pid: int | None = None
+    by_comm: str | None = None
+    by_parent_comm: str | None = None
+    by_proved: bool = False
+    record: Link | TcQdisc | TcClass | TcFilter | NftChange | None = None
+    times: int = 1
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether it is a link message that told of no change."""
+        return self.detail == NO_CHANGE
+
+    @property
+    def by_words(self) -> str:
+        """Who asked for it; for a command, with who ran it: `tc (started by libvirtd)`. "" where nobody is known."""
+        by = self.by_comm or ""
+        return f"{by} (started by {self.by_parent_comm})" if by in _COMMANDS and self.by_parent_comm else by
+
+
+class Events:
+    """Subscribed from the moment it is made, in the calling thread's network namespace, until it is closed.
+
+    To be read from threads in that namespace, one at a time. Raises HostError where netlink can't be had.
+    """
+
+    def __init__(self, ifindexes: Iterable[int]) -> None:
+        route = _subscribe()
+        try:
+            self._watched = Watched(ifindexes, list_links(), _qdiscs())
+            self._receiver = Receiver(route)
+        except BaseException:
+            route.close()
+            raise
+        self._askers, self._transactions = Askers(), Transactions()
+        self._closed = False
+        self.follow_nft()
+        self._receiver.start()
+
+    def follow_nft(self) -> bool:
+        """Subscribe to what nft changes, once nf_tables is there; harmless when called again. Whether it is told."""
+        if not self._receiver.hears_nft:
+            source = subscribed(_RECEIVE_BUFFER_BYTES)
+            if source is not None:
+                self._receiver.add_nft(source)
+        return self._receiver.hears_nft
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Readable, for select and poll, when there is something to read."""
+        return self._receiver.fileno()
+
+    def read(self) -> list[Event]:
+        """The events since the last call, oldest first; never waits for one. Raises OSError once closed."""
+        if self._closed:
+            raise OSError(errno.EBADF, "the subscription is closed")
+        return [event for one in self._receiver.take() for event in self._events(one)]
+
+    def close(self) -> None:
+        """End the subscription. Events not read yet are lost; to close twice is no error."""
+        if self._closed:
+            return
+        self._closed = True
+        self._receiver.close()
+
+    def _events(self, received: Received) -> list[Event]:
+        at_ns = received.at_ns
+        events: list[Event] = []
+        try:
+            if received.data is None:
+                return self._lost(received)
+            if received.repeats:
+                return self._repeated(received)
+            if received.look_again:
+                return self._look_again(received)
+            for message in messages(received.data):
+                events += self._of_nft(received, message) if received.is_nft else self._of_route(received, message)
+        except NetlinkError as error:
+            events.append(Event(at_ns, 0, "unreadable", error.message))
+        return events
+
+    def _of_route(self, received: Received, message: Message) -> list[Event]:
+        changes = self._watched.changes(message)
+        asker = self._askers.find(message.port, received.seen or received.caught) if changes else None
+        return [_event(received.at_ns, change, asker) for change in changes]
+
+    def _repeated(self, received: Received) -> list[Event]:
+        if not self._watched.is_watched(received.ifindex):
+            return []
+        return [Event(received.at_ns, received.ifindex, "link_change", NO_CHANGE, times=received.repeats)]
+
+    def _look_again(self, received: Received) -> list[Event]:
+        """Link messages of this interface were too many to be received: what its state is now, is asked for."""
+        try:
+            with Netlink() as netlink:
+                message = netlink.get(RTM_GETLINK, request(received.ifindex))
+        except NetlinkError:  # it is gone, which is told
+            return []
+        changes = [change for change in self._watched.changes(message) if change.detail != NO_CHANGE]
+        return [_event(received.at_ns, change, None) for change in changes]
+
+    def _of_nft(self, received: Received, message: Message) -> list[Event]:
+        change = self._transactions.take(message)
+        if change is None:
+            return []
+        # The port is the process's id for nft itself; a daemon's socket may have another, and then its name is enough.
+        seen = received.seen if received.seen and received.seen.comm == change.by_comm else None
+        parent = processes.comm(seen.parent) if seen else None
+        who = (change.by_pid, change.by_comm, parent or None, change.by_comm is not None)
+        return [Event(received.at_ns, 0, "nft_change", change.detail, *who, change)]
+
+    def _lost(self, received: Received) -> list[Event]:
+        """Notifications were lost: what is now is compared with what was known."""
+        words = "notifications were lost: there were too many at once"
+        self._transactions.lost()
+        if received.is_nft:
+            return [Event(received.at_ns, 0, "overflow", f"nft {words}")]
+        changes = self._watched.resync(list_links())
+        return [
+            Event(received.at_ns, 0, "overflow", words),
+            *(_event(received.at_ns, change, None) for change in changes),
+        ]
+
+
+def _event(at_ns: int, change: Change, asker: Asker | None) -> Event:
+    return Event(
+        at_ns=at_ns,
+        ifindex=change.ifindex,
+        kind=change.kind,
+        detail=change.detail,
+        by_pid=asker.pid if asker else None,
+        by_comm=asker.comm if asker else None,
+        by_parent_comm=asker.parent_comm if asker else None,
+        by_proved=asker.proved if asker else False,
+        record=change.record,
+    )
+
+
+def _subscribe() -> socket.socket:
+    try:
+        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+    except OSError as error:
+        raise NetlinkError(f"netlink: no socket ({error.strerror}).", code=error.errno or 0) from error
+    try:
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+    except OSError:  # not root: as much as net.core.rmem_max allows
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+    made.setblocking(False)
+    made.bind((0, _GROUPS))
+    return made
+
+
+def _qdiscs() -> list[TcQdisc]:
+    with Netlink() as netlink:
+        rows = netlink.dump(RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+    return [qdisc(row) for row in rows if row.type == RTM_NEWQDISC]

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nft changes on interfaces, and who: the notifications of nf_tables, put together to transactions.
+
+One `nft` command is one transaction: a notification for each object, and a last one with who asked for it.
+
+Source: net/netfilter/nf_tables_api.c (nf_tables_commit, nf_tables_fill_gen_info); include/uapi/linux/netfilter/
+nf_tables.h and nfnetlink.h.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from dataclasses import dataclass
+
+from vifprobe.host.net.netlink import NETLINK_NETFILTER, Message, attribute_list, attributes, be, text
+from vifprobe.host.nft.hooks import is_loaded
+from vifprobe.host.nft.rules import FAMILIES, GENMSG_BYTES
+
+_GROUP = 7  # NFNLGRP_NFTABLES
+SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
+_SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+_NEW_GENERATION = 15
+_NEW_RULE, _DELETE_RULE, _DESTROY_RULE = 6, 8, 28
+#: Elements of sets are left out: they change a thousand times a second on some hosts, and set no limit.
+_SAID = {
+    0: "table added",
+    2: "table deleted",
+    3: "chain added",
+    5: "chain deleted",
+    _NEW_RULE: "rule added",
+    _DELETE_RULE: "rule deleted",
+    18: "object added",
+    20: "object deleted",
+    26: "table deleted",
+    27: "chain deleted",
+    _DESTROY_RULE: "rule deleted",
+    31: "object deleted",
+}
+_GENERATION_PID, _GENERATION_NAME = 2, 3
+_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
+_EXPR_NAME = 1
+
+
+@dataclass(frozen=True)
+class NftChange:
+    """One transaction that touched families that see interfaces. detail: what it did, in words.
+
+    deleted: rules that are gone, as NftRule.where names them, without the hook. adds_limit: whether a rule with a limit
+    came. by_pid, by_comm: who asked for it, by the kernel's own word; None where it did not say.
+    """
+
+    detail: str
+    deleted: frozenset[str] = frozenset()
+    adds_limit: bool = False
+    by_pid: int | None = None
+    by_comm: str | None = None
+
+
+def subscribed(receive_buffer_bytes: int) -> socket.socket | None:
+    """A socket that gets the notifications; None where nf_tables is not there, or may not be listened to.
+
+    A kernel that has not loaded nf_tables stays so: to subscribe would have it loaded (nfnetlink_bind).
+    """
+    if not is_loaded():
+        return None
+    made = None
+    try:
+        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer_bytes)
+        made.setblocking(False)
+        made.bind((0, 1 << (_GROUP - 1)))
+    except OSError:
+        if made is not None:
+            made.close()
+        return None
+    return made
+
+
+class Transactions:
+    """Puts notifications together, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._said: Counter[tuple[str, str]] = Counter()
+        self._deleted: set[str] = set()
+        self._adds_limit = False
+
+    def lost(self) -> None:
+        """Notifications were lost: what has been gathered is part of nothing."""
+        self._clear()
+
+    def take(self, message: Message) -> NftChange | None:
+        """The transaction that this message ends, if it is one for interfaces. Raises NetlinkError for nonsense."""
+        kind = message.type & 0xFF
+        if message.type >> 8 != _SUBSYSTEM:
+            return None
+        if kind == _NEW_GENERATION:
+            return self._end(attributes(message.body, GENMSG_BYTES))
+        family = FAMILIES.get(message.body[0]) if message.body else None
+        words = _SAID.get(kind)
+        if family is None or words is None:
+            return None
+        found = attributes(message.body, GENMSG_BYTES)
+        table = text(found.get(_TABLE)) or ""
+        self._said[f"{family} {table}", words] += 1
+        if kind in (_DELETE_RULE, _DESTROY_RULE):
+            chain, handle = text(found.get(_RULE_CHAIN)) or "", be(found.get(_RULE_HANDLE)) or 0
+            self._deleted.add(f"{family} {table} {chain} rule {handle}")
+        elif kind == _NEW_RULE:
+            names = (attributes(one).get(_EXPR_NAME) for _, one in attribute_list(found.get(_RULE_EXPRESSIONS, b"")))
+            # A named limit is an objref.
+            self._adds_limit |= any(text(name) in ("limit", "objref") for name in names)
+        return None
+
+    def _end(self, generation: dict[int, bytes]) -> NftChange | None:
+        said, deleted, adds_limit = self._said, frozenset(self._deleted), self._adds_limit
+        self._clear()
+        if not said:
+            return None
+        tables = dict.fromkeys(table for table, _ in said)
+        words = (
+            f"{table}: " + ", ".join(_many(number, what) for (one, what), number in said.items() if one == table)
+            for table in tables
+        )
+        comm = text(generation.get(_GENERATION_NAME))
+        return NftChange("nft " + "; ".join(words), deleted, adds_limit, be(generation.get(_GENERATION_PID)), comm)
+
+
+def _many(number: int, what: str) -> str:
+    noun, _, verb = what.partition(" ")
+    return what if number == 1 else f"{number} {noun}s {verb}"

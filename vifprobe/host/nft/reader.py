@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits and drop counters in nft chains that are hooked on an interface (family netdev, and inet's ingress hook).
+
+Asked over nfnetlink: neither nft nor libnftables is needed. Nothing is reset, and a host without nf_tables stays so:
+a question to nf_tables would make the kernel load the module, so it is asked only where it is there already.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vifprobe.host.net.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, attribute, attributes, be, text
+from vifprobe.host.nft.hooks import has_legacy_chains, is_loaded
+from vifprobe.host.nft.rules import (
+    CHAIN_HOOK,
+    FAMILIES,
+    GENMSG_BYTES,
+    BaseChain,
+    Counter,
+    RateLimit,
+    Rule,
+    StatefulObject,
+    base_chain,
+    rule,
+    stateful_object,
+)
+
+_SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_GETGEN, _GENERATION_ID = _SUBSYSTEM | 16, 1
+_GETTABLE, _GETCHAIN, _GETRULE, _GETOBJ = _SUBSYSTEM | 1, _SUBSYSTEM | 4, _SUBSYSTEM | 7, _SUBSYSTEM | 19
+_TABLE_NAME, _TABLE_FLAGS = 1, 2
+_TABLE_DORMANT = 0x1
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
+_OBJECT_TABLE = 1
+_NO_NF_TABLES = (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+
+
+@dataclass(frozen=True)
+class NftRule:
+    """One rule that packets of an interface come to, with the base chain that it was reached from."""
+
+    base: BaseChain
+    chain: str
+    rule: Rule
+
+    @property
+    def where(self) -> str:
+        """Short and stable: what tells this rule from all others of the host."""
+        return f"{self.base.hook} {self.base.family} {self.base.table} {self.chain} rule {self.rule.handle}"
+
+    @property
+    def shared(self) -> bool:
+        """Whether its counter counts packets of other interfaces, too, or those of other rules."""
+        counter = self.rule.counter_after
+        many = len(self.base.devices) != 1 or self.base.devices[0].endswith("*")
+        return many or self.chain != self.base.name or (counter is not None and counter.shared)
+
+
+@dataclass(frozen=True)
+class NftPolicer:
+    """A rule with a limit. drops_*: what was dropped for exceeding it, None where no counter tells; bytes without the
+    L2 header at ingress. shared: the limit or its counter is not this interface's alone.
+    """
+
+    at: NftRule
+    limit: RateLimit
+    drops_packets: int | None
+    drops_bytes: int | None
+
+    @property
+    def where(self) -> str:
+        """See NftRule.where."""
+        return self.at.where
+
+    @property
+    def hook(self) -> str:
+        """`ingress` or `egress`."""
+        return self.at.base.hook
+
+    @property
+    def verdict(self) -> str:
+        """What the rule says of the packets that its limit lets go on."""
+        return self.at.rule.verdict
+
+    @property
+    def shared(self) -> bool:
+        """See NftRule.shared."""
+        return self.at.shared
+
+
+@dataclass(frozen=True)
+class NftState:
+    """All that nft does on one interface: base chains hooked on it, and the rules reached from them, in order.
+
+    others_can_drop: whether there are netfilter chains behind it, too (of a bridge, of the IP stack), nft's or older
+    ones'; only looked at where a chain is hooked on the interface.
+    """
+
+    chains: tuple[BaseChain, ...] = ()
+    rules: tuple[NftRule, ...] = ()
+    others_can_drop: bool = False
+
+    def policers(self) -> tuple[NftPolicer, ...]:
+        """The rules that have a limit."""
+        return tuple(
+            NftPolicer(at, at.rule.limit, *self._dropped(place))
+            for place, at in enumerate(self.rules)
+            if at.rule.limit is not None
+        )
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """All but the counters: equal as long as nft does the same here."""
+        rules = (
+            (at.where, at.rule.limit, at.rule.verdict, at.rule.conditions, at.rule.counter_after is None)
+            for at in self.rules
+        )
+        return (self.chains, tuple(rules))
+
+    def holds_any(self, places: frozenset[str]) -> bool:
+        """Whether one of its rules is at one of these places (`where` but for the hook)."""
+        return any(at.where.partition(" ")[2] in places for at in self.rules)
+
+    def drops(self, hook: str) -> Counter | None:
+        """What all rules at `hook` have dropped; None where some can drop uncounted, or a named counter is ambiguous.
+
+        shared is true where packets of other interfaces are in it.
+        """
+        rules = [at for at in self.rules if at.base.hook == hook]
+        if any(chain.policy_drops for chain in self.chains if chain.hook == hook):
+            return None
+        if any(at.rule.verdict == "map" or (at.rule.drops and _counted(at) is None) for at in rules):
+            return None
+        counted = [counter for at in rules if at.rule.drops and (counter := _counted(at)) is not None]
+        shared = any(at.shared for at in rules if at.rule.drops)
+        return Counter(sum(one.packets for one in counted), sum(one.bytes for one in counted), shared)
+
+    def _dropped(self, place: int) -> tuple[int | None, int | None]:
+        """Of the limit in self.rules[place]: counted in the rule itself, or in one behind it that takes the rest."""
+        at = self.rules[place]
+        if at.rule.limit is not None and at.rule.drops and at.rule.limit.over:
+            counter = at.rule.counter_after
+        elif at.rule.verdict == "accept":
+            counter = self._rest(place)
+        else:
+            counter = None
+        return (None, None) if counter is None else (counter.packets, counter.bytes)
+
+    def _rest(self, place: int) -> Counter | None:
+        """Where `LIMIT accept` is followed at once by `counter drop` for the same packets: that counter."""
+        at = self.rules[place]
+        if at.rule.limit is None or at.rule.limit.over or place + 1 == len(self.rules):
+            return None
+        following = self.rules[place + 1]
+        same = following.chain == at.chain and following.rule.conditions == at.rule.conditions
+        return _counted(following) if same and following.rule.drops and following.rule.limit is None else None
+
+
+def _counted(at: NftRule) -> Counter | None:
+    """What the rule dropped. A counter before its limit counts what was let pass, too."""
+    counter = at.rule.counter_after
+    return None if counter is None or counter.shared else counter
+
+
+def read_nft(link_name: str) -> NftState:
+    """What nft does on one interface. Raises HostError where it can't be read (not root)."""
+    return read_nft_of([link_name])[link_name]
+
+
+def read_nft_of(link_names: Iterable[str]) -> dict[str, NftState]:
+    """Interface name -> what nft does there, each chain asked for once. Raises HostError (not root)."""
+    return NftReader().read(link_names)
+
+
+class NftReader:
+    """Reads what nft does on interfaces, again and again: as long as no rule is changed, only the counters of rules
+    with a limit are read anew.
+
+    hears_changes: whether :meth:`forget` is called when somebody changed rules; else it is told by the generation that
+    nf_tables counts up with each transaction, be it one that adds an element to some set.
+    """
+
+    def __init__(self) -> None:
+        self.hears_changes = False
+        self._is_loaded = False
+        self._generation: int | None = None
+        self._reader: _Reader | None = None
+        self._states: dict[str, NftState] = {}
+
+    def forget(self) -> None:
+        """Rules were changed, or may have been."""
+        self._generation = None
+
+    def is_changed(self) -> bool:
+        """Whether rules may have been changed since the last read: asked where nobody tells. Raises HostError."""
+        if not self._is_loaded:
+            self._is_loaded = is_loaded()
+        if not self._is_loaded or self._generation is None:
+            return self._is_loaded
+        if self.hears_changes:
+            return False
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            return _generation(netlink) != self._generation
+
+    def read(self, link_names: Iterable[str]) -> dict[str, NftState]:
+        """Interface name -> what nft does there. Raises HostError (not root)."""
+        wanted = list(dict.fromkeys(link_names))
+        self._is_loaded = self._is_loaded or is_loaded()
+        if not self._is_loaded:
+            return {name: NftState() for name in wanted}
+        try:
+            with Netlink(NETLINK_NETFILTER) as netlink:
+                return self._read(netlink, wanted)
+        except NetlinkError as error:
+            self._generation = None
+            if error.errno in _NO_NF_TABLES:
+                self._is_loaded = False
+                return {name: NftState() for name in wanted}
+            hint = ("Reading nft rules needs root (CAP_NET_ADMIN).",) if error.errno == errno.EPERM else ()
+            raise NetlinkError(f"nft rules can't be read: {error.message}", *hint, code=error.errno) from error
+
+    def _read(self, netlink: Netlink, wanted: list[str]) -> dict[str, NftState]:
+        now = _generation(netlink)
+        is_known = self._generation is not None and (self.hears_changes or now == self._generation)
+        if is_known and self._reader is not None:
+            self._reader.renew(netlink)
+        else:
+            self._reader, self._states = _Reader(netlink), {}
+            self._reader.read_chains()
+        found = {name: self._reader.state_of(name) for name in wanted}
+        # The same object as long as all is the same, counters included.
+        self._states |= {name: one for name, one in found.items() if self._states.get(name) != one}
+        self._generation = now if is_known or _generation(netlink) == now else None
+        return {name: self._states[name] for name in wanted}
+
+
+def _generation(netlink: Netlink) -> int:
+    found = attributes(netlink.get(_GETGEN, bytes(GENMSG_BYTES)).body, GENMSG_BYTES)
+    return be(found.get(_GENERATION_ID)) or 0
+
+
+def nft_policers(link_name: str) -> tuple[NftPolicer, ...]:
+    """The nft limits that packets of this interface meet. Raises HostError (not root)."""
+    return read_nft(link_name).policers()
+
+
+def has_ingress_chain(link_name: str) -> bool:
+    """Whether nft sees what comes in on this interface, so that a netfilter drop of its packets can be one of nft's
+    policers. Raises HostError (not root).
+    """
+    return any(chain.hook == "ingress" for chain in read_nft(link_name).chains)
+
+
+class _Reader:
+    """Asks for chains and rules, each chain and table once."""
+
+    def __init__(self, netlink: Netlink) -> None:
+        self._netlink = netlink
+        self._rules: dict[tuple[str, str, str], list[Rule]] = {}
+        self._objects: dict[tuple[str, str], dict[tuple[int, str], StatefulObject]] = {}
+        self._chains: list[BaseChain] = []
+        self._is_renewed: set[tuple[str, str, str]] = set()
+
+    def read_chains(self) -> None:
+        """The base chains, in the order in which packets meet them."""
+        self._chains = sorted(self.base_chains(), key=lambda chain: (chain.hook, chain.priority))
+        self._others: bool | None = None
+
+    def renew(self, netlink: Netlink) -> None:
+        """From now on give counters as they are now; the rules are the same."""
+        self._netlink = netlink
+        self._is_renewed = set(self._rules)
+        self._objects = {}
+
+    def state_of(self, link_name: str) -> NftState:
+        """What there is on one interface."""
+        here = [chain for chain in self._chains if chain.is_on(link_name)]
+        if here and self._others is None:
+            self._others = self.has_other_chains() or has_legacy_chains()
+        return self.state(here, bool(self._others))
+
+    def base_chains(self) -> list[BaseChain]:
+        found = []
+        for number, family in FAMILIES.items():
+            asleep = self._dormant_tables(number)
+            chains = (base_chain(row) for row in self._dump(_GETCHAIN, number))
+            found += [chain for chain in chains if chain and (family, chain.table) not in asleep]
+        return found
+
+    def has_other_chains(self) -> bool:
+        """Whether any chain sees packets elsewhere than on a device itself."""
+        for row in self._netlink.dump(_GETCHAIN, bytes(GENMSG_BYTES)):  # of all families
+            is_hooked = CHAIN_HOOK in attributes(row.body, GENMSG_BYTES)
+            if is_hooked and row.body[0] in FAMILIES and base_chain(row) is not None:
+                continue
+            if is_hooked:
+                return True
+        return False
+
+    def state(self, chains: list[BaseChain], others_can_drop: bool) -> NftState:
+        rules = tuple(at for chain in chains for at in self._reached(chain, chain.name, set()))
+        return NftState(tuple(chains), rules, bool(chains) and others_can_drop)
+
+    def _reached(self, base: BaseChain, chain: str, seen: set[str]) -> Iterator[NftRule]:
+        """The rules of a chain, those of the chains it jumps to behind the first jump there.
+
+        Each chain once, however many ways lead to it: 16 chains that jump twice to the next one are 65,536 ways.
+        """
+        seen.add(chain)
+        for found in self._rules_of(base, chain):
+            yield NftRule(base, chain, found)
+            # The kernel takes no loops, and no jumps deeper than 16 (nft_table_validate, NFT_JUMP_STACK_SIZE).
+            if found.target and found.target not in seen:
+                yield from self._reached(base, found.target, seen)
+
+    def _rules_of(self, base: BaseChain, chain: str) -> list[Rule]:
+        key = (base.family, base.table, chain)
+        if key not in self._rules:
+            objects = self._objects_of(base)
+            which = attribute(_RULE_TABLE, _string(base.table)) + attribute(_RULE_CHAIN, _string(chain))
+            rows = self._dump(_GETRULE, _family_number(base), which)
+            # Kernels that ignore the filter send the rules of all chains.
+            wanted = (base.table, chain)
+            self._rules[key] = [rule(row, objects) for row in rows if _chain_of(row) == wanted]
+        elif key in self._is_renewed:
+            self._is_renewed.discard(key)
+            self._rules[key] = self._with_counters(base, chain, self._rules[key])
+        return self._rules[key]
+
+    def _with_counters(self, base: BaseChain, chain: str, rules: list[Rule]) -> list[Rule]:
+        """The same rules; those with a limit, and the one behind each, with their counters as they are now."""
+        limits = [place for place, found in enumerate(rules) if found.limit is not None]
+        counted = sorted({*limits, *(place + 1 for place in limits if place + 1 < len(rules))})
+        if not counted:
+            return rules
+        objects, found = self._objects_of(base), list(rules)
+        where = attribute(_RULE_TABLE, _string(base.table)) + attribute(_RULE_CHAIN, _string(chain))
+        for place in counted:
+            handle = attribute(_RULE_HANDLE, rules[place].handle.to_bytes(8, "big"))
+            row = self._netlink.get(_GETRULE, bytes((_family_number(base), 0, 0, 0)) + where + handle)
+            found[place] = rule(row, objects)
+        return found
+
+    def _objects_of(self, base: BaseChain) -> dict[tuple[int, str], StatefulObject]:
+        key = (base.family, base.table)
+        if key not in self._objects:
+            rows = self._dump(_GETOBJ, _family_number(base), attribute(_OBJECT_TABLE, _string(base.table)))
+            mine = [row for row in rows if text(attributes(row.body, GENMSG_BYTES).get(_OBJECT_TABLE)) == base.table]
+            self._objects[key] = dict(stateful_object(row) for row in mine)
+        return self._objects[key]
+
+    def _dormant_tables(self, family: int) -> set[tuple[str, str]]:
+        """Tables that are switched off (`flags dormant`): their chains see nothing."""
+        rows = (attributes(row.body, GENMSG_BYTES) for row in self._dump(_GETTABLE, family))
+        return {
+            (FAMILIES[family], text(row.get(_TABLE_NAME)) or "")
+            for row in rows
+            if (be(row.get(_TABLE_FLAGS)) or 0) & _TABLE_DORMANT
+        }
+
+    def _dump(self, kind: int, family: int, filters: bytes = b"") -> list[Message]:
+        rows = self._netlink.dump(kind, bytes((family, 0, 0, 0)) + filters)
+        return [row for row in rows if row.body[:1] == bytes((family,))]
+
+
+def _family_number(chain: BaseChain) -> int:
+    return next(number for number, name in FAMILIES.items() if name == chain.family)
+
+
+def _chain_of(row: Message) -> tuple[str | None, str | None]:
+    found = attributes(row.body, GENMSG_BYTES)
+    return text(found.get(_RULE_TABLE)), text(found.get(_RULE_CHAIN))
+
+
+def _string(value: str) -> bytes:
+    return value.encode("utf-8", "surrogateescape") + b"\0"

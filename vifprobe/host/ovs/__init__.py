@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open vSwitch: what its database holds of a port."""

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a thread is: a guest's vCPU, its vhost worker, Open vSwitch, ksoftirqd, or somebody else.
+
+Told by names. A guest can't choose its threads' names, but any process on the host can choose its own: a kernel
+thread's name counts for a kernel thread only, and a guest's threads are those of the process that holds its tap.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from vifprobe.model.records import HostScope
+
+#: Beginning of a thread's name -> what it is. QEMU: softmmu/cpus.c and iothread.c name them where `-name` says
+#: debug-threads=on (libvirt does); then the kernel's vhost workers (drivers/vhost/vhost.c); cloud-hypervisor, crosvm,
+#: firecracker.
+_KINDS = (
+    ("CPU ", HostScope.QEMU_VCPU),
+    ("vcpu", HostScope.QEMU_VCPU),
+    ("crosvm_vcpu", HostScope.QEMU_VCPU),
+    ("fc_vcpu", HostScope.QEMU_VCPU),
+    ("vhost-", HostScope.QEMU_VHOST),
+    ("IO ", HostScope.QEMU_IOTHREAD),
+    ("iothread", HostScope.QEMU_IOTHREAD),
+)
+_OVS_PROCESS = "ovs-vswitchd"
+_GUESTS = ("qemu", "kvm")
+_NUMBERED = re.compile(r"(?:[/:-]u?)?\d.*$")
+_GUEST_TIME_FIELD = 43  # of /proc/PID/task/TID/stat, proc(5)
+_LOOK_SECONDS = 5.0
+
+
+class Who(NamedTuple):
+    """What a thread's time is counted under. pid: of its process; None where threads of several are added up."""
+
+    scope: HostScope
+    name: str
+    pid: int | None
+
+
+class Threads:
+    """Tells threads apart. pids: of the processes that hold watched taps; may be changed."""
+
+    def __init__(self, pids: Iterable[int] = ()) -> None:
+        self.pids = frozenset(pids)
+        self._guest_threads: dict[int, frozenset[int]] = {}
+        self._looked = 0.0
+
+    def who(self, pid: int, tgid: int, is_kernel: bool, comm: str, process: str) -> Who:
+        """pid: of the thread; comm: its name; process: name of its process's first thread."""
+        if is_kernel:
+            return _kernel_thread(pid, comm)
+        if tgid in self.pids:
+            return Who(self._kind(pid, tgid, comm, process), comm, tgid)
+        if process == _OVS_PROCESS:
+            return Who(HostScope.OVS, _without_number(comm), tgid)
+        # Another guest is worth a line of its own: it may be the one that takes the CPUs.
+        return Who(HostScope.OTHER, process or comm, tgid if process.startswith(_GUESTS) else None)
+
+    def _kind(self, pid: int, tgid: int, comm: str, process: str) -> HostScope:
+        found = next((kind for start, kind in _KINDS if comm.startswith(start)), HostScope.QEMU_EMULATOR)
+        if found is HostScope.QEMU_EMULATOR and comm == process and pid != tgid and pid in self._vcpus(tgid):
+            return HostScope.QEMU_VCPU
+        return found
+
+    def _vcpus(self, tgid: int) -> frozenset[int]:
+        """Threads of a QEMU that did not name them, which have run guest code."""
+        now = time.monotonic()
+        if now - self._looked > _LOOK_SECONDS:
+            self._guest_threads, self._looked = {}, now
+        if tgid not in self._guest_threads:
+            self._guest_threads[tgid] = frozenset(_with_guest_time(tgid))
+        return self._guest_threads[tgid]
+
+
+def _kernel_thread(pid: int, comm: str) -> Who:
+    if comm.startswith("ksoftirqd/"):
+        return Who(HostScope.KSOFTIRQD, comm, pid)
+    if comm.startswith("vhost-") and comm[6:].isdigit():
+        return Who(HostScope.VHOST, comm, pid)
+    return Who(HostScope.OTHER, f"[{_without_number(comm)}]", None)
+
+
+def _without_number(comm: str) -> str:
+    """`kworker/0:1`, `handler12` -> `kworker`, `handler`."""
+    return _NUMBERED.sub("", comm) or comm
+
+
+def _with_guest_time(tgid: int) -> list[int]:
+    try:
+        tasks = os.listdir(f"/proc/{tgid}/task")  # noqa: PTH208 - QEMU has many
+    except OSError:
+        return []
+    return [int(task) for task in tasks if _guest_time(f"/proc/{tgid}/task/{task}/stat")]
+
+
+def _guest_time(place: str) -> int:
+    # The second field, the name, may hold blanks and brackets.
+    words = _read(place).rpartition(b")")[2].split()
+    at = _GUEST_TIME_FIELD - 3
+    return int(words[at]) if len(words) > at else 0
+
+
+def _read(place: str) -> bytes:
+    try:
+        return Path(place).read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampled packets' headers out of the ring that bpf/sample.c writes, and how many are taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vifprobe.kernel.load import Programs
+from vifprobe.kernel.settings import SAMPLE_FIRST
+from vifprobe.kernel.tables.ring import unread
+from vifprobe.model.layout import (
+    LANE_SAMPLED,
+    SAMPLE,
+    SAMPLE_BRAKES,
+    SAMPLE_MEAN_MAX,
+    Direction,
+    PacketClass,
+    Verdict,
+    cell_key_shifts,
+    take_apart,
+)
+
+#: Taken at most, all taps and CPUs together, beyond the first of each class and verdict.
+SAMPLES_PER_SECOND = 20_000
+#: One in so many until the first look at the rates: 15,625 of a million packets/s.
+FIRST_MEAN = 64
+_ENOUGH_SECONDS = 0.005  # a rate over less than that says nothing
+_COUNTED = ("frame_bytes", "charged_bytes", "wire_bytes", "weight")
+_COPIED = ("at_ns", "gap_ns", *_COUNTED, "header_bytes", "flags", "vlan_tci")
+
+Array = npt.NDArray[Any]
+
+
+class Samples:
+    """The ring's reader. A record is final once it is there.
+
+    lost: written over before they were read. per_second: how many are wanted at most; the means follow it. Where
+    traffic rises faster than they do, the kernel side raises them itself (bpf/sample.c, brake()).
+    """
+
+    def __init__(self, programs: Programs, per_second: int = SAMPLES_PER_SECOND) -> None:
+        settings = programs.settings
+        self._cpus = settings.cpus
+        self._ring = programs.table("samples").reshape(self._cpus, -1)
+        self._staged = programs.table("staged").reshape(self._cpus, len(Direction))
+        # Both sides write `mean` and `brakes`: the newer one holds, and the kernel side brakes again if need be.
+        samplers = programs.table("desks", writable=True)["sampler"][: settings.desks]
+        self._samplers = samplers.reshape(self._cpus, -1, len(Direction))
+        self._told = programs.table("samples_taken", writable=True)["count"]
+        self._taken = np.zeros(self._cpus, np.int64)
+        self._seen = np.zeros(self._samplers.shape, np.int64)
+        self._seen_ns = time.monotonic_ns()
+        self._fixed = False
+        self.lost = 0
+        self.per_second = per_second
+        self._samplers["mean"] = FIRST_MEAN
+
+    def close(self) -> None:
+        """Give the tables' memory back; only `lost` can be asked for after it."""
+        for table in ("_ring", "_staged", "_samplers", "_told"):
+            self.__dict__.pop(table, None)
+
+    def take_one_in(self, mean: int) -> None:
+        """One in `mean` from now on, whatever the rates; 0 for none at all, not even the first ones."""
+        if not 0 <= mean <= SAMPLE_MEAN_MAX:
+            raise ValueError(f"one in {mean}: between 0 and {SAMPLE_MEAN_MAX}")
+        self._fixed = True
+        self._samplers["brakes"] = SAMPLE_BRAKES
+        self._samplers["mean"] = mean
+
+    def means(self) -> Array:
+        """M of each tap and direction, shape (taps, directions)."""
+        means: Array = self._samplers["mean"][0].copy()
+        return means
+
+    def seen(self) -> Array:
+        """Packets that came to the samplers, exact, shape (taps, directions)."""
+        seen: Array = self._samplers["seen"].sum(axis=0, dtype=np.int64)
+        return seen
+
+    def waiting(self, lanes: Array) -> float:
+        """How full the fullest CPU's ring is of records that were not taken yet."""
+        return float((lanes["samples"].astype(np.int64) - self._taken).max()) / self._ring.shape[1]
+
+    def take(self, lanes: Array, settled: Sequence[int] | Array = ()) -> Array:
+        """Rows of layout.SAMPLE that are new since the last call, by time. settled: CPUs whose staged outbound packet
+        is known to have passed; only once, at the end.
+        """
+        parts = [self._new(cpu, lanes) for cpu in range(self._cpus)]
+        parts += [self._passed(cpu, lanes["what"][cpu]) for cpu in settled if lanes["traits"][cpu] & LANE_SAMPLED]
+        rows = _decode(np.concatenate(parts))
+        self.adapt()
+        return rows[np.argsort(rows["at_ns"], kind="stable")]
+
+    def _new(self, cpu: int, lanes: Array) -> Array:
+        rows, lost, head = unread(self._ring[cpu], int(self._taken[cpu]), lambda: int(lanes["samples"][cpu]))
+        self.lost += lost
+        self._taken[cpu] = self._told[cpu] = head
+        return rows
+
+    def _passed(self, cpu: int, what: np.uint64) -> Array:
+        """The staged packet, as bpf/sample.c would have taken it: commit_sample() and weight_of(). what: its lane's."""
+        row = self._staged[cpu, Direction.OUTBOUND : Direction.OUTBOUND + 1].copy()
+        row["what"] = what  # the kernel side writes it with the verdict
+        key = take_apart(row["what"])
+        own = self._samplers[cpu, key["tap"][0], Direction.OUTBOUND]
+        if row["tentative"][0] and own["first"][key["packet_class"][0] * 4 + Verdict.PASSED] < SAMPLE_FIRST:
+            row["weight"] = 1
+        elif row["position"][0] >= own["next_at"]:
+            row["weight"] = own["drawn_mean"]
+        else:
+            return row[:0]
+        row["what"] |= np.uint64(Verdict.PASSED << cell_key_shifts()["verdict"][0])
+        row["why"] = 0
+        return row
+
+    def adapt(self) -> None:
+        """Set each mean so that about `per_second` are taken, each tap and direction its share, and rings don't fill.
+
+        Powers of two, so that a steady rate keeps its mean.
+        """
+        if self._fixed:
+            return
+        now_ns, seen = time.monotonic_ns(), self._samplers["seen"].astype(np.int64)
+        seconds = (now_ns - self._seen_ns) / 1e9
+        if seconds < _ENOUGH_SECONDS:
+            return
+        new, self._seen, self._seen_ns = seen - self._seen, seen, now_ns
+        total = max(1, int(new.sum()))
+        busiest = new.sum(axis=(1, 2)).max() / total
+        # Half a ring until the next call, if it comes as late as this one did.
+        wanted = min(float(self.per_second), self._ring.shape[1] / 2 / seconds / max(busiest, 1 / self._cpus))
+        rates = new.sum(axis=0) / seconds
+        share = max(wanted, 1.0) / max(1, int((rates > 0).sum()))
+        means = 2.0 ** np.ceil(np.log2(np.maximum(rates / share, 1)))
+        self._samplers["brakes"] = 0
+        self._samplers["mean"] = np.where(rates > 0, np.minimum(means, SAMPLE_MEAN_MAX), self._samplers["mean"][0])
+
+
+def class_counts(rows: Array) -> dict[tuple[PacketClass, Verdict], int]:
+    """How many samples there are of each class and verdict."""
+    keys, counts = np.unique(rows[["packet_class", "verdict"]], return_counts=True)
+    return {(PacketClass(key[0]), Verdict(key[1])): int(count) for key, count in zip(keys, counts, strict=True)}
+
+
+def _decode(raw: Array) -> Array:
+    rows = np.zeros(len(raw), SAMPLE)
+    for name, values in take_apart(raw["what"]).items():
+        rows[name] = values
+    rows["reason"] = raw["why"] >> np.uint64(32)
+    rows["location"] = raw["why"] & np.uint64(0xFFFFFFFF)
+    for name in _COPIED:
+        rows[name] = raw[name]
+    # Behind the headers are those of an earlier packet.
+    valid = np.arange(rows["headers"].shape[1]) < rows["header_bytes"][:, np.newaxis]
+    rows["headers"] = np.where(valid, raw["headers"], 0)
+    return rows

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time bins: each CPU's log of those that ended, the ones that are still open, and packets that are in none yet."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vifprobe.kernel.load import Programs
+from vifprobe.kernel.tables.ring import unread
+from vifprobe.model.layout import BIN, Direction, PacketClass, take_apart
+
+Array = npt.NDArray[Any]
+
+
+class Bins:
+    """Reads the timeline. The same bin can come in parts (one a CPU). lost: written over before they were taken."""
+
+    def __init__(self, programs: Programs) -> None:
+        settings = programs.settings
+        self._cpus = settings.cpus
+        self._bin_ns = settings.bin_ns
+        self._open = programs.table("desks")["bin"][: settings.desks]
+        self._log = programs.table("bin_log").reshape(self._cpus, -1)
+        self._taken = np.zeros(self._cpus, dtype=np.int64)
+        self.lost = 0
+
+    def close(self) -> None:
+        """Give the tables' memory back."""
+        for table in ("_open", "_log"):
+            self.__dict__.pop(table, None)
+
+    def take(self, lanes: Array, final: bool = False) -> Array:
+        """Bins that ended since the last call, as rows of layout.BIN; with `final`, the open ones too."""
+        parts = [self._logged(lanes, cpu) for cpu in range(self._cpus)]
+        if final:
+            parts.append(self._open[self._open["tap_direction"] != 0])
+        return _decoded(np.concatenate(parts))
+
+    def pending(self, packets: Array) -> Array:
+        """Packets of a CPU's lane (`cpu`) that no bin has, in the bin that their lane has open."""
+        rows = _single(packets)
+        current = (packets["cpu"] * (len(self._open) // self._cpus)) + (
+            rows["tap"].astype(np.int64) * len(Direction) + rows["direction"]
+        )
+        rows["start_ns"] = self._open["start_ns"][current]
+        return rows
+
+    def flying(self, packets: Array) -> Array:
+        """Inbound packets on their way, which no bin has, in the bin of now."""
+        rows = _single(packets)
+        rows["start_ns"] = time.monotonic_ns() // self._bin_ns * self._bin_ns
+        return rows
+
+    def _logged(self, lanes: Array, cpu: int) -> Array:
+        rows, lost, head = unread(self._log[cpu], int(self._taken[cpu]), lambda: int(lanes["logged_bins"][cpu]))
+        self.lost += lost
+        self._taken[cpu] = head
+        return rows
+
+
+def _single(packets: Array) -> Array:
+    """One row a packet, its time left out."""
+    key = take_apart(packets["what"])
+    rows = np.zeros(len(packets), BIN)
+    for name in ("tap", "direction", "verdict"):
+        rows[name] = key[name]
+    rows["packets"] = 1
+    rows["frame_bytes"] = packets["frame_bytes"]
+    rows["syn_packets"] = key["packet_class"] == PacketClass.TCP_SYN
+    return rows
+
+
+def _decoded(raw: Array) -> Array:
+    """Kernel bins -> one row a verdict, empty ones left out."""
+    parts = []
+    for verdict in range(raw["counts"].shape[1] if len(raw) else 0):
+        counts = raw["counts"][:, verdict]
+        used = counts["packets"] != 0
+        rows = np.zeros(int(used.sum()), BIN)
+        owner = raw["tap_direction"][used].astype(np.int64) - 1
+        rows["tap"], rows["direction"] = owner // len(Direction), owner % len(Direction)
+        rows["verdict"] = verdict
+        rows["start_ns"] = raw["start_ns"][used]
+        for name in ("packets", "frame_bytes", "syn_packets"):
+            rows[name] = counts[name][used]
+        parts.append(rows)
+    return np.concatenate(parts) if parts else np.zeros(0, BIN)

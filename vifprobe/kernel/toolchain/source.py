@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C text of the packet programs, and where it lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vifprobe.errors import KernelError
+
+#: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
+_COUNTING = ("tables.c", "count.c", "staged.c", "sample.c", "syn.c", "handshakes.c", "bucket.c", "whatif.c")
+_LIBRARY = (*_COUNTING, "skb.c", "flights.c")
+SOURCES = (*_LIBRARY, "chains.c", "observe.c", "inbound.c", "verdict.c", "police.c", "trace.c", "replay.c")
+
+
+def source_directory() -> Path:
+    """Where `bpf/` lies: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    for place in (package / "bpf", package.parent / "bpf"):
+        if (place / SOURCES[0]).is_file():
+            return place
+    raise KernelError(f"the programs' C source is not in {package / 'bpf'}.", "Install vifprobe again.")
+
+
+def source_text() -> str:
+    """The joined C text, with #line so that messages name file and line."""
+    directory = source_directory()
+    return "".join(f'#line 1 "{directory / name}"\n{(directory / name).read_text()}' for name in SOURCES)

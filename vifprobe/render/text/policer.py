@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vifprobe policer`: is the limit really there? First the answer, then who asks for what and who does it, then why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vifprobe.analysis.policer import InForce, PolicerRow, SetUp, enforced_past, in_force
+from vifprobe.model.layout import Direction
+from vifprobe.model.ports import is_guest_port, outbound_hook, word
+from vifprobe.model.reading import Finding
+from vifprobe.render.text.line import Line, Span, cells, head, line, natural, wrapped
+from vifprobe.render.text.tap_view import by_severity, finding_lines
+from vifprobe.render.units import BLOCKS, UNKNOWN, Glyphs, bit_rate, clean, si, tc_size
+
+#: State -> badge, style. The first words that anyone reads.
+_BADGES = {
+    InForce.THERE: ("LIMIT IS THERE", "good"),
+    InForce.ABSENT: ("NO POLICER", "bad"),
+    InForce.DIFFERS: ("WRONG LIMIT", "bad"),
+    InForce.HOLES: ("LIMIT HAS A HOLE", "bad"),
+    InForce.BYPASSED: ("LIMIT IS BYPASSED", "bad"),
+    InForce.ELSEWHERE: ("LIMIT IS ELSEWHERE", "warn"),
+    InForce.UNDECLARED: ("LIMIT, NOT DECLARED", "plain"),
+    InForce.NONE: ("NO LIMIT ASKED FOR", "plain"),
+    InForce.UNKNOWN: ("LIMIT UNKNOWN", "warn"),
+}
+_SOURCES = {"user": "the command line", "ovs": "Open vSwitch"}
+_INDENT = 9
+_NONE = "-"
+
+
+def policer_lines(
+    set_up: SetUp,
+    rows: Sequence[PolicerRow],
+    findings: Sequence[Finding],
+    directions: Sequence[Direction] = tuple(Direction),
+    domain: str = "",
+    notes: Sequence[str] = (),
+    width: int = 80,
+    glyphs: Glyphs = BLOCKS,
+    gone: bool = False,
+) -> list[Line]:
+    """The audit of one tap; `rows` of the given directions only. gone: it was deleted meanwhile."""
+    proved = {finding.id for finding in findings}
+    words = f" {set_up.tap}: deleted during the audit; this is what was set before"
+    lines = wrapped(Span(" TAP IS GONE ", "bad"), clean(words, glyphs), width, _INDENT) if gone else []
+    lines += [row for direction in directions for row in _answer(set_up, direction, proved, width, glyphs)]
+    if domain:
+        lines.append(line(Span("guest    ", "name"), clean(domain, glyphs)))
+    lines += [Line(), *_table(rows, set_up.kind, width, glyphs)] if rows else []
+    lines.append(Line())
+    for finding in by_severity(findings):
+        lines += finding_lines([finding], glyphs, width)
+        lines += wrapped(Span(" " * _INDENT), clean(finding.advice, glyphs), width) if finding.advice else []
+        lines += wrapped(Span("   proof ", "faint"), clean(proof(finding.evidence), glyphs), width)
+    if not findings:
+        lines.append(line(Span("findings ", "name"), "none"))
+    for words in set_up.earlier:
+        lines += wrapped(Span("ahead    ", "name"), clean(f"{words} runs before the policer", glyphs), width)
+    for words in set_up.not_read:
+        lines += wrapped(Span("not read ", "warn"), clean(words, glyphs), width)
+    for words in notes:
+        lines += wrapped(Span("note     ", "name"), clean(words, glyphs), width)
+    lines += wrapped(Span("         ", "faint"), _meaning(set_up.kind), width)
+    return lines
+
+
+def _meaning(kind: str) -> str:
+    if not is_guest_port(kind):
+        return "no guest's port: received = what came in by it (ingress), sent = what left by it"
+    return f"outbound = from the guest ({kind} {outbound_hook(kind)}), inbound = to it"
+
+
+def _answer(set_up: SetUp, direction: Direction, proved: set[str], width: int, glyphs: Glyphs) -> list[Line]:
+    state = in_force(set_up, direction, proved)
+    badge, style = _BADGES[state]
+    words = f" {set_up.tap} {set_up.word(direction)}{_words(set_up, direction, state)}"
+    return wrapped(Span(f" {badge} ", style), clean(words, glyphs), width, _INDENT)
+
+
+def _words(set_up: SetUp, direction: Direction, state: InForce) -> str:
+    asked, held = set_up.main_declared(direction), set_up.main_enforced(direction)
+    if asked is None:
+        asked = next(iter(set_up.declared_in(direction)), None)
+    told = "" if asked is None else f"{_rate(asked.rate_bps, asked.rate_pps)} declared by "
+    told += "" if asked is None else _SOURCES.get(asked.source, asked.source)
+    found = "" if held is None else f"{_rate(held.rate_bps, held.rate_pps)} installed by {held.source} {held.kind}"
+    if state is InForce.ABSENT:
+        found = "none installed"
+    elif state is InForce.ELSEWHERE:
+        past = enforced_past(set_up, direction)[0]
+        found = f"{_rate(past.rate_bps, past.rate_pps)} installed on {past.device}"
+    parts = [part for part in (told, found) if part]
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def _rate(rate_bps: int | None, rate_pps: int | None) -> str:
+    parts = [bit_rate(rate_bps)] if rate_bps is not None else []
+    parts += [f"{si(rate_pps)} packets/s".replace("  ", " ")] if rate_pps is not None else []
+    return " + ".join(parts) or "no rate"
+
+
+def _table(rows: Sequence[PolicerRow], kind: str, width: int, glyphs: Glyphs) -> list[Line]:
+    titles = ["", "source", "kind", "rate", "burst", "protocol", "as declared", "packets", "drops"]
+    values = [_cells(row, kind, glyphs) for row in rows]
+    right = [False, False, False, True, True, False, False, True, True]
+    columns = natural(titles, values, right)
+    return [head(columns, glyphs).fitted(width, glyphs)] + [
+        cells(columns, row, glyphs).fitted(width, glyphs) for row in values
+    ]
+
+
+def _cells(row: PolicerRow, kind: str, glyphs: Glyphs) -> list[str | Span]:
+    agrees = {
+        True: Span("yes", "ok"),
+        False: Span("NO", "bad"),
+        None: Span(_NONE, "faint"),
+    }[row.matches_declared]
+    return [
+        word(kind, row.direction),
+        Span(clean(row.source, glyphs), "name"),
+        clean(row.kind, glyphs),
+        _rate(row.rate_bps, row.rate_pps).replace(" packets/s", "/s"),
+        tc_size(row.burst_bytes) if row.burst_bytes is not None else _NONE,
+        clean(row.protocol, glyphs) or _NONE,
+        agrees,
+        si(row.packets) if row.packets is not None else _NONE,
+        si(row.drops) if row.drops is not None else _NONE,
+    ]
+
+
+def proof(evidence: Mapping[str, Any]) -> str:
+    """The numbers that a finding rests on, as far as one line can tell them; `--json` has all."""
+    parts = []
+    for name, value in evidence.items():
+        if value is None or value == "" or value == []:
+            continue
+        if isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
+            value = "; ".join(value)
+        elif isinstance(value, (list, tuple, dict)):
+            continue
+        shown = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+        parts.append(f"{name.replace('_', ' ')} {shown}")
+    return ", ".join(parts) or UNKNOWN

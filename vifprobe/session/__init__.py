@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live run: joins the kernel side, the host side and the analysis.
+
+| module | does |
+|---|---|
+| `probe` | opens, reads and ends a run; what commands and notebooks use |
+| `components` | makes the parts of a run from what was asked for |
+| `hooks`, `tap` | attach to the taps and detach; one tap while it is watched |
+| `event_loop` | waits for what happens to the taps and takes it into account |
+| `readings` | turns counters into readings |
+| `drop_attribution` | decides who dropped a packet: the policer or somebody else |
+| `counter_check`, `inbound_totals` | compare the probe's counts with those that the kernel keeps |
+| `syn_tracker`, `host_cost`, `coverage` | SYN measures; CPU time; intervals in which a tap was unwatched |
+| `audit/` | declared and installed limits, joined; what events mean for them |
+"""

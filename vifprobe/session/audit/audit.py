@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joins what the host is set to do with the conclusions about it: reads everything once, and says it in their terms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from vifprobe.analysis.findings.situation import Growth, Load, Uplink
+from vifprobe.analysis.policer import Declared, Enforced, SetUp
+from vifprobe.errors import HostError
+from vifprobe.host import declared as told
+from vifprobe.host.limits import Installed, InstalledLimit, LimitReader
+from vifprobe.host.net.links import Link, LinkCounters, list_links_and_counters
+from vifprobe.host.net.uplink import UplinkSample, find_uplink, sample_uplink
+from vifprobe.host.nft.rules import RateLimit
+from vifprobe.host.ovs.meters import Meter
+from vifprobe.host.procs.load import LoadSample, sample_load
+from vifprobe.host.tc.records import TcAction
+from vifprobe.kernel.attach import is_own_filter
+from vifprobe.kernel.tcx import TcxProgram, tcx_programs
+from vifprobe.model.layout import Direction
+from vifprobe.model.ports import direction_at, l2_header_bytes
+from vifprobe.model.reading import Limit
+
+#: Qdiscs that order, mark or drop, but hold no rate; HTB's is in its classes, which are read.
+_UNLIMITED = (
+    *("noqueue", "noop", "pfifo_fast", "pfifo", "bfifo", "pfifo_head_drop", "mq", "mqprio", "multiq", "prio", "htb"),
+    *("fq_codel", "codel", "fq", "sfq", "sfb", "fq_pie", "pie", "hhf", "red", "gred", "choke", "drr", "qfq", "ets"),
+    *("ingress", "clsact", "skbprio", "plug"),
+)
+#: An action that ends here lets the next filter see the packet, all others decide.
+_UNDECIDED = ("continue", "pipe", "")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was read of one tap at one moment; None: not read. beyond: other interfaces that limit its packets.
+
+    counted_ns: before its counters were read, at_ns: after all. gone: there was no such interface (any more).
+    """
+
+    at_ns: int
+    counted_ns: int = 0
+    installed: Installed | None = None
+    counters: LinkCounters | None = None
+    tcx: tuple[TcxProgram, ...] = ()
+    beyond: Mapping[str, Installed] = field(default_factory=dict)
+    load: LoadSample | None = None
+    uplink: UplinkSample | None = None
+    problems: tuple[str, ...] = ()
+    gone: bool = False
+
+
+def given_limits(limits: Mapping[Direction, Limit], device: str) -> list[told.DeclaredLimit]:
+    """What the user said on the command line, as something declared for this interface."""
+    return [
+        told.DeclaredLimit(direction, "user", "option", device, limit.declared_bps, limit.burst_bytes)
+        for direction, limit in limits.items()
+        if limit.declared_bps is not None
+    ]
+
+
+def look(
+    links: Sequence[Link],
+    pids: Mapping[int, int | None],
+    declared: Mapping[int, told.Declared],
+    limits: LimitReader | None = None,
+) -> dict[int, Look]:
+    """Read limits, counters, programs and load of some taps, from the same few dumps. Never raises."""
+    counted_ns = time.monotonic_ns()
+    try:
+        rows = list_links_and_counters()
+    except HostError as error:
+        return {link.ifindex: Look(time.monotonic_ns(), problems=(error.message,)) for link in links}
+    by_name = {link.name: link for link, _ in rows}
+    counters = {link.ifindex: counted for link, counted in rows}
+    beyond = {link.ifindex: _beyond(link, declared.get(link.ifindex), by_name) for link in links}
+    uplinks = {link.ifindex: find_uplink(by_name.get(link.name, link), by_name.values()) for link in links}
+    here = [link for link in links if link.ifindex in counters]
+    others = [*chain.from_iterable(beyond.values()), *filter(None, uplinks.values())]
+    wanted = {one.ifindex: one for one in (*here, *others)}
+    try:
+        found = (limits or LimitReader()).read(wanted.values())
+    except HostError as error:
+        return {link.ifindex: Look(time.monotonic_ns(), problems=(error.message,)) for link in links}
+    gone = {link.ifindex: Look(time.monotonic_ns(), problems=("the interface is gone",), gone=True) for link in links}
+    return gone | {
+        link.ifindex: Look(
+            at_ns=time.monotonic_ns(),
+            counted_ns=counted_ns,
+            installed=found[link.ifindex],
+            counters=counters.get(link.ifindex),
+            tcx=_tcx(link.ifindex),
+            beyond={one.name: found[one.ifindex] for one in beyond[link.ifindex]},
+            load=_load(pids.get(link.ifindex)),
+            uplink=_uplink(uplinks[link.ifindex], counters, found),
+        )
+        for link in here
+    }
+
+
+def _beyond(link: Link, declared: told.Declared | None, by_name: Mapping[str, Link]) -> list[Link]:
+    """Interfaces past the tap that a limit of its packets may be on: those it was declared for, and Neutron's qvo."""
+    from vifprobe.host.taps import neutron_port_prefix  # and with it what reads libvirt's XML
+
+    names = {one.device for one in declared.limits} if declared else set()
+    prefix = neutron_port_prefix(link.name)
+    names |= {f"qvo{prefix}"} if prefix else set()
+    return [by_name[name] for name in sorted(names - {link.name}) if name in by_name]
+
+
+def _tcx(ifindex: int) -> tuple[TcxProgram, ...]:
+    try:
+        return tcx_programs(ifindex, ingress=True)
+    except OSError:
+        return ()
+
+
+def _load(pid: int | None) -> LoadSample | None:
+    try:
+        return sample_load(pid)
+    except (OSError, LookupError, ValueError):
+        return None
+
+
+def _uplink(
+    link: Link | None, counters: Mapping[int, LinkCounters | None], found: Mapping[int, Installed]
+) -> UplinkSample | None:
+    counted = counters.get(link.ifindex) if link else None
+    return sample_uplink(link, counted, found[link.ifindex].tc) if link and counted else None
+
+
+def set_up(
+    link: Link,
+    installed: Installed | None,
+    declared: told.Declared | None,
+    seen: Look | None = None,
+    meters: Iterable[Meter] = (),
+) -> SetUp:
+    """What is set on a tap, in the terms of the analysis. declared: None while nobody has looked."""
+    beyond = seen.beyond if seen else {}
+    missing = ("not read yet",)
+    return SetUp(
+        tap=link.name,
+        kind=link.kind,
+        declared=tuple(Declared(**vars(one)) for one in declared.limits) if declared else (),
+        enforced=enforced(installed, link.name) if installed else (),
+        elsewhere=(
+            *(one for name, found in beyond.items() for one in enforced(found, name)),
+            *map(_metered, meters),
+        ),
+        earlier=_earlier(installed, seen.tcx if seen else ()) if installed else (),
+        ingress_qdisc=installed.tc.ingress.kind if installed and installed.tc.ingress else "",
+        declared_unknown=declared.problems if declared else missing,
+        enforced_unknown=installed.problems if installed else (seen.problems if seen else ()) or missing,
+        undecoded=_undecoded(installed) if installed else (),
+    )
+
+
+def _undecoded(installed: Installed) -> tuple[tuple[Direction, str], ...]:
+    """Qdiscs that may shape, but whose settings are not read here: HFSC, netem, CAKE, and whatever is new."""
+    egress = direction_at(installed.kind, "egress")
+    return tuple(
+        (egress, f"what the qdisc root {found.kind} {found.handle} lets pass is not read")
+        for found in installed.tc.qdiscs
+        if found.hook == "root" and found.shaper is None and found.kind not in _UNLIMITED
+    )
+
+
+def enforced(installed: Installed, device: str) -> tuple[Enforced, ...]:
+    """The limits of one interface."""
+    nft = {found.where: found.limit for found in installed.nft.policers()}
+    return tuple(_enforced(one, device, nft.get(one.where)) for one in installed.limits)
+
+
+def meters(declared: told.Declared) -> tuple[Meter, ...]:
+    """The OpenFlow meters of a tap that is a port of Open vSwitch. Raises HostError where they can't be read."""
+    if declared.ovs is None:
+        return ()
+    from vifprobe.host.ovs.meters import meters_of
+
+    return meters_of(declared.ovs)
+
+
+def _metered(one: Meter) -> Enforced:
+    return Enforced(
+        direction=Direction.OUTBOUND,
+        source="ovs",
+        kind="meter",
+        where=f"{one.bridge} meter {one.number}",
+        device=one.bridge,
+        rate_bps=one.rate_bps,
+        burst_bytes=one.burst_bytes,
+        rate_pps=one.rate_pps,
+        matches_all=None,
+        packets=one.packets,
+        bytes=one.bytes,
+        drops=one.drops,
+    )
+
+
+def _enforced(one: InstalledLimit, device: str, nft: RateLimit | None) -> Enforced:
+    # A shaper cuts a GSO frame into its segments, or sends it in debt; only a policer holds it against its bucket.
+    bucket_bytes = one.burst_bytes if one.kind == "police" else None
+    return Enforced(
+        direction=one.direction,
+        source=one.source,
+        kind=one.kind,
+        where=one.where,
+        device=device,
+        rate_bps=one.rate_bps,
+        burst_bytes=nft.burst_bytes if nft else one.burst_bytes,
+        rate_pps=one.rate_pps,
+        protocol=one.protocol,
+        matches_all=one.matches_all,
+        packets=one.packets,
+        bytes=one.bytes,
+        drops=one.drops,
+        default=one.default,
+        bucket_bytes=nft.bucket_bytes if nft else bucket_bytes,
+    )
+
+
+def _earlier(installed: Installed, tcx: Iterable[TcxProgram]) -> tuple[str, ...]:
+    """What can decide a packet's fate at ingress before the first policer comes to see it."""
+    words = [f"the tcx program {one.name or '?'} (id {one.id})" for one in tcx if not one.own]
+    for found in installed.tc.filters:
+        if found.hook != "ingress":
+            continue
+        if any(action.kind == "police" for action in found.actions):
+            break
+        name = found.bpf.name if found.bpf else ""
+        if is_own_filter(found.pref, found.handle, name):
+            continue
+        # libbpf names a filter `program:[id]`.
+        program = f" ({name.partition(':[')[0]}, id {found.bpf.id})" if found.bpf else ""
+        decides = (found.bpf is not None and found.bpf.direct_action) or any(map(_decides, found.actions))
+        if decides:
+            words.append(f"the filter {found.where}{program}")
+    return tuple(words)
+
+
+def _decides(action: TcAction) -> bool:
+    return action.control not in _UNDECIDED
+
+
+def growth(before: Look, after: Look) -> tuple[Growth, ...]:
+    """What each limit at ingress and the tap counted between two looks; nothing where one was replaced meanwhile."""
+    if before.installed is None or after.installed is None or before.counters is None or after.counters is None:
+        return ()
+    then = {one.where: one for one in before.installed.at("ingress")}
+    packets = after.counters.rx_packets - before.counters.rx_packets
+    frame_bytes = after.counters.rx_bytes - before.counters.rx_bytes
+    found = []
+    for one in after.installed.at("ingress"):
+        earlier = then.get(one.where)
+        if earlier is None or one.shared or packets < 0:
+            continue
+        counted, passed = _more(earlier.bytes, one.bytes), _more(earlier.packets, one.packets)
+        if (counted or 0) < 0 or (passed or 0) < 0:
+            continue
+        seconds = (after.at_ns - before.at_ns) / 1e9
+        charged = frame_bytes - l2_header_bytes(after.installed.kind) * packets
+        found.append(Growth(one.direction, one.where, seconds, counted, passed, charged, packets))
+    return tuple(found)
+
+
+def _more(then: int | None, now: int | None) -> int | None:
+    return None if then is None or now is None else now - then
+
+
+def load(before: Look, after: Look) -> Load | None:
+    """CPUs that were busy between two looks."""
+    then, now = before.load, after.load
+    if then is None or now is None or now.at_ns <= then.at_ns:
+        return None
+    seconds = (now.at_ns - then.at_ns) / 1e9
+
+    def cpus(earlier: float | None, later: float | None) -> float | None:
+        return None if earlier is None or later is None else round(max(0.0, later - earlier) / seconds, 3)
+
+    return Load(
+        seconds,
+        cpus(then.guest_seconds, now.guest_seconds),
+        cpus(then.vhost_seconds, now.vhost_seconds),
+        cpus(then.softirq_seconds, now.softirq_seconds),
+    )
+
+
+def uplink(before: Look, after: Look) -> Uplink | None:
+    """What the uplink sent and dropped between two looks."""
+    then, now = before.uplink, after.uplink
+    if then is None or now is None or then.name != now.name or now.at_ns <= then.at_ns:
+        return None
+    return Uplink(
+        now.name,
+        (now.at_ns - then.at_ns) / 1e9,
+        now.speed_bps,
+        now.sent_packets - then.sent_packets,
+        now.sent_bytes - then.sent_bytes,
+        now.dropped_packets - then.dropped_packets,
+    )

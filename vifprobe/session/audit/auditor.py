@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Audits the watched taps while they are watched: in a thread of its own, so that neither start nor counting waits.
+
+The thread reads what is declared (libvirt, Open vSwitch), which counters have grown, and what the host spends; the
+watching thread tells of changes as they come, and asks for findings with each reading.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.findings.situation import Sample, Situation, let_through, span
+from vifprobe.analysis.flood.bursts import Bucket
+from vifprobe.analysis.gaps import GapTracker
+from vifprobe.analysis.policer import Enforced, PolicerRow, SetUp, policer_rows
+from vifprobe.errors import HostError
+from vifprobe.host.declared import Declared, DeclaredLimit, declared_of
+from vifprobe.host.limits import Installed, LimitReader
+from vifprobe.host.net.events import Event
+from vifprobe.host.net.links import Link, is_there
+from vifprobe.host.ovs.meters import Meter
+from vifprobe.host.procs import processes
+from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.reading import Cells, Finding, Limit, Reading, count, no_cells, subtract
+from vifprobe.process import capabilities
+from vifprobe.session.audit import audit
+from vifprobe.session.audit.audit import Look
+from vifprobe.session.audit.limit_events import happenings
+from vifprobe.session.decided_earlier import DeviceCheck, Earlier
+from vifprobe.session.syn_tracker import TapForensics, host_neighbours, own_addresses
+
+_LOOK_SECONDS = 1.0
+#: Declared anew, a limit comes with a change in the kernel, and is then read at once; but not again and again while
+#: changes pour in.
+_DECLARED_NS = 10_000_000_000
+_DECLARED_LEAST_NS = 1_000_000_000
+_BACKGROUND_NICE = 5
+#: Taps without packets are looked at so often; and nothing is looked at sooner again than after this.
+_ALL_NS = 10_000_000_000
+_LOOK_LEAST_SECONDS = 0.1
+#: Findings are drawn from so much of the past, and not anew more often than this.
+_WINDOW_NS = 5_000_000_000
+_FINDINGS_NS = 100_000_000
+#: Two looks at counters are compared when they are so far apart.
+_GROWTH_NS = 800_000_000
+_SAMPLES = 128
+#: What traffic has proved in any part of a run is told of the run.
+_REMEMBERED = ("P4", "P5", "P6", "P7", "P8", "P10", "P14", "P15", "P17", "S1", "S2", "S3", "S4", "S5", "S6")
+
+
+class TapAudit:
+    """One tap: what is known, what changed, what follows. Written by two threads, each attribute by one of them."""
+
+    def __init__(self, link: Link, limits: Mapping[Direction, Limit], found: Installed) -> None:
+        self.link = link
+        self.given = audit.given_limits(limits, link.name)
+        self.installed = found
+        self.declared: Declared | None = None
+        self.meters: tuple[Meter, ...] = ()
+        self.pid: int | None = None
+        self.looks: tuple[Look, ...] = ()
+        self.tracker = GapTracker(_main(self._set_up()))
+        self._window: deque[tuple[int, Cells]] = deque([(time.monotonic_ns(), no_cells())])
+        self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
+        self._last: tuple[Finding, ...] = ()
+        self._last_ns = self._changed_ns = 0
+        self._remembered: dict[str, Finding] = {}
+        self.forensics: TapForensics | None = None
+        self.gone = False
+        self._busy_ns, self._begun_ns = 0, time.monotonic_ns()
+        self._received_ns = 0
+        self.earlier = Earlier()
+        self.device = DeviceCheck(link)
+        # Each is counted up by one of the threads when something is known that was not before.
+        self._followed_news = self._looked_news = 0
+
+    def _set_up(self) -> SetUp:
+        seen = self.looks[-1] if self.looks else None
+        told = self.declared or Declared(problems=("not read yet",))
+        declared = replace(told, limits=(*self._given(told), *told.limits))
+        return audit.set_up(self.link, self.installed, declared, seen, self.meters)
+
+    def _given(self, told: Declared) -> list[DeclaredLimit]:
+        """What the user gave. One rate for both directions is meant for the guest's sending, unless the other one is
+        limited as well: most set-ups police outbound alone.
+        """
+        limited = {Direction.OUTBOUND, *(limit.direction for limit in told.limits)}
+        limited |= {limit.direction for limit in self.installed.limits}
+        both = len({one.direction for one in self.given}) > 1
+        return [one for one in self.given if not both or one.direction in limited]
+
+    def take(self, look: Look) -> None:
+        """A new look; those of the last seconds are kept, and the first one. What was known of a tap outlives it."""
+        if look.gone:
+            self.gone = True
+            return
+        before = self.looks[-1] if self.looks else Look(0, problems=("not read yet",))
+        if before.counters and look.counters and look.counters.rx_packets != before.counters.rx_packets:
+            self._received_ns = look.at_ns
+        kept = [one for one in self.looks[1:] if look.at_ns - one.at_ns < _WINDOW_NS]
+        self.looks = (*self.looks[:1], *kept, look)
+        if (before.tcx, before.beyond, before.problems) != (look.tcx, look.beyond, look.problems):
+            self._looked_news += 1
+
+    def follow(self, events: Sequence[Event], found: Installed, passed: Mapping[Direction, int | None]) -> bool:
+        """Events, and what is installed after them; whether a limit came, went or changed."""
+        self._followed_news += 1
+        self.installed = found
+        told = happenings(events, self.link.kind)
+        changed = self.tracker.follow(told, _main(self._set_up()), time.monotonic_ns(), passed)
+        if changed:
+            self._window.clear()
+            self._last_ns, self._changed_ns = 0, time.monotonic_ns()
+        return changed
+
+    def learn(self, declared: Declared, meters: tuple[Meter, ...], pid: int | None) -> None:
+        """What is declared, and which process holds the tap."""
+        if (self.declared, self.meters, self.pid) != (declared, meters, pid):
+            self.declared, self.meters, self.pid = declared, meters, pid
+            self._looked_news += 1
+
+    def still_known(self, snapshot_ns: int) -> tuple[int, int] | None:
+        """Equal as long as findings of a tap without packets are the same; None where they are not to be kept: they
+        were not drawn at this snapshot, what happened in the last seconds is in them, or a gap that lasts.
+        """
+        lasts = any(gap.end_ns is None for gap in self.tracker.gaps)
+        if lasts or snapshot_ns - max(self._busy_ns, self.earlier.ended_ns) < 2 * _WINDOW_NS:
+            return None
+        return self._followed_news, self._looked_news
+
+    def is_busy(self, now_ns: int) -> bool:
+        """Whether packets came in the last seconds, or may have: the run has just begun, the device counted some, or
+        programs decide them before they are counted.
+        """
+        if any(map(self.earlier.is_there, ("tcx", "xdp", "filter"))):
+            return True
+        return now_ns - max(self._busy_ns, self._begun_ns, self._received_ns) < _WINDOW_NS
+
+    def check_device(self, cells: Cells, missed: int, snapshot: tuple[int, int]) -> None:
+        """Hold the counts since the start (missed: outbound ones), of a snapshot that was begun and ended then, against
+        the device's own.
+        """
+        device = self.device.is_wanted(self.looks, snapshot[0])
+        if device is None:
+            return
+        rows = cells[cells["direction"] == Direction.OUTBOUND]
+        counted = count(rows).packets + missed
+        dropped = count(rows[rows["verdict"] == Verdict.DROPPED]).packets + missed
+        self.device.see(device, snapshot, counted, dropped)
+
+    @property
+    def findings_ns(self) -> int:
+        """At which snapshot findings were drawn last."""
+        return self._last_ns
+
+    def repeat(self, duration_ns: int, cells: Cells, snapshot_ns: int) -> None:
+        """An interval in which nothing came, and whose findings are those of the one before."""
+        self._samples.append(Sample(snapshot_ns - duration_ns, duration_ns, 0, 0, None, None))
+        self._slide(cells, snapshot_ns)
+
+    def _slide(self, cells: Cells, snapshot_ns: int) -> None:
+        self._window.append((snapshot_ns, cells))
+        while len(self._window) > 1 and snapshot_ns - self._window[0][0] > _WINDOW_NS:
+            self._window.popleft()
+
+    def limits(self, direction: Direction) -> Limit:
+        """What is declared for one direction: by the user, else by libvirt and Open vSwitch."""
+        given = next((one for one in self.given if one.direction is direction), None)
+        main = given or self._set_up().main_declared(direction)
+        return Limit() if main is None else Limit(declared_bps=main.rate_bps, burst_bytes=main.burst_bytes)
+
+    def declared_limits(self, directions: Iterable[Direction]) -> dict[Direction, Limit]:
+        """The same for several directions."""
+        return {direction: self.limits(direction) for direction in directions}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the findings must know."""
+        return tuple(
+            f"the first {one.number:,} times without a limit ({direction.name.lower()}, {span(one.duration_ns)} in all)"
+            " are no findings each: the newest are"
+            for direction, one in self.tracker.earlier.items()
+            if one.number
+        )
+
+    @property
+    def declared_known(self) -> bool:
+        """Whether each place that could declare a limit was read."""
+        return self.declared is not None and not self.declared.problems
+
+    def findings(
+        self, reading: Reading, cells: Cells, snapshot_ns: int, reasons: Mapping[int, str]
+    ) -> tuple[Finding, ...]:
+        """For a reading that ends at `snapshot_ns`; cells: counts since the start of the run."""
+        self.tracker.progress(passed_bytes(cells, reasons))
+        if not reading.final:
+            self._sample(reading, snapshot_ns)
+            self._slide(cells, snapshot_ns)
+            if len(reading.cells) or reading.missed:
+                self._busy_ns = snapshot_ns
+            if snapshot_ns - self._last_ns < _FINDINGS_NS:
+                return self._last
+        self._last, self._last_ns = findings(self._situation(reading, cells, snapshot_ns, reasons)), snapshot_ns
+        now = {one.id for one in self._last}
+        self._remembered |= {one.id: one for one in self._last if one.pattern in _REMEMBERED}
+        if reading.final:
+            earlier = [one for key, one in self._remembered.items() if key not in now]
+            return (*self._last, *(one for one in earlier if not _disproved(one, reading)))
+        return self._last
+
+    def _situation(self, reading: Reading, cells: Cells, now_ns: int, reasons: Mapping[int, str]) -> Situation:
+        changed = bool(self.tracker.gaps or self.tracker.installs)
+        seen: Reading | None = reading
+        if not reading.final or changed:
+            # Packets from before a change say nothing of what is set now.
+            since_ns, before = self._window[0] if self._window else (now_ns, cells)
+            seen = replace(reading, cells=subtract(cells, before), duration_ns=now_ns - since_ns)
+        known = self.situation_without_packets(reading.directions, reading.final and not changed)
+        known = replace(known, reading=seen, reasons=reasons, samples=tuple(self._samples))
+        if not reading.final:
+            since_ns = now_ns - (seen.duration_ns if seen else 0)
+            known = replace(known, ahead=tuple(one for one in known.ahead if (one.end_ns or now_ns) >= since_ns))
+        if self.forensics is None:
+            return known
+        return replace(
+            known,
+            floods=reading.flood if reading.final else self.forensics.tracker.judged,
+            bursts=self.forensics.bursts,
+            own_addresses=self.forensics.own_addresses,
+            flood_thresholds=self.forensics.thresholds,
+        )
+
+    def bucket(self, direction: Direction) -> Bucket | None:
+        """The installed limit, as a bucket of bytes."""
+        limit = self._set_up().main_enforced(direction)
+        if limit is None or not limit.rate_bps or not limit.at_once_bytes:
+            return None
+        return Bucket(limit.rate_bps / 8, limit.at_once_bytes)
+
+    def situation_without_packets(self, directions: tuple[Direction, ...], whole: bool = True) -> Situation:
+        """What is known without having looked at packets. whole: of the whole run, else of its last second."""
+        then, now = self._pair(whole)
+        return Situation(
+            set_up=self._set_up(),
+            now_ns=time.monotonic_ns(),
+            growth=audit.growth(then, now) if then and now else (),
+            gaps=tuple(self.tracker.gaps),
+            installs=tuple(self.tracker.installs),
+            installs_before=self.tracker.installs_before,
+            load=audit.load(then, now) if then and now else None,
+            uplink=audit.uplink(then, now) if then and now else None,
+            directions=directions,
+            ahead=self.earlier.all,
+            unseen={Direction.OUTBOUND: self.device.unseen},
+            device_dropped={Direction.OUTBOUND: self.device.dropped if self.earlier.is_there("xdp") else 0},
+        )
+
+    def _pair(self, whole: bool) -> tuple[Look | None, Look | None]:
+        """Two looks to compare: the last one, and one some time before it (the first one of all)."""
+        # A limit that was replaced counts from 0 on.
+        looks = [one for one in self.looks if one.at_ns > self._changed_ns]
+        if len(looks) < 2:
+            return None, None
+        now = looks[-1]
+        if whole:
+            return looks[0], now
+        apart = [one for one in looks[:-1] if _GROWTH_NS <= now.at_ns - one.at_ns < _WINDOW_NS]
+        return (apart[-1], now) if apart else (None, None)
+
+    def _sample(self, reading: Reading, now_ns: int) -> None:
+        direction = Direction.OUTBOUND
+        policed = reading.counts(direction, Verdict.POLICED)
+        loads = [one.load for one in self.looks[-2:] if one.load is not None]
+        switches, cpus = None, None
+        if len(loads) == 2 and loads[1].at_ns > loads[0].at_ns:
+            seconds = (loads[1].at_ns - loads[0].at_ns) / 1e9
+            switched = loads[1].context_switches - loads[0].context_switches
+            switches = round(switched / seconds * reading.duration_ns / 1e9)
+            cpus = (loads[1].busy_seconds - loads[0].busy_seconds) / seconds
+        packets = reading.offered(direction).packets
+        started = now_ns - reading.duration_ns
+        self._samples.append(
+            Sample(started, reading.duration_ns, packets, policed.packets if policed else None, switches, cpus)
+        )
+
+    def set_up(self) -> SetUp:
+        """What is set now, as far as it has been read."""
+        return self._set_up()
+
+
+def _disproved(finding: Finding, whole: Reading) -> bool:
+    """Whether the whole run, with all addresses that it showed, has none of what an interval took for spoofed: the
+    packet that shows an address can have waited for its verdict on another CPU meanwhile.
+    """
+    flood = whole.flood.get(Direction.OUTBOUND)
+    if finding.pattern != "S2" or flood is None:
+        return False
+    shares = [flood.value(f"{name}_share") for name in ("unknown_source", "foreign_mac", "impossible_source")]
+    known = [share for share in shares if share is not None]
+    return bool(known) and not any(known)
+
+
+class Auditor:
+    """The audits of all watched taps, and the thread behind them. To be made in the taps' network namespace."""
+
+    def __init__(
+        self,
+        links: Iterable[Link],
+        limits: Mapping[Direction, Limit],
+        found: Mapping[int, Installed],
+        reader: LimitReader | None = None,
+    ) -> None:
+        self.taps = {link.ifindex: TapAudit(link, limits, found[link.ifindex]) for link in links}
+        self._links = [tap.link for tap in self.taps.values()]
+        self._wake, self._closed = threading.Event(), False
+        self._reader, self._holders = reader or LimitReader(), processes.Holders()
+        self._all_looked_ns = 0
+        self._declared_ns: int | None = None
+        self._poked = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Something has changed: look again now, at what is declared too."""
+        self._poked = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the thread; one that waits for a server that hangs is left to itself, and ends with the process."""
+        self._closed = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=0.3)
+
+    def look(self) -> None:
+        """Read everything once, in the calling thread."""
+        self._look(self._links)
+
+    def _look(self, links: list[Link]) -> None:
+        with self._lock:
+            self._look_at_declared()
+            pids = {ifindex: tap.pid for ifindex, tap in self.taps.items()}
+            declared = {ifindex: tap.declared for ifindex, tap in self.taps.items() if tap.declared is not None}
+            if not links:
+                return
+            for ifindex, seen in audit.look(links, pids, declared, self._reader).items():
+                self.taps[ifindex].take(seen)
+
+    def rows(self) -> list[PolicerRow]:
+        """All places of all taps that declare or enforce a limit."""
+        return [row for tap in self.taps.values() for row in policer_rows(tap.set_up())]
+
+    def _look_at_declared(self) -> None:
+        now_ns = time.monotonic_ns()
+        wait_ns = _DECLARED_LEAST_NS if self._poked else _DECLARED_NS
+        if self._declared_ns is not None and now_ns - self._declared_ns < wait_ns:
+            return
+        self._declared_ns, self._poked = now_ns, False
+        found = declared_of(self._links)
+        holders = self._holders.find(self._links)
+        neighbours = host_neighbours()
+        for ifindex, tap in self.taps.items():
+            if tap.gone or not is_there(tap.link):  # so is what libvirt and Open vSwitch said of it
+                continue
+            declared = found[ifindex]
+            try:
+                meters = audit.meters(declared)
+            except HostError as error:
+                meters = ()
+                declared = replace(declared, problems=(*declared.problems, f"Open vSwitch's meters: {error.message}"))
+            if tap.forensics is not None:
+                tap.forensics.tracker.know(own_addresses(declared, neighbours, ifindex))
+            holder = holders.get(ifindex)
+            tap.learn(declared, meters, holder.pid if holder is not None and not holder.is_shared else None)
+
+    def _run(self) -> None:
+        # This thread alone: what is watched must not wait for it on a busy host.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
+        capabilities.follow_plan()
+        while not self._closed:
+            is_asked = self._wake.is_set()
+            self._wake.clear()
+            try:
+                self._look(self._due(is_asked))
+            except (HostError, OSError) as error:
+                for tap in self.taps.values():
+                    tap.take(Look(time.monotonic_ns(), problems=(str(error),)))
+            if self._wake.wait(_LOOK_SECONDS) and not self._closed:
+                time.sleep(_LOOK_LEAST_SECONDS)  # changes can pour in
+
+    def _due(self, is_asked: bool) -> list[Link]:
+        """Taps to look at: those that packets come through, and all of them now and then, or when something changed."""
+        now_ns = time.monotonic_ns()
+        if is_asked or now_ns - self._all_looked_ns > _ALL_NS:
+            self._all_looked_ns = now_ns
+            return self._links
+        return [tap.link for tap in self.taps.values() if tap.is_busy(now_ns)]
+
+
+def passed_bytes(cells: Cells, reasons: Mapping[int, str]) -> dict[Direction, int | None]:
+    """Charged bytes that no policer took, by direction; None where any outcome is unknown."""
+    found: dict[Direction, int | None] = {}
+    for direction in Direction:
+        rows = cells[cells["direction"] == direction]
+        known = not (rows["verdict"] == Verdict.UNKNOWN).any()
+        found[direction] = count(let_through(rows, reasons)).charged_bytes if known else None
+    return found
+
+
+def _main(set_up: SetUp) -> dict[Direction, Enforced | None]:
+    return {direction: set_up.main_enforced(direction) for direction in Direction}

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One audit of one tap: what is set, and a moment of its packets. What `vifprobe policer` shows."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Protocol
+
+from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.policer import PolicerRow, SetUp, policer_rows
+from vifprobe.errors import KernelError
+from vifprobe.host.limits import installed, installed_of
+from vifprobe.host.net import netns as namespaces
+from vifprobe.host.net.events import Events
+from vifprobe.host.net.links import Link, find_link, is_there
+from vifprobe.model.layout import Direction
+from vifprobe.model.reading import Finding, Limit
+from vifprobe.session.audit.auditor import Auditor, TapAudit
+from vifprobe.session.probe import Probe
+from vifprobe.session.tap import own_events
+
+
+class HasFileno(Protocol):
+    """Something to wait for."""
+
+    def fileno(self) -> int:
+        """A descriptor."""
+
+
+#: Wraps the audit; given what ends it early. Gives what is readable as soon as it is to end, or None.
+Stoppable = Callable[[Callable[[], None]], AbstractContextManager[HasFileno | None]]
+
+
+@dataclass(frozen=True)
+class PolicerReport:
+    """The audit of one tap. at: wall clock at its end. duration_ns: how long its packets or counters were watched.
+
+    domain: libvirt's name of the guest, "" where not known. notes: what was not looked at, and why. gone: the tap was
+    deleted meanwhile; all else is what was known of it before.
+    """
+
+    tap: str
+    at: datetime
+    duration_ns: int
+    set_up: SetUp
+    directions: tuple[Direction, ...]
+    findings: tuple[Finding, ...] = ()
+    domain: str = ""
+    notes: tuple[str, ...] = ()
+    gone: bool = False
+
+    @property
+    def rows(self) -> tuple[PolicerRow, ...]:
+        """Declaring and enforcing places of the directions asked for."""
+        return tuple(row for row in policer_rows(self.set_up) if row.direction in self.directions)
+
+    @property
+    def proved(self) -> frozenset[str]:
+        """Ids of the findings."""
+        return frozenset(finding.id for finding in self.findings)
+
+
+def audit_tap(
+    tap: str,
+    limits: Mapping[Direction, Limit],
+    directions: tuple[Direction, ...],
+    seconds: float,
+    *,
+    netns: str | None = None,
+    packets: bool = True,
+    stoppable: Stoppable = lambda stop: nullcontext(),
+) -> PolicerReport:
+    """Audit a tap, watching it for so long. packets: look at them too, where this kernel lets us.
+
+    Raises TapError and HostError, and KernelError for nothing: what can be read without BPF still is.
+    """
+    why = "packets were not looked at: not asked for"
+    if packets:
+        try:
+            return _with_packets(tap, limits, directions, seconds, netns, stoppable)
+        except KernelError as error:
+            why = f"packets were not looked at: {error.message}"
+    home = namespaces.own()
+    try:
+        if netns is not None:
+            namespaces.enter(netns)
+        with stoppable(lambda: None) as stop:
+            report = _without_packets(find_link(tap), limits, directions, seconds, stop)
+            return replace(report, notes=(why,))
+    finally:
+        namespaces.return_to(home)
+
+
+def _with_packets(
+    tap: str,
+    limits: Mapping[Direction, Limit],
+    directions: tuple[Direction, ...],
+    seconds: float,
+    netns: str | None,
+    stoppable: Stoppable,
+) -> PolicerReport:
+    probe = Probe(tap, directions=directions, netns=netns, limits=limits)
+    # Signals first: one that comes while the hooks are attached must not leave them there.
+    with stoppable(probe.stop), probe:
+        (last,) = deque(probe.readings(min(seconds, 1.0), seconds), maxlen=1)
+        report = _report(probe.audit(tap), last.duration_ns, directions, last.findings, last.notes)
+        return replace(report, gone=last.gone)
+
+
+def _without_packets(
+    link: Link,
+    limits: Mapping[Direction, Limit],
+    directions: tuple[Direction, ...],
+    seconds: float,
+    stop: HasFileno | None,
+) -> PolicerReport:
+    """Set-up, counters and events alone."""
+    auditor = Auditor([link], limits, installed_of([link]))
+    audit = auditor.taps[link.ifindex]
+    with Events([link.ifindex]) as events:
+        began_ns = time.monotonic_ns()
+        auditor.look()
+        until_ns = began_ns + round(seconds * 1e9)
+        while (left_ns := until_ns - time.monotonic_ns()) > 0 and is_there(link):
+            heard, _, _ = select.select([events, *([stop] if stop else [])], [], [], left_ns / 1e9)
+            if stop in heard:
+                break
+            own = events.read()
+            if own and is_there(link):
+                before, now = audit.installed, installed(link)
+                audit.follow(own_events(own, before.nft, now.nft), now, {})
+        auditor.look()
+    duration_ns = time.monotonic_ns() - began_ns
+    found = findings(audit.situation_without_packets(directions))
+    return replace(_report(audit, duration_ns, directions, found, ()), gone=audit.gone)
+
+
+def _report(
+    audit: TapAudit,
+    duration_ns: int,
+    directions: tuple[Direction, ...],
+    found: tuple[Finding, ...],
+    notes: tuple[str, ...],
+) -> PolicerReport:
+    domain = audit.declared.domain if audit.declared else ""
+    now = datetime.now(timezone.utc)
+    return PolicerReport(audit.link.name, now, duration_ns, audit.set_up(), directions, found, domain, notes)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a Probe is made of: programs, counters, audits and what joins them, made for what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from vifprobe.analysis.findings.thresholds import FloodThresholds
+from vifprobe.errors import TapError
+from vifprobe.host.limits import LimitReader
+from vifprobe.host.net.events import Events
+from vifprobe.host.net.links import Link, find_link
+from vifprobe.host.net.names import shown
+from vifprobe.kernel.attach import has_tcx
+from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
+from vifprobe.kernel.load import Programs, make_programs
+from vifprobe.kernel.settings import Settings, possible_cpus
+from vifprobe.kernel.tables.counters import Counters
+from vifprobe.model.layout import Charge, Direction
+from vifprobe.model.ports import is_layer_3, is_swapped
+from vifprobe.model.reading import Limit
+from vifprobe.model.whatif import WhatIf
+from vifprobe.session.audit.auditor import Auditor
+from vifprobe.session.hooks import Hooks
+from vifprobe.session.host_cost import HostCollector
+from vifprobe.session.syn_tracker import Forensics
+from vifprobe.session.tap import WatchedTap, at_hooks
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a Probe was asked for: the arguments that it explains."""
+
+    names: tuple[str, ...]
+    directions: tuple[Direction, ...]
+    bin_ns: int
+    limits: Mapping[Direction, Limit]
+    create_qdisc: bool
+    charge: Charge
+    samples_per_second: int
+    host: bool
+    thresholds: FloodThresholds | None
+    what_ifs: tuple[WhatIf, ...]
+    follow_inbound: bool
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What works together while taps are watched. host, forensics: None where they were not asked for."""
+
+    features: Features
+    events: Events
+    programs: Programs
+    counters: Counters
+    watched: tuple[WatchedTap, ...]
+    auditor: Auditor
+    hooks: Hooks
+    host: HostCollector | None
+    forensics: Forensics | None
+    limits: LimitReader
+
+
+def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
+    """Made in the taps' network namespace; nothing is loaded or attached yet. stack: closes what must be closed.
+
+    TapError, KernelError, HostError: as Probe says.
+    """
+    links = [find_link(name) for name in wanted.names]
+    _require_one_layer(links)
+    require_capabilities()
+    features = read_features()
+    settings = _settings(wanted, links)
+    with ThreadPoolExecutor(1) as pool:
+        # The compiler runs outside Python's lock: the host side is read meanwhile.
+        compiling = pool.submit(make_programs, settings, features)
+        stack.callback(_close, compiling)
+        events = stack.enter_context(Events(link.ifindex for link in links))
+        limits = LimitReader()
+        found = limits.read(links)
+        programs = compiling.result()
+    counters = Counters(programs, [number for number, link in enumerate(links) if is_swapped(link.kind)])
+    if counters.samples is not None:
+        counters.samples.per_second = wanted.samples_per_second
+    stack.callback(counters.close)
+    watched = tuple(WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links))
+    auditor = Auditor(links, wanted.limits, found, limits)
+    for one in watched:
+        auditor.taps[one.link.ifindex].earlier, auditor.taps[one.link.ifindex].device = one.earlier, one.device
+    hooks = Hooks(programs, counters, watched, wanted.directions, auditor, wanted.charge, limits)
+    host = _host(wanted, stack)
+    forensics = _forensics(wanted, counters, watched, auditor)
+    return Parts(features, events, programs, counters, watched, auditor, hooks, host, forensics, limits)
+
+
+def _close(compiling: Future[Programs]) -> None:
+    """Whether or not anybody came to use them."""
+    if compiling.exception() is None:
+        compiling.result().close()
+
+
+def _settings(wanted: Wanted, links: Sequence[Link]) -> Settings:
+    """What the programs are compiled for."""
+    traced = not has_tcx(links[0].ifindex)
+    follows = wanted.follow_inbound and Direction.INBOUND in at_hooks(links, wanted.directions)
+    fields = read_trace_fields() if follows or traced else None
+    deep = wanted.samples_per_second > 0
+    return Settings(
+        taps=len(links),
+        bin_ns=wanted.bin_ns,
+        cpus=possible_cpus(),
+        trace=fields if traced else None,
+        follow=fields if follows else None,
+        samples=deep,
+        syn=deep,
+        what_ifs=len(wanted.what_ifs),
+        layer_3=is_layer_3(links[0].kind),
+    )
+
+
+def _require_one_layer(links: Sequence[Link]) -> None:
+    """TapError where some have Ethernet headers and some have none: a program is compiled for one of both."""
+    without = [shown(link.name) for link in links if is_layer_3(link.kind)]
+    others = [shown(link.name) for link in links if not is_layer_3(link.kind)]
+    if without and others:
+        raise TapError(
+            f"{without[0]} and {others[0]} can't be watched in one run.",
+            f"{without[0]} is a tun device: its packets have no Ethernet header, those of {others[0]} have one.",
+            "Watch tun devices in a run of their own.",
+        )
+
+
+def _host(wanted: Wanted, stack: ExitStack) -> HostCollector | None:
+    if not wanted.host:
+        return None
+    host = HostCollector()
+    stack.callback(host.close)
+    if wanted.bin_ns:  # evidence is whole from its start on; a screen does not wait
+        host.start()
+        host.wait()
+    return host
+
+
+def _forensics(wanted: Wanted, counters: Counters, watched: Sequence[WatchedTap], auditor: Auditor) -> Forensics | None:
+    if not wanted.samples_per_second:
+        return None
+    kinds = [one.link.kind for one in watched]
+    made = Forensics(counters, wanted.directions, len(watched), wanted.bin_ns, wanted.thresholds, kinds)
+    for one, tap in zip(watched, made.taps, strict=True):
+        auditor.taps[one.link.ifindex].forensics = tap
+    return made

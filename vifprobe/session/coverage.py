@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spans that a run must own up to: a tap that was not watched, or had no limit. Told as events of a capture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from vifprobe.analysis.findings.situation import bits, size, span
+from vifprobe.analysis.gaps import Gap
+from vifprobe.host.net.events import Event
+from vifprobe.model.layout import Direction
+
+#: So many spans that are over are kept of a direction one by one, the newest.
+KEPT = 32
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """A span in which a direction of a tap was not watched, monotonic ns; end None: until the end of the run.
+
+    start_ns: when the removal was told of. times, unwatched_ns: where it stands for several, how many, and how long all
+    of them were. by_pid, by_comm: who made it, None where that is not known. hook: what watches it since the end of
+    the span.
+    """
+
+    tap: str
+    direction: Direction
+    start_ns: int
+    end_ns: int | None
+    why: str
+    by_pid: int | None = None
+    by_comm: str | None = None
+    hook: str = ""
+    times: int = 1
+    unwatched_ns: int = 0
+
+    @property
+    def duration_ns(self) -> int | None:
+        """Its length; None: it lasted until the end of the run."""
+        return None if self.end_ns is None else self.end_ns - self.start_ns
+
+    @property
+    def words(self) -> str:
+        """For events.csv and the manifest."""
+        lasted = _lasted("not watched", self.start_ns, self.end_ns)
+        if self.times > 1:
+            lasted = f"not watched {self.times:,} times within this one, {span(self.unwatched_ns)} in all"
+        since = f"; by {self.hook} since" if self.hook else ""
+        return f"{self.direction.name.lower()} packets {lasted}: {self.why}{since}"
+
+
+def without_old(spans: list[Coverage], direction: Direction) -> list[Coverage]:
+    """With the oldest spans of a direction put together to one, so that KEPT are left of those that are over."""
+    over = [one for one in spans if one.direction is direction and one.end_ns is not None]
+    old = over[: max(0, len(over) - KEPT + 1)]
+    if len(old) < 2:
+        return spans
+    whole = replace(
+        old[0],
+        end_ns=old[-1].end_ns,
+        hook=old[-1].hook,
+        times=sum(one.times for one in old),
+        unwatched_ns=sum(one.unwatched_ns or one.duration_ns or 0 for one in old),
+    )
+    return [whole, *(one for one in spans if one not in old)]
+
+
+class GapTeller:
+    """Gives each span as an event, once: when it is over, or at the end of the run."""
+
+    def __init__(self) -> None:
+        self._told: dict[int, frozenset[tuple[object, ...]]] = {}
+
+    def news(
+        self, tap: str, ifindex: int, unwatched: Iterable[Coverage], unlimited: Iterable[Gap], final: bool
+    ) -> list[tuple[str, Event]]:
+        """Those of one tap that were not told before; with `final`, the ones that still last, too."""
+        found = [*_unwatched(ifindex, unwatched, final), *_unlimited(ifindex, unlimited, final)]
+        told = self._told.get(ifindex, frozenset())
+        # What is not there any more does not come back.
+        self._told[ifindex] = frozenset(key for key, _ in found)
+        return [(tap, event) for key, event in found if key not in told]
+
+
+#: Link messages without news are taken together until none has come for so long.
+_STORM_OVER_NS = 1_000_000_000
+
+
+@dataclass
+class _Storm:
+    """Link messages without news that followed each other; more: how many after the first one, which is told."""
+
+    first_ns: int
+    last_ns: int
+    more: int
+
+
+class LinkTeller:
+    """Gives link messages that tell of no change as two events: the first one, and how many came after it."""
+
+    def __init__(self) -> None:
+        self._storms: dict[int, _Storm] = {}
+
+    def news(self, event: Event) -> list[Event]:
+        """What is to be told of such a message now."""
+        storm = self._storms.get(event.ifindex)
+        if storm is not None and event.at_ns - storm.last_ns < _STORM_OVER_NS:
+            storm.more += event.times
+            storm.last_ns = event.at_ns
+            return []
+        self._storms[event.ifindex] = _Storm(event.at_ns, event.at_ns, event.times - 1)
+        return [*self._told(event.ifindex, storm), event]
+
+    def over(self, now_ns: int, final: bool = False) -> list[Event]:
+        """Of those that have come to their end; final: of all."""
+        told = []
+        for ifindex, storm in list(self._storms.items()):
+            if final or now_ns - storm.last_ns >= _STORM_OVER_NS:
+                told += self._told(ifindex, self._storms.pop(ifindex))
+        return told
+
+    @staticmethod
+    def _told(ifindex: int, storm: _Storm | None) -> list[Event]:
+        if storm is None or not storm.more:
+            return []
+        words = f"{storm.more:,} more link messages in {span(storm.last_ns - storm.first_ns)} told of no change"
+        return [Event(storm.first_ns, ifindex, "link_change", words, times=storm.more)]
+
+
+_Told = tuple[tuple[object, ...], Event]
+
+
+def _unwatched(ifindex: int, spans: Iterable[Coverage], final: bool) -> Iterator[_Told]:
+    for one in spans:
+        if final or one.end_ns is not None:
+            key = ("gap", ifindex, one.direction, one.start_ns)
+            yield key, Event(one.start_ns, ifindex, "gap", one.words, one.by_pid, one.by_comm)
+
+
+def _unlimited(ifindex: int, gaps: Iterable[Gap], final: bool) -> Iterator[_Told]:
+    for gap in gaps:
+        if final or gap.end_ns is not None:
+            removal = gap.removal
+            # The name alone, as in all other rows; the sentence has it with who ran it.
+            who = (removal.by_pid, removal.by.split(" (")[0] or None) if removal else (None, None)
+            key = ("limit_gap", ifindex, gap.direction, gap.number)
+            yield key, Event(gap.start_ns, ifindex, "limit_gap", _limit_words(gap), *who)
+
+
+def _limit_words(gap: Gap) -> str:
+    words = f"{gap.direction.name.lower()} packets {_lasted('not limited', gap.start_ns, gap.end_ns)}"
+    if gap.limit is not None and gap.limit.rate_bps is not None:
+        words += f", {bits(gap.limit.rate_bps)} before"
+    if gap.removal is not None and gap.removal.by:
+        words += f"; removed by {gap.removal.by}"
+    if gap.passed_bytes is not None:
+        words += f"; {size(gap.passed_bytes)} passed"
+    return words + (f"; limited again by {gap.restored_by}" if gap.restored_by else "")
+
+
+def _lasted(what: str, start_ns: int, end_ns: int | None) -> str:
+    return f"{what} until the end" if end_ns is None else f"{what} for {span(end_ns - start_ns)}"

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows what happens to the watched taps: waits for it, has it taken into account at once, and tells of it."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from vifprobe.analysis.recent import Recent
+from vifprobe.errors import HostError
+from vifprobe.host.net.events import Event
+from vifprobe.host.net.links import Link, list_links
+from vifprobe.kernel.tcx import NewLinks
+from vifprobe.model.reading import Cells
+from vifprobe.session.audit.auditor import passed_bytes
+from vifprobe.session.audit.limit_events import happenings
+from vifprobe.session.components import Parts
+from vifprobe.session.coverage import GapTeller, LinkTeller
+from vifprobe.session.tap import WatchedTap, is_about_limits
+
+#: So often it is looked for changes that netlink does not tell of: of tcx programs it never does, and of nft only once
+#: nf_tables is there to be listened to.
+_REFRESH_NS = 1_000_000_000
+#: And so often all limits are read again, told or not.
+_ALL_NS = 10_000_000_000
+#: An interval ends so soon after it was told that a limit came, went or changed, or that a tap was deleted, for that to
+#: be seen at once; what belongs to the same change (qdisc, then filter) has arrived by then.
+_CHANGE_SHOWN_NS = 30_000_000
+_END_HEARD_NS = 1_000_000_000
+#: So often it is looked whether samples must be taken before the interval ends: a CPU's ring holds half a second of
+#: them at least.
+_LOOK_NS = 200_000_000
+#: Events kept for who takes them.
+KEPT = 20_000
+
+
+class Sink(Protocol):
+    """Takes the readings of a run, at its own pace."""
+
+    def fileno(self) -> int:
+        """Descriptor that is writable when `push` can go on."""
+
+    def push(self) -> bool:
+        """Pass on what can be passed on without waiting; True when nothing is left. Raises nothing."""
+
+
+class Follower:
+    """From netlink's events to hooks, audits and a list of what happened.
+
+    stop_fd: readable as soon as the run is to end.
+    """
+
+    def __init__(self, parts: Parts, stop_fd: int) -> None:
+        self._events = parts.events
+        self._hooks = parts.hooks
+        self._auditor = parts.auditor
+        self._reasons = parts.features.reasons
+        self._forensics = parts.forensics  # looked at while waiting
+        self._limits = parts.limits
+        self._all_looked_ns = time.monotonic_ns()
+        self._stop_fd = stop_fd
+        self._new_links = NewLinks()
+        self._seen: Recent[tuple[str, Event]] = Recent(KEPT)
+        self._gap_teller, self._link_teller = GapTeller(), LinkTeller()
+        self._show_by_ns: int | None = None
+        self._refreshed_ns = time.monotonic_ns()
+
+    def wait(self, until_ns: int, sinks: Sequence[Sink] = ()) -> bool:
+        """Sleep until then, following what happens to the taps; True as soon as the run is to end or all are gone.
+
+        Where a limit came, went or changed, the wait is over at once. sinks: are pushed meanwhile.
+        """
+        left_ns, is_cut = until_ns - time.monotonic_ns(), False
+        while True:  # once at least: a stop is heard even where each reading takes longer than the interval
+            wait_ns = max(0, min(left_ns, _LOOK_NS) if self._forensics is not None else left_ns)
+            blocked = [sink for sink in sinks if not sink.push()]
+            ready, _, _ = select.select([self._stop_fd, self._events.fileno()], blocked, [], wait_ns / 1e9)
+            if self._stop_fd in ready:
+                return True
+            if self._forensics is not None:
+                self._forensics.look_if_due()
+            self.follow()
+            if all(watched.gone for watched in self._hooks.watched):
+                return True
+            if self._show_by_ns is not None:
+                until_ns, self._show_by_ns = min(until_ns, self._show_by_ns), None
+                is_cut = True
+            left_ns = until_ns - time.monotonic_ns()
+            if left_ns <= 0:
+                if is_cut:  # to take a change in can take longer than that: what has come meanwhile belongs to it
+                    self.follow()
+                    self._show_by_ns = None
+                return False
+
+    def follow(self) -> None:
+        """Take into account what has happened until now."""
+        events = self._events.read()
+        now_ns = time.monotonic_ns()
+        is_due = self._is_refresh_due(now_ns)
+        if not events and not is_due:
+            self._tell_link_messages()
+            return
+        owns = {watched.number: self._own(watched, events) for watched in self._hooks.watched}
+        was_gone = {watched.number for watched in self._hooks.watched if watched.gone}
+        news = self._look(owns, events, now_ns, is_due)
+        cells: Cells | None = None
+        changed = False
+        for watched in self._hooks.watched:
+            own = owns[watched.number]
+            was_there = watched.number not in was_gone
+            if own:
+                own = watched.on_events(own, self._hooks.programs)
+                self._tell(watched, own)
+            changed |= bool(own)
+            if (own or watched.number in news) and not watched.gone:
+                watched.tell_apart(self._hooks.programs)
+                self._hooks.count(watched)
+                watched.covered()
+                if own and cells is None:
+                    # As they are: to wait for verdicts can take long, and what passes meanwhile counts.
+                    cells = self._hooks.counters.cells_now()
+                if self._audit(watched, own, cells):
+                    show_by_ns = (own[0].at_ns if own else now_ns) + _CHANGE_SHOWN_NS
+                    self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
+            has_xdp = any(watched.see_xdp(event.record.xdp) for event in own if isinstance(event.record, Link))
+            if (was_there and watched.gone) or (has_xdp and not watched.gone):
+                show_by_ns = now_ns + _CHANGE_SHOWN_NS
+                self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
+            self._tell_gaps(watched)
+        if not any(watched.droppers.is_ambiguous for watched in self._hooks.watched):
+            self._hooks.programs.unwatch_police()
+        if not any(watched.needs_chains_watched for watched in self._hooks.watched):
+            self._hooks.programs.unwatch_chains()
+        self._tell_link_messages()
+        if changed:
+            self._auditor.poke()
+
+    def end(self) -> None:
+        """Follow what is still to be heard of, just before the hooks are taken off."""
+        self.follow()
+        self._hear_of_ends()
+
+    def tell_last_gaps(self) -> None:
+        """Tell of the gaps that last until the end, too."""
+        self._tell_link_messages(final=True)
+        for watched in self._hooks.watched:
+            self._tell_gaps(watched, final=True)
+
+    def take(self) -> list[tuple[str, Event]]:
+        """What happened since the last call: (tap name, event). Of more than KEPT the newest, and how many there were
+        before them.
+        """
+        left_out, seen = self._seen.left_out, self._seen.take()
+        if left_out:
+            tap, oldest = seen[0]
+            words = f"{left_out:,} events before this one were not kept: nobody took them in time"
+            seen.insert(0, (tap, Event(oldest.at_ns, 0, "overflow", words)))
+        return seen
+
+    def _look(self, owns: dict[int, list[Event]], events: list[Event], now_ns: int, is_due: bool) -> set[int]:
+        """Read limits again, of those taps alone that have a reason, with the same few dumps for all; the numbers of
+        taps of which something is to be looked into.
+        """
+        if any(event.kind in ("nft_change", "overflow") for event in events):
+            self._limits.forget_nft()
+        there = [watched for watched in self._hooks.watched if not watched.gone]
+        wanted = [watched for watched in there if is_about_limits(owns[watched.number])]
+        news: set[int] = set()
+        if is_due:
+            news |= {watched.number for watched in there if watched.look_ahead()}
+            news |= self._look_at_xdp(there)
+            # While a limit is away, or it is guessed what it drops, more than changes matters.
+            uneasy = [watched for watched in there if watched.blame.guessed or self._is_away(watched)]
+            news |= {watched.number for watched in uneasy}
+            if now_ns - self._all_looked_ns > _ALL_NS or self._limits.is_nft_changed():
+                self._all_looked_ns, uneasy = now_ns, there
+            wanted += [watched for watched in uneasy if watched not in wanted]
+        if not wanted:
+            return news
+        try:
+            found = self._limits.read(watched.link for watched in wanted)
+        except HostError as error:
+            for watched in wanted:
+                watched.note(f"limits could not be read again: {error.message}")
+            return news
+        return news | {watched.number for watched in wanted if watched.take(found[watched.link.ifindex])}
+
+    def _look_at_xdp(self, there: Sequence[WatchedTap]) -> set[int]:
+        """Look at all links, where it may be that an XDP program came or went of which netlink tells nothing: one that
+        hangs on a BPF link (net/core/dev.c, bpf_xdp_link_attach).
+        """
+        if not (self._new_links.is_new() or any(watched.earlier.is_there("xdp") for watched in there)):
+            return set()
+        try:
+            xdp = {link.ifindex: link.xdp for link in list_links()}
+        except HostError:  # the next look will do
+            return set()
+        found = [watched for watched in there if watched.link.ifindex in xdp]
+        return {watched.number for watched in found if watched.see_xdp(xdp[watched.link.ifindex])}
+
+    def _is_away(self, watched: WatchedTap) -> bool:
+        tracker = self._auditor.taps[watched.link.ifindex].tracker
+        return any(gap.end_ns is None for gap in tracker.gaps)
+
+    def _own(self, watched: WatchedTap, events: list[Event]) -> list[Event]:
+        """What a tap must be looked at for. Link messages that tell of no change are no reason, however many they are:
+        they matter as what somebody else answered to, and are counted.
+        """
+        own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
+        if not own or not all(event.says_nothing for event in own):
+            return own
+        self._tell(watched, own)
+        for happening in happenings(own[-1:]):
+            self._auditor.taps[watched.link.ifindex].tracker.note_link_change(happening)
+        return []
+
+    def _tell(self, watched: WatchedTap, own: list[Event]) -> None:
+        for event in own:
+            told = self._link_teller.news(event) if event.says_nothing else [event]
+            self._seen.extend((watched.link.name, one) for one in told)
+
+    def _tell_link_messages(self, final: bool = False) -> None:
+        """Of link messages that came in their thousands, how many they were."""
+        names = {watched.link.ifindex: watched.link.name for watched in self._hooks.watched}
+        over = self._link_teller.over(time.monotonic_ns(), final)
+        self._seen.extend((names[event.ifindex], event) for event in over)
+
+    def _is_refresh_due(self, now_ns: int) -> bool:
+        is_due = now_ns - self._refreshed_ns > _REFRESH_NS
+        if is_due:
+            self._refreshed_ns = now_ns
+            self._limits.hear_of_nft(self._events.follow_nft())
+        return is_due
+
+    def _audit(self, watched: WatchedTap, own: list[Event], cells: Cells | None) -> bool:
+        """Have the audit follow the tap's own events; cells: of all taps, read after them, if there are any.
+
+        Whether a limit came, went or changed.
+        """
+        counted = watched.before if cells is None or not own else cells[cells["tap"] == watched.number]
+        audit = self._auditor.taps[watched.link.ifindex]
+        return audit.follow(own, watched.installed, passed_bytes(counted, self._reasons))
+
+    def _hear_of_ends(self) -> None:
+        """A deleted tap can't be found some time before the kernel tells of its end, and who brought it about."""
+        until_ns = time.monotonic_ns() + _END_HEARD_NS
+        while any(watched.gone and not watched.heard_of_end for watched in self._hooks.watched):
+            left_ns = until_ns - time.monotonic_ns()
+            if left_ns <= 0 or not select.select([self._events.fileno()], [], [], left_ns / 1e9)[0]:
+                return
+            self.follow()
+
+    def _tell_gaps(self, watched: WatchedTap, final: bool = False) -> None:
+        link, tracker = watched.link, self._auditor.taps[watched.link.ifindex].tracker
+        self._seen.extend(self._gap_teller.news(link.name, link.ifindex, watched.gaps, tracker.gaps, final))

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes readings: the kernel's counts up to one moment, less those up to another, and what is known of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+from vifprobe.kernel.tables.counters import Snapshot
+from vifprobe.model.host_cost import HostCost
+from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.ports import direction_at
+from vifprobe.model.reading import Cells, Reading, no_cells, subtract, unsized_notes
+from vifprobe.model.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
+from vifprobe.session.components import Parts
+from vifprobe.session.tap import WatchedTap
+
+#: A tap for which nothing comes is read whole so often all the same, each at its own time.
+_WHOLE_NS = 30_000_000_000
+
+
+class _Idle(NamedTuple):
+    """A reading without packets. known: what it rests on; while that is the same it repeats itself, until due_ns."""
+
+    reading: Reading
+    known: tuple[object, ...]
+    due_ns: int
+
+
+class ReadingMaker:
+    """Of one run, whose clock starts at `start_ns`. what_ifs: the limits that are tried out."""
+
+    def __init__(
+        self, start_ns: int, parts: Parts, directions: tuple[Direction, ...], what_ifs: Sequence[WhatIf]
+    ) -> None:
+        self._start_ns = self._since_ns = self._last_ns = self._began_ns = start_ns
+        self._at = datetime.now(timezone.utc)  # wall clock at the end of the interval
+        self._directions = directions
+        self._watched = parts.watched
+        self._counters = parts.counters
+        self._features = parts.features
+        self._auditor = parts.auditor
+        self._host = parts.host
+        self._forensics = parts.forensics
+        self._what_ifs = what_ifs
+        self._idle: dict[int, _Idle] = {}  # by tap number
+
+    def snapshot(self, patience_seconds: float | None = None, final: bool = False) -> Snapshot:
+        """Packets, and beside them what the host did in the same time."""
+        if self._host is None:
+            self._began_ns = time.monotonic_ns()
+            return self._counters.snapshot(patience_seconds)
+        self._host.turn(self._start_ns, final)
+        self._began_ns = time.monotonic_ns()
+        snapshot = self._counters.snapshot(patience_seconds)
+        self._host.read({one.link.name: self._pid(one) for one in self._watched})
+        return snapshot
+
+    def end_interval(self, snapshot: Snapshot) -> None:
+        """The interval that ends with this snapshot is the one that the next calls of `interval` are for."""
+        self._since_ns, self._last_ns = self._last_ns, snapshot.at_ns
+        self._at = datetime.now(timezone.utc)
+        if self._forensics is not None:
+            self._forensics.end_interval()
+
+    def has_news(self, watched: WatchedTap, snapshot: Snapshot) -> bool:
+        """Whether anything was counted since the interval before: of a tap that is gone, verdicts that came late."""
+        is_missed = _missed(watched, snapshot) != watched.missed_before
+        return is_missed or len(subtract(snapshot.cells_of(watched.number), watched.before)) > 0
+
+    def interval(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
+        """What has come since the interval before; once for each tap."""
+        cells = snapshot.cells_of(watched.number)
+        counted_missed = int(snapshot.missed_packets[watched.number, Direction.OUTBOUND])
+        times = self._began_ns, snapshot.at_ns
+        self._auditor.taps[watched.link.ifindex].check_device(cells, counted_missed, times)
+        is_silent = self._is_silent(watched, cells, snapshot)
+        if is_silent and (same := self._repeated(watched, cells, snapshot)) is not None:
+            return same
+        added = no_cells() if is_silent else subtract(cells, watched.before)
+        reading = self._reading(watched, added, snapshot, self._since_ns)
+        self._idle.pop(watched.number, None)
+        if is_silent and (known := self._known(watched, snapshot)) is not None:
+            due_ns = snapshot.at_ns + _WHOLE_NS // 2 + watched.number * _WHOLE_NS // 2 // len(self._watched)
+            if self._auditor.taps[watched.link.ifindex].findings_ns == snapshot.at_ns:
+                self._idle[watched.number] = _Idle(reading, known, due_ns)
+        watched.missed_before = _missed(watched, snapshot)
+        watched.before = cells.copy()  # the snapshot's other rows need not be kept for it
+        watched.what_ifs_before = None if snapshot.what_ifs is None else snapshot.what_ifs[watched.number]
+        return reading
+
+    @staticmethod
+    def _is_silent(watched: WatchedTap, cells: Cells, snapshot: Snapshot) -> bool:
+        """Whether nothing was counted since the interval before."""
+        if len(cells) != len(watched.before) or snapshot.what_ifs is not None:
+            return False
+        return cells.tobytes() == watched.before.tobytes() and _missed(watched, snapshot) == watched.missed_before
+
+    def _known(self, watched: WatchedTap, snapshot: Snapshot) -> tuple[object, ...] | None:
+        """What a reading without packets rests on; None where it is not to be repeated."""
+        audited = self._auditor.taps[watched.link.ifindex].still_known(snapshot.at_ns)
+        if audited is None:
+            return None
+        earlier = (watched.earlier.news, watched.device.dropped)
+        told = (len(watched.notes), earlier, watched.blame.guessed, watched.gone_ns, snapshot.unplaced_drops)
+        return (audited, told, self._host_notes())
+
+    def _repeated(self, watched: WatchedTap, cells: Cells, snapshot: Snapshot) -> Reading | None:
+        """The reading before once more, if nothing has come and nothing is different; at little cost."""
+        idle = self._idle.get(watched.number)
+        if idle is None or snapshot.at_ns >= idle.due_ns or idle.known != self._known(watched, snapshot):
+            return None
+        duration_ns = snapshot.at_ns - self._since_ns
+        flood = idle.reading.flood
+        if self._forensics is not None:
+            silent = self._forensics.repeat(watched.number, duration_ns)
+            if silent is None:
+                return None
+            flood = silent
+        self._auditor.taps[watched.link.ifindex].repeat(duration_ns, watched.before, snapshot.at_ns)
+        host = None
+        if self._host is not None:
+            host = self._host.of_tap(watched.link.name, self._pid(watched), 0, duration_ns)
+        return replace(
+            idle.reading,
+            at=self._at,
+            start_ns=self._since_ns - self._start_ns,
+            duration_ns=duration_ns,
+            host=host,
+            flood=flood,
+            repeats=idle.reading,
+        )
+
+    def total(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
+        """What has come since the start."""
+        return self._reading(watched, snapshot.cells_of(watched.number), snapshot, self._start_ns, final=True)
+
+    def _reading(
+        self, watched: WatchedTap, cells: Cells, snapshot: Snapshot, since_ns: int, final: bool = False
+    ) -> Reading:
+        audit = self._auditor.taps[watched.link.ifindex]
+        missed = _missed(watched, snapshot)
+        if not final:
+            missed = {direction: ever - watched.missed_before.get(direction, 0) for direction, ever in missed.items()}
+        so_far, directions = snapshot.cells_of(watched.number), watched.seen(self._directions)
+        reading = Reading(
+            tap=watched.link.name,
+            at=datetime.now(timezone.utc),
+            start_ns=since_ns - self._start_ns,
+            duration_ns=snapshot.at_ns - since_ns,
+            cells=cells,
+            missed=sum(missed.values()),
+            missed_in=missed,
+            verdicts="reason" if self._features.has_drop_reason and not watched.blame.guessed else "inferred",
+            limits=watched.limits(audit.declared_limits(directions), directions),
+            notes=(
+                *watched.notes,
+                *audit.notes,
+                *unsized_notes(so_far, self._features.has_drop_reason),
+                *self._drop_notes(watched, so_far, snapshot),
+                *self._host_notes(),
+            ),
+            directions=directions,
+            final=final,
+            what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
+            queued=so_far[so_far["verdict"] == Verdict.QUEUED] if not final else no_cells(),
+            unannounced=int(snapshot.unannounced[watched.number]) if final else 0,
+            kind=watched.link.kind,
+            gone_ns=None if watched.gone_ns is None else watched.gone_ns - self._start_ns,
+        )
+        reading = replace(reading, host=self._host_cost(watched, reading))
+        if self._forensics is not None:
+            flood = self._forensics.floods(watched.number, cells, reading.duration_ns, final)
+            reading = replace(reading, flood=flood)
+        return replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
+
+    def _tried_out(self, counts: WhatIfCounts, watched: WatchedTap, final: bool) -> tuple[WhatIfRow, ...]:
+        before = None if final else watched.what_ifs_before
+        return tuple(rows_of(counts[watched.number], before, watched.link.name, self._what_ifs))
+
+    def _drop_notes(self, watched: WatchedTap, so_far: Cells, snapshot: Snapshot) -> list[str]:
+        received = so_far[so_far["direction"] == direction_at(watched.link.kind, "ingress")]
+        found = watched.blame.notes(received, self._features.reason_number("TC_INGRESS"), watched.installed)
+        unplaced = snapshot.unplaced_drops
+        return [*found, f"{unplaced:,} netfilter drops count as policed, by an unknown chain"] if unplaced else found
+
+    def _host_cost(self, watched: WatchedTap, reading: Reading) -> HostCost | None:
+        if self._host is None:
+            return None
+        name, pid = watched.link.name, self._pid(watched)
+        if reading.final:
+            return self._host.total_of_tap(name, pid)
+        packets = sum(reading.offered(direction).packets for direction in self._directions)
+        return self._host.of_tap(name, pid, packets, reading.duration_ns)
+
+    def _host_notes(self) -> tuple[str, ...]:
+        problem = self._host.problem if self._host is not None else ""
+        return (f"what the host does is not counted: {problem}",) if problem else ()
+
+    def _pid(self, watched: WatchedTap) -> int | None:
+        return self._auditor.taps[watched.link.ifindex].pid
+
+
+def _missed(watched: WatchedTap, snapshot: Snapshot) -> dict[Direction, int]:
+    """Packets of each direction since the start that are in no cell, those that no program saw among them."""
+    missed = dict(zip(Direction, snapshot.missed_packets[watched.number].tolist(), strict=True))
+    missed[Direction.OUTBOUND] += watched.device.unseen
+    return missed
