@@ -167,7 +167,7 @@ def test_an_older_schema_without_packet_policing(tmp_path: Path) -> None:
 
 def tools() -> tuple[dict[str, str], Path] | None:
     """Environment and schema for a real ovsdb-server: installed, or as the lab has unpacked it."""
-    unpacked = Path(__file__).parents[2] / ".cache/vm/ovs/root"
+    unpacked = Path(__file__).parents[3] / ".cache/vm/ovs/root"
     for root in (Path("/"), unpacked):
         schema = root / "usr/share/openvswitch/vswitch.ovsschema"
         path = f"{root}/usr/bin:{root}/usr/sbin:{os.environ['PATH']}"

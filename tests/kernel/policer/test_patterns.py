@@ -41,7 +41,7 @@ from vifprobe.testing.taps import tap as make_tap
 from vifprobe.testing.waiting import wait_until
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 #: Pattern -> test file, test. Those in vm/, and those with `police` in their file's name, run on stock kernels with
 #: act_police, Open vSwitch, libvirt; the others on any. Negatives are beside them: the same with what makes the

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-STATS = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "lab" / "bench_stats.py"))
+STATS = runpy.run_path(str(Path(__file__).parents[3] / "scripts" / "lab" / "bench_stats.py"))
 
 
 def test_a_ratio_of_rounds_that_go_up_and_down_together_is_sure() -> None:

@@ -41,7 +41,7 @@ def run_on_terminal(how: str, **environment: str) -> tuple[str, int]:
     """What the program wrote to its terminal, and how it ended; a signal is sent once it has drawn."""
     ours, theirs = pty.openpty()
     here = Path(__file__).parent
-    env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": f"{here}:{here.parents[1]}", **environment}
+    env = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": f"{here}:{here.parents[2]}", **environment}
     env = {"PYTHONIOENCODING": "utf-8", "COLUMNS": "80", "LINES": "24", **env}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, how], stdout=theirs, stderr=theirs, stdin=theirs, env=env

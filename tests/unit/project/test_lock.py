@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 LOCKS = {name: (CHECKOUT / "scripts" / "lock" / f"{name}.txt").read_text() for name in ("run", "dev")}
 
 
