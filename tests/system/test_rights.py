@@ -186,8 +186,10 @@ def test_what_is_kept_is_enough_to_open_a_probe() -> None:
     """As for a tap that comes later: programs are compiled, loaded and attached."""
     text = """
 import vifprobe
-from vifprobe import rights
+from vifprobe.process import startup
+from vifprobe.session import rights
 from vifprobe.model.layout import Direction
+startup.is_command = True
 rights.plan()
 rights.give_up()
 with vifprobe.Probe("tap0", bin_ns=10_000_000, samples=100, host=True) as probe:
@@ -219,8 +221,10 @@ def test_new_links_and_who_holds_a_program_are_still_found(tap: Tap, require: Re
     require("kernel", has_tcx(tap.ifindex), "tcx")
     text = """
 import sys
-from vifprobe import rights
+from vifprobe.process import startup
+from vifprobe.session import rights
 from vifprobe.kernel.tcx import NewLinks, program_holders, program_name, tcx_program_ids
+startup.is_command = True
 rights.plan()
 links = NewLinks()
 rights.give_up()
@@ -260,8 +264,10 @@ print("same")
 def test_the_addresses_of_kernel_functions_stay_known() -> None:
     """They are shown to who had CAP_SYSLOG when the list was opened."""
     text = """
-from vifprobe import rights
+from vifprobe.process import startup
+from vifprobe.session import rights
 from vifprobe.kernel import symbols
+startup.is_command = True
 rights.plan()
 before = symbols.function_ranges("__netif_receive_skb_core")
 rights.give_up()

@@ -20,13 +20,17 @@ _KEPT_BEGINNINGS = ("LC_", "SUDO_", "PKEXEC_", "DOAS_", "VIFPROBE_")
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
 _LIBRARIES = ("click", "numpy", "rich")
 
+#: Whether the process runs the command line, and nothing that a caller of the Python API has in it.
+is_command = False
 #: Directories that were on sys.path, and why nothing is imported from them.
 dropped: dict[str, str] = {}
 
 
 def command_line() -> "Callable[[], None]":
     """`main` of the command line, imported after `start`. Ends the process where that can't be."""
+    global is_command
     start()
+    is_command = True
     try:
         from vifprobe.cli import main
     except ImportError as error:

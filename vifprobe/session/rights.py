@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vifprobe.host.declared import OVS_SOCKETS
 from vifprobe.kernel import police, symbols
-from vifprobe.process import capabilities
+from vifprobe.process import capabilities, startup
 from vifprobe.process.capabilities import ALWAYS, WHY, Capability
 
 if TYPE_CHECKING:  # with it comes what tries out programs
@@ -31,7 +31,8 @@ _COSTS = {
 
 def plan() -> None:
     """Before a probe is opened: its threads go without from their beginning."""
-    capabilities.plan(overrides=needs_overriding())
+    if startup.is_command:
+        capabilities.plan(overrides=needs_overriding())
 
 
 def give_up() -> None:
