@@ -130,7 +130,7 @@ def test_what_a_recorder_on_the_tap_has_is_what_was_seen_live(wired: Wired, netn
     assert flood.value("foreign_mac_share") == flood.value("unknown_source_share") == 0
     assert {one.key for one in flood.top if one.kind == "source"} == {GUEST_ADDRESS}
     assert not [one for one in again.findings if one.pattern.startswith("S")]
-    assert replay.tally.strangers == 0
+    assert replay.notes.strangers == 0
 
 
 def test_both_directions_in_a_folder_and_on_screen(both: Path, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ with capabilities.raised(Capability.DAC_OVERRIDE):
     connect()
 child = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
 child += "; print(open('/proc/self/status').read())"
-with capabilities.handed_on(Capability.DAC_OVERRIDE):
+with capabilities.inherited(Capability.DAC_OVERRIDE):
     told = subprocess.run([sys.executable, "-Ic", child, path], capture_output=True, text=True, check=True).stdout
 assert subprocess.run([sys.executable, "-Ic", child, path], stderr=subprocess.DEVNULL).returncode
 print(*(int(one.split()[1], 16) for one in told.splitlines() if one.startswith(("CapEff", "CapPrm"))))

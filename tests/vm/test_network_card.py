@@ -21,7 +21,7 @@ from vifprobe import Probe, load
 from vifprobe.analysis.reconcile import ReconcileRow
 from vifprobe.model.layout import Direction, PacketClass
 from vifprobe.model.reading import Reading
-from vifprobe.session.counter_check import Bracket
+from vifprobe.session.counter_check import CounterCheck
 from vifprobe.testing.netns import Netns, private_netns
 from vifprobe.testing.taps import device_counters, set_link_up
 from vifprobe.testing.waiting import wait_until
@@ -104,12 +104,12 @@ def disagreeing(rows: list[ReconcileRow]) -> list[ReconcileRow]:
 
 def test_received_and_sent_are_exact(card: Card) -> None:
     """To the packet and the byte those that were sent each way, and what the card itself counts."""
-    bracket = Bracket()
-    with Probe(card.name, samples=1_000, bracket=bracket) as probe:
+    counter_check = CounterCheck()
+    with Probe(card.name, samples=1_000, counter_check=counter_check) as probe:
         card.receive(RECEIVED)
         card.send(SENT)
         reading = finish(probe)
-        rows = bracket.rows([reading], reasons=probe.features.reasons)
+        rows = counter_check.rows([reading], reasons=probe.features.reasons)
     assert reading.kind == "ethernet"
     for direction, packets in ((OUT, RECEIVED), (IN, SENT)):
         found = reading.offered(direction)
@@ -124,15 +124,18 @@ def test_received_and_sent_are_exact(card: Card) -> None:
 def test_a_stream_whose_segments_are_merged(card: Card) -> None:
     """TSO and GRO: frames longer than the card sends or receives; what is merged before tc contradicts no counter."""
     before = device_counters(card.name)
-    bracket = Bracket()
-    with socket.create_server((NEAR, PORT)) as server, Probe(card.name, samples=1_000, bracket=bracket) as probe:
+    counter_check = CounterCheck()
+    with (
+        socket.create_server((NEAR, PORT)) as server,
+        Probe(card.name, samples=1_000, counter_check=counter_check) as probe,
+    ):
         sender = threading.Thread(target=lambda: card.far.run(stream_to_near))
         sender.start()
         with server.accept()[0] as connection:
             received = sum(iter(lambda: len(connection.recv(1 << 16)), 0))
         sender.join()
         reading = finish(probe)
-        rows = bracket.rows([reading], reasons=probe.features.reasons)
+        rows = counter_check.rows([reading], reasons=probe.features.reasons)
     found = reading.offered(OUT)
     assert received == STREAM_BYTES
     # 66 bytes of headers each, the SYN's 8 more; emulated, a segment can be sent twice.

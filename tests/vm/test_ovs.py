@@ -17,7 +17,7 @@ from vifprobe import Probe, load
 from vifprobe.capture.reader import Capture
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import count
-from vifprobe.session.counter_check import Bracket
+from vifprobe.session.counter_check import CounterCheck
 from vifprobe.testing.flood import writer
 from vifprobe.testing.scenario import syn_flood_packets
 from vifprobe.testing.taps import Tap
@@ -105,10 +105,10 @@ def test_it_charges_no_packet_less_than_a_shortest_frame(guest_tap: Tap, ovs: st
     """lib/netdev-linux.c, tc_fill_rate: mpu ETH_TOTAL_MIN. The policer's statistics go on counting the length."""
     run(f"ovs-vsctl add-port {ovs} {NAME} -- set interface {NAME} ingress_policing_rate=8 ingress_policing_burst=80")
     wait_until(lambda: has_policer(NAME), ROOM)
-    bracket = Bracket()
+    counter_check = CounterCheck()
     with (
         writer(guest_tap.fds, syn_flood_packets(guest_tap), count=SYNS, seconds=SECONDS) as flood,
-        Probe(NAME, directions=(OUT,), bracket=bracket) as probe,
+        Probe(NAME, directions=(OUT,), counter_check=counter_check) as probe,
     ):
         seen = watch(probe, [flood])
         found = policed(NAME)
@@ -119,7 +119,7 @@ def test_it_charges_no_packet_less_than_a_shortest_frame(guest_tap: Tap, ovs: st
     assert bucket_bytes is not None
     let_pass = SYNS - found.dropped
     assert bucket_bytes // 60 <= let_pass <= (bucket_bytes + 1000 * seen.written[0].seconds) / 60 + 1
-    rows = bracket.rows([seen.readings[NAME]])
+    rows = counter_check.rows([seen.readings[NAME]])
     assert [row.agrees for row in rows if row.counter.startswith("tc police bytes")] == [True]
     assert not [row for row in rows if row.agrees is False]
 

@@ -13,7 +13,7 @@ from vifprobe.model.reading import Counts, Finding, Limit, Reading
 
 
 @dataclass(frozen=True)
-class Change:
+class MeasureChange:
     """One measure in both runs. Values in `unit`; None: unknown there, or not watched."""
 
     direction: Direction
@@ -36,7 +36,7 @@ class Difference:
 
     before: Reading
     after: Reading
-    changes: tuple[Change, ...]
+    changes: tuple[MeasureChange, ...]
     gone: tuple[Finding, ...]
     new: tuple[Finding, ...]
     still: tuple[Finding, ...]
@@ -67,7 +67,7 @@ def _by_id(reading: Reading) -> dict[str, Finding]:
     return {finding.id: finding for finding in reading.findings}
 
 
-def _changes(before: Reading, after: Reading) -> Iterator[Change]:
+def _changes(before: Reading, after: Reading) -> Iterator[MeasureChange]:
     for direction in Direction:
         if direction not in (*before.directions, *after.directions):
             continue
@@ -80,7 +80,7 @@ def _changes(before: Reading, after: Reading) -> Iterator[Change]:
                 yield from _of_class(runs, direction, code)
 
 
-def _limits(runs: tuple[Reading, Reading], direction: Direction) -> Iterator[Change]:
+def _limits(runs: tuple[Reading, Reading], direction: Direction) -> Iterator[MeasureChange]:
     limits = [run.limits.get(direction, Limit()) for run in runs]
     for name, unit in (
         ("declared_bps", "bit/s"),
@@ -90,26 +90,26 @@ def _limits(runs: tuple[Reading, Reading], direction: Direction) -> Iterator[Cha
     ):
         values = [getattr(limit, name) for limit in limits]
         if any(value is not None for value in values):
-            yield Change(direction, name.rpartition("_")[0], unit, *values)
+            yield MeasureChange(direction, name.rpartition("_")[0], unit, *values)
 
 
-def _traffic(runs: tuple[Reading, Reading], direction: Direction, name: str) -> Iterator[Change]:
+def _traffic(runs: tuple[Reading, Reading], direction: Direction, name: str) -> Iterator[MeasureChange]:
     counts = [_named(run, direction, name) for run in runs]
     if all(found is None for found in counts):
         return
     rates = [_rates(found, run) for found, run in zip(counts, runs, strict=True)]
     for field, unit in (("packets", "packets/s"), ("charged_bytes", "bit/s"), ("wire_bytes", "bit/s")):
         label = {"charged_bytes": " charged", "wire_bytes": " on wire"}.get(field, "")
-        yield Change(direction, name + label, unit, *(found.get(field) for found in rates))
+        yield MeasureChange(direction, name + label, unit, *(found.get(field) for found in rates))
 
 
-def _of_class(runs: tuple[Reading, Reading], direction: Direction, code: PacketClass) -> Iterator[Change]:
+def _of_class(runs: tuple[Reading, Reading], direction: Direction, code: PacketClass) -> Iterator[MeasureChange]:
     for verdict in (None, Verdict.PASSED):
         counts = [_class_counts(run, direction, verdict, code) for run in runs]
         if any(found is not None for found in counts):
             rates = [_rates(found, run).get("packets") for found, run in zip(counts, runs, strict=True)]
             name = "offered" if verdict is None else verdict.name.lower()
-            yield Change(direction, f"{code.name.lower()} {name}", "packets/s", *rates)
+            yield MeasureChange(direction, f"{code.name.lower()} {name}", "packets/s", *rates)
 
 
 def _class_counts(run: Reading, direction: Direction, verdict: Verdict | None, code: PacketClass) -> Counts | None:

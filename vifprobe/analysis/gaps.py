@@ -26,7 +26,7 @@ Meaning = Literal["link", "limit_new", "limit_maybe", "limit_del", "qdisc_del", 
 
 
 @dataclass(frozen=True)
-class Happening:
+class LimitEvent:
     """One event. at_ns: monotonic. direction: None for `link`. by: the process's name, "" where that is not known.
 
     detail: what changed, in words, "" where nothing is told of it. qdisc: kind of the qdisc that was removed. deleted,
@@ -46,7 +46,7 @@ class Happening:
 
 
 @dataclass(frozen=True)
-class Gap:
+class LimitGap:
     """A time without a limit. number: 1 for the first one of its tap and direction.
 
     limit: what was lost. removal: None where nobody told of it. link_change: the last one before it, None for none
@@ -58,8 +58,8 @@ class Gap:
     direction: Direction
     start_ns: int
     limit: Enforced | None
-    removal: Happening | None = None
-    link_change: Happening | None = None
+    removal: LimitEvent | None = None
+    link_change: LimitEvent | None = None
     end_ns: int | None = None
     restored_by: str | None = None
     passed_bytes: int | None = None
@@ -96,17 +96,17 @@ class GapTracker:
     """
 
     def __init__(self, limits: Mapping[Direction, Enforced | None]) -> None:
-        self.gaps: list[Gap] = []
+        self.gaps: list[LimitGap] = []
         self.installs: list[tuple[Direction, int]] = []
         self.installs_before = 0
         self.earlier = {direction: EarlierGaps() for direction in Direction}
         self._limits = dict(limits)
         self._passed_at: dict[tuple[Direction, int], int | None] = {}
-        self._link_change: Happening | None = None
+        self._link_change: LimitEvent | None = None
 
     def follow(
         self,
-        events: Iterable[Happening],
+        events: Iterable[LimitEvent],
         limits: Mapping[Direction, Enforced | None],
         now_ns: int,
         passed: Mapping[Direction, int | None],
@@ -129,7 +129,7 @@ class GapTracker:
         changed = any(_setting(before.get(one)) != _setting(limits.get(one)) for one in Direction)
         return changed or removals != [gap.removal for gap in self.gaps]
 
-    def note_link_change(self, event: Happening) -> None:
+    def note_link_change(self, event: LimitEvent) -> None:
         """What a removal of a limit may be the answer to."""
         self._link_change = event
 
@@ -155,7 +155,7 @@ class GapTracker:
 
     def _take(
         self,
-        event: Happening,
+        event: LimitEvent,
         tentative: dict[Direction, Enforced | None],
         limits: Mapping[Direction, Enforced | None],
         passed: Mapping[Direction, int | None],
@@ -181,7 +181,7 @@ class GapTracker:
         else:
             self._explain(event)
 
-    def _explain(self, event: Happening) -> None:
+    def _explain(self, event: LimitEvent) -> None:
         """A limit that was seen to be gone before its removal was told of: somebody looked in between. What was told
         while that look went on has an earlier time than the look.
         """
@@ -193,13 +193,13 @@ class GapTracker:
             if abs(late_ns) < thresholds.TOLD_LATE_NS and _took_it(told, gap.limit):
                 self.gaps[place] = replace(told, start_ns=min(gap.start_ns, event.at_ns))
 
-    def _change_before(self, at_ns: int) -> Happening | None:
+    def _change_before(self, at_ns: int) -> LimitEvent | None:
         change = self._link_change
         return None if change is None or at_ns - change.at_ns > thresholds.LINK_CHANGE_BEFORE_NS else change
 
     def _take_rules(
         self,
-        event: Happening,
+        event: LimitEvent,
         tentative: dict[Direction, Enforced | None],
         limits: Mapping[Direction, Enforced | None],
         passed: Mapping[Direction, int | None],
@@ -248,13 +248,13 @@ class GapTracker:
         direction: Direction,
         at_ns: int,
         limit: Enforced,
-        removal: Happening | None,
+        removal: LimitEvent | None,
         passed: Mapping[Direction, int | None],
     ) -> None:
         number = 1 + self.earlier[direction].number + sum(gap.direction is direction for gap in self.gaps)
         change = self._change_before(at_ns)
         self._passed_at[direction, number] = passed.get(direction)
-        self.gaps.append(Gap(number, direction, at_ns, limit, removal, change if removal else None))
+        self.gaps.append(LimitGap(number, direction, at_ns, limit, removal, change if removal else None))
 
     def _restored(self, direction: Direction, at_ns: int, by: str, passed: Mapping[Direction, int | None]) -> None:
         for place, gap in enumerate(self.gaps):
@@ -265,12 +265,12 @@ class GapTracker:
                 return
         self.installs.append((direction, at_ns))
 
-    def _passed_in(self, gap: Gap, passed: Mapping[Direction, int | None]) -> int | None:
+    def _passed_in(self, gap: LimitGap, passed: Mapping[Direction, int | None]) -> int | None:
         now, then = passed.get(gap.direction), self._passed_at.get((gap.direction, gap.number))
         return None if now is None or then is None else max(0, now - then)
 
 
-def _took_it(gap: Gap, found: Enforced) -> bool:
+def _took_it(gap: LimitGap, found: Enforced) -> bool:
     """Whether a limit like the one that is there must have gone, too, when the gap began."""
     removal, limit = gap.removal, gap.limit
     if removal is None or limit is None or (found.source, found.kind) != (limit.source, limit.kind):

@@ -48,7 +48,7 @@ class SampleCounts:
 
 
 @dataclass(frozen=True)
-class Gap:
+class CoverageGap:
     """A span without coverage of a tap, monotonic ns from the capture's start; duration None: until the end."""
 
     tap: str
@@ -102,7 +102,7 @@ class Manifest:
     options: Json = field(default_factory=dict)
     end: datetime | None = None
     end_monotonic_ns: int | None = None
-    gaps: tuple[Gap, ...] = ()
+    gaps: tuple[CoverageGap, ...] = ()
     samples: SampleCounts | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
@@ -231,8 +231,8 @@ def _tap(keys: JsonObject) -> TapEntry:
     )
 
 
-def _gap(keys: JsonObject) -> Gap:
-    return Gap(
+def _gap(keys: JsonObject) -> CoverageGap:
+    return CoverageGap(
         keys.get("tap", str),
         keys.whole("start_ns", -SPAN_NS_MAX, SPAN_NS_MAX),
         keys.maybe_whole("duration_ns", 0, SPAN_NS_MAX),

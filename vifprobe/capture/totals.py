@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
-from vifprobe.capture.manifest import Gap, Manifest, TapEntry
+from vifprobe.capture.manifest import CoverageGap, Manifest, TapEntry
 from vifprobe.capture.rows import FloodRow, PolicerRow, ReconcileRow, TopRow
 from vifprobe.model.reading import Reading
 
@@ -27,7 +27,7 @@ class Totals:
     reasons: Mapping[int, str] = field(default_factory=dict)
     locate: Callable[[int], str | None] = field(default=lambda _: None)
     reconcile: Sequence[ReconcileRow] = ()
-    gaps: Sequence[Gap] = ()
+    gaps: Sequence[CoverageGap] = ()
     policer: Sequence[PolicerRow] | None = None
     flood: Sequence[FloodRow] | None = None
     top: Sequence[TopRow] | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from vifprobe.capture import manifest
-from vifprobe.capture.manifest import Gap, Manifest, TapEntry
+from vifprobe.capture.manifest import CoverageGap, Manifest, TapEntry
 from vifprobe.capture.rows import EventRow
 from vifprobe.capture.tables import host_rows
 from vifprobe.capture.writer import CaptureWriter, Totals
@@ -40,7 +40,7 @@ from vifprobe.render.context import TapContext
 from vifprobe.render.text.summary import summary_lines
 from vifprobe.render.text.terminal import print_lines, stream_glyphs, stream_width
 from vifprobe.session import rights
-from vifprobe.session.counter_check import Bracket
+from vifprobe.session.counter_check import CounterCheck
 from vifprobe.session.probe import Probe
 
 CHECKPOINT_SECONDS = 5.0  # what a kill can cost of the totals; the timeline is written as it comes
@@ -80,7 +80,7 @@ def command(
       sudo vifprobe capture tap834d76e9-5f -d 30s -o evidence/
       sudo vifprobe capture tap834d76e9-5f -d 5s --bin 1ms -o fine/
     """
-    bracket = Bracket()
+    counter_check = CounterCheck()
     progress = TapProgress()
     probe = Probe(
         *taps,
@@ -88,7 +88,7 @@ def command(
         netns=netns,
         limits=declared_limits(direction, rate, burst),
         bin_ns=bin_ns,
-        bracket=bracket,
+        counter_check=counter_check,
         create_qdisc=create_qdisc,
         charge=CHARGES[charge],
         samples=samples_wanted(no_samples),
@@ -107,7 +107,7 @@ def command(
             if not no_samples:
                 writer.begin_samples(samples, duration, probe.features.reasons)
             rights.give_up()
-            totals, problem = _run(probe, writer, duration / 1e9, bracket, progress)
+            totals, problem = _run(probe, writer, duration / 1e9, counter_check, progress)
             last = writer.manifest
             show_beside(lambda: _show(totals, last, probe, output), output)
     if problem is not None:
@@ -124,7 +124,7 @@ def _begin(probe: Probe, bin_ns: int, options: dict[str, Any]) -> Manifest:
 
 
 def _run(
-    probe: Probe, writer: CaptureWriter, seconds: float, bracket: Bracket, progress: TapProgress
+    probe: Probe, writer: CaptureWriter, seconds: float, counter_check: CounterCheck, progress: TapProgress
 ) -> tuple[Totals, CaptureError | TapError | None]:
     """Count to the end; the totals, and what the user must be told of a run that did not go as asked."""
     problem: CaptureError | TapError | None = None
@@ -142,11 +142,11 @@ def _run(
                 _append(probe, writer)
                 if ended >= due:
                     due = ended + CHECKPOINT_SECONDS
-                    writer.checkpoint(_totals(probe, writer, bracket, probe.totals()))
+                    writer.checkpoint(_totals(probe, writer, counter_check, probe.totals()))
             except CaptureError as error:
                 problem = error  # the disk is full, say: the totals still fit into what was set aside for them
                 probe.stop()
-        totals = _totals(probe, writer, bracket, final or probe.totals())
+        totals = _totals(probe, writer, counter_check, final or probe.totals())
     if problem is None and probe.gone:
         problem = TapError(f"{', '.join(probe.gone)}: deleted during the capture.", "What was seen until then is kept.")
     if not isinstance(problem, CaptureError):
@@ -173,17 +173,15 @@ def _interval_seconds(probe: Probe, bin_ns: int) -> float:
     return min(1.0, max(0.02, BIN_LOG_ENTRIES / 2 / bins_per_second))
 
 
-def _totals(probe: Probe, writer: CaptureWriter, bracket: Bracket, readings: tuple[Reading, ...]) -> Totals:
-    gaps = [Gap(gap.tap, gap.start_ns - probe.start_ns, gap.duration_ns, gap.words) for gap in probe.gaps]
+def _totals(probe: Probe, writer: CaptureWriter, counter_check: CounterCheck, readings: tuple[Reading, ...]) -> Totals:
+    gaps = [CoverageGap(gap.tap, gap.start_ns - probe.start_ns, gap.duration_ns, gap.words) for gap in probe.gaps]
     if probe.lost_bins:
         whole = readings[0].duration_ns
         why = f"{probe.lost_bins} time bins were overwritten before they were read"
-        gaps += [Gap(link.name, 0, whole, why) for link in probe.links]
-    compared = bracket.rows(readings, probe.gaps, probe.features.reasons)
+        gaps += [CoverageGap(link.name, 0, whole, why) for link in probe.links]
+    compared = counter_check.rows(readings, probe.gaps, probe.features.reasons)
     rows = probe.policer_rows()
-    return Totals(
-        readings, probe.features.reasons, function_at, compared, gaps, rows, lost_samples=probe.lost_samples
-    )
+    return Totals(readings, probe.features.reasons, function_at, compared, gaps, rows, lost_samples=probe.lost_samples)
 
 
 @contextmanager
@@ -216,6 +214,3 @@ def _show(totals: Totals, manifest: Manifest, probe: Probe, output: str) -> None
             reading, context, totals.reconcile, files if last else (), width, glyphs, manifest.samples if last else None
         )
         print_lines(stream, lines)
-
-
-

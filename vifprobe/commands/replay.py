@@ -145,7 +145,7 @@ def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any], 
         replay.run(batch)
         writer.add_bins(replay.take_bins(final=True))
         reading = replay.reading()
-        told = {"format": replay.file.format, **vars(replay.tally)}
+        told = {"format": replay.file.format, **vars(replay.notes)}
         writer.manifest = replace(writer.manifest, options={**options, "packets_of_the_file": told})
         end_ns = replay.origin_ns + reading.duration_ns
         why = replay.problem.message if replay.problem else "stopped before the file's end" if replay.stopped else None
@@ -196,13 +196,13 @@ def _show(replay: Replay, reading: Reading, output: str | None, as_json: bool) -
         from vifprobe.render.export.jsonlines import dumps
         from vifprobe.render.text.replay import replay_object
 
-        told = {"file": replay.file.shown, "format": replay.file.format, **vars(replay.tally)}
+        told = {"file": replay.file.shown, "format": replay.file.format, **vars(replay.notes)}
         sys.stdout.write(dumps(replay_object(reading, told)) + "\n")
         return
     from vifprobe.render.text.replay import recorded_words, replay_lines
     from vifprobe.render.text.terminal import print_lines, stream_glyphs, stream_width
 
     files = [os.fspath(path) for path in sorted(Path(output).iterdir())] if output else []
-    words = recorded_words(reading, replay.file.format, replay.tally.packets)
+    words = recorded_words(reading, replay.file.format, replay.notes.packets)
     stream = sys.stdout
     print_lines(stream, replay_lines(reading, words, files, stream_width(stream), stream_glyphs(stream)))

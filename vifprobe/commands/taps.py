@@ -10,7 +10,7 @@ import click
 
 from vifprobe.host.limits import installed_of
 from vifprobe.host.net import netns as namespaces
-from vifprobe.host.taps import Tap, list_taps
+from vifprobe.host.taps import TapPort, list_taps
 from vifprobe.model.layout import Direction
 from vifprobe.model.ports import is_swapped, outbound_hook
 from vifprobe.render.export.jsonlines import dumps
@@ -43,7 +43,7 @@ def command(netns: str | None, as_json: bool) -> None:
         print_lines(sys.stdout, taps_lines(rows, stream_glyphs(sys.stdout)))
 
 
-def _row(tap: Tap, installed_bps: int | None) -> TapRow:
+def _row(tap: TapPort, installed_bps: int | None) -> TapRow:
     bandwidth = tap.interface.outbound if tap.interface else None
     outbound, inbound = (None, None) if tap.counters is None else (tap.counters.rx_packets, tap.counters.tx_packets)
     if is_swapped(tap.kind):

@@ -34,7 +34,7 @@ from vifprobe.model.layout import Direction
 from vifprobe.model.ports import turned
 
 
-class Counts(Enum):
+class CounterMeaning(Enum):
     """What a counter holds, in a probe's terms. PART: some of it only, or nothing that a probe counts.
 
     Inbound: PASSED is what the guest has read, DROPPED by the driver, POLICED by the queueing tree. SENT: handed to the
@@ -72,7 +72,7 @@ class CounterSample:
 
     counter: str
     direction: Direction
-    counts: Counts
+    counts: CounterMeaning
     unit: Unit
     value: int
     bits: int = 64
@@ -141,13 +141,17 @@ def _device(link: Link, counters: LinkCounters | None) -> Iterator[CounterSample
         return
     out, into = Direction.OUTBOUND, Direction.INBOUND
     # Other drivers count when they have sent: how much they hold is theirs to know.
-    passed, dropped = (Counts.PASSED, Counts.DROPPED) if link.kind in ("tap", "tun") else (Counts.PART, Counts.PART)
+    passed, dropped = (
+        (CounterMeaning.PASSED, CounterMeaning.DROPPED)
+        if link.kind in ("tap", "tun")
+        else (CounterMeaning.PART, CounterMeaning.PART)
+    )
     ring = (link.tx_queue_length + _VHOST_BATCH) * link.tx_queues
     packets, frame_bytes = Unit.PACKETS, Unit.FRAME_BYTES
-    offered = Counts.PART if link.kind in _MERGING else Counts.OFFERED
+    offered = CounterMeaning.PART if link.kind in _MERGING else CounterMeaning.OFFERED
     yield CounterSample("device rx_packets", out, offered, packets, counters.rx_packets)
     yield CounterSample("device rx_bytes", out, offered, frame_bytes, counters.rx_bytes)
-    yield CounterSample("device rx_dropped", out, Counts.PART, packets, counters.rx_dropped)
+    yield CounterSample("device rx_dropped", out, CounterMeaning.PART, packets, counters.rx_dropped)
     yield CounterSample("device tx_packets", into, passed, packets, counters.tx_packets, slack=ring)
     in_ring = ring * _FRAME_BYTES_MAX
     yield CounterSample("device tx_bytes", into, passed, frame_bytes, counters.tx_bytes, slack=in_ring)
@@ -159,24 +163,24 @@ def _installed(found: Installed) -> Iterator[CounterSample]:
     police = [limit for limit in found.limits if limit.kind == "police"]
     # Only where there is one place that drops what comes in is its count all that a probe calls policed.
     places = len([limit for limit in police if limit.direction is Direction.OUTBOUND]) + ("ingress" in nft_hooks)
-    whole = Counts.POLICED if places == 1 else Counts.PART
-    yield from _ingress(found, Counts.PART if "ingress" in nft_hooks else Counts.POLICED)
+    whole = CounterMeaning.POLICED if places == 1 else CounterMeaning.PART
+    yield from _ingress(found, CounterMeaning.PART if "ingress" in nft_hooks else CounterMeaning.POLICED)
     yield from _root(found)
     for limit in police:
         yield from _police(found, limit, whole)
     if "ingress" in nft_hooks:
         yield from _nft(found, "ingress", Direction.OUTBOUND, whole)
     if "egress" in nft_hooks:
-        yield from _nft(found, "egress", Direction.INBOUND, Counts.PART)
+        yield from _nft(found, "egress", Direction.INBOUND, CounterMeaning.PART)
 
 
-def _ingress(found: Installed, drops: Counts) -> Iterator[CounterSample]:
+def _ingress(found: Installed, drops: CounterMeaning) -> Iterator[CounterSample]:
     qdisc, out = found.tc.ingress, Direction.OUTBOUND
     # clsact counts both directions in one place: neither direction's count can be held against it.
     if qdisc is None or qdisc.kind != "ingress":
         return
-    yield from _sample("tc ingress bytes", out, Counts.PART, Unit.CHARGED_BYTES, qdisc.stats.bytes)
-    yield from _sample("tc ingress packets", out, Counts.PART, Unit.PACKETS, qdisc.stats.packets)
+    yield from _sample("tc ingress bytes", out, CounterMeaning.PART, Unit.CHARGED_BYTES, qdisc.stats.bytes)
+    yield from _sample("tc ingress packets", out, CounterMeaning.PART, Unit.PACKETS, qdisc.stats.packets)
     yield from _sample("tc ingress drops", out, drops, Unit.PACKETS, qdisc.stats.drops, 32)
 
 
@@ -197,24 +201,26 @@ def _root(found: Installed) -> Iterator[CounterSample]:
 
 def _queue(name: str, stats: Stats, sized: bool, is_all: bool) -> Iterator[CounterSample]:
     into = Direction.INBOUND
-    sent, policed = (Counts.SENT, Counts.POLICED) if is_all else (Counts.PART, Counts.PART)
-    counted = Counts.PART if sized else sent
+    sent, policed = (
+        (CounterMeaning.SENT, CounterMeaning.POLICED) if is_all else (CounterMeaning.PART, CounterMeaning.PART)
+    )
+    counted = CounterMeaning.PART if sized else sent
     yield from _sample(f"{name} bytes", into, counted, Unit.CHARGED_BYTES, stats.bytes)
     yield from _sample(f"{name} packets", into, sent, Unit.PACKETS, stats.packets)
     yield from _sample(f"{name} drops", into, policed, Unit.PACKETS, stats.drops, 32)
     if is_all:
-        yield from _sample(f"{name} backlog", into, Counts.QUEUED, Unit.PACKETS, stats.queue_packets)
+        yield from _sample(f"{name} backlog", into, CounterMeaning.QUEUED, Unit.PACKETS, stats.queue_packets)
 
 
-def _police(found: Installed, limit: InstalledLimit, drops: Counts) -> Iterator[CounterSample]:
+def _police(found: Installed, limit: InstalledLimit, drops: CounterMeaning) -> Iterator[CounterSample]:
     ahead = next(iter(at.where for at in found.tc.filters if at.hook == "ingress"), "")
     takes_all = limit.matches_all and limit.protocol == "all" and limit.where.startswith(f"{ahead} ")
-    counts = Counts.PART if limit.shared or limit.direction is Direction.INBOUND else drops
-    offered = Counts.OFFERED if takes_all and limit.direction is Direction.OUTBOUND else Counts.PART
+    counts = CounterMeaning.PART if limit.shared or limit.direction is Direction.INBOUND else drops
+    offered = CounterMeaning.OFFERED if takes_all and limit.direction is Direction.OUTBOUND else CounterMeaning.PART
     for name, counted, unit, value, bits in (
         ("drops", counts, Unit.PACKETS, limit.drops, 32),
-        ("packets", Counts.PART, Unit.PACKETS, limit.packets, 64),  # a guest's GSO frame is 0 packets here
-        ("bytes", Counts.PART if limit.shared else offered, _bytes_unit(found), limit.bytes, 64),
+        ("packets", CounterMeaning.PART, Unit.PACKETS, limit.packets, 64),  # a guest's GSO frame is 0 packets here
+        ("bytes", CounterMeaning.PART if limit.shared else offered, _bytes_unit(found), limit.bytes, 64),
     ):
         counter = f"tc police {name}: {limit.where}"
         yield from _sample(counter, limit.direction, counted, unit, value, bits, limit.shared)
@@ -226,11 +232,11 @@ def _bytes_unit(found: Installed) -> Unit:
     return Unit.LENGTH_BYTES if main is not None and (main.overhead_bytes or main.mpu_bytes) else Unit.CHARGED_BYTES
 
 
-def _nft(found: Installed, hook: str, direction: Direction, counts: Counts) -> Iterator[CounterSample]:
+def _nft(found: Installed, hook: str, direction: Direction, counts: CounterMeaning) -> Iterator[CounterSample]:
     drops = found.nft.drops(hook)
     if drops is None:
         return
-    counts = Counts.PART if drops.shared else counts
+    counts = CounterMeaning.PART if drops.shared else counts
     for name, unit, value in (("packets", Unit.PACKETS, drops.packets), ("bytes", _bytes_unit(found), drops.bytes)):
         yield from _sample(f"nft drops {name}: {hook}", direction, counts, unit, value, shared=drops.shared)
 
@@ -248,7 +254,7 @@ def _total(found: Installed, samples: Iterable[CounterSample]) -> Iterator[Count
     if len(drops) < 2 or nft_is_silent or any(one.shared for one in drops):
         return
     total = sum(one.value for one in drops)
-    yield CounterSample("policer drops", Direction.OUTBOUND, Counts.POLICED, Unit.PACKETS, total)
+    yield CounterSample("policer drops", Direction.OUTBOUND, CounterMeaning.POLICED, Unit.PACKETS, total)
 
 
 def _arrived(found: Installed, samples: Iterable[CounterSample]) -> Iterator[CounterSample]:
@@ -260,14 +266,14 @@ def _arrived(found: Installed, samples: Iterable[CounterSample]) -> Iterator[Cou
     if parts.keys() >= set(names):
         total = sum(parts[name] for name in names)
         name = "tc root packets + drops + backlog"
-        counts = Counts.PART if any(one.copies for one in found.tc.qdiscs) else Counts.ARRIVED
+        counts = CounterMeaning.PART if any(one.copies for one in found.tc.qdiscs) else CounterMeaning.ARRIVED
         yield CounterSample(name, Direction.INBOUND, counts, Unit.PACKETS, total)
 
 
 def _sample(
     counter: str,
     direction: Direction,
-    counts: Counts,
+    counts: CounterMeaning,
     unit: Unit,
     value: int | None,
     bits: int = 64,

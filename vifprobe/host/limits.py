@@ -137,9 +137,7 @@ class LimitReader:
             except HostError:
                 return False
 
-    def _installed(
-        self, link: Link, tc: TcState, nft: Mapping[str, NftState], problems: tuple[str, ...]
-    ) -> Installed:
+    def _installed(self, link: Link, tc: TcState, nft: Mapping[str, NftState], problems: tuple[str, ...]) -> Installed:
         made, state = self._made.get(link.ifindex), nft.get(link.name, NftState())
         told = tc.problems + problems
         if made is None or made.tc is not tc or made.nft != state or made.problems != told:

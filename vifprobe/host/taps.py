@@ -19,7 +19,7 @@ _NEUTRON_TAP = re.compile(r"tap([0-9a-f]{8}-[0-9a-f]{2})")
 
 
 @dataclass(frozen=True)
-class Tap:
+class TapPort:
     """One tap. What is not known, or can't be read without root, is None.
 
     bridge: what it is a port of; `ovs-system` (the OVS datapath, not the OVS bridge) for a port of Open vSwitch.
@@ -62,13 +62,13 @@ class Tap:
         return self.link.master_name or None
 
 
-def list_taps(libvirt_directory: Path = domains.STATUS_DIRECTORY) -> tuple[Tap, ...]:
+def list_taps(libvirt_directory: Path = domains.STATUS_DIRECTORY) -> tuple[TapPort, ...]:
     """All taps of this network namespace, by name. Raises HostError where the interfaces can't be listed."""
     rows = [(link, counters) for link, counters in list_links_and_counters() if link.kind in GUEST_PORTS]
     return _taps(sorted(rows, key=lambda row: row[0].name), libvirt_directory)
 
 
-def describe(links: Iterable[Link], libvirt_directory: Path = domains.STATUS_DIRECTORY) -> tuple[Tap, ...]:
+def describe(links: Iterable[Link], libvirt_directory: Path = domains.STATUS_DIRECTORY) -> tuple[TapPort, ...]:
     """What is known of some links, without counters: one look at the processes for all of them."""
     return _taps([(link, None) for link in links], libvirt_directory)
 
@@ -79,7 +79,7 @@ def neutron_port_prefix(link_name: str) -> str | None:
     return match[1] if match else None
 
 
-def _taps(rows: list[tuple[Link, LinkCounters | None]], libvirt_directory: Path) -> tuple[Tap, ...]:
+def _taps(rows: list[tuple[Link, LinkCounters | None]], libvirt_directory: Path) -> tuple[TapPort, ...]:
     held = processes.holders(link for link, _ in rows if link.kind in GUEST_PORTS)
     live = domains.live_domains(libvirt_directory) if rows else domains.LiveDomains()
     return tuple(
@@ -89,14 +89,14 @@ def _taps(rows: list[tuple[Link, LinkCounters | None]], libvirt_directory: Path)
 
 def _tap(
     link: Link, counters: LinkCounters | None, process: processes.Process | None, interface: domains.Interface | None
-) -> Tap:
+) -> TapPort:
     if process and interface and interface.pid not in (None, process.pid):
         interface = None  # a file left behind by another guest that had a tap of this name
     prefix = neutron_port_prefix(link.name)
     port_id = interface.port_id if interface else None
     if prefix is not None and port_id is not None and not port_id.startswith(prefix):
         port_id = None  # an interface id that someone else than Neutron gave
-    return Tap(
+    return TapPort(
         link=link,
         counters=counters,
         pid=process.pid if process else None,

@@ -91,7 +91,7 @@ class HostCost:
 
 
 @dataclass
-class Tally:
+class HostCostSum:
     """Rows of several intervals added up, bounded: names beyond NAMES_MAX are added up as one."""
 
     sums: dict[tuple[HostScope, str, int | None], list[int]] = field(default_factory=dict)
@@ -105,8 +105,8 @@ class Tally:
         for place, count in enumerate(counts):
             sums[place] += count
 
-    def add_all(self, other: Tally) -> None:
-        """Another tally's sums."""
+    def add_all(self, other: HostCostSum) -> None:
+        """The sums of another one."""
         for (scope, name, pid), counts in other.sums.items():
             self.add(scope, name, pid, counts)
 

@@ -173,7 +173,7 @@ def raised(*capabilities: Capability) -> Iterator[None]:
 
 
 @contextmanager
-def handed_on(*capabilities: Capability) -> Iterator[None]:
+def inherited(*capabilities: Capability) -> Iterator[None]:
     """Give these, of those that are kept, to a program that the calling thread starts in the block. Others get none."""
     sets = own() if _plan is not None else None
     if sets is None:

@@ -20,7 +20,7 @@ MAC_BYTES = 6
 
 
 @dataclass
-class Tally:
+class ReplayNotes:
     """What was noticed of the packets of a file.
 
     first_ns, last_ns: earliest and latest time, since 1970. backwards: earlier than the one before. wild: with a time

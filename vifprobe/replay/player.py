@@ -27,10 +27,10 @@ from vifprobe.kernel.testrun import LOOPBACK, SKB_MAX_BYTES, SKB_MIN_BYTES, Fram
 from vifprobe.model.layout import LIMIT_TRAITS, SAMPLE, WHAT_IFS_MAX, Bucket, Charge, Direction
 from vifprobe.model.reading import Limit, Reading, unsized_notes
 from vifprobe.model.whatif import WhatIf, rows_of
-from vifprobe.replay.notes import MAC_BYTES, WIRE_MAX_BYTES, Answers, Tally
+from vifprobe.replay.notes import MAC_BYTES, WIRE_MAX_BYTES, Answers, ReplayNotes
 from vifprobe.replay.packet import Packet
 from vifprobe.replay.recording import PacketFile
-from vifprobe.session.syn_tracker import Forensics
+from vifprobe.session.syn_tracker import SynTracker
 
 HOOK = "test_run"
 #: Packets at most between two looks at the time bins: each could end one, and the kernel's log must not run over.
@@ -70,7 +70,7 @@ class Replay:
         self.directions = tuple(Direction) if guest_macs else (direction,)
         self._guest_macs = tuple(guest_macs)
         self.limit = limit or Limit()
-        self.tally = Tally()
+        self.notes = ReplayNotes()
         self.stopped = False
         self.problem: CaptureError | None = None
         self._charge = charge
@@ -80,7 +80,7 @@ class Replay:
         if len(what_ifs) > WHAT_IFS_MAX:
             raise UsageError(f"{len(what_ifs)} limits to try out.", f"At most {WHAT_IFS_MAX}: each costs every packet.")
         self._what_ifs = tuple(what_ifs)
-        self._forensics: Forensics | None = None
+        self._syn_tracker: SynTracker | None = None
         self._answers = Answers()
         self._stack = ExitStack()
         self._origin_ns = _ORIGIN_NS if not bin_ns else _ORIGIN_NS - _ORIGIN_NS % bin_ns
@@ -119,8 +119,8 @@ class Replay:
                 more = True
                 while more and not self.stopped:
                     more = self._run_batch(packets)
-                    if self._forensics is not None:
-                        self._answers.look(self._forensics.look())
+                    if self._syn_tracker is not None:
+                        self._answers.look(self._syn_tracker.look())
                     batch()
         except CaptureError as error:
             self.problem = error
@@ -131,7 +131,7 @@ class Replay:
 
     def take_samples(self) -> npt.NDArray[np.void]:
         """Headers of the packets since the last call (rows of layout.SAMPLE); none without `samples`."""
-        return np.zeros(0, SAMPLE) if self._forensics is None else self._forensics.take_samples()
+        return np.zeros(0, SAMPLE) if self._syn_tracker is None else self._syn_tracker.take_samples()
 
     @property
     def lost_samples(self) -> int:
@@ -144,9 +144,9 @@ class Replay:
         missed = int(snapshot.missed_packets[0].sum())
         reading = Reading(
             tap=self.file.name,
-            at=self.wall_clock(self.tally.last_ns),
+            at=self.wall_clock(self.notes.last_ns),
             start_ns=0,
-            duration_ns=self.tally.last_ns - self.tally.first_ns,
+            duration_ns=self.notes.last_ns - self.notes.first_ns,
             cells=snapshot.cells,
             missed=missed,
             missed_in={direction: int(snapshot.missed_packets[0, direction]) for direction in self.directions},
@@ -159,17 +159,17 @@ class Replay:
         if snapshot.what_ifs is not None:
             rows = rows_of(snapshot.what_ifs[0], None, reading.tap, self._what_ifs)
             reading = replace(reading, what_ifs=tuple(rows))
-        if self._forensics is None:
+        if self._syn_tracker is None:
             return reading
-        self._forensics.end_interval()
-        flood = self._forensics.floods(0, reading.cells, reading.duration_ns, final=True)
+        self._syn_tracker.end_interval()
+        flood = self._syn_tracker.floods(0, reading.cells, reading.duration_ns, final=True)
         situation = Situation(
             SetUp(self.file.name),
             reading=reading,
             directions=reading.directions,
             floods=flood,
-            own_addresses=self._forensics.taps[0].own_addresses,
-            flood_thresholds=self._forensics.taps[0].thresholds,
+            own_addresses=self._syn_tracker.taps[0].own_addresses,
+            flood_thresholds=self._syn_tracker.taps[0].thresholds,
         )
         return replace(reading, flood=flood, findings=findings(situation))
 
@@ -190,9 +190,9 @@ class Replay:
             # A recording has time: all of them, so that what is worked out from them is exact, and the same each time.
             self._counters.samples.take_one_in(1)
             self._batch = min(self._batch, settings.samples_per_cpu // 2)
-            self._forensics = Forensics(self._counters, self.directions, 1, 0, self._thresholds)
+            self._syn_tracker = SynTracker(self._counters, self.directions, 1, 0, self._thresholds)
             macs = frozenset(int.from_bytes(mac, "big") for mac in self._guest_macs)
-            self._forensics.taps[0].tracker.know(OwnAddresses(macs, sources=("--guest-mac",) if macs else ()))
+            self._syn_tracker.taps[0].tracker.know(OwnAddresses(macs, sources=("--guest-mac",) if macs else ()))
         memory = self.file.window.memory
         self._shows = {one: FrameRunner(self._programs, one, memory).show for one in self.directions}
         bytes_per_second = (self.limit.declared_bps or 0) // 8
@@ -208,27 +208,27 @@ class Replay:
 
     def _run_batch(self, packets: Iterator[Packet]) -> bool:
         """Show the next packets; False: there are no more."""
-        tally, memory, before, macs = self.tally, self.file.window.memory, self.tally.packets, self._guest_macs
+        notes, memory, before, macs = self.notes, self.file.window.memory, self.notes.packets, self._guest_macs
         show = self._shows[self.directions[0]]
         for at_ns, at, captured, length in islice(packets, self._batch):
-            if not tally.packets:
-                tally.first_ns = tally.last_ns = self._before_ns = at_ns
+            if not notes.packets:
+                notes.first_ns = notes.last_ns = self._before_ns = at_ns
                 self._shift_ns = self._origin_ns - at_ns + at_ns % 1000
-            if not self._before_ns <= at_ns <= tally.first_ns + _SPAN_NS:
+            if not self._before_ns <= at_ns <= notes.first_ns + _SPAN_NS:
                 at_ns = self._odd_time(at_ns)
             self._before_ns = at_ns
             if not SKB_MIN_BYTES <= captured <= SKB_MAX_BYTES and is_refused(memory[at : at + 14], captured):
-                tally.refused += 1
+                notes.refused += 1
             if captured < length:
-                tally.cut += 1
+                notes.cut += 1
             if length > WIRE_MAX_BYTES:
-                tally.long += 1
+                notes.long += 1
             if macs:
                 show = self._shows[self._direction_of(at, captured)]
             show(at, captured, length, at_ns + self._shift_ns)
-            tally.packets += 1
-        tally.last_ns = max(tally.last_ns, self._before_ns if tally.packets else 0)
-        return tally.packets - before == self._batch
+            notes.packets += 1
+        notes.last_ns = max(notes.last_ns, self._before_ns if notes.packets else 0)
+        return notes.packets - before == self._batch
 
     def _direction_of(self, at: int, captured: int) -> Direction:
         """By the MACs of the frame that begins at memory[at]."""
@@ -237,24 +237,24 @@ class Replay:
             return Direction.OUTBOUND
         is_to_group = memory[at] & 1  # IEEE 802: the first bit on the wire
         if captured >= MAC_BYTES and not is_to_group and not memory.startswith(macs, at):
-            self.tally.strangers += 1
+            self.notes.strangers += 1
         return Direction.INBOUND
 
     def _odd_time(self, at_ns: int) -> int:
         """What to take a time for that is not after the last one."""
-        tally = self.tally
-        if abs(at_ns - tally.first_ns) > _SPAN_NS:
-            tally.wild += 1
+        notes = self.notes
+        if abs(at_ns - notes.first_ns) > _SPAN_NS:
+            notes.wild += 1
             return self._before_ns
-        tally.backwards += 1
-        tally.last_ns = max(tally.last_ns, self._before_ns)
+        notes.backwards += 1
+        notes.last_ns = max(notes.last_ns, self._before_ns)
         return at_ns
 
     def _notes(self, missed: int) -> Iterator[str]:
         if self.stopped:
-            yield f"stopped after {self.tally.packets:,} packets: the rest of the file was not read"
+            yield f"stopped after {self.notes.packets:,} packets: the rest of the file was not read"
         if len(self.directions) == 1:
             yield from self._answers.notes(self.directions[0].name.lower())
-        yield from self.tally.notes(self.file.remarks, missed)
+        yield from self.notes.notes(self.file.remarks, missed)
         if self.limit.declared_bps and not self.limit.burst_bytes:
             yield "no burst was given: the ideal bucket holds what the rate passes in a second, as with libvirt"

@@ -26,12 +26,12 @@ from vifprobe.model.whatif import WhatIf
 from vifprobe.session.audit.auditor import Auditor
 from vifprobe.session.hooks import Hooks
 from vifprobe.session.host_cost import HostCollector
-from vifprobe.session.syn_tracker import Forensics
+from vifprobe.session.syn_tracker import SynTracker
 from vifprobe.session.tap import WatchedTap, at_hooks
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ProbeConfig:
     """What a Probe was asked for: the arguments that it explains."""
 
     names: tuple[str, ...]
@@ -48,8 +48,8 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What works together while taps are watched. host, forensics: None where they were not asked for."""
+class Components:
+    """What works together while taps are watched. host, syn_tracker: None where they were not asked for."""
 
     features: Features
     events: Events
@@ -59,11 +59,11 @@ class Parts:
     auditor: Auditor
     hooks: Hooks
     host: HostCollector | None
-    forensics: Forensics | None
+    syn_tracker: SynTracker | None
     limits: LimitReader
 
 
-def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
+def make_components(wanted: ProbeConfig, stack: ExitStack) -> Components:
     """Made in the taps' network namespace; nothing is loaded or attached yet. stack: closes what must be closed.
 
     TapError, KernelError, HostError: as Probe says.
@@ -91,8 +91,8 @@ def make_parts(wanted: Wanted, stack: ExitStack) -> Parts:
         auditor.taps[one.link.ifindex].earlier, auditor.taps[one.link.ifindex].device = one.earlier, one.device
     hooks = Hooks(programs, counters, watched, wanted.directions, auditor, wanted.charge, limits)
     host = _host(wanted, stack)
-    forensics = _forensics(wanted, counters, watched, auditor)
-    return Parts(features, events, programs, counters, watched, auditor, hooks, host, forensics, limits)
+    syn_tracker = _syn_tracker(wanted, counters, watched, auditor)
+    return Components(features, events, programs, counters, watched, auditor, hooks, host, syn_tracker, limits)
 
 
 def _close(compiling: Future[Programs]) -> None:
@@ -101,7 +101,7 @@ def _close(compiling: Future[Programs]) -> None:
         compiling.result().close()
 
 
-def _settings(wanted: Wanted, links: Sequence[Link]) -> Settings:
+def _settings(wanted: ProbeConfig, links: Sequence[Link]) -> Settings:
     """What the programs are compiled for."""
     traced = not has_tcx(links[0].ifindex)
     follows = wanted.follow_inbound and Direction.INBOUND in at_hooks(links, wanted.directions)
@@ -132,7 +132,7 @@ def _require_one_layer(links: Sequence[Link]) -> None:
         )
 
 
-def _host(wanted: Wanted, stack: ExitStack) -> HostCollector | None:
+def _host(wanted: ProbeConfig, stack: ExitStack) -> HostCollector | None:
     if not wanted.host:
         return None
     host = HostCollector()
@@ -143,11 +143,13 @@ def _host(wanted: Wanted, stack: ExitStack) -> HostCollector | None:
     return host
 
 
-def _forensics(wanted: Wanted, counters: Counters, watched: Sequence[WatchedTap], auditor: Auditor) -> Forensics | None:
+def _syn_tracker(
+    wanted: ProbeConfig, counters: Counters, watched: Sequence[WatchedTap], auditor: Auditor
+) -> SynTracker | None:
     if not wanted.samples_per_second:
         return None
     kinds = [one.link.kind for one in watched]
-    made = Forensics(counters, wanted.directions, len(watched), wanted.bin_ns, wanted.thresholds, kinds)
+    made = SynTracker(counters, wanted.directions, len(watched), wanted.bin_ns, wanted.thresholds, kinds)
     for one, tap in zip(watched, made.taps, strict=True):
-        auditor.taps[one.link.ifindex].forensics = tap
+        auditor.taps[one.link.ifindex].syn_tracker = tap
     return made

@@ -9,24 +9,28 @@ import numpy as np
 
 from vifprobe.analysis.reconcile import CounterSamples, ReconcileRow, probe_count, reconcile
 from vifprobe.errors import HostError
-from vifprobe.host.counters import CounterSample, Counts, Unit, read_counters_of
+from vifprobe.host.counters import CounterMeaning, CounterSample, Unit, read_counters_of
 from vifprobe.host.net.links import Link
 from vifprobe.kernel.symbols import function_at
 from vifprobe.model.layout import VLAN_TAG_BYTES, Ethertype, Verdict
 from vifprobe.model.ports import direction_at, l2_header_bytes
 from vifprobe.model.reading import Reading, count
 from vifprobe.session.coverage import Coverage
-from vifprobe.session.inbound_totals import HandedOn
+from vifprobe.session.inbound_totals import InboundTotals
 
 #: The four readings, in order; see vifprobe.analysis.reconcile.
 MOMENTS = ("before_attach", "after_attach", "before_detach", "after_detach")
 
-_VERDICTS = {Counts.PASSED: Verdict.PASSED, Counts.POLICED: Verdict.POLICED, Counts.DROPPED: Verdict.DROPPED}
+_VERDICTS = {
+    CounterMeaning.PASSED: Verdict.PASSED,
+    CounterMeaning.POLICED: Verdict.POLICED,
+    CounterMeaning.DROPPED: Verdict.DROPPED,
+}
 
 Samples = dict[int, tuple[CounterSample, ...]]
 
 
-class Bracket:
+class CounterCheck:
     """Called with each of MOMENTS by the probe; :meth:`rows` afterwards. problems: what could not be read."""
 
     def __init__(self) -> None:
@@ -58,7 +62,7 @@ class Bracket:
     def _rows(self, link: Link, reading: Reading, reasons: Mapping[int, str]) -> Iterator[ReconcileRow]:
         known: dict[str, CounterSample] = {}
         egress = direction_at(link.kind, "egress")
-        handed_on = HandedOn(reading, reasons, function_at) if reading.knows_verdicts(egress) else None
+        inbound_totals = InboundTotals(reading, reasons, function_at) if reading.knows_verdicts(egress) else None
         for samples in self._read.values():
             known |= {sample.counter: sample for sample in samples.get(link.ifindex, ())}
         for counter, sample in known.items():
@@ -66,11 +70,11 @@ class Bracket:
                 continue
             values = {moment: self._value(moment, link.ifindex, counter) for moment in MOMENTS}
             if sample.direction is egress:
-                probe = handed_on.bounds(sample, values["before_attach"]) if handed_on is not None else None
+                probe = inbound_totals.bounds(sample, values["before_attach"]) if inbound_totals is not None else None
             else:
                 counted = _counted(reading, sample)
                 probe = None if counted is None else probe_count(counted, reading.missed_of(sample.direction))
-            gauge = sample.counts is Counts.QUEUED
+            gauge = sample.counts is CounterMeaning.QUEUED
             yield reconcile(CounterSamples(link.name, sample.direction, counter, **values, gauge=gauge), probe)
 
     def _value(self, moment: str, ifindex: int, counter: str) -> int | None:
@@ -87,7 +91,7 @@ def _at_least(row: ReconcileRow) -> ReconcileRow:
 def _counted(reading: Reading, sample: CounterSample) -> int | None:
     """The probe's count of the same thing; None where it has none, or can't tell."""
     direction = sample.direction
-    if sample.shared or sample.counts is Counts.PART:
+    if sample.shared or sample.counts is CounterMeaning.PART:
         return None
     if reading.missed_of(direction) and sample.unit is not Unit.PACKETS:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from vifprobe.analysis.findings.situation import bits, size, span
-from vifprobe.analysis.gaps import Gap
+from vifprobe.analysis.gaps import LimitGap
 from vifprobe.host.net.events import Event
 from vifprobe.model.layout import Direction
 
@@ -73,7 +73,7 @@ class GapTeller:
         self._told: dict[int, frozenset[tuple[object, ...]]] = {}
 
     def news(
-        self, tap: str, ifindex: int, unwatched: Iterable[Coverage], unlimited: Iterable[Gap], final: bool
+        self, tap: str, ifindex: int, unwatched: Iterable[Coverage], unlimited: Iterable[LimitGap], final: bool
     ) -> list[tuple[str, Event]]:
         """Those of one tap that were not told before; with `final`, the ones that still last, too."""
         found = [*_unwatched(ifindex, unwatched, final), *_unlimited(ifindex, unlimited, final)]
@@ -138,7 +138,7 @@ def _unwatched(ifindex: int, spans: Iterable[Coverage], final: bool) -> Iterator
             yield key, Event(one.start_ns, ifindex, "gap", one.words, one.by_pid, one.by_comm)
 
 
-def _unlimited(ifindex: int, gaps: Iterable[Gap], final: bool) -> Iterator[_Told]:
+def _unlimited(ifindex: int, gaps: Iterable[LimitGap], final: bool) -> Iterator[_Told]:
     for gap in gaps:
         if final or gap.end_ns is not None:
             removal = gap.removal
@@ -148,7 +148,7 @@ def _unlimited(ifindex: int, gaps: Iterable[Gap], final: bool) -> Iterator[_Told
             yield key, Event(gap.start_ns, ifindex, "limit_gap", _limit_words(gap), *who)
 
 
-def _limit_words(gap: Gap) -> str:
+def _limit_words(gap: LimitGap) -> str:
     words = f"{gap.direction.name.lower()} packets {_lasted('not limited', gap.start_ns, gap.end_ns)}"
     if gap.limit is not None and gap.limit.rate_bps is not None:
         words += f", {bits(gap.limit.rate_bps)} before"

@@ -24,7 +24,7 @@ _PLAIN_ACTIONS = ("gact", "skbedit", "simple", "connmark")
 
 
 @dataclass(frozen=True)
-class Droppers:
+class DropSources:
     """policers: police actions at tc ingress. others: what else can drop there, in words. nft: whether a chain of nft's
     hangs on the tap's ingress. nft_shared: whether other netfilter chains can drop the tap's packets, too.
     """
@@ -40,7 +40,7 @@ class Droppers:
         return bool(self.policers and self.others)
 
 
-def droppers_of(found: Installed, tcx: Iterable[TcxProgram]) -> Droppers:
+def drop_sources_of(found: Installed, tcx: Iterable[TcxProgram]) -> DropSources:
     """Of one tap. tcx: the programs at its ingress."""
     policers: list[str] = []
     others = [f"the tcx program {one.name or '?'} (id {one.id})" for one in tcx if not one.own]
@@ -53,21 +53,21 @@ def droppers_of(found: Installed, tcx: Iterable[TcxProgram]) -> Droppers:
             named = name or (program_name(one.bpf.id) if one.bpf and one.bpf.id else "")
             others.append(f"the filter {one.where}{f' ({named})' if named else ''}{_dropping(one)}")
     nft = any(chain.hook == "ingress" for chain in found.nft.chains)
-    return Droppers(tuple(policers), tuple(others), nft, nft and found.nft.others_can_drop)
+    return DropSources(tuple(policers), tuple(others), nft, nft and found.nft.others_can_drop)
 
 
-class Blame:
+class DropAttribution:
     """Keeps who could have dropped one tap's packets since the start, and says what of it is known.
 
     guessed: whether drops at tc ingress have at any time counted as policed although others could have done them.
     """
 
-    def __init__(self, found: Installed, now: Droppers) -> None:
+    def __init__(self, found: Installed, now: DropSources) -> None:
         self._others = dict.fromkeys(now.others)
         self._policed_before = _police_drops(found)
         self.guessed = False
 
-    def follow(self, now: Droppers, is_guessing: bool) -> None:
+    def follow(self, now: DropSources, is_guessing: bool) -> None:
         """What can drop now. is_guessing: drops at tc ingress count as policed whoever did them."""
         # The kernel tells nobody of a new tcx program: for up to a second its drops have counted as the policer's.
         is_late = bool(now.policers) and any(one not in self._others for one in now.others)

@@ -15,8 +15,8 @@ from vifprobe.host.net.links import Link, list_links
 from vifprobe.kernel.tcx import NewLinks
 from vifprobe.model.reading import Cells
 from vifprobe.session.audit.auditor import passed_bytes
-from vifprobe.session.audit.limit_events import happenings
-from vifprobe.session.components import Parts
+from vifprobe.session.audit.limit_events import limit_events
+from vifprobe.session.components import Components
 from vifprobe.session.coverage import GapTeller, LinkTeller
 from vifprobe.session.tap import WatchedTap, is_about_limits
 
@@ -46,18 +46,18 @@ class Sink(Protocol):
         """Pass on what can be passed on without waiting; True when nothing is left. Raises nothing."""
 
 
-class Follower:
+class EventLoop:
     """From netlink's events to hooks, audits and a list of what happened.
 
     stop_fd: readable as soon as the run is to end.
     """
 
-    def __init__(self, parts: Parts, stop_fd: int) -> None:
+    def __init__(self, parts: Components, stop_fd: int) -> None:
         self._events = parts.events
         self._hooks = parts.hooks
         self._auditor = parts.auditor
         self._reasons = parts.features.reasons
-        self._forensics = parts.forensics  # looked at while waiting
+        self._syn_tracker = parts.syn_tracker  # looked at while waiting
         self._limits = parts.limits
         self._all_looked_ns = time.monotonic_ns()
         self._stop_fd = stop_fd
@@ -74,13 +74,13 @@ class Follower:
         """
         left_ns, is_cut = until_ns - time.monotonic_ns(), False
         while True:  # once at least: a stop is heard even where each reading takes longer than the interval
-            wait_ns = max(0, min(left_ns, _LOOK_NS) if self._forensics is not None else left_ns)
+            wait_ns = max(0, min(left_ns, _LOOK_NS) if self._syn_tracker is not None else left_ns)
             blocked = [sink for sink in sinks if not sink.push()]
             ready, _, _ = select.select([self._stop_fd, self._events.fileno()], blocked, [], wait_ns / 1e9)
             if self._stop_fd in ready:
                 return True
-            if self._forensics is not None:
-                self._forensics.look_if_due()
+            if self._syn_tracker is not None:
+                self._syn_tracker.look_if_due()
             self.follow()
             if all(watched.gone for watched in self._hooks.watched):
                 return True
@@ -129,7 +129,7 @@ class Follower:
                 show_by_ns = now_ns + _CHANGE_SHOWN_NS
                 self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
             self._tell_gaps(watched)
-        if not any(watched.droppers.is_ambiguous for watched in self._hooks.watched):
+        if not any(watched.drop_sources.is_ambiguous for watched in self._hooks.watched):
             self._hooks.programs.unwatch_police()
         if not any(watched.needs_chains_watched for watched in self._hooks.watched):
             self._hooks.programs.unwatch_chains()
@@ -172,7 +172,7 @@ class Follower:
             news |= {watched.number for watched in there if watched.look_ahead()}
             news |= self._look_at_xdp(there)
             # While a limit is away, or it is guessed what it drops, more than changes matters.
-            uneasy = [watched for watched in there if watched.blame.guessed or self._is_away(watched)]
+            uneasy = [watched for watched in there if watched.attribution.guessed or self._is_away(watched)]
             news |= {watched.number for watched in uneasy}
             if now_ns - self._all_looked_ns > _ALL_NS or self._limits.is_nft_changed():
                 self._all_looked_ns, uneasy = now_ns, there
@@ -212,8 +212,8 @@ class Follower:
         if not own or not all(event.says_nothing for event in own):
             return own
         self._tell(watched, own)
-        for happening in happenings(own[-1:]):
-            self._auditor.taps[watched.link.ifindex].tracker.note_link_change(happening)
+        for limit_event in limit_events(own[-1:]):
+            self._auditor.taps[watched.link.ifindex].tracker.note_link_change(limit_event)
         return []
 
     def _tell(self, watched: WatchedTap, own: list[Event]) -> None:

@@ -15,7 +15,7 @@ from vifprobe.analysis.recent import Recent
 from vifprobe.errors import VifprobeError
 from vifprobe.host.procs.threads import Threads
 from vifprobe.kernel.tables.sched import HostCounters, HostCounts
-from vifprobe.model.host_cost import HostCost, Tally, scaled_packets
+from vifprobe.model.host_cost import HostCost, HostCostSum, scaled_packets
 from vifprobe.model.records import HostScope
 
 #: Readings closer together than this share one interval of the host's.
@@ -51,7 +51,7 @@ class HostCollector:
         self._last_turn_ns = 0
         self._cost: HostCost | None = None
         self._total: HostCost | None = None
-        self._tally = Tally()
+        self._summed = HostCostSum()
         self._offered: dict[str, _Offered] = {}
         self._idle: dict[int | None, HostCost] = {}  # by process: the last interval beside a tap without packets
         self._new: Recent[HostCost] = Recent(KEPT)
@@ -101,9 +101,9 @@ class HostCollector:
             return
         self._threads.pids = frozenset(pid for pid in pids.values() if pid is not None)
         counts = self._counters.read()
-        tally = self._tally_of(counts)
-        self._tally.add_all(tally)
-        self._cost, self._idle = self._as_cost(counts, tally), {}
+        summed = self._sum_of(counts)
+        self._summed.add_all(summed)
+        self._cost, self._idle = self._as_cost(counts, summed), {}
         self._new.add(self._cost)
         before = self._total or replace(self._cost, duration_ns=0, bound_ns=0, missed_switches=0, unnamed_switches=0)
         self._total = replace(
@@ -138,37 +138,37 @@ class HostCollector:
         if self._total is None:
             return None
         offered = self._offered.get(tap, _Offered()).total
-        return replace(self._total, rows=self._tally.rows(), pid=pid, offered_packets=offered)
+        return replace(self._total, rows=self._summed.rows(), pid=pid, offered_packets=offered)
 
     def take(self) -> list[HostCost]:
         """Intervals since the last call, the newest KEPT of them."""
         return self._new.take()
 
-    def _tally_of(self, counts: HostCounts) -> Tally:
-        tally = Tally()
+    def _sum_of(self, counts: HostCounts) -> HostCostSum:
+        summed = HostCostSum()
         for task in counts.tasks:
             names = (bytes(task[name]).decode("utf-8", "replace") for name in ("comm", "process"))
             who = self._threads.who(int(task["pid"]), int(task["tgid"]), bool(task["is_kernel"]), *names)
-            tally.add(*who, (int(task[name]) for name in _COUNTS))
+            summed.add(*who, (int(task[name]) for name in _COUNTS))
         if any(counts.unnamed.values()):
-            tally.add(HostScope.OTHER, "(unnamed)", None, (counts.unnamed[name] for name in _COUNTS))
+            summed.add(HostScope.OTHER, "(unnamed)", None, (counts.unnamed[name] for name in _COUNTS))
         idle = counts.idle_switches.tolist()
-        tally.add(HostScope.IDLE, "swapper", None, (0, sum(idle), 0))
+        summed.add(HostScope.IDLE, "swapper", None, (0, sum(idle), 0))
         for cpu in range(len(counts.busy_ns)):
             whole = (int(counts.voluntary[cpu]), int(counts.involuntary[cpu]) + idle[cpu], int(counts.busy_ns[cpu]))
-            tally.add(HostScope.CPU, f"cpu{cpu}", None, whole)
-            tally.add(HostScope.TOTAL, "host", None, whole)
+            summed.add(HostScope.CPU, f"cpu{cpu}", None, whole)
+            summed.add(HostScope.TOTAL, "host", None, whole)
             for scope, ns in zip((HostScope.SOFTIRQ_NET_TX, HostScope.SOFTIRQ_NET_RX), counts.softirq_ns, strict=True):
-                tally.add(scope, f"cpu{cpu}", None, (0, 0, int(ns[cpu])))
-        return tally
+                summed.add(scope, f"cpu{cpu}", None, (0, 0, int(ns[cpu])))
+        return summed
 
-    def _as_cost(self, counts: HostCounts, tally: Tally) -> HostCost:
+    def _as_cost(self, counts: HostCounts, summed: HostCostSum) -> HostCost:
         missed = counts.recursion_misses - self._recursion_misses
         self._recursion_misses = counts.recursion_misses
         return HostCost(
             start_ns=counts.start_ns - self._run_start_ns,
             duration_ns=counts.duration_ns,
-            rows=tally.rows(),
+            rows=summed.rows(),
             bound_ns=counts.bound_ns,
             missed_switches=counts.unseen_switches + missed,
             unnamed_switches=counts.unnamed["voluntary"] + counts.unnamed["involuntary"],

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vifprobe.analysis.reconcile import ProbeCount
-from vifprobe.host.counters import CounterSample, Unit
-from vifprobe.host.counters import Counts as Counted
+from vifprobe.host.counters import CounterMeaning, CounterSample, Unit
 from vifprobe.model.layout import ETH_HEADER_BYTES, ETHERNET_OVERHEAD_BYTES, VLAN_TAG_BYTES, Ethertype, Verdict
 from vifprobe.model.ports import direction_at, l2_header_bytes
 from vifprobe.model.reading import Cells, Counts, Reading, count
@@ -25,7 +24,8 @@ from vifprobe.model.reading import Cells, Counts, Reading, count
 _AHEAD = ("TC_EGRESS", "NETFILTER_DROP")
 _BY_DRIVER = ("FULL_RING", "TAP_FILTER", "TAP_TXFILTER")
 
-class HandedOn:
+
+class InboundTotals:
     """The totals at a device's egress. reasons: names of the kernel's drop reasons. function: the one around an
     address, by its low half; None where that is not known.
     """
@@ -48,26 +48,28 @@ class HandedOn:
 
     def bounds(self, sample: CounterSample, before: int | None) -> ProbeCount | None:
         """The run's count of what this counter counts; None where it has none. before: the counter's first value."""
-        if sample.unit is not Unit.PACKETS and (self._missed or sample.counts is Counted.ARRIVED):
+        if sample.unit is not Unit.PACKETS and (self._missed or sample.counts is CounterMeaning.ARRIVED):
             return None
         value = _value(sample.unit)
         missed = self._missed
         unplaced = value(self._unplaced)
-        if sample.counts is Counted.PASSED:  # what was put into the ring; what is read out of it the counter says
+        if (
+            sample.counts is CounterMeaning.PASSED
+        ):  # what was put into the ring; what is read out of it the counter says
             passed = value(self._passed)
             return ProbeCount(passed, passed + missed, sample.slack)
-        if sample.counts is Counted.DROPPED:
+        if sample.counts is CounterMeaning.DROPPED:
             by_driver = value(self._by_driver)
             return ProbeCount(by_driver, by_driver + unplaced + missed)
-        if sample.counts is Counted.POLICED:
+        if sample.counts is CounterMeaning.POLICED:
             policed = value(self._by_queue)
             return ProbeCount(policed, policed + unplaced + missed)
-        if sample.counts is Counted.SENT:
+        if sample.counts is CounterMeaning.SENT:
             return self._sent(sample, value(self._passed) + value(self._by_driver), unplaced)
-        if sample.counts is Counted.ARRIVED and not self._has_gso:
+        if sample.counts is CounterMeaning.ARRIVED and not self._has_gso:
             came = self._offered.packets - self._ahead.packets
             return ProbeCount(max(0, came - self._unannounced - unplaced), came + missed)
-        if sample.counts is Counted.QUEUED:
+        if sample.counts is CounterMeaning.QUEUED:
             return ProbeCount(max(0, self._queued.packets - (before or 0)), self._queued.packets + missed)
         return None
 

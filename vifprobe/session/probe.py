@@ -27,9 +27,9 @@ from vifprobe.model.reading import Limit, Reading
 from vifprobe.model.records import SynMeasures
 from vifprobe.model.whatif import WhatIf
 from vifprobe.session.audit.auditor import TapAudit
-from vifprobe.session.components import Parts, Wanted, make_parts
+from vifprobe.session.components import Components, ProbeConfig, make_components
 from vifprobe.session.coverage import Coverage
-from vifprobe.session.event_loop import Follower, Sink
+from vifprobe.session.event_loop import EventLoop, Sink
 from vifprobe.session.readings import ReadingMaker
 from vifprobe.session.tap import WatchedTap
 
@@ -37,21 +37,25 @@ BOTH = (Direction.OUTBOUND, Direction.INBOUND)
 
 
 class Probe:
-    """Counts what goes through some taps, from entering the ``with`` block to leaving it.
+    """Count the packets of some taps, from entering the ``with`` block to leaving it.
 
-    taps: interface names. directions: which hooks. netns: name, path or pid of the network namespace that the taps are
-    in; the calling thread is in it inside the block. bin_ns: width of the timeline's bins, 0 for none. limits: declared
-    limits by direction, as given by the user. bracket: called in the taps' namespace with before_attach, after_attach,
-    before_detach and after_detach, and the interfaces (see vifprobe.session.counter_check). create_qdisc: on kernels
-    without tcx, add a clsact qdisc where there is none (it keeps OVS and libvirt from adding their policer). charge:
-    what the ideal bucket with the declared limit takes for a packet. samples: how many packets' headers to keep a
-    second at most, 0 for none: readings have no flood measures then. host: count what the host does, too
-    (vifprobe.session.host_cost). thresholds: from which numbers on flood measures raise findings. what_ifs: limits to
-    try out, WHAT_IFS_MAX at most. progress: called with "attaching to" or "detaching from", how many taps are done, and
-    how many there are.
-
-    follow_inbound: follow inbound packets, where they are watched, through the tap's queue to the driver, so that they
-    have verdicts; else they are counted as offered alone. Where this kernel can't, readings' notes say so.
+    taps: interface names.
+    directions: which directions are counted.
+    netns: name, path or pid of the taps' network namespace; inside the block the calling thread is in it.
+    bin_ns: width of the timeline's bins, 0 for none.
+    limits: declared limits by direction, as given by the user.
+    counter_check: called in the taps' namespace with before_attach, after_attach, before_detach and after_detach, and
+        the interfaces (see vifprobe.session.counter_check).
+    create_qdisc: on kernels without tcx, add a clsact qdisc where there is none (it keeps OVS and libvirt from adding
+        their policer).
+    charge: which bytes of a packet the ideal bucket of the declared limit charges.
+    samples: how many packets' headers to keep a second at most; 0 for none, then readings have no flood measures.
+    host: count the host's CPU time, too (vifprobe.session.host_cost).
+    thresholds: the numbers from which flood measures raise findings.
+    what_ifs: limits to try out, WHAT_IFS_MAX at most.
+    progress: called with "attaching to" or "detaching from", how many taps are done, and how many there are.
+    follow_inbound: follow inbound packets through the tap's queue to the driver, which gives them verdicts; else they
+        are counted as offered alone. Where the kernel can't, the readings' notes say so.
 
     Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
     """
@@ -63,7 +67,7 @@ class Probe:
         netns: str | None = None,
         bin_ns: int = 0,
         limits: Mapping[Direction, Limit] | None = None,
-        bracket: Callable[[str, tuple[Link, ...]], None] | None = None,
+        counter_check: Callable[[str, tuple[Link, ...]], None] | None = None,
         create_qdisc: bool = False,
         charge: Charge = Charge.INSTALLED,
         samples: int = 0,
@@ -77,7 +81,7 @@ class Probe:
             raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
         if len(what_ifs) > WHAT_IFS_MAX:
             raise UsageError(f"{len(what_ifs)} limits to try out.", f"At most {WHAT_IFS_MAX}: each costs every packet.")
-        self._wanted = Wanted(
+        self._wanted = ProbeConfig(
             names=tuple(dict.fromkeys(taps)),
             directions=directions,
             bin_ns=bin_ns,
@@ -91,7 +95,7 @@ class Probe:
             follow_inbound=follow_inbound,
         )
         self._netns = netns
-        self._bracket = bracket
+        self._counter_check = counter_check
         self._progress = progress
         self._stack = ExitStack()
         self._watched: tuple[WatchedTap, ...] = ()
@@ -172,7 +176,7 @@ class Probe:
         due_ns = self.start_ns + round(seconds * 1e9)
         while True:
             until_ns = due_ns if end_ns is None else min(due_ns, end_ns)
-            stopped = self._follower.wait(until_ns, sinks)
+            stopped = self._event_loop.wait(until_ns, sinks)
             is_due = time.monotonic_ns() >= until_ns
             if stopped or (is_due and until_ns == end_ns):
                 break
@@ -209,7 +213,7 @@ class Probe:
 
     def take_samples(self) -> npt.NDArray[np.void]:
         """Sampled packets (dtype layout.SAMPLE, tap = place in `links`) since the last call; all after the end."""
-        return np.zeros(0, SAMPLE) if self._parts.forensics is None else self._parts.forensics.take_samples()
+        return np.zeros(0, SAMPLE) if self._parts.syn_tracker is None else self._parts.syn_tracker.take_samples()
 
     @property
     def lost_samples(self) -> int:
@@ -222,7 +226,7 @@ class Probe:
 
     def take_events(self) -> list[tuple[str, Event]]:
         """What happened to the taps since the last call: (tap name, event)."""
-        return self._follower.take()
+        return self._event_loop.take()
 
     def take_host(self) -> list[HostCost]:
         """What the host did since the last call, by interval; nothing where it is not counted."""
@@ -256,18 +260,18 @@ class Probe:
         if self._netns is not None:
             self._stack.callback(netns.return_to, netns.own())
             netns.enter(self._netns)
-        self._parts = make_parts(self._wanted, self._stack)
+        self._parts = make_components(self._wanted, self._stack)
         self._watched = self._parts.watched
         self._start(self._parts)
 
-    def _start(self, parts: Parts) -> None:
+    def _start(self, parts: Components) -> None:
         """Start the clock, and count from then on."""
         wanted = self._wanted
         parts.hooks.load()  # before the clock starts: it takes its time
         self._moment("before_attach")
         self.start_ns = time.monotonic_ns()
         self._maker = ReadingMaker(self.start_ns, parts, wanted.directions, wanted.what_ifs)
-        self._follower = Follower(parts, self._stop_read)
+        self._event_loop = EventLoop(parts, self._stop_read)
         parts.programs.attach_verdicts()
         self._stack.callback(self._detach)
         parts.hooks.attach(self._stack, wanted.create_qdisc, wanted.what_ifs, partial(self._goes_on, "attaching to"))
@@ -283,23 +287,23 @@ class Probe:
         return not self._stopped
 
     def _moment(self, name: str) -> None:
-        if self._bracket is not None:
-            self._bracket(name, self.links)
+        if self._counter_check is not None:
+            self._counter_check(name, self.links)
 
     def _detach(self) -> Snapshot:
         """Take every hook off, once, and read what is then final."""
         if self._end is not None:
             return self._end
         with suppress(OSError):
-            self._follower.end()
+            self._event_loop.end()
         self._moment("before_detach")
         self._parts.hooks.write_off_at_end()
-        self._follower.tell_last_gaps()
+        self._event_loop.tell_last_gaps()
         self._parts.hooks.detach(partial(self._goes_on, "detaching from"))
         self._last_bins = self._parts.counters.take_bins(final=True)
         self._see_bins(self._last_bins, final=True)
-        if self._parts.forensics is not None:
-            self._parts.forensics.look(final=True)
+        if self._parts.syn_tracker is not None:
+            self._parts.syn_tracker.look(final=True)
         self._end = self._maker.snapshot(final=True)
         if self._parts.host is not None:
             self._parts.host.close()
@@ -321,5 +325,5 @@ class Probe:
 
     def _see_bins(self, bins: npt.NDArray[np.void], final: bool = False) -> None:
         for audit in self._parts.auditor.taps.values():
-            if audit.forensics is not None:
-                audit.forensics.add_bins(bins, {one: audit.bucket(one) for one in self._wanted.directions}, final)
+            if audit.syn_tracker is not None:
+                audit.syn_tracker.add_bins(bins, {one: audit.bucket(one) for one in self._wanted.directions}, final)

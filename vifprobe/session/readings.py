@@ -15,7 +15,7 @@ from vifprobe.model.layout import Direction, Verdict
 from vifprobe.model.ports import direction_at
 from vifprobe.model.reading import Cells, Reading, no_cells, subtract, unsized_notes
 from vifprobe.model.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
-from vifprobe.session.components import Parts
+from vifprobe.session.components import Components
 from vifprobe.session.tap import WatchedTap
 
 #: A tap for which nothing comes is read whole so often all the same, each at its own time.
@@ -34,7 +34,7 @@ class ReadingMaker:
     """Of one run, whose clock starts at `start_ns`. what_ifs: the limits that are tried out."""
 
     def __init__(
-        self, start_ns: int, parts: Parts, directions: tuple[Direction, ...], what_ifs: Sequence[WhatIf]
+        self, start_ns: int, parts: Components, directions: tuple[Direction, ...], what_ifs: Sequence[WhatIf]
     ) -> None:
         self._start_ns = self._since_ns = self._last_ns = self._began_ns = start_ns
         self._at = datetime.now(timezone.utc)  # wall clock at the end of the interval
@@ -44,7 +44,7 @@ class ReadingMaker:
         self._features = parts.features
         self._auditor = parts.auditor
         self._host = parts.host
-        self._forensics = parts.forensics
+        self._syn_tracker = parts.syn_tracker
         self._what_ifs = what_ifs
         self._idle: dict[int, _Idle] = {}  # by tap number
 
@@ -63,8 +63,8 @@ class ReadingMaker:
         """The interval that ends with this snapshot is the one that the next calls of `interval` are for."""
         self._since_ns, self._last_ns = self._last_ns, snapshot.at_ns
         self._at = datetime.now(timezone.utc)
-        if self._forensics is not None:
-            self._forensics.end_interval()
+        if self._syn_tracker is not None:
+            self._syn_tracker.end_interval()
 
     def has_news(self, watched: WatchedTap, snapshot: Snapshot) -> bool:
         """Whether anything was counted since the interval before: of a tap that is gone, verdicts that came late."""
@@ -105,7 +105,7 @@ class ReadingMaker:
         if audited is None:
             return None
         earlier = (watched.earlier.news, watched.device.dropped)
-        told = (len(watched.notes), earlier, watched.blame.guessed, watched.gone_ns, snapshot.unplaced_drops)
+        told = (len(watched.notes), earlier, watched.attribution.guessed, watched.gone_ns, snapshot.unplaced_drops)
         return (audited, told, self._host_notes())
 
     def _repeated(self, watched: WatchedTap, cells: Cells, snapshot: Snapshot) -> Reading | None:
@@ -115,8 +115,8 @@ class ReadingMaker:
             return None
         duration_ns = snapshot.at_ns - self._since_ns
         flood = idle.reading.flood
-        if self._forensics is not None:
-            silent = self._forensics.repeat(watched.number, duration_ns)
+        if self._syn_tracker is not None:
+            silent = self._syn_tracker.repeat(watched.number, duration_ns)
             if silent is None:
                 return None
             flood = silent
@@ -154,7 +154,7 @@ class ReadingMaker:
             cells=cells,
             missed=sum(missed.values()),
             missed_in=missed,
-            verdicts="reason" if self._features.has_drop_reason and not watched.blame.guessed else "inferred",
+            verdicts="reason" if self._features.has_drop_reason and not watched.attribution.guessed else "inferred",
             limits=watched.limits(audit.declared_limits(directions), directions),
             notes=(
                 *watched.notes,
@@ -172,8 +172,8 @@ class ReadingMaker:
             gone_ns=None if watched.gone_ns is None else watched.gone_ns - self._start_ns,
         )
         reading = replace(reading, host=self._host_cost(watched, reading))
-        if self._forensics is not None:
-            flood = self._forensics.floods(watched.number, cells, reading.duration_ns, final)
+        if self._syn_tracker is not None:
+            flood = self._syn_tracker.floods(watched.number, cells, reading.duration_ns, final)
             reading = replace(reading, flood=flood)
         return replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
 
@@ -183,7 +183,7 @@ class ReadingMaker:
 
     def _drop_notes(self, watched: WatchedTap, so_far: Cells, snapshot: Snapshot) -> list[str]:
         received = so_far[so_far["direction"] == direction_at(watched.link.kind, "ingress")]
-        found = watched.blame.notes(received, self._features.reason_number("TC_INGRESS"), watched.installed)
+        found = watched.attribution.notes(received, self._features.reason_number("TC_INGRESS"), watched.installed)
         unplaced = snapshot.unplaced_drops
         return [*found, f"{unplaced:,} netfilter drops count as policed, by an unknown chain"] if unplaced else found
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from vifprobe.analysis.findings.thresholds import FloodThresholds
 from vifprobe.analysis.flood.addresses import OwnAddresses, mac_number
-from vifprobe.analysis.flood.bursts import Bucket, Bursts
+from vifprobe.analysis.flood.bursts import BurstBucket, Bursts
 from vifprobe.analysis.flood.kernel import KernelSide
 from vifprobe.analysis.flood.tracker import FloodTracker
 from vifprobe.errors import HostError
@@ -30,7 +30,7 @@ from vifprobe.model.records import SynMeasures
 Array = npt.NDArray[Any]
 
 
-class TapForensics:
+class TapSynTracker:
     """One tap's. number: its place in the kernel's tables. kind: of the device. bin_ns: width of time bins, or 0."""
 
     def __init__(
@@ -88,7 +88,7 @@ class TapForensics:
             floods[direction] = Flood({**flood.measures, **dict(bursts.measures())}, flood.top)
         return floods
 
-    def add_bins(self, bins: Array, buckets: Mapping[Direction, Bucket | None], final: bool = False) -> None:
+    def add_bins(self, bins: Array, buckets: Mapping[Direction, BurstBucket | None], final: bool = False) -> None:
         """Time bins of all taps. buckets: the installed limits."""
         own = bins[bins["tap"] == self._number]
         for direction, bursts in self.bursts.items():
@@ -101,7 +101,7 @@ class TapForensics:
         return replace(known.host, ips=known.ips, sources=known.sources)
 
 
-class Forensics:
+class SynTracker:
     """All watched taps'. What was sampled is worked out here, and kept for who takes it, the newest KEPT of it.
 
     kinds: of the taps' devices, in the order of their numbers; all are taps where none are given.
@@ -120,7 +120,7 @@ class Forensics:
         kinds: Sequence[str] = (),
     ) -> None:
         named = kinds or ["tap"] * taps
-        self.taps = [TapForensics(number, directions, bin_ns, thresholds, kind) for number, kind in enumerate(named)]
+        self.taps = [TapSynTracker(number, directions, bin_ns, thresholds, kind) for number, kind in enumerate(named)]
         self._counters = counters
         self._kept: deque[Array] = deque()
         self._kept_rows = self._lost = 0
@@ -163,7 +163,7 @@ class Forensics:
         self._found = self._counters.syn_measures()
 
     def repeat(self, number: int, duration_ns: int) -> dict[Direction, Flood] | None:
-        """Of one tap for which nothing was counted: see TapForensics.repeat."""
+        """Of one tap for which nothing was counted: see TapSynTracker.repeat."""
         return self.taps[number].repeat(duration_ns, self._found)
 
     def floods(self, number: int, cells: Cells, duration_ns: int, final: bool) -> dict[Direction, Flood]:

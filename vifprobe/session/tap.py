@@ -35,7 +35,7 @@ from vifprobe.model.reading import Cells, Limit, no_cells
 from vifprobe.model.whatif import WhatIf, WhatIfCounts
 from vifprobe.session.coverage import Coverage, without_old
 from vifprobe.session.decided_earlier import DeviceCheck, Earlier
-from vifprobe.session.drop_attribution import Blame, Droppers, droppers_of
+from vifprobe.session.drop_attribution import DropAttribution, DropSources, drop_sources_of
 
 #: So often vifprobe goes back to the head of the tcx programs of a hook.
 _REANCHORED_MAX = 8
@@ -73,8 +73,8 @@ class WatchedTap:
         self._ahead: tuple[int, ...] = ()
         self.earlier, self.device = Earlier(), DeviceCheck(link)
         self._xdp_ns = time.monotonic_ns()
-        self.droppers = self._droppers()
-        self.blame = Blame(found, self.droppers)
+        self.drop_sources = self._drop_sources()
+        self.attribution = DropAttribution(found, self.drop_sources)
         self._apart = self._traced = TapTrait(0)
         self._follows = False
         self._qdisc: OwnQdisc | None = None
@@ -105,11 +105,11 @@ class WatchedTap:
         traits = self._traced | self._apart
         for direction in self._buckets:
             traits |= LIMIT_TRAITS[turned(self.link.kind, direction)]
-        if self.droppers.nft:
+        if self.drop_sources.nft:
             traits |= TapTrait.NFT_POLICER
         if any(found.hook == "ingress" and not _is_own(found) for found in self.installed.tc.filters):
             traits |= TapTrait.TC_POLICER
-        if self.droppers.others and not self.droppers.policers:
+        if self.drop_sources.others and not self.drop_sources.policers:
             traits |= TapTrait.TC_FOREIGN
         if self._follows:
             traits |= TapTrait.INBOUND
@@ -120,31 +120,31 @@ class WatchedTap:
     @property
     def is_guessing(self) -> bool:
         """Whether drops at tc ingress count as policed although others there can have done them."""
-        return self.droppers.is_ambiguous and not self._apart & TapTrait.TC_MARKED
+        return self.drop_sources.is_ambiguous and not self._apart & TapTrait.TC_MARKED
 
     @property
     def needs_chains_watched(self) -> bool:
         """Whether only what runs netfilter chains tells which one dropped a packet: there is no tc hook."""
-        return self.droppers.nft_shared and bool(self._traced & TapTrait.TRACED_OUTBOUND)
+        return self.drop_sources.nft_shared and bool(self._traced & TapTrait.TRACED_OUTBOUND)
 
     def tell_apart(self, programs: Programs) -> None:
         """Have the kernel side look closer, where more than one can drop; say so where it can't."""
         self._apart = TapTrait(0)
-        if self.droppers.is_ambiguous:
+        if self.drop_sources.is_ambiguous:
             try:
                 programs.watch_police()
                 self._apart |= TapTrait.TC_MARKED
             except KernelError as error:
-                others = ", ".join(self.droppers.others)
+                others = ", ".join(self.drop_sources.others)
                 self.note(f"drops at tc ingress count as policed, but can be by {others}: {error.message}")
-        if self.droppers.nft_shared:
+        if self.drop_sources.nft_shared:
             try:
                 if self.needs_chains_watched:
                     programs.watch_chains()
                 self._apart |= TapTrait.NFT_SHARED
             except KernelError as error:
                 self.note(f"netfilter drops count as policed, but can be by other chains: {error.message}")
-        self.blame.follow(self.droppers, self.is_guessing)
+        self.attribution.follow(self.drop_sources, self.is_guessing)
 
     @property
     def charge(self) -> tuple[int, int]:
@@ -223,7 +223,7 @@ class WatchedTap:
             if found.nft.settings != before.nft.settings:
                 self._nft_before, self._nft_changed_ns = before.nft, self.looked_ns
         if not self.look_ahead() and found is not before:
-            self.droppers = self._droppers()
+            self.drop_sources = self._drop_sources()
         return found is not before
 
     def look_ahead(self) -> bool:
@@ -235,7 +235,7 @@ class WatchedTap:
         except OSError:  # it is gone
             self._ahead = ()
         if self._ahead != before:
-            self.droppers = self._droppers()
+            self.drop_sources = self._drop_sources()
         return self._ahead != before
 
     def _stay_first(self) -> None:
@@ -327,12 +327,12 @@ class WatchedTap:
             self.device.restart_dropped()
         return is_new
 
-    def _droppers(self) -> Droppers:
+    def _drop_sources(self) -> DropSources:
         try:
             programs = tcx_programs(self.link.ifindex, ingress=True)
         except OSError:  # it is gone
             programs = ()
-        return droppers_of(self.installed, programs)
+        return drop_sources_of(self.installed, programs)
 
     def _leave_unseen(self, direction: Direction, why: str) -> None:
         self.unseen = (*self.unseen, direction)

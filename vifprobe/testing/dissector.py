@@ -148,9 +148,7 @@ def _other_protocols() -> tuple[str, ...]:
     return tuple(name for name in known if name not in PROTOCOLS and not name.startswith(("eth", "frame", "data")))
 
 
-def _started(
-    environment: dict[str, str], fields: Sequence[str], preferences: Sequence[str]
-) -> subprocess.Popen[bytes]:
+def _started(environment: dict[str, str], fields: Sequence[str], preferences: Sequence[str]) -> subprocess.Popen[bytes]:
     options = [word for preference in preferences for word in ("-o", preference)]
     options += [word for field in fields for word in ("-e", field)]
     command = ["tshark", "-n", "-r", "-", "-T", "fields", "-E", "separator=/t", *options]

@@ -181,9 +181,7 @@ _EXTENSIONS: tuple[Callable[[Random, Part], Part], ...] = (
 def _arp(random: Random) -> bytes:
     kind = _pick(random, (8, 2))
     hardware_bytes, protocol_bytes = (6, 4) if kind == 0 else (random.randrange(24), random.randrange(24))
-    packet = frames.arp(
-        operation=random.randrange(1, 5), hardware_bytes=hardware_bytes, protocol_bytes=protocol_bytes
-    )
+    packet = frames.arp(operation=random.randrange(1, 5), hardware_bytes=hardware_bytes, protocol_bytes=protocol_bytes)
     return eth(packet, EtherType.ARP)
 
 

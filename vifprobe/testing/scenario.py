@@ -27,7 +27,7 @@ _DNS_QUERY = bytes.fromhex("1f2b01000001000000000000076578616d706c65036e65740000
 
 
 @dataclass(frozen=True)
-class Policer:
+class PolicerScenario:
     """Who limits the guest. `is_police`: act_police, as libvirt installs it; else an nft limit stands in for it.
 
     bucket_bytes: how much passes at once after silence.
@@ -48,7 +48,7 @@ class Guest:
     """The VM as the host sees it: its tap and what limits it."""
 
     tap: Tap
-    policer: Policer
+    policer: PolicerScenario
 
 
 @contextmanager
@@ -73,19 +73,19 @@ def forwarded(*taps: Tap) -> Iterator[None]:
 
 
 @contextmanager
-def limit(device: str, *, average: int, burst: int) -> Iterator[Policer]:
+def limit(device: str, *, average: int, burst: int) -> Iterator[PolicerScenario]:
     """The policer that libvirt installs for what comes from the guest, else (no act_police) an nft limit."""
     rate_bps = average * 8000
     # What virNetDevBandwidthSet runs (libvirt, src/util/virnetdevbandwidth.c); it goes away with the tap.
     police = f"police rate {average}kbps burst {burst}kb mtu 64kb drop flowid :1"
     if _done(f"tc qdisc add dev {device} ingress"):
         if _done(f"tc filter add dev {device} parent ffff: protocol all u32 match u32 0 0 {police}"):
-            yield Policer(True, rate_bps, burst * 1024)
+            yield PolicerScenario(True, rate_bps, burst * 1024)
             return
         _done(f"tc qdisc delete dev {device} ingress")
     with nft_ingress_limit(device, rate_bytes_per_second=average * 1000, burst_bytes=burst * 1024):
         # nft's bucket holds a second's worth of the rate besides (net/netfilter/nft_limit.c, nft_limit_init).
-        yield Policer(False, rate_bps, average * 1000 + burst * 1024)
+        yield PolicerScenario(False, rate_bps, average * 1000 + burst * 1024)
 
 
 def ordinary_packets(tap: Tap) -> list[bytes]:

@@ -48,9 +48,7 @@ def syn(
     if isinstance(source, IPv6Address):
         six = f.ipv6(part, source=source.packed, destination=destination.packed, hop_limit=ttl)
         return f.eth(six, EtherType.IPV6, source=source_mac, destination=destination_mac)
-    packet = f.ipv4(
-        part, source=source.packed, destination=destination.packed, ttl=ttl, identification=identification
-    )
+    packet = f.ipv4(part, source=source.packed, destination=destination.packed, ttl=ttl, identification=identification)
     return f.eth(packet, EtherType.IPV4, source=source_mac, destination=destination_mac)
 
 

@@ -31,9 +31,7 @@ SKB_BYTES, TSTAMP_OFFSET = 192, 152
 LLDP = b"\xff" * 12 + b"\x88\xcc"
 #: A gap before a packet (ns), and its length.
 PACKETS = st.lists(
-    st.tuples(
-        st.one_of(st.sampled_from([0, 1, 997, 40_000]), st.integers(0, 5_000_000)), st.integers(60, 1514)
-    ),
+    st.tuples(st.one_of(st.sampled_from([0, 1, 997, 40_000]), st.integers(0, 5_000_000)), st.integers(60, 1514)),
     min_size=1,
     max_size=211,
 )

@@ -22,7 +22,7 @@ from vifprobe.model.layout import Direction, Verdict
 from vifprobe.model.reading import Limit, Reading
 from vifprobe.render.export.jsonlines import reading_line
 from vifprobe.session.audit.snapshot import audit_tap
-from vifprobe.session.counter_check import Bracket
+from vifprobe.session.counter_check import CounterCheck
 from vifprobe.testing.flood import flood
 from vifprobe.testing.links import bridge_with, nft_ingress_limit, veth_pair
 from vifprobe.testing.macvtap import GUEST_MAC, macvtap
@@ -147,16 +147,16 @@ def test_limits_of_a_macvtap(netns: Netns, tmp_path: Path) -> None:
     They are the declared limits (no P1, P11 or P12), and their counters agree.
     """
     limits = {OUT: Limit(declared_bps=800_024), IN: Limit(declared_bps=80_024)}
-    bracket = Bracket()
+    counter_check = CounterCheck()
     with macvtap_port() as port, nft_ingress_limit(port.name, **NFT) as nft:
         run(f"tc qdisc add dev {port.name} root handle 1: htb default 1")
         run(f"tc class add dev {port.name} parent 1: classid 1:1 htb rate 100003bps burst 2kb")
         run(f"tc qdisc add dev {port.name} parent 1:1 handle 2: pfifo limit 11")
-        with Probe(port.name, limits=limits, bracket=bracket, create_qdisc=True) as probe:
+        with Probe(port.name, limits=limits, counter_check=counter_check, create_qdisc=True) as probe:
             port.outbound(FROM_GUEST)
             port.inbound(10 * TO_GUEST)
             reading = finish(probe).totals[port.name]
-            rows = {row.counter: row for row in bracket.rows([reading], reasons=probe.features.reasons)}
+            rows = {row.counter: row for row in counter_check.rows([reading], reasons=probe.features.reasons)}
             policed = nft.read().packets
         dropped = statistics("qdisc", port.name, "1:")["drops"]
     assert (reading.offered(OUT).packets, reading.offered(IN).packets) == (FROM_GUEST, 10 * TO_GUEST)

@@ -23,7 +23,7 @@ from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.model.layout import Direction, PacketClass, TapTrait, Verdict, size_bucket
 from vifprobe.model.reading import Limit
-from vifprobe.session.counter_check import Bracket
+from vifprobe.session.counter_check import CounterCheck
 from vifprobe.testing import frames as f
 from vifprobe.testing.flood import flood
 from vifprobe.testing.frames import ETH_HEADER_BYTES, TcpFlag
@@ -110,15 +110,15 @@ def send_datagrams(count: int) -> None:
 
 def test_real_traffic_in_both_directions(device: Tun) -> None:
     """SYNs to closed ports of the host, its RSTs and datagrams: counts are exact and the device's own."""
-    bracket = Bracket()
-    with Probe("tun0", bin_ns=10_000_000, samples=10_000, bracket=bracket) as probe:
+    counter_check = CounterCheck()
+    with Probe("tun0", bin_ns=10_000_000, samples=10_000, counter_check=counter_check) as probe:
         for number in range(SYNS):
             os.write(device.fd, syn(number))
         answers = [device.read() for _ in range(SYNS)]
         send_datagrams(SENT)
         reading = finish(probe).totals["tun0"]
         samples = probe.take_samples()
-        rows = {row.counter: row for row in bracket.rows([reading], reasons=probe.features.reasons)}
+        rows = {row.counter: row for row in counter_check.rows([reading], reasons=probe.features.reasons)}
     received, sent = reading.offered(OUT), reading.offered(IN)
     assert all(answer[33] & TcpFlag.RST for answer in answers)
     assert (received.packets, received.frame_bytes, received.charged_bytes) == (SYNS, 40 * SYNS, 40 * SYNS)

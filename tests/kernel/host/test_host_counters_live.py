@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters that bracket a probe's count: exact for what was written, whoever keeps them."""
+"""Counters that counter_check a probe's count: exact for what was written, whoever keeps them."""
 
 from __future__ import annotations
 
 from host_fixtures import CHARGED_BYTES, FRAME, run, send
 
-from vifprobe.host.counters import CounterSample, Counts, Unit, read_counters, read_counters_of
+from vifprobe.host.counters import CounterMeaning, CounterSample, Unit, read_counters, read_counters_of
 from vifprobe.host.net.links import find_link
 from vifprobe.model.layout import Direction
 from vifprobe.testing.links import nft_ingress_limit
@@ -42,8 +42,8 @@ def test_a_flood_behind_an_nft_limit_in_the_counters_of_device_tc_and_nft(tap: T
     assert difference["nft drops packets: ingress"] == dropped > 0
     assert difference["nft drops bytes: ingress"] == dropped * CHARGED_BYTES
     counts = {name: one.counts for name, one in by_name(before).items()}
-    assert counts["nft drops packets: ingress"] is Counts.POLICED
-    assert counts["tc ingress drops"] is Counts.PART  # what nft drops is policed, too, and not in it
+    assert counts["nft drops packets: ingress"] is CounterMeaning.POLICED
+    assert counts["tc ingress drops"] is CounterMeaning.PART  # what nft drops is policed, too, and not in it
 
 
 def test_what_the_guest_reads_and_what_its_full_ring_refuses(tap: Tap) -> None:
@@ -60,7 +60,7 @@ def test_what_the_guest_reads_and_what_its_full_ring_refuses(tap: Tap) -> None:
     after = wait_until(lambda: find(read_counters(link), "device tx_dropped"), 5)
     assert after is not None
     assert after.value - by_name(before)["device tx_dropped"].value == 101 - 17
-    assert (after.counts, after.direction, after.unit) == (Counts.DROPPED, Direction.INBOUND, Unit.PACKETS)
+    assert (after.counts, after.direction, after.unit) == (CounterMeaning.DROPPED, Direction.INBOUND, Unit.PACKETS)
 
 
 def find(samples: tuple[CounterSample, ...], counter: str) -> CounterSample | None:
@@ -80,7 +80,7 @@ def test_the_root_qdiscs_drops_are_what_is_policed_towards_the_guest(tap: Tap) -
     after = read_counters(link, before)
     difference = grown(before, after)
     assert difference["tc root drops"] > 0
-    assert by_name(after)["tc root drops"].counts is Counts.POLICED
+    assert by_name(after)["tc root drops"].counts is CounterMeaning.POLICED
     shown = run("tc -s qdisc show dev tap0 root")
     assert f"(dropped {by_name(after)['tc root drops'].value}," in shown
 

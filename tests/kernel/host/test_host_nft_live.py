@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 from host_fixtures import CHARGED_BYTES, Require, run, send
 
-from vifprobe.host.counters import Counts, read_counters
+from vifprobe.host.counters import CounterMeaning, read_counters
 from vifprobe.host.limits import installed
 from vifprobe.host.net.links import find_link
 from vifprobe.host.nft.reader import has_ingress_chain, nft_policers, read_nft
@@ -174,7 +174,7 @@ def test_a_chain_on_several_devices_counts_for_all_of_them(tap: Tap) -> None:
         assert total is not None
         assert total.shared
         samples = read_counters(find_link("tap0"))
-        assert not [one for one in samples if one.counter.startswith("nft") and one.counts is Counts.POLICED]
+        assert not [one for one in samples if one.counter.startswith("nft") and one.counts is CounterMeaning.POLICED]
 
 
 def test_a_policy_that_drops_uncounted_makes_the_total_unknown(tap: Tap) -> None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import pytest
 from host_fixtures import CHARGED_BYTES, FRAME, Printed, Require, can, printed, printed_stats, run, send
 
-from vifprobe.host.counters import Counts, read_counters
+from vifprobe.host.counters import CounterMeaning, read_counters
 from vifprobe.host.limits import installed
 from vifprobe.host.net.links import find_link
 from vifprobe.host.tc.reader import read_tc
-from vifprobe.host.tc.records import Policer, TcAction, TcFilter
+from vifprobe.host.tc.records import PoliceAction, TcAction, TcFilter
 from vifprobe.model.layout import Direction
 from vifprobe.model.units import parse_rate_bps, parse_size_bytes
 from vifprobe.testing.taps import Tap
@@ -104,7 +104,7 @@ CASES = {
 }
 
 
-def the_policer(tap: Tap) -> tuple[TcFilter, TcAction, Policer]:
+def the_policer(tap: Tap) -> tuple[TcFilter, TcAction, PoliceAction]:
     state = read_tc(tap.ifindex)
     assert state.problems == ()
     ((found, action),) = state.police()
@@ -182,7 +182,9 @@ def test_what_it_dropped_is_what_tc_prints_and_what_was_offered_less_what_it_let
     assert grown[f"tc police bytes: {where}"] == 1009 * CHARGED_BYTES
     assert grown["device rx_packets"] == 1009
     assert grown["device rx_bytes"] == 1009 * len(FRAME)
-    policed = {one.counter for one in before if one.counts is Counts.POLICED and one.direction is Direction.OUTBOUND}
+    policed = {
+        one.counter for one in before if one.counts is CounterMeaning.POLICED and one.direction is Direction.OUTBOUND
+    }
     assert policed == {f"tc police drops: {where}", "tc ingress drops"}
 
 

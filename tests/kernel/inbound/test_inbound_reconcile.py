@@ -18,7 +18,7 @@ from vifprobe.analysis.reconcile import ReconcileRow
 from vifprobe.kernel import libbpf
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import Reading
-from vifprobe.session.counter_check import Bracket
+from vifprobe.session.counter_check import CounterCheck
 from vifprobe.testing.taps import Tap
 
 COUNT = 5_003
@@ -33,17 +33,17 @@ Rows = dict[str, ReconcileRow]
 
 def flooded(tap: Tap, count: int = COUNT) -> tuple[Rows, Reading]:
     """A flood to the tap's guest of two classes, and what became of it; no counter disagrees."""
-    bracket = Bracket()
+    counter_check = CounterCheck()
     with (
         neighbour(tap) as other,
         senders((other, count, FIRST_CPU), frames=(SYN, DATA)) as writers,
-        Probe("tap0", bracket=bracket, bin_ns=1_000_000) as probe,
+        Probe("tap0", counter_check=counter_check, bin_ns=1_000_000) as probe,
     ):
         _, total = watch(probe, writers)
         known = probe.features.reasons
-    rows = {row.counter: row for row in bracket.rows([total], reasons=known) if row.direction is IN}
+    rows = {row.counter: row for row in counter_check.rows([total], reasons=known) if row.direction is IN}
     assert not [row for row in rows.values() if row.agrees is False]
-    assert bracket.problems == []
+    assert counter_check.problems == []
     return rows, total
 
 

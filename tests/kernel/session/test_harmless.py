@@ -135,7 +135,7 @@ def test_a_failed_start_leaves_nothing(set_up: Tap) -> None:
         if moment == "after_attach":
             raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), Probe(set_up.name, bracket=fail):
+    with pytest.raises(ZeroDivisionError), Probe(set_up.name, counter_check=fail):
         pass
     assert settings() == before
     assert open_fds() == fds

@@ -80,4 +80,3 @@ def test_what_was_compiled_in_vain_is_freed(tap: Tap, monkeypatch: pytest.Monkey
         pass
     assert raised.value.message == "no answer."
     assert open_fds() == before  # the traceback, which `raised` holds, keeps what nobody closed
-

@@ -46,7 +46,7 @@ def test_nothing_grows_with_time(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> N
             if not number % 1_009:
                 tap.write(FRAME)
                 switch_offload(tap, 2)
-            probe._follower.wait(0)
+            probe._event_loop.wait(0)
             probe._interval(probe._maker.snapshot())
             if number == SETTLED:
                 before = kept()

@@ -12,7 +12,7 @@ import capture_kit as kit
 import pytest
 from click.testing import CliRunner
 
-from vifprobe.analysis.difference import Change, difference, paired
+from vifprobe.analysis.difference import MeasureChange, difference, paired
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.commands.diff import command
 from vifprobe.errors import EXIT_FINDING
@@ -39,7 +39,7 @@ BEFORE = run(SECONDS_BEFORE, 70_007, 7, GONE, STILL)
 AFTER = run(SECONDS_AFTER, 260_013, 130_013, STILL, NEW)
 
 
-def changes(before: Reading, after: Reading) -> dict[str, Change]:
+def changes(before: Reading, after: Reading) -> dict[str, MeasureChange]:
     return {change.measure: change for change in difference(before, after).changes}
 
 

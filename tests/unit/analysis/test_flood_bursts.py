@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Situation
-from vifprobe.analysis.flood.bursts import Bucket, Bursts
+from vifprobe.analysis.flood.bursts import BurstBucket, Bursts
 from vifprobe.analysis.policer import Enforced, SetUp
 from vifprobe.model.layout import BIN, Direction, Verdict
 from vifprobe.model.reading import Finding
@@ -16,7 +16,7 @@ from vifprobe.model.reading import Finding
 OUT = Direction.OUTBOUND
 MS = 1_000_000
 RATE_BPS, BURST_BYTES = 100_000_000, 3_200_000
-BUCKET = Bucket(RATE_BPS / 8, BURST_BYTES)
+BUCKET = BurstBucket(RATE_BPS / 8, BURST_BYTES)
 POLICE = Enforced(OUT, "tc", "police", "ingress pref 7", "tap0", RATE_BPS, BURST_BYTES, None, "all", True)
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from vifprobe.analysis.findings import thresholds as t
 from vifprobe.analysis.findings.raised import findings
-from vifprobe.analysis.findings.situation import Growth, Load, Sample, Situation, Uplink
-from vifprobe.analysis.gaps import Gap, Happening
+from vifprobe.analysis.findings.situation import Growth, LinkLoad, Sample, Situation, Uplink
+from vifprobe.analysis.gaps import LimitEvent, LimitGap
 from vifprobe.analysis.policer import Declared, Enforced, InForce, SetUp, in_force, policer_rows
 from vifprobe.model.layout import CELL, SIZE_UNKNOWN, Direction, Ethertype, PacketClass, Verdict, size_bucket
 from vifprobe.model.reading import Finding, Reading
@@ -72,7 +72,7 @@ ORDINARY = [
     Situation(SetUp("tap0"), reading=at_limit()),
     Situation(replace(CORRECT, enforced=(POLICE, HTB), declared=(LIBVIRT, replace(LIBVIRT, direction=IN)))),
     Situation(CORRECT, growth=(Growth(OUT, POLICE.where, 1.0, 12_500_000, 0, 12_500_000, 20_011),)),
-    Situation(CORRECT, reading=at_limit(), load=Load(1.0, 0.9, 0.9, 0.9)),
+    Situation(CORRECT, reading=at_limit(), load=LinkLoad(1.0, 0.9, 0.9, 0.9)),
     Situation(CORRECT, uplink=Uplink("eth0", 1.0, 10**9, 10_007, 10_000_000, 0)),
     Situation(replace(CORRECT, declared=(LIBVIRT, OVS))),
     # nft and an unreadable set-up, in which nothing can be proved
@@ -106,13 +106,13 @@ def test_p1_is_of_its_direction() -> None:
     )
 
 
-def removal(at_ns: int = 10 * SECOND, by: str = "ovs-vswitchd") -> Happening:
-    return Happening(at_ns, "qdisc_del", OUT, by, 4711, "ingress qdisc ffff: at ingress", "ingress")
+def removal(at_ns: int = 10 * SECOND, by: str = "ovs-vswitchd") -> LimitEvent:
+    return LimitEvent(at_ns, "qdisc_del", OUT, by, 4711, "ingress qdisc ffff: at ingress", "ingress")
 
 
-def gap(**changes: Any) -> Gap:
-    change = Happening(10 * SECOND - 800_000, "link", detail="promiscuity 0 -> 1")
-    made = Gap(1, OUT, 10 * SECOND, POLICE, removal(), change, passed_bytes=104_729)
+def gap(**changes: Any) -> LimitGap:
+    change = LimitEvent(10 * SECOND - 800_000, "link", detail="promiscuity 0 -> 1")
+    made = LimitGap(1, OUT, 10 * SECOND, POLICE, removal(), change, passed_bytes=104_729)
     return replace(made, **changes)
 
 
@@ -202,7 +202,7 @@ def test_p6_not_below_its_rate() -> None:
 
 def test_p7_many_packets_within_the_limit() -> None:
     flood = reading((Verdict.PASSED, 200_003, 54))
-    found = only(Situation(CORRECT, reading=flood, load=Load(1.0, 0.1, 0.7, 0.4)), "P7")
+    found = only(Situation(CORRECT, reading=flood, load=LinkLoad(1.0, 0.1, 0.7, 0.4)), "P7")
     assert found.evidence["offered_pps"] == 200_003
     assert found.evidence["vhost_cpus"] == 0.7
 
@@ -211,12 +211,12 @@ def test_p7_many_packets_within_the_limit() -> None:
     ("situation", "why"),
     [
         (Situation(CORRECT, reading=reading((Verdict.PASSED, 200_003, 54))), "CPU not known"),
-        (Situation(CORRECT, reading=reading((Verdict.PASSED, 200_003, 54)), load=Load(1.0, 0.1, 0.0, 0.1)), "idle"),
+        (Situation(CORRECT, reading=reading((Verdict.PASSED, 200_003, 54)), load=LinkLoad(1.0, 0.1, 0.0, 0.1)), "idle"),
         (
             Situation(
                 replace(CORRECT, enforced=(POLICE, replace(POLICE, where="pps", rate_bps=None, rate_pps=50_000))),
                 reading=reading((Verdict.PASSED, 200_003, 54)),
-                load=Load(1.0, 0.1, 0.7, 0.4),
+                load=LinkLoad(1.0, 0.1, 0.7, 0.4),
             ),
             "packets are limited",
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vifprobe.analysis.gaps import Gap, GapTracker, Happening
+from vifprobe.analysis.gaps import GapTracker, LimitEvent, LimitGap
 from vifprobe.analysis.policer import Enforced
 from vifprobe.model.layout import Direction
 
@@ -16,27 +16,27 @@ NOT_THERE: dict[Direction, Enforced | None] = {OUT: None, IN: None}
 MS = 1_000_000
 
 
-def link(at_ms: float, detail: str = "mtu 1500 -> 1400") -> Happening:
-    return Happening(round(at_ms * MS), "link", detail=detail)
+def link(at_ms: float, detail: str = "mtu 1500 -> 1400") -> LimitEvent:
+    return LimitEvent(round(at_ms * MS), "link", detail=detail)
 
 
-def qdisc_del(at_ms: float, by: str = "ovs-vswitchd") -> Happening:
-    return Happening(round(at_ms * MS), "qdisc_del", OUT, by, 4711, "ingress qdisc", "ingress")
+def qdisc_del(at_ms: float, by: str = "ovs-vswitchd") -> LimitEvent:
+    return LimitEvent(round(at_ms * MS), "qdisc_del", OUT, by, 4711, "ingress qdisc", "ingress")
 
 
-def limit_new(at_ms: float, by: str = "libvirtd") -> Happening:
-    return Happening(round(at_ms * MS), "limit_new", OUT, by)
+def limit_new(at_ms: float, by: str = "libvirtd") -> LimitEvent:
+    return LimitEvent(round(at_ms * MS), "limit_new", OUT, by)
 
 
-def limit_del(at_ms: float) -> Happening:
-    return Happening(round(at_ms * MS), "limit_del", OUT, "tc")
+def limit_del(at_ms: float) -> LimitEvent:
+    return LimitEvent(round(at_ms * MS), "limit_del", OUT, "tc")
 
 
-def follow(tracker: GapTracker, events: list[Happening], limits: Any, now_ms: float, passed: int) -> bool:
+def follow(tracker: GapTracker, events: list[LimitEvent], limits: Any, now_ms: float, passed: int) -> bool:
     return tracker.follow(events, limits, round(now_ms * MS), {OUT: passed, IN: 0})
 
 
-def one(tracker: GapTracker) -> Gap:
+def one(tracker: GapTracker) -> LimitGap:
     (gap,) = tracker.gaps
     return gap
 
@@ -181,7 +181,7 @@ def test_without_counts_nothing_is_made_up() -> None:
 
 def test_a_filter_that_is_announced_without_its_settings_counts_if_a_limit_is_found() -> None:
     """Open vSwitch deletes and adds its matchall within milliseconds: all of it is told at once."""
-    told = [qdisc_del(10), Happening(14 * MS, "limit_maybe", OUT, "ovs-vswitchd")]
+    told = [qdisc_del(10), LimitEvent(14 * MS, "limit_maybe", OUT, "ovs-vswitchd")]
     tracker = GapTracker(THERE)
     assert follow(tracker, told, THERE, 20, 2003)
     assert (one(tracker).end_ns, one(tracker).restored_by) == (14 * MS, "ovs-vswitchd")
@@ -194,8 +194,8 @@ NFT = Enforced(OUT, "nft", "limit", "ingress netdev t c rule 3", "tap0", 100_000
 AFTER = Enforced(OUT, "nft", "limit", "ingress netdev t c rule 4", "tap0", 100_000_000, 3_200_000)
 
 
-def rules(at_ms: float, *deleted: str, adds: bool = False) -> Happening:
-    return Happening(round(at_ms * MS), "rules", by="nft", by_pid=4711, deleted=frozenset(deleted), adds_limit=adds)
+def rules(at_ms: float, *deleted: str, adds: bool = False) -> LimitEvent:
+    return LimitEvent(round(at_ms * MS), "rules", by="nft", by_pid=4711, deleted=frozenset(deleted), adds_limit=adds)
 
 
 def test_a_limit_of_nft_that_is_gone_has_who_removed_it() -> None:
@@ -251,7 +251,7 @@ def test_the_end_of_another_qdisc_leaves_no_gap() -> None:
     shaper = Enforced(IN, "tc", "htb", "root htb 1:1", "tap0", 100_000_000, 3_200_000)
     both: dict[Direction, Enforced | None] = {OUT: NFT, IN: shaper}
     tracker = GapTracker(both)
-    leaf = Happening(4 * MS, "qdisc_del", IN, "tc", 4711, "sfq qdisc 2: at 1:1", "sfq")
+    leaf = LimitEvent(4 * MS, "qdisc_del", IN, "tc", 4711, "sfq qdisc 2: at 1:1", "sfq")
     follow(tracker, [qdisc_del(3, "tc"), leaf], both, 5, 0)
     assert tracker.gaps == []
 

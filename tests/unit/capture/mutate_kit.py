@@ -17,7 +17,7 @@ from typing import Any
 
 from capture_kit import FLOOD, OUT, REASONS, TAPS, bins_like, manifest, reading
 
-from vifprobe.capture.manifest import Gap
+from vifprobe.capture.manifest import CoverageGap
 from vifprobe.capture.rows import EventRow, HostRow, PolicerRow, ReconcileRow
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.model.flood import Flood, Measure, Top
@@ -49,7 +49,7 @@ def write_folder(path: Path) -> Path:
                 REASONS,
                 lambda _: "nf_hook_slow",
                 [ReconcileRow(TAPS[0], OUT, "device rx_packets", 7, 100_010, 100_003, 100_003, 100_003, True)],
-                [Gap(TAPS[0], 13, None, "the qdisc was deleted")],
+                [CoverageGap(TAPS[0], 13, None, "the qdisc was deleted")],
                 [PolicerRow(TAPS[0], OUT, "tc", "police", 10**8, 3_200_000, None, "all", True, 5, 7, 11)],
             )
         )

@@ -25,7 +25,7 @@ from vifprobe.capture.bounds import SPAN_NS_MAX
 from vifprobe.capture.codecs import TEXT_CHARACTERS_MAX
 from vifprobe.capture.csvio import DROPS, RECONCILE, TABLES, Table, decode
 from vifprobe.capture.findings import findings_from_json, findings_json
-from vifprobe.capture.manifest import Gap, Manifest, SampleCounts, TapEntry, from_json, to_json
+from vifprobe.capture.manifest import CoverageGap, Manifest, SampleCounts, TapEntry, from_json, to_json
 from vifprobe.capture.reader import load
 from vifprobe.capture.rows import DropRow
 from vifprobe.capture.writer import CaptureWriter, Totals
@@ -210,7 +210,7 @@ manifests = st.builds(
     options=st.dictionaries(texts, json_values, max_size=3),
     end=moments,
     end_monotonic_ns=maybe_span,
-    gaps=st.lists(st.builds(Gap, texts, instant, maybe_span, texts), max_size=2).map(tuple),
+    gaps=st.lists(st.builds(CoverageGap, texts, instant, maybe_span, texts), max_size=2).map(tuple),
     samples=st.one_of(st.none(), st.builds(SampleCounts, count, count, count, count)),
     left_out=st.dictionaries(st.sampled_from(("host.csv", "timeline.csv")), whole(1, 2**72 - 1)),
     sha256=st.dictionaries(texts, texts, max_size=3),

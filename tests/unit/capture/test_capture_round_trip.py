@@ -33,7 +33,7 @@ from capture_kit import (
 from hypothesis import given, settings
 
 from vifprobe.analysis.reconcile import CounterSamples, probe_count, reconcile
-from vifprobe.capture.manifest import NOT_ENDED, Gap
+from vifprobe.capture.manifest import NOT_ENDED, CoverageGap
 from vifprobe.capture.reader import load
 from vifprobe.capture.rows import EventRow, FloodRow, HostRow, PolicerRow, TopRow
 from vifprobe.capture.tables import drop_rows, without
@@ -68,7 +68,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     agreed = reconcile(CounterSamples(TAPS[0], OUT, "device rx_packets", 7, 7, 100_010, 100_010), probe_count(100_003))
     host = HostRow(-7, 10**9, "thread", "vhost-4711", 4711, 13, 17, 999_983)
     policer = PolicerRow(TAPS[0], OUT, "tc", "matchall", 10**8, 3_200_000, None, "all", True, 5, 7, 11)
-    gap = Gap(TAPS[1], 13, None, "the qdisc was deleted")
+    gap = CoverageGap(TAPS[1], 13, None, "the qdisc was deleted")
     with CaptureWriter(tmp_path / "c", manifest()) as writer:
         bins = bins_like(FLOOD, 0, writer.manifest.start_monotonic_ns)
         writer.add_bins(bins[:11])
@@ -139,7 +139,7 @@ def test_the_manifest_holds_what_the_contract_lists(tmp_path: Path) -> None:
     with CaptureWriter(tmp_path / "c", manifest()) as writer:
         first = json.loads((tmp_path / "c/manifest.json").read_text())
         assert (first["complete"], first["error"], first["end"]) == (False, NOT_ENDED, None)
-        writer.finish(Totals([reading()], gaps=[Gap("tap0", 5, 7, "re-plugged")]))
+        writer.finish(Totals([reading()], gaps=[CoverageGap("tap0", 5, 7, "re-plugged")]))
     last = json.loads((tmp_path / "c/manifest.json").read_text())
     assert (last["schema"], last["complete"], last["error"]) == (1, True, None)
     assert (last["hook"], last["verdicts"], last["missed"]) == ("tcx", "reason", 17)

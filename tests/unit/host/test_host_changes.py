@@ -7,7 +7,7 @@ import struct
 from dataclasses import replace
 
 from vifprobe.host.net import links
-from vifprobe.host.net.changes import Change, Watched
+from vifprobe.host.net.changes import LinkChange, Watched
 from vifprobe.host.net.links import Link
 from vifprobe.host.net.netlink import Message, attribute
 from vifprobe.host.tc import reader
@@ -48,7 +48,7 @@ def watched(*links: Link, qdiscs: tuple[TcQdisc, ...] = ()) -> Watched:
     return Watched([5], links or (TAP, BRIDGE), qdiscs)
 
 
-def said(changes: list[Change]) -> list[tuple[int, str, str]]:
+def said(changes: list[LinkChange]) -> list[tuple[int, str, str]]:
     return [(change.ifindex, change.kind, change.detail) for change in changes]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from vifprobe.host import counters
-from vifprobe.host.counters import CounterSample, Counts, Unit, unwrapped
+from vifprobe.host.counters import CounterMeaning, CounterSample, Unit, unwrapped
 from vifprobe.host.limits import Installed, InstalledLimit
 from vifprobe.host.nft.reader import NftState
 from vifprobe.host.tc.reader import TcState
@@ -17,7 +17,7 @@ TURN = 2**32
 
 
 def drops(value: int, bits: int = 32) -> CounterSample:
-    return CounterSample("tc police drops: x", Direction.OUTBOUND, Counts.POLICED, Unit.PACKETS, value, bits)
+    return CounterSample("tc police drops: x", Direction.OUTBOUND, CounterMeaning.POLICED, Unit.PACKETS, value, bits)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def installed(*limits: InstalledLimit) -> Installed:
 def policed(found: Installed) -> dict[str, int]:
     samples = tuple(counters._installed(found))
     samples += tuple(counters._total(found, samples))
-    return {one.counter: one.value for one in samples if one.counts is Counts.POLICED}
+    return {one.counter: one.value for one in samples if one.counts is CounterMeaning.POLICED}
 
 
 def test_the_drops_of_the_only_policer_are_all_that_is_policed() -> None:

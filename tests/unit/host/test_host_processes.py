@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from vifprobe.host.net.senders import Askers, Catcher, glimpse
+from vifprobe.host.net.senders import Catcher, Senders, process_snapshot
 from vifprobe.host.procs import processes
 
 
@@ -36,25 +36,25 @@ def test_a_process_that_has_ended_has_no_name() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert processes.comm(child.pid) == ""
-    assert glimpse(child.pid) is None
+    assert process_snapshot(child.pid) is None
     assert processes.process(child.pid) == processes.Process(child.pid, "")
 
 
-def test_a_glimpse_of_a_process_tells_its_name_and_parent() -> None:
+def test_a_snapshot_of_a_process_tells_its_name_and_parent() -> None:
     name = "a) S (b"  # in /proc/PID/stat it stands in brackets, unescaped
     script = f"import sys; open('/proc/self/comm', 'w').write({name!r}); print('ready', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
-        seen = glimpse(child.pid)
+        seen = process_snapshot(child.pid)
         child.communicate()
     assert seen is not None
     assert (seen.comm, seen.parent) == (name, os.getpid())
 
 
 @pytest.mark.parametrize("port", [0, 1 << 31, (1 << 32) - 5])
-def test_a_port_that_is_no_process_id_gives_no_glimpse(port: int) -> None:
-    assert glimpse(port) is None
+def test_a_port_that_is_no_process_id_gives_no_snapshot(port: int) -> None:
+    assert process_snapshot(port) is None
 
 
 def test_the_holder_of_a_socket_is_found_and_proved_whatever_its_port() -> None:
@@ -62,9 +62,9 @@ def test_the_holder_of_a_socket_is_found_and_proved_whatever_its_port() -> None:
     port = 0xF0000000 + os.getpid()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
         netlink.bind((port, 0))
-        askers = Askers()
+        senders = Senders()
         for _ in range(2):  # the second answer is remembered
-            found = askers.find(port, None)
+            found = senders.find(port, None)
             assert found is not None
             assert (found.pid, found.proved) == (os.getpid(), True)
             assert found.comm == processes.comm(os.getpid())
@@ -84,19 +84,19 @@ def test_a_socket_that_is_gone_when_its_owner_is_asked_for_was_caught() -> None:
         caught = catcher.find(port, 10**9)
         assert caught is not None
         assert (caught.pid, caught.comm, caught.proved) == (os.getpid(), processes.comm(os.getpid()), True)
-    assert Askers().find(port, None) is None
-    assert Askers().find(port, caught) == caught
+    assert Senders().find(port, None) is None
+    assert Senders().find(port, caught) == caught
     assert catcher.find(port, 2 * 10**9) == caught
     assert catcher.find(port, 2 * 10**9 + 1) is None
     assert catcher.find(0, 1) is None
 
 
-def test_a_port_whose_process_has_gone_is_told_by_the_glimpse_alone_and_not_proved() -> None:
-    seen = glimpse(os.getpid())
+def test_a_port_whose_process_has_gone_is_told_by_the_snapshot_alone_and_not_proved() -> None:
+    seen = process_snapshot(os.getpid())
     assert seen is not None
     unused = 0xF1000000 + os.getpid()
-    found = Askers().find(unused, seen)
+    found = Senders().find(unused, seen)
     assert found is not None
     assert (found.comm, found.proved) == (seen.comm, False)
-    assert Askers().find(unused, None) is None
-    assert Askers().find(0, None) is None
+    assert Senders().find(unused, None) is None
+    assert Senders().find(0, None) is None

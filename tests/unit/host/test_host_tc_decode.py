@@ -14,7 +14,7 @@ import pytest
 from vifprobe.host.net.netlink import Message, attribute
 from vifprobe.host.tc.actions import control_text, ticks_to_bytes
 from vifprobe.host.tc.objects import TCMSG, protocol_text, qdisc, tc_class, tc_filter
-from vifprobe.host.tc.records import BpfProgram, Policer, Shaper, Stats, TcFilter, filter_handle_text, handle_text
+from vifprobe.host.tc.records import BpfProgram, PoliceAction, Shaper, Stats, TcFilter, filter_handle_text, handle_text
 
 NO_BOUND = 2**32 - 1
 
@@ -79,7 +79,7 @@ def only_filter(message: Message) -> TcFilter:
     return found
 
 
-def only_policer(options: bytes) -> Policer:
+def only_policer(options: bytes) -> PoliceAction:
     found = only_filter(filter_message("matchall", attribute(2, action(1, "police", options))))
     policer = found.actions[0].policer
     assert policer is not None
@@ -110,7 +110,7 @@ def test_libvirts_u32_policer_with_its_statistics_in_the_filter() -> None:
     (police_action,) = found.actions
     assert police_action.legacy
     assert police_action.stats == Stats(4646, 101, 83, 89, None, 0, 0)
-    assert police_action.policer == Policer(
+    assert police_action.policer == PoliceAction(
         index=7,
         rate_bps=100_000_000,
         burst_bytes=3_200_000,

@@ -143,9 +143,7 @@ def test_what_leads_to_marks_alone_is_seldom() -> None:
 
 
 def test_what_only_seldom_code_leads_to_is_seldom() -> None:
-    code = b"".join(
-        (instruction(0x15, 4), MARK, add(1), instruction(0x15, 1, 9), add(2), add(3), instruction(EXIT))
-    )
+    code = b"".join((instruction(0x15, 4), MARK, add(1), instruction(0x15, 1, 9), add(2), add(3), instruction(EXIT)))
     assert run(cold_last(code)) == [(add(3), 0), (instruction(EXIT), 3)]
     assert cold_last(code)[8:16] == add(3)
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vifprobe import cli, errors
-from vifprobe.capture.manifest import Gap, TapEntry
+from vifprobe.capture.manifest import CoverageGap, TapEntry
 from vifprobe.capture.rows import EventRow, HostRow, PolicerRow, ReconcileRow
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.model.flood import Flood, Measure, Top
@@ -110,7 +110,7 @@ def write_hostile(path: Path) -> Path:
                 {6: HOSTILE, 9: HOSTILE},
                 lambda _: HOSTILE,
                 [ReconcileRow(HOSTILE, OUT, HOSTILE, 1, 2, 1, 5, 5, False)],
-                [Gap(HOSTILE, 0, 5, HOSTILE)],
+                [CoverageGap(HOSTILE, 0, 5, HOSTILE)],
                 [PolicerRow(HOSTILE, OUT, HOSTILE, HOSTILE, 1, 1, 1, HOSTILE, True, 1, 1, 1)],
             ),
             error=HOSTILE,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from vifprobe.process.capabilities import ALWAYS, WHY, Capability, follow_plan, handed_on, is_planned, kept, own, raised
+from vifprobe.process.capabilities import ALWAYS, WHY, Capability, follow_plan, inherited, is_planned, kept, own, raised
 
 ALL = (1 << 41) - 1
 
@@ -41,6 +41,6 @@ def test_without_a_plan_nothing_happens() -> None:
     before = own()
     assert not is_planned()
     follow_plan()
-    with raised(Capability.SYS_PTRACE), handed_on(Capability.DAC_OVERRIDE):
+    with raised(Capability.SYS_PTRACE), inherited(Capability.DAC_OVERRIDE):
         assert own() == before
     assert own() == before

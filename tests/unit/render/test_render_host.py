@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import render_kit as kit
 
-from vifprobe.model.host_cost import HostCost, Tally
+from vifprobe.model.host_cost import HostCost, HostCostSum
 from vifprobe.model.records import HostScope
 from vifprobe.render.export.jsonlines import dumps, reading_object
 from vifprobe.render.text.host import host_fields, host_lines, share_line
@@ -22,7 +22,7 @@ PID = 3191
 
 def cost(share: float = 1.0, pid: int | None = PID) -> HostCost:
     """A guest that floods with one vCPU and its vhost thread, on a host of two CPUs."""
-    tally = Tally()
+    total = HostCostSum()
     for scope, name, own, voluntary, involuntary, cpu_ns in (
         (HostScope.TOTAL, "host", None, 61_003, 2_003, 1_923_000_000),
         (HostScope.IDLE, "swapper", None, 0, 307, 0),
@@ -34,8 +34,8 @@ def cost(share: float = 1.0, pid: int | None = PID) -> HostCost:
         (HostScope.SOFTIRQ_NET_RX, "cpu1", None, 0, 0, 31_000_000),
         (HostScope.SOFTIRQ_NET_TX, "cpu0", None, 0, 0, 700_000),
     ):
-        tally.add(scope, name, own, (round(one * share) for one in (voluntary, involuntary, cpu_ns)))
-    return HostCost(0, kit.SECOND_NS, tally.rows(), 270_013, pid)
+        total.add(scope, name, own, (round(one * share) for one in (voluntary, involuntary, cpu_ns)))
+    return HostCost(0, kit.SECOND_NS, total.rows(), 270_013, pid)
 
 
 READING = replace(kit.BASE, host=cost())

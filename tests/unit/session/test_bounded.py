@@ -14,7 +14,7 @@ import pytest
 from vifprobe.analysis import gaps
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Situation
-from vifprobe.analysis.gaps import GapTracker, Happening
+from vifprobe.analysis.gaps import GapTracker, LimitEvent
 from vifprobe.analysis.policer import Enforced, SetUp
 from vifprobe.analysis.recent import Recent
 from vifprobe.host.limits import Installed
@@ -22,15 +22,15 @@ from vifprobe.host.net import senders
 from vifprobe.host.net.changes import Watched
 from vifprobe.host.net.links import RTM_DELLINK, RTM_NEWLINK, Link
 from vifprobe.host.net.netlink import Message, attribute
-from vifprobe.host.net.senders import Askers
+from vifprobe.host.net.senders import Senders
 from vifprobe.host.nft.reader import NftState
 from vifprobe.host.tc.objects import TCMSG
 from vifprobe.host.tc.reader import RTM_DELQDISC, RTM_NEWQDISC, TcState
 from vifprobe.model.layout import SAMPLE, Direction
 from vifprobe.session.coverage import KEPT as SPANS_KEPT
 from vifprobe.session.coverage import Coverage, GapTeller, without_old
-from vifprobe.session.drop_attribution import Blame, Droppers
-from vifprobe.session.syn_tracker import Forensics
+from vifprobe.session.drop_attribution import DropAttribution, DropSources
+from vifprobe.session.syn_tracker import SynTracker
 from vifprobe.session.tap import WatchedTap
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
@@ -56,9 +56,11 @@ def test_a_limit_that_comes_and_goes_all_day() -> None:
     tracker, teller, told = GapTracker(THERE), GapTeller(), 0
     for number in range(ROUNDS):
         at_ns = number * 10 * MS
-        removal = Happening(at_ns, "qdisc_del", OUT, "ovs-vswitchd", 97, "ingress qdisc", "ingress")
-        tracker.follow([Happening(at_ns - MS, "link"), removal], NOT_THERE, at_ns, {OUT: number, IN: 0})
-        tracker.follow([Happening(at_ns + 3 * MS, "limit_new", OUT, "tc")], THERE, at_ns + 3 * MS, {OUT: number, IN: 0})
+        removal = LimitEvent(at_ns, "qdisc_del", OUT, "ovs-vswitchd", 97, "ingress qdisc", "ingress")
+        tracker.follow([LimitEvent(at_ns - MS, "link"), removal], NOT_THERE, at_ns, {OUT: number, IN: 0})
+        tracker.follow(
+            [LimitEvent(at_ns + 3 * MS, "limit_new", OUT, "tc")], THERE, at_ns + 3 * MS, {OUT: number, IN: 0}
+        )
         told += len(teller.news("tap0", 7, [], tracker.gaps, False))
     assert told == ROUNDS
     assert len(tracker.gaps) <= gaps.KEPT + 1
@@ -73,7 +75,7 @@ def test_limits_that_come_where_there_were_none() -> None:
     """Their findings keep their numbers."""
     tracker = GapTracker(NOT_THERE)
     for number in range(ROUNDS):
-        tracker.follow([Happening(number, "limit_new", OUT)], THERE, number, {})
+        tracker.follow([LimitEvent(number, "limit_new", OUT)], THERE, number, {})
         tracker._limits = dict(NOT_THERE)  # as if the gap before had not been heard of
     assert len(tracker.installs) <= gaps.KEPT + 1
     assert tracker.installs_before + len(tracker.installs) == ROUNDS
@@ -101,22 +103,22 @@ def test_samples_that_nobody_takes() -> None:
     """Neither many nor none of them add up."""
     taken = np.zeros(0, SAMPLE)
     counters: Any = SimpleNamespace(take_samples=lambda final: taken, lost_samples=0)
-    forensics = Forensics(counters, (OUT,), 1, 0, None)
+    syn_tracker = SynTracker(counters, (OUT,), 1, 0, None)
     for _ in range(ROUNDS):
-        forensics.look()
-    assert len(forensics._kept) == 0
+        syn_tracker.look()
+    assert len(syn_tracker._kept) == 0
     taken = np.zeros(1009, SAMPLE)
 
     for _ in range(100):
-        forensics.look()
-    assert len(forensics.take_samples()) <= Forensics.KEPT + 1009
+        syn_tracker.look()
+    assert len(syn_tracker.take_samples()) <= SynTracker.KEPT + 1009
 
 
 def test_processes_that_change_things_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
     ports: dict[int, int] = {}
     monkeypatch.setattr(senders, "_ports", lambda: iter(ports.items()))
     monkeypatch.setattr(senders, "_holder", lambda *_: None)
-    found = Askers()
+    found = Senders()
     for port in range(1, 5_009):
         ports = {port: port + 1}
         found.find(port, None)
@@ -151,11 +153,11 @@ def test_taps_that_come_back_and_blocks_that_change() -> None:
 
 def test_programs_that_come_and_go_beside_the_policer() -> None:
     nothing = Installed((), TcState(5), NftState())
-    blame = Blame(nothing, Droppers())
+    attribution = DropAttribution(nothing, DropSources())
     for number in range(1009):
-        blame.follow(Droppers(("police",), (f"the tcx program x (id {number})",)), is_guessing=False)
-    assert blame.guessed
-    assert len(blame._others) < 20
+        attribution.follow(DropSources(("police",), (f"the tcx program x (id {number})",)), is_guessing=False)
+    assert attribution.guessed
+    assert len(attribution._others) < 20
 
 
 def test_notes_of_a_tap() -> None:

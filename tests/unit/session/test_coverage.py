@@ -3,7 +3,7 @@
 
 from dataclasses import replace
 
-from vifprobe.analysis.gaps import Gap, Happening
+from vifprobe.analysis.gaps import LimitEvent, LimitGap
 from vifprobe.analysis.policer import Enforced
 from vifprobe.host.net.changes import NO_CHANGE
 from vifprobe.host.net.events import Event
@@ -35,8 +35,8 @@ def test_what_lasts_is_told_at_the_end() -> None:
 
 
 def test_a_time_without_a_limit_names_both_sides() -> None:
-    removal = Happening(2_000, "qdisc_del", OUT, "tc (started by libvirtd)", 97)
-    gap = Gap(1, OUT, 2_000, LIMIT, removal, end_ns=1_300_002_000, restored_by="tc", passed_bytes=1009)
+    removal = LimitEvent(2_000, "qdisc_del", OUT, "tc (started by libvirtd)", 97)
+    gap = LimitGap(1, OUT, 2_000, LIMIT, removal, end_ns=1_300_002_000, restored_by="tc", passed_bytes=1009)
     [(_, event)] = GapTeller().news("tap0", 7, [], [gap], False)
     assert (event.kind, event.by_pid, event.by_comm) == ("limit_gap", 97, "tc")
     told = (

@@ -7,23 +7,23 @@ import pytest
 
 from vifprobe.capture.tables import host_rows
 from vifprobe.kernel.tables.slices import share
-from vifprobe.model.host_cost import NAMES_MAX, REST, HostCost, Load, ScopeCost, Tally, scaled_packets
+from vifprobe.model.host_cost import NAMES_MAX, REST, HostCost, HostCostSum, Load, ScopeCost, scaled_packets
 from vifprobe.model.records import HostScope
 
 PID = 4242
 
 
 def cost(packets: int = 1009) -> HostCost:
-    tally = Tally()
-    tally.add(HostScope.QEMU_VCPU, "CPU 0/KVM", PID, (3, 5, 700_001))
-    tally.add(HostScope.QEMU_VCPU, "CPU 0/KVM", PID, (4, 6, 10))
-    tally.add(HostScope.QEMU_VCPU, "CPU 0/KVM", 77, (1000, 1000, 1000))
-    tally.add(HostScope.QEMU_EMULATOR, "qemu-system-x86", PID, (1, 0, 13))
-    tally.add(HostScope.VHOST, f"vhost-{PID}", 5, (17, 19, 300_007))
-    tally.add(HostScope.VHOST, "vhost-77", 6, (9999, 9999, 9999))
-    tally.add(HostScope.SOFTIRQ_NET_RX, "cpu0", None, (0, 0, 101))
-    tally.add(HostScope.IDLE, "swapper", None, (0, 23, 0))
-    return HostCost(11, 1_000_003, tally.rows(), packets, PID)
+    total = HostCostSum()
+    total.add(HostScope.QEMU_VCPU, "CPU 0/KVM", PID, (3, 5, 700_001))
+    total.add(HostScope.QEMU_VCPU, "CPU 0/KVM", PID, (4, 6, 10))
+    total.add(HostScope.QEMU_VCPU, "CPU 0/KVM", 77, (1000, 1000, 1000))
+    total.add(HostScope.QEMU_EMULATOR, "qemu-system-x86", PID, (1, 0, 13))
+    total.add(HostScope.VHOST, f"vhost-{PID}", 5, (17, 19, 300_007))
+    total.add(HostScope.VHOST, "vhost-77", 6, (9999, 9999, 9999))
+    total.add(HostScope.SOFTIRQ_NET_RX, "cpu0", None, (0, 0, 101))
+    total.add(HostScope.IDLE, "swapper", None, (0, 23, 0))
+    return HostCost(11, 1_000_003, total.rows(), packets, PID)
 
 
 def test_a_guest_is_its_process_and_the_vhost_threads_of_it() -> None:
@@ -47,21 +47,21 @@ def test_rows_of_the_table() -> None:
 
 
 def test_others_beyond_the_top_are_one_row_and_nothing_is_lost() -> None:
-    tally = Tally()
+    total = HostCostSum()
     for number in range(1, 24):
-        tally.add(HostScope.OTHER, f"name{number}", None, (number, 2 * number, 1000 * number))
-    rows = tally.rows(top=5)
+        total.add(HostScope.OTHER, f"name{number}", None, (number, 2 * number, 1000 * number))
+    rows = total.rows(top=5)
     assert [row.name for row in rows] == ["name23", "name22", "name21", "name20", "name19", REST]
     assert sum(row.cpu_ns or 0 for row in rows) == 1000 * 23 * 24 // 2
     assert rows[-1] == ScopeCost(HostScope.OTHER, REST, None, 171, 342, 171_000)
 
 
 def test_names_without_end_take_no_memory_without_end() -> None:
-    tally = Tally()
+    total = HostCostSum()
     for number in range(NAMES_MAX + 1009):
-        tally.add(HostScope.OTHER, f"name{number}", None, (1, 0, 0))
-    assert len(tally.sums) == NAMES_MAX + 1
-    assert sum(row.voluntary or 0 for row in tally.rows()) == NAMES_MAX + 1009
+        total.add(HostScope.OTHER, f"name{number}", None, (1, 0, 0))
+    assert len(total.sums) == NAMES_MAX + 1
+    assert sum(row.voluntary or 0 for row in total.rows()) == NAMES_MAX + 1009
 
 
 def test_packets_of_a_span_that_is_a_little_longer() -> None:

@@ -8,7 +8,7 @@ from statistics import median
 
 from vifprobe.analysis.findings import thresholds
 from vifprobe.analysis.findings.situation import Sample, Situation, finding_id, rate_words, size, span
-from vifprobe.analysis.gaps import Gap
+from vifprobe.analysis.gaps import LimitGap
 from vifprobe.model.layout import Direction
 from vifprobe.model.ports import Hook, hook_of
 from vifprobe.model.reading import Finding
@@ -25,7 +25,7 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
     yield from _p9(situation, direction)
 
 
-def _p2(gap: Gap, now_ns: int, name: str) -> Iterator[Finding]:
+def _p2(gap: LimitGap, now_ns: int, name: str) -> Iterator[Finding]:
     """Somebody took the limit away: told for one that is still away, and for one that went right after a link change.
 
     A limit that is deleted and set again by its owner is a gap (P3), no more.
@@ -59,7 +59,7 @@ def _p2(gap: Gap, now_ns: int, name: str) -> Iterator[Finding]:
     )
 
 
-def _advice(gap: Gap) -> str:
+def _advice(gap: LimitGap) -> str:
     if gap.removal is not None and gap.removal.by.startswith("ovs-vswitchd"):
         return (
             "Open vSwitch deletes a policer that it did not set itself whenever a link message of its port comes. Let "
@@ -68,7 +68,7 @@ def _advice(gap: Gap) -> str:
     return "Set the limit again, and see to it that one program alone manages the qdiscs of this tap."
 
 
-def _p3(gap: Gap, now_ns: int, word: str) -> Iterator[Finding]:
+def _p3(gap: LimitGap, now_ns: int, word: str) -> Iterator[Finding]:
     """How long there was no limit, and what passed. Not for the moment in which a program sets another limit."""
     exceeded, lasted_ns = gap.exceeded(now_ns), gap.duration_ns(now_ns)
     if not exceeded and (gap.end_ns is None or lasted_ns < thresholds.GAP_NS):
@@ -93,7 +93,7 @@ def _p3(gap: Gap, now_ns: int, word: str) -> Iterator[Finding]:
     )
 
 
-def _lost(gap: Gap) -> dict[str, object]:
+def _lost(gap: LimitGap) -> dict[str, object]:
     limit = gap.limit
     return {
         "limit_rate_bps": limit.rate_bps if limit else None,

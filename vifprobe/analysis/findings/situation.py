@@ -12,7 +12,7 @@ from vifprobe.analysis.ahead import Ahead
 from vifprobe.analysis.findings.thresholds import FloodThresholds
 from vifprobe.analysis.flood.addresses import OwnAddresses
 from vifprobe.analysis.flood.bursts import Bursts
-from vifprobe.analysis.gaps import Gap
+from vifprobe.analysis.gaps import LimitGap
 from vifprobe.analysis.policer import SetUp
 from vifprobe.model import ports
 from vifprobe.model.flood import Flood
@@ -50,7 +50,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Load:
+class LinkLoad:
     """CPUs (1.0: one of them, all of the time) that carried packets. None: not known.
 
     guest: threads of the process that holds the tap. vhost: its vhost threads. softirq: of the host as a whole.
@@ -102,11 +102,11 @@ class Situation:
     reading: Reading | None = None
     reasons: Mapping[int, str] = field(default_factory=dict)
     growth: tuple[Growth, ...] = ()
-    gaps: tuple[Gap, ...] = ()
+    gaps: tuple[LimitGap, ...] = ()
     installs: tuple[tuple[Direction, int], ...] = ()
     installs_before: int = 0
     samples: tuple[Sample, ...] = ()
-    load: Load | None = None
+    load: LinkLoad | None = None
     uplink: Uplink | None = None
     directions: tuple[Direction, ...] = tuple(Direction)
     floods: Mapping[Direction, Flood] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from vifprobe.model.reading import Cells, Counts, Finding, Reading, count
 #: By kind of device, what its rx counters count.
 _RECEIVED = {"tap": "what the guest offers", "macvtap": "what is sent to the guest"}
 
+
 def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
     """The findings of one direction."""
     for growth in situation.growth:
@@ -84,9 +85,7 @@ def _covered(situation: Situation, limit: Enforced) -> float | None:
     return count(rows[np.isin(rows["ethertype"], codes)]).charged_bytes / every if every else None
 
 
-def _within(
-    situation: Situation, reading: Reading, direction: Direction, limit: Enforced
-) -> tuple[int, float] | None:
+def _within(situation: Situation, reading: Reading, direction: Direction, limit: Enforced) -> tuple[int, float] | None:
     """(bits that passed as charged, bits that the limit lets pass in this time); None where not known or above."""
     if not reading.knows_verdicts(direction) or limit.rate_bps is None or limit.at_once_bytes is None:
         return None
@@ -96,9 +95,7 @@ def _within(
     return (charged, allowed) if charged <= allowed else None
 
 
-def _p6(
-    situation: Situation, reading: Reading, direction: Direction, limit: Enforced | None
-) -> Iterator[Finding]:
+def _p6(situation: Situation, reading: Reading, direction: Direction, limit: Enforced | None) -> Iterator[Finding]:
     """The limit holds as it counts, and the wire carries much more."""
     within = None if limit is None else _within(situation, reading, direction, limit)
     passed = reading.counts(direction, Verdict.PASSED)
@@ -164,9 +161,7 @@ def _p7(situation: Situation, reading: Reading, direction: Direction) -> Iterato
     )
 
 
-def _p8(
-    situation: Situation, reading: Reading, direction: Direction, limit: Enforced | None
-) -> Iterator[Finding]:
+def _p8(situation: Situation, reading: Reading, direction: Direction, limit: Enforced | None) -> Iterator[Finding]:
     """The limit works; only the tap's own counters look as if it did not."""
     within = None if limit is None else _within(situation, reading, direction, limit)
     policed, offered = reading.counts(direction, Verdict.POLICED), reading.offered(direction)

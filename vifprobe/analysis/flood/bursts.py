@@ -25,7 +25,7 @@ _FULL, _EMPTY = 0.9, 0.1
 
 
 @dataclass(frozen=True)
-class Bucket:
+class BurstBucket:
     """The installed limit: bytes a second, and bytes that pass at once after silence."""
 
     bytes_per_second: float
@@ -54,13 +54,13 @@ class Bursts:
         widest = max(WINDOWS_NS) // bin_ns
         self._past: Array = np.zeros(max(widest, 1), np.int64)
         self.peak_bytes = {window: 0 for window in WINDOWS_NS if window % bin_ns == 0}
-        self._bucket: Bucket | None = None
+        self._bucket: BurstBucket | None = None
         self._tokens = 0.0
         self._now = Burst()
         self.bursts: list[Burst] = []
         self.burst_count = self.late_packets = self.unknown_packets = 0
 
-    def add(self, bins: Array, bucket: Bucket | None, final: bool = False) -> None:
+    def add(self, bins: Array, bucket: BurstBucket | None, final: bool = False) -> None:
         """Bins (rows of layout.BIN of this tap and direction) that came while this limit was installed."""
         if bucket != self._bucket:
             self._bucket, self._tokens, self._now = bucket, bucket.burst_bytes if bucket else 0.0, Burst()
@@ -115,7 +115,7 @@ class Bursts:
             filled = self._tokens + bins * self._bin_ns / NSEC_PER_SEC * self._bucket.bytes_per_second
             self._tokens = min(self._bucket.burst_bytes, filled)
 
-    def _step(self, bucket: Bucket, charged: int, packets: int, syns: int) -> None:
+    def _step(self, bucket: BurstBucket, charged: int, packets: int, syns: int) -> None:
         """One bin through the bucket. A burst begins where it was last full, and ends where it is first empty."""
         self._fill(1)
         if self._tokens >= _FULL * bucket.burst_bytes:

@@ -156,5 +156,3 @@ class FloodTracker:
             )
             for direction in directions
         }
-
-

@@ -67,7 +67,7 @@ _TOLD = {
 
 
 @dataclass(frozen=True)
-class Change:
+class LinkChange:
     """One notification about a watched interface. detail: what changed, for people. record: the object that it is
     about, with all its settings, where there is one.
     """
@@ -100,19 +100,19 @@ class Watched:
         """Whether this interface is one of them."""
         return ifindex in self._watched
 
-    def changes(self, message: Message) -> list[Change]:
+    def changes(self, message: Message) -> list[LinkChange]:
         """What this notification says; nothing for other interfaces. Raises NetlinkError for one that is no message."""
         if message.type in (RTM_NEWLINK, RTM_DELLINK):
             return self._link(message)
         kind = _TC_KINDS.get(message.type)
         return [] if kind is None else self._tc(kind, message)
 
-    def resync(self, links: Iterable[Link]) -> list[Change]:
+    def resync(self, links: Iterable[Link]) -> list[LinkChange]:
         """Compare with a fresh list of all interfaces, after notifications were lost."""
         now = {link.ifindex: link for link in links}
         found = []
         for ifindex in sorted(self._watched & self._links.keys() - now.keys()):
-            found.append(Change(ifindex, "link_del", "gone", self._links[ifindex]))
+            found.append(LinkChange(ifindex, "link_del", "gone", self._links[ifindex]))
         for ifindex in self._links.keys() - now.keys():
             self._forget(ifindex)
         for ifindex, link in now.items():
@@ -120,7 +120,7 @@ class Watched:
                 found += self._new_link(link)
         return [one for one in found if one.detail != NO_CHANGE]
 
-    def _link(self, message: Message) -> list[Change]:
+    def _link(self, message: Message) -> list[LinkChange]:
         if message.body[:1] != bytes((socket.AF_UNSPEC,)):
             return []  # AF_BRIDGE: an RTM_DELLINK of that family means that a port left its bridge
         link = parse(message, {ifindex: known.name for ifindex, known in self._links.items()})
@@ -132,9 +132,9 @@ class Watched:
             return []
         found = attributes(message.body, _IFINFO_BYTES)
         moved = _IFLA_NEW_NETNSID in found or _IFLA_NEW_IFINDEX in found
-        return [Change(link.ifindex, "link_del", "moved to another namespace" if moved else "deleted", link)]
+        return [LinkChange(link.ifindex, "link_del", "moved to another namespace" if moved else "deleted", link)]
 
-    def _new_link(self, link: Link) -> list[Change]:
+    def _new_link(self, link: Link) -> list[LinkChange]:
         before = self._links.get(link.ifindex)
         self._links[link.ifindex] = link
         watched = link.ifindex in self._watched
@@ -142,18 +142,18 @@ class Watched:
             if not watched and link.name not in self._names:
                 return []
             self._watched.add(link.ifindex)
-            return [Change(link.ifindex, "link_new", f"{link.name} is there, ifindex {link.ifindex}", link)]
+            return [LinkChange(link.ifindex, "link_new", f"{link.name} is there, ifindex {link.ifindex}", link)]
         if not watched:
             if link.name not in self._names or before.name == link.name:
                 return []
             self._watched.add(link.ifindex)
-            return [Change(link.ifindex, "link_new", f"{before.name} was renamed {link.name}", link)]
+            return [LinkChange(link.ifindex, "link_new", f"{before.name} was renamed {link.name}", link)]
         kind: EventKind = "link_change"
         if before.up != link.up:
             kind = "link_up" if link.up else "link_down"
-        return [Change(link.ifindex, kind, _difference(before, link), link)]
+        return [LinkChange(link.ifindex, kind, _difference(before, link), link)]
 
-    def _tc(self, kind: EventKind, message: Message) -> list[Change]:
+    def _tc(self, kind: EventKind, message: Message) -> list[LinkChange]:
         ifindex, _, parent, info = header(message)
         if ifindex == BLOCK_IFINDEX:
             on = self._blocks.get(parent, {})
@@ -164,25 +164,25 @@ class Watched:
             return [self._filter(kind, message, hook_of(parent), ifindex, info)]
         if kind.startswith("class"):
             found = tc_class(message)
-            return [Change(ifindex, kind, f"{found.kind} class {found.handle}", found)]
+            return [LinkChange(ifindex, kind, f"{found.kind} class {found.handle}", found)]
         record = qdisc(message)
         if record.hook == "ingress":
             self._forget_blocks(ifindex)
         if kind == "qdisc_new":
             self._note_blocks(record)
-        return [Change(ifindex, kind, f"{record.kind} qdisc {record.handle} at {record.parent}", record)]
+        return [LinkChange(ifindex, kind, f"{record.kind} qdisc {record.handle} at {record.parent}", record)]
 
     @staticmethod
-    def _filter(kind: EventKind, message: Message, hook: str, ifindex: int, info: int) -> Change:
+    def _filter(kind: EventKind, message: Message, hook: str, ifindex: int, info: int) -> LinkChange:
         found = tc_filter(message, hook, ifindex)
         if found is None:
             # All of a pref are deleted by one message without a handle; and a new matchall is announced without its
             # settings (cls_matchall.c, mall_change: *arg = head, which is the former one): dump to learn them.
             of_kind = text(attributes(message.body, TCMSG.size).get(TCA_KIND)) or "unknown"
             many = "s" if kind == "filter_del" else ""
-            return Change(ifindex, kind, f"{of_kind} filter{many} of pref {info >> 16} at {hook}")
+            return LinkChange(ifindex, kind, f"{of_kind} filter{many} of pref {info >> 16} at {hook}")
         acts = "".join(f", {_action(action)}" for action in found.actions)
-        return Change(ifindex, kind, f"filter {found.where} protocol {found.protocol}{acts}", found)
+        return LinkChange(ifindex, kind, f"filter {found.where} protocol {found.protocol}{acts}", found)
 
     def _forget(self, ifindex: int) -> None:
         """An interface is gone; one that comes back is known by its name."""

@@ -12,11 +12,11 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vifprobe.host.net.changes import NO_CHANGE, Change, EventKind, Watched
+from vifprobe.host.net.changes import NO_CHANGE, EventKind, LinkChange, Watched
 from vifprobe.host.net.links import RTM_GETLINK, Link, list_links, request
 from vifprobe.host.net.netlink import NETLINK_ROUTE, Message, Netlink, NetlinkError, messages
 from vifprobe.host.net.receiver import Received, Receiver
-from vifprobe.host.net.senders import Asker, Askers
+from vifprobe.host.net.senders import Sender, Senders
 from vifprobe.host.nft.events import SO_RCVBUFFORCE, NftChange, Transactions, subscribed
 from vifprobe.host.procs import processes
 from vifprobe.host.tc.objects import TCMSG, qdisc
@@ -82,7 +82,7 @@ class Events:
         except BaseException:
             route.close()
             raise
-        self._askers, self._transactions = Askers(), Transactions()
+        self._senders, self._transactions = Senders(), Transactions()
         self._closed = False
         self.follow_nft()
         self._receiver.start()
@@ -136,8 +136,8 @@ class Events:
 
     def _of_route(self, received: Received, message: Message) -> list[Event]:
         changes = self._watched.changes(message)
-        asker = self._askers.find(message.port, received.seen or received.caught) if changes else None
-        return [_event(received.at_ns, change, asker) for change in changes]
+        sender = self._senders.find(message.port, received.seen or received.caught) if changes else None
+        return [_event(received.at_ns, change, sender) for change in changes]
 
     def _repeated(self, received: Received) -> list[Event]:
         if not self._watched.is_watched(received.ifindex):
@@ -177,16 +177,16 @@ class Events:
         ]
 
 
-def _event(at_ns: int, change: Change, asker: Asker | None) -> Event:
+def _event(at_ns: int, change: LinkChange, sender: Sender | None) -> Event:
     return Event(
         at_ns=at_ns,
         ifindex=change.ifindex,
         kind=change.kind,
         detail=change.detail,
-        by_pid=asker.pid if asker else None,
-        by_comm=asker.comm if asker else None,
-        by_parent_comm=asker.parent_comm if asker else None,
-        by_proved=asker.proved if asker else False,
+        by_pid=sender.pid if sender else None,
+        by_comm=sender.comm if sender else None,
+        by_parent_comm=sender.parent_comm if sender else None,
+        by_proved=sender.proved if sender else False,
         record=change.record,
     )
 

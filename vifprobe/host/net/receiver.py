@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from vifprobe.host.net.link_storm import LinkStorms, mute
 from vifprobe.host.net.netlink import RECEIVE_BYTES, port_of
-from vifprobe.host.net.senders import Asker, Catcher, Glimpse, glimpse
+from vifprobe.host.net.senders import Catcher, ProcessSnapshot, Sender, process_snapshot
 from vifprobe.process import capabilities
 
 _QUEUE_MAX = 20_000  # datagrams that nobody has read; what comes after them is lost, and said to be
@@ -40,9 +40,9 @@ class Received:
 
     at_ns: int
     data: bytes | None
-    seen: Glimpse | None = None
+    seen: ProcessSnapshot | None = None
     is_nft: bool = False
-    caught: Asker | None = None
+    caught: Sender | None = None
     ifindex: int = 0
     repeats: int = 0
     look_again: bool = False
@@ -151,7 +151,7 @@ class Receiver:
         return True
 
     def _take_in(self, data: bytes, is_nft: bool, pace: _Pace) -> None:
-        seen = glimpse(port := port_of(data))  # before all else
+        seen = process_snapshot(port := port_of(data))  # before all else
         at_ns = time.monotonic_ns()
         repeated = None if is_nft else self._storms.repeated(data, at_ns)
         if repeated is not None:

@@ -27,7 +27,7 @@ _CAUGHT_MAX = 1000
 _KNOWN_MAX = 1000
 
 
-class Asker(NamedTuple):
+class Sender(NamedTuple):
     """A process. parent_comm: name of the process that started it, "" where that is gone. proved: it holds the socket
     that the request came from; else it merely had the port's number as its process id, and was about to end.
     """
@@ -38,7 +38,7 @@ class Asker(NamedTuple):
     proved: bool
 
 
-class Glimpse(NamedTuple):
+class ProcessSnapshot(NamedTuple):
     """A process by its number, caught as soon as its request was seen."""
 
     comm: str
@@ -51,9 +51,9 @@ class Catcher:
     """
 
     def __init__(self) -> None:
-        self._caught: dict[int, tuple[int, Asker | None]] = {}  # port -> (when, who)
+        self._caught: dict[int, tuple[int, Sender | None]] = {}  # port -> (when, who)
 
-    def find(self, port: int, at_ns: int) -> Asker | None:
+    def find(self, port: int, at_ns: int) -> Sender | None:
         """Who has the port now; None for the kernel, and where that takes longer to find out."""
         if not port:
             return None
@@ -65,29 +65,29 @@ class Catcher:
         return caught[1]
 
     @staticmethod
-    def _look_up(port: int) -> Asker | None:
+    def _look_up(port: int) -> Sender | None:
         ports = dict(_ports())
         inode = ports.get(port)
         pid = processes.socket_holder((one for one in ports if 0 < one < _PIDS), inode) if inode is not None else None
         return _holding(pid) if pid is not None else None
 
 
-class Askers:
+class Senders:
     """Looks up ports, quickest way first, and remembers the sockets that stay (_KNOWN_MAX at most). For one thread at a
     time.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[int, Asker | None]] = {}  # port -> (inode of its socket, who)
+        self._known: dict[int, tuple[int, Sender | None]] = {}  # port -> (inode of its socket, who)
 
-    def find(self, port: int, seen: Glimpse | Asker | None) -> Asker | None:
+    def find(self, port: int, seen: ProcessSnapshot | Sender | None) -> Sender | None:
         """Who has this port, in the calling thread's network namespace; None for the kernel, or who is gone.
 
-        seen: what :func:`glimpse` of the port, or a Catcher, gave at once.
+        seen: what :func:`process_snapshot` of the port, or a Catcher, gave at once.
         """
         if not port:
             return None
-        by_number = _by_number(port, seen) if isinstance(seen, Glimpse) else seen
+        by_number = _by_number(port, seen) if isinstance(seen, ProcessSnapshot) else seen
         ports = dict(_ports())
         inode = ports.get(port)
         if inode is None:
@@ -96,20 +96,20 @@ class Askers:
         if known is not None and known[0] == inode:
             return known[1]
         pid = _holder(port, inode, ports)
-        asker = by_number if pid is None else _holding(pid)
+        sender = by_number if pid is None else _holding(pid)
         if len(self._known) >= _KNOWN_MAX:
             self._known.clear()
-        self._known[port] = inode, asker
-        return asker
+        self._known[port] = inode, sender
+        return sender
 
 
-def _by_number(port: int, seen: Glimpse) -> Asker:
-    return Asker(port, seen.comm, processes.comm(seen.parent), proved=False)
+def _by_number(port: int, seen: ProcessSnapshot) -> Sender:
+    return Sender(port, seen.comm, processes.comm(seen.parent), proved=False)
 
 
-def _holding(pid: int) -> Asker:
-    holder = glimpse(pid) or Glimpse("", 0)
-    return Asker(pid, holder.comm, processes.comm(holder.parent), proved=True)
+def _holding(pid: int) -> Sender:
+    holder = process_snapshot(pid) or ProcessSnapshot("", 0)
+    return Sender(pid, holder.comm, processes.comm(holder.parent), proved=True)
 
 
 def _holder(port: int, inode: int, ports: dict[int, int]) -> int | None:
@@ -127,7 +127,7 @@ def _holder(port: int, inode: int, ports: dict[int, int]) -> int | None:
     return processes.socket_holder((pid for pid in candidates() if 0 < pid < _PIDS), inode)
 
 
-def glimpse(port: int) -> Glimpse | None:
+def process_snapshot(port: int) -> ProcessSnapshot | None:
     """The process whose id is this port, if there is one. Quick: a tc command ends within a millisecond."""
     if not 0 < port < _PIDS:
         return None
@@ -142,7 +142,7 @@ def glimpse(port: int) -> Glimpse | None:
     # 4711 (name, which may hold blanks and brackets) S 4710 ...
     start, end = found.find(b"("), found.rfind(b")")
     rest = found[end + 1 :].split(maxsplit=2)
-    return Glimpse(os.fsdecode(found[start + 1 : end]), int(rest[1])) if len(rest) > 1 else None
+    return ProcessSnapshot(os.fsdecode(found[start + 1 : end]), int(rest[1])) if len(rest) > 1 else None
 
 
 def _ports() -> Iterator[tuple[int, int]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from vifprobe.errors import HostError
 from vifprobe.host.ovs.ports import OvsInterface
-from vifprobe.process.capabilities import Capability, handed_on
+from vifprobe.process.capabilities import Capability, inherited
 from vifprobe.process.children import ENVIRONMENT, WORKING_DIRECTORY, program
 
 _TOOL = "ovs-ofctl"
@@ -95,7 +95,7 @@ def parse_meters(bridge: str, listed: str, counted: str = "") -> Iterable[Meter]
 def _ask(*arguments: str) -> str:
     command = [program(_TOOL) or _TOOL, "-O", "OpenFlow13", f"--timeout={_SECONDS}", *arguments]
     try:
-        with handed_on(Capability.DAC_OVERRIDE):
+        with inherited(Capability.DAC_OVERRIDE):
             asked = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from vifprobe.host.net.netlink import attribute_list, attributes, text, u32, u64
-from vifprobe.host.tc.records import Policer, Stats, TcAction
+from vifprobe.host.tc.records import PoliceAction, Stats, TcAction
 
 # One psched tick is 64 ns in every kernel (include/net/pkt_sched.h: PSCHED_SHIFT 6; /proc/net/psched says the same).
 TICK_NS = 64
@@ -146,7 +146,7 @@ def _generic(kind: str, options: dict[int, bytes]) -> tuple[int, str]:
     return index, control
 
 
-def policer(nested: bytes) -> Policer | None:
+def policer(nested: bytes) -> PoliceAction | None:
     """TCA_POLICE_* attributes; None where the main struct is absent or cut short."""
     found = attributes(nested)
     main = found.get(_POLICE_TBF, b"")
@@ -162,7 +162,7 @@ def policer(nested: bytes) -> Policer | None:
     average = u32(found.get(_POLICE_AVRATE)) or 0
     age, idle = _times(found.get(_POLICE_TM))
     conform = found.get(_POLICE_RESULT, b"\0\0\0\0")
-    return Policer(
+    return PoliceAction(
         index=index,
         rate_bps=rate * 8 or None,
         burst_bytes=ticks_to_bytes(rate, burst_ticks) if rate else None,

@@ -36,7 +36,7 @@ class Stats:
 
 
 @dataclass(frozen=True)
-class Policer:
+class PoliceAction:
     """One police action's settings (net/sched/act_police.c). None: not set; a policer limits bits or packets.
 
     burst_*: worked out of the time that the kernel keeps instead of a size, rounded down as tc prints it. peak_bps:
@@ -75,7 +75,7 @@ class TcAction:
     kind: str
     index: int = 0
     control: str = ""
-    policer: Policer | None = None
+    policer: PoliceAction | None = None
     stats: Stats = Stats()
     legacy: bool = False
 

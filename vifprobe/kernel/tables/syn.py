@@ -121,9 +121,7 @@ class SynReader:
         # frexp: 2**(exponent - 1) <= value < 2**exponent, and 0 for 0; exact below 2**53.
         buckets = np.minimum(np.frexp(microseconds.astype(float))[1], AGE_BUCKETS - 1)
         owner = rows["owner"].astype(np.int64)
-        np.add.at(
-            told.reshape(-1, AGE_BUCKETS), (owner, buckets), np.left_shift(1, rows["shift"].astype(np.int64))
-        )
+        np.add.at(told.reshape(-1, AGE_BUCKETS), (owner, buckets), np.left_shift(1, rows["shift"].astype(np.int64)))
         return told
 
     def _adapt(self, handshakes: Array, now_ns: int) -> None:

@@ -15,7 +15,7 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel.toolchain.compile import compile_text
 from vifprobe.kernel.toolchain.compiled import Compiled
 from vifprobe.process.caller import setting
-from vifprobe.process.capabilities import Capability, handed_on
+from vifprobe.process.capabilities import Capability, inherited
 from vifprobe.process.children import ENVIRONMENT, WORKING_DIRECTORY, python_command
 from vifprobe.process.trust import problem
 
@@ -34,7 +34,7 @@ def compile_apart(text: str, directory: Path, flags: list[str]) -> Compiled:
     command = _command()
     try:
         # A session of its own: Ctrl-C is for vifprobe, which ends cleanly, and needs the answer for that.
-        with handed_on(*_NEEDED):
+        with inherited(*_NEEDED):
             done = subprocess.run(
                 command,
                 input=order,

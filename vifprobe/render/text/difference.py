@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vifprobe.analysis.difference import Change, Difference
+from vifprobe.analysis.difference import Difference, MeasureChange
 from vifprobe.capture.reader import Capture
 from vifprobe.model.layout import Direction
 from vifprobe.model.ports import word
@@ -116,7 +116,7 @@ def _findings(found: Difference, width: int, glyphs: Glyphs) -> list[Line]:
     return lines
 
 
-def _table(changes: Sequence[Change], title: str, width: int, glyphs: Glyphs) -> list[Line]:
+def _table(changes: Sequence[MeasureChange], title: str, width: int, glyphs: Glyphs) -> list[Line]:
     if not changes:
         return []
     side = 14
@@ -129,7 +129,7 @@ def _table(changes: Sequence[Change], title: str, width: int, glyphs: Glyphs) ->
     return [Line(), head(columns, glyphs)] + [_row(columns, change, glyphs) for change in changes]
 
 
-def _row(columns: Sequence[Column], change: Change, glyphs: Glyphs) -> Line:
+def _row(columns: Sequence[Column], change: MeasureChange, glyphs: Glyphs) -> Line:
     values = [figure(change.before, change.unit), figure(change.after, change.unit)]
     text, style = _words(change)
     return cells(columns, [Span(change.measure.replace("_", " "), "name"), *values, Span(text, style)], glyphs)
@@ -146,7 +146,7 @@ def figure(value: float | None, unit: str) -> str:
     return tc_size(round(value)) if unit == "bytes" else f"{si(value)} {unit}"
 
 
-def _words(change: Change) -> tuple[str, str]:
+def _words(change: MeasureChange) -> tuple[str, str]:
     """`+67 %`, `x 12`, `gone`: what happened, and its style."""
     if change.before is None or change.after is None:
         return UNKNOWN, "unknown"

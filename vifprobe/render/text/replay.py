@@ -92,4 +92,3 @@ def _limit(limit: Limit) -> list[Line]:
     burst = f" burst {tc_size(limit.burst_bytes)}" if limit.burst_bytes is not None else ""
     words = f"ideal bucket of {bit_rate(limit.declared_bps)}{burst}, at the packets' own times"
     return [line(Span("policer  ", "name"), words)]
-

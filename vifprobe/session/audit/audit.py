@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from vifprobe.analysis.findings.situation import Growth, Load, Uplink
+from vifprobe.analysis.findings.situation import Growth, LinkLoad, Uplink
 from vifprobe.analysis.policer import Declared, Enforced, SetUp
 from vifprobe.errors import HostError
 from vifprobe.host import declared as told
@@ -272,7 +272,7 @@ def _more(then: int | None, now: int | None) -> int | None:
     return None if then is None or now is None else now - then
 
 
-def load(before: Look, after: Look) -> Load | None:
+def load(before: Look, after: Look) -> LinkLoad | None:
     """CPUs that were busy between two looks."""
     then, now = before.load, after.load
     if then is None or now is None or now.at_ns <= then.at_ns:
@@ -282,7 +282,7 @@ def load(before: Look, after: Look) -> Load | None:
     def cpus(earlier: float | None, later: float | None) -> float | None:
         return None if earlier is None or later is None else round(max(0.0, later - earlier) / seconds, 3)
 
-    return Load(
+    return LinkLoad(
         seconds,
         cpus(then.guest_seconds, now.guest_seconds),
         cpus(then.vhost_seconds, now.vhost_seconds),

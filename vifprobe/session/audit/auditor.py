@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Sample, Situation, let_through, span
-from vifprobe.analysis.flood.bursts import Bucket
+from vifprobe.analysis.flood.bursts import BurstBucket
 from vifprobe.analysis.gaps import GapTracker
 from vifprobe.analysis.policer import Enforced, PolicerRow, SetUp, policer_rows
 from vifprobe.errors import HostError
@@ -31,9 +31,9 @@ from vifprobe.model.reading import Cells, Finding, Limit, Reading, count, no_cel
 from vifprobe.process import capabilities
 from vifprobe.session.audit import audit
 from vifprobe.session.audit.audit import Look
-from vifprobe.session.audit.limit_events import happenings
+from vifprobe.session.audit.limit_events import limit_events
 from vifprobe.session.decided_earlier import DeviceCheck, Earlier
-from vifprobe.session.syn_tracker import TapForensics, host_neighbours, own_addresses
+from vifprobe.session.syn_tracker import TapSynTracker, host_neighbours, own_addresses
 
 _LOOK_SECONDS = 1.0
 #: Declared anew, a limit comes with a change in the kernel, and is then read at once; but not again and again while
@@ -71,7 +71,7 @@ class TapAudit:
         self._last: tuple[Finding, ...] = ()
         self._last_ns = self._changed_ns = 0
         self._remembered: dict[str, Finding] = {}
-        self.forensics: TapForensics | None = None
+        self.syn_tracker: TapSynTracker | None = None
         self.gone = False
         self._busy_ns, self._begun_ns = 0, time.monotonic_ns()
         self._received_ns = 0
@@ -112,7 +112,7 @@ class TapAudit:
         """Events, and what is installed after them; whether a limit came, went or changed."""
         self._followed_news += 1
         self.installed = found
-        told = happenings(events, self.link.kind)
+        told = limit_events(events, self.link.kind)
         changed = self.tracker.follow(told, _main(self._set_up()), time.monotonic_ns(), passed)
         if changed:
             self._window.clear()
@@ -226,22 +226,22 @@ class TapAudit:
         if not reading.final:
             since_ns = now_ns - (seen.duration_ns if seen else 0)
             known = replace(known, ahead=tuple(one for one in known.ahead if (one.end_ns or now_ns) >= since_ns))
-        if self.forensics is None:
+        if self.syn_tracker is None:
             return known
         return replace(
             known,
-            floods=reading.flood if reading.final else self.forensics.tracker.judged,
-            bursts=self.forensics.bursts,
-            own_addresses=self.forensics.own_addresses,
-            flood_thresholds=self.forensics.thresholds,
+            floods=reading.flood if reading.final else self.syn_tracker.tracker.judged,
+            bursts=self.syn_tracker.bursts,
+            own_addresses=self.syn_tracker.own_addresses,
+            flood_thresholds=self.syn_tracker.thresholds,
         )
 
-    def bucket(self, direction: Direction) -> Bucket | None:
+    def bucket(self, direction: Direction) -> BurstBucket | None:
         """The installed limit, as a bucket of bytes."""
         limit = self._set_up().main_enforced(direction)
         if limit is None or not limit.rate_bps or not limit.at_once_bytes:
             return None
-        return Bucket(limit.rate_bps / 8, limit.at_once_bytes)
+        return BurstBucket(limit.rate_bps / 8, limit.at_once_bytes)
 
     def situation_without_packets(self, directions: tuple[Direction, ...], whole: bool = True) -> Situation:
         """What is known without having looked at packets. whole: of the whole run, else of its last second."""
@@ -378,8 +378,8 @@ class Auditor:
             except HostError as error:
                 meters = ()
                 declared = replace(declared, problems=(*declared.problems, f"Open vSwitch's meters: {error.message}"))
-            if tap.forensics is not None:
-                tap.forensics.tracker.know(own_addresses(declared, neighbours, ifindex))
+            if tap.syn_tracker is not None:
+                tap.syn_tracker.tracker.know(own_addresses(declared, neighbours, ifindex))
             holder = holders.get(ifindex)
             tap.learn(declared, meters, holder.pid if holder is not None and not holder.is_shared else None)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from vifprobe.analysis.gaps import Happening, Meaning
+from vifprobe.analysis.gaps import LimitEvent, Meaning
 from vifprobe.host.net.events import Event
 from vifprobe.host.nft.events import NftChange
 from vifprobe.host.tc.records import TcClass, TcFilter, TcQdisc
@@ -14,25 +14,25 @@ from vifprobe.model.layout import Direction
 from vifprobe.model.ports import is_swapped, turned
 
 
-def happenings(events: Iterable[Event], kind: str = "tap") -> list[Happening]:
+def limit_events(events: Iterable[Event], kind: str = "tap") -> list[LimitEvent]:
     """What events mean for limits of a device of this kind."""
-    found = [one for event in events if (one := _happening(event)) is not None]
+    found = [one for event in events if (one := _limit_event(event)) is not None]
     if not is_swapped(kind):
         return found
     return [one if one.direction is None else replace(one, direction=turned(kind, one.direction)) for one in found]
 
 
-def _happening(event: Event) -> Happening | None:
+def _limit_event(event: Event) -> LimitEvent | None:
     if isinstance(event.record, NftChange):
         change = event.record
         who = (event.by_words, event.by_pid, event.detail)
-        return Happening(event.at_ns, "rules", None, *who, "", change.deleted, change.adds_limit)
+        return LimitEvent(event.at_ns, "rules", None, *who, "", change.deleted, change.adds_limit)
     meaning, direction, qdisc = _meaning(event)
     if meaning is None:
         return None
     # What tells nothing is not worth a place in a sentence.
     detail = "" if meaning == "link" and event.detail.startswith("nothing ") else event.detail
-    return Happening(event.at_ns, meaning, direction, event.by_words, event.by_pid, detail, qdisc)
+    return LimitEvent(event.at_ns, meaning, direction, event.by_words, event.by_pid, detail, qdisc)
 
 
 def _meaning(event: Event) -> tuple[Meaning | None, Direction | None, str]:
