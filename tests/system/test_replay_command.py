@@ -218,7 +218,7 @@ def test_what_is_odd_about_a_file_is_told(tmp_path: Path) -> None:
     assert counts == {PacketClass.TCP_SYN: 2, PacketClass.TCP_DATA: 2, PacketClass.MALFORMED: 1}
     assert reading.missed == 1
     assert reading.offered(OUT).frame_bytes == 2 * len(SYN) + len(DATA) + 33 + 54 + 20_011
-    notes = replay.notes
+    seen = replay.notes
     assert (seen.packets, seen.cut, seen.refused, seen.backwards, seen.wild, seen.long) == (6, 2, 2, 1, 1, 1)
     notes = " ".join(reading.notes)
     for words in ("17 bytes", "19 packets were lost", "2 frames were recorded cut short", "of 1 too little", "TSO"):

@@ -119,7 +119,10 @@ def test_one_line_of_ascii_whatever_the_name() -> None:
     assert json.loads(line)["tap"] == name
 
 
-@pytest.mark.parametrize("module", ["jsonlines", "csvlines", "lines", "summary", "taps", "doctor", "terminal", "units"])
+RENDERERS = ["export.jsonlines", "export.csvlines", "text.lines", "text.summary", "text.taps", "text.doctor", "text.terminal", "units"]
+
+
+@pytest.mark.parametrize("module", RENDERERS)
 def test_what_needs_no_screen_does_not_import_rich(module: str) -> None:
     code = f"import sys, vifprobe.render.{module}; sys.exit(any(name.split('.')[0] == 'rich' for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
