@@ -24,6 +24,7 @@ COMMANDS = {
     "policer": "Is the limit really there: who declares it, who enforces it.",
     "report": "Page with plots from a capture: one HTML file.",
     "diff": "Two captures side by side: before and after a change.",
+    "explain": "A finding's code (P11): meaning, proof, what to do.",
     "taps": "Taps of this host and who is behind them.",
     "doctor": "What this kernel and host can do, and what is missing.",
     "cleanup": "Remove what a killed run left.",

@@ -27,8 +27,8 @@ def test_the_installed_command_tells_the_same() -> None:
     assert told.stdout == f"vifprobe, version {__version__}\n"
 
 
-#: They read a folder, on any machine and as whoever may read it.
-READERS = ("report", "diff")
+#: They read a folder or a page, on any machine and as any user.
+READERS = ("report", "diff", "explain")
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
@@ -97,3 +97,8 @@ def test_an_interrupt_while_it_is_still_importing_is_no_traceback(tmp_path: Path
         env={**environment(), "PYTHONPATH": f"{tmp_path}:{environment().get('PYTHONPATH', '')}"},
     )
     assert (told.returncode, told.stdout, told.stderr) == (1, "", "Stopped.\n")
+
+
+@pytest.mark.parametrize(("typed", "closest"), [("P111", "P11"), ("S9", "S1"), ("zzz", "P17")])
+def test_an_unknown_code_is_told_the_closest(typed: str, closest: str) -> None:
+    assert_is_error(run("explain", typed), 2, repr(typed), closest, "S6")

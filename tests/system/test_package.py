@@ -35,6 +35,15 @@ def test_the_wheel_carries_every_source_of_the_programs(installed: Path) -> None
     assert {path for path in here if path.suffix in (".c", ".h")} <= there
 
 
+def test_the_wheel_carries_the_page_that_explain_prints(installed: Path) -> None:
+    page = (CHECKOUT / "docs/findings.md").read_text()
+    assert (installed / "vifprobe/docs/findings.md").read_text() == page
+    asked = [sys.executable, "-m", "vifprobe", "explain", "P11"]
+    env = environment(PYTHONPATH=str(installed))
+    told = subprocess.run(asked, cwd=installed, env=env, capture_output=True, text=True, check=True)
+    assert told.stdout.startswith("P11 ")
+
+
 def test_the_wheel_carries_both_licences(installed: Path) -> None:
     assert "GNU GENERAL PUBLIC LICENSE" in (installed / "vifprobe/bpf/LICENSE").read_text()
     (metadata,) = installed.glob("*.dist-info")
