@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from vifprobe.errors import KernelError
-from vifprobe.testing.netns import Netns, private_netns
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns, private_netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
 
 Require = Callable[[str, object, str], None]
 

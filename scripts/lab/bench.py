@@ -33,10 +33,10 @@ from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
 from vifprobe.kernel.tables.syn import FOLLOWED_PER_SECOND
 from vifprobe.model.layout import Bucket, Direction, TapTrait
-from vifprobe.testing import frames, syns
-from vifprobe.testing.flood import flood
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.taps import Tap, private_netns, tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.taps import Tap, private_netns, tap
+from vifprobe.testing.packets import frames, syns
+from vifprobe.testing.traffic.flood import flood
 
 FRAMES = 2_000  # a run of some 4 ms: short against the minutes in which a shared machine changes its speed
 RUNS_INSIDE = 7  # of each variant while it is attached: starting tcpdump takes longer than a run

@@ -19,8 +19,8 @@ from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.layout import Direction, TapTrait
-from vifprobe.testing.links import bridge_with
-from vifprobe.testing.taps import Tap, private_netns, tap
+from vifprobe.testing.net.links import bridge_with
+from vifprobe.testing.net.taps import Tap, private_netns, tap
 
 _IN = Direction.INBOUND
 _ENDS = ("net_dev_start_xmit", "net_dev_xmit")

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vifprobe.testing.taps import private_netns, tap
+from vifprobe.testing.net.taps import private_netns, tap
 from vifprobe.testing.waiting import wait_until
 
 SECONDS = 6.0  # measured, once the run is settled

@@ -28,14 +28,14 @@ from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.layout import EXTENSION_HEADERS_MAX, Bucket, Direction, TapTrait
-from vifprobe.testing import extensions, frames, syns
-from vifprobe.testing.case import Run
-from vifprobe.testing.frames import EtherType
-from vifprobe.testing.fuzz import corpus
-from vifprobe.testing.links import nft_chain, nft_ingress_limit
-from vifprobe.testing.scenario import forwarded
-from vifprobe.testing.table import CASES
-from vifprobe.testing.taps import Tap, private_netns, tap
+from vifprobe.testing.net.links import nft_chain, nft_ingress_limit
+from vifprobe.testing.net.taps import Tap, private_netns, tap
+from vifprobe.testing.packets import extensions, frames, syns
+from vifprobe.testing.packets.case import Run
+from vifprobe.testing.packets.frames import EtherType
+from vifprobe.testing.packets.fuzz import corpus
+from vifprobe.testing.packets.table import CASES
+from vifprobe.testing.traffic.scenario import forwarded
 
 NUMBER = 50  # the tap's: what tc charges for a frame of 64 bytes
 FRAME_BYTES = NUMBER + frames.ETH_HEADER_BYTES

@@ -25,9 +25,9 @@ from vifprobe.capture.reader import Capture
 from vifprobe.errors import EXIT_FAILED, VifprobeError
 from vifprobe.model.layout import Direction, PacketClass, Verdict
 from vifprobe.model.reading import Counts
-from vifprobe.testing.flood import Writer, writer
-from vifprobe.testing.netns import private_netns
-from vifprobe.testing.scenario import Guest, guest, ordinary_packets, syn_flood_packets
+from vifprobe.testing.net.netns import private_netns
+from vifprobe.testing.traffic.flood import Writer, writer
+from vifprobe.testing.traffic.scenario import Guest, guest, ordinary_packets, syn_flood_packets
 from vifprobe.testing.waiting import wait_until
 
 # A tenth of the limits that public clouds sell, so that a small machine can play it: 10 Mbit/s.

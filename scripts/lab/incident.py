@@ -23,9 +23,9 @@ from vifprobe.capture.reader import Capture
 from vifprobe.host.net.events import Event
 from vifprobe.model.layout import Direction, Verdict
 from vifprobe.model.reading import Reading, count
-from vifprobe.testing.flood import Writer, writer
-from vifprobe.testing.scenario import syn_flood_packets
-from vifprobe.testing.taps import Tap, device_counters, set_link_up, tap
+from vifprobe.testing.net.taps import Tap, device_counters, set_link_up, tap
+from vifprobe.testing.traffic.flood import Writer, writer
+from vifprobe.testing.traffic.scenario import syn_flood_packets
 from vifprobe.testing.waiting import wait_until
 
 #: A 2500th of the incident's 100 Mbit/s (quota:vif_outbound_average=12500): less than an emulated guest can send.

@@ -27,10 +27,10 @@ from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.layout import BIN, Direction, PacketClass, Verdict
 from vifprobe.model.reading import Counts, Reading, count, merge
 from vifprobe.session.probe import Probe
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import Writer, Written
-from vifprobe.testing.links import NftCount, bridge_with
-from vifprobe.testing.taps import Tap, set_link_up
+from vifprobe.testing.net.links import NftCount, bridge_with
+from vifprobe.testing.net.taps import Tap, set_link_up
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import Writer, Written
 from vifprobe.testing.waiting import wait_until
 
 #: The `require` fixture of conftest.py.

@@ -19,9 +19,9 @@ from command_kit import COMMAND, Ended, environment
 from vifprobe.capture.manifest import TapEntry, begin
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.model.reading import Reading, no_cells
-from vifprobe.testing import frames as f
-from vifprobe.testing.recording import pcap_bytes
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.recording import pcap_bytes
 
 #: Surroundings -> one of these words is in the error, where a command fails there.
 CAUSES: dict[str, tuple[str, ...]] = {

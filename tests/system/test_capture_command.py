@@ -16,11 +16,11 @@ from command_kit import Running, assert_is_error, run, start
 
 from vifprobe import load
 from vifprobe.model.layout import Direction, PacketClass
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 from vifprobe.testing.waiting import wait_until
 
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)

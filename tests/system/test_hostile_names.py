@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from command_kit import Ended, run, start
 
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap, create_tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, create_tap
+from vifprobe.testing.net.taps import tap as make_tap
 
 ESCAPE = "\x1b[31m\u202e"
 HOSTILE_TAP = f"{ESCAPE}[x"  # 11 bytes; a name's can be anything but a slash, a colon and a blank

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pytest
 from command_kit import Object, Running, start
 
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 
 Require = Callable[[str, object, str], None]
 INTERVAL_SECONDS = 3

@@ -13,10 +13,10 @@ from command_kit import DEADLINE_SECONDS, run
 from stream_kit import job, terminal
 
 from vifprobe import load
-from vifprobe.testing import frames as f
-from vifprobe.testing.netns import private_netns
-from vifprobe.testing.recording import pcap_bytes
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import private_netns
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.recording import pcap_bytes
 
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)
 

@@ -17,9 +17,9 @@ from command_kit import DEADLINE_SECONDS
 from stream_kit import PAGE_BYTES, Job, job, objects, read_all, short_pipe, terminal, total_packets, waiting_bytes
 
 from vifprobe import load
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 from vifprobe.testing.waiting import wait_until
 
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_kit import COMMAND, DEADLINE_SECONDS, environment
 
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 
 CHECKOUT = Path(__file__).parents[2]
 

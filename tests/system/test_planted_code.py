@@ -19,9 +19,9 @@ from command_kit import DEADLINE_SECONDS, assert_is_error, environment, run
 
 from vifprobe.cli import COMMANDS
 from vifprobe.process.trust import PACKAGE
-from vifprobe.testing import frames as f
-from vifprobe.testing.recording import pcap_bytes
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.recording import pcap_bytes
 
 NOBODY = 65534
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)

@@ -15,9 +15,9 @@ import pytest
 from vifprobe import Probe
 from vifprobe.model.layout import Direction, PacketClass, Verdict
 from vifprobe.model.reading import count
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import device_counters, set_link_up
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import device_counters, set_link_up
 
 Require = Callable[[str, object, str], None]
 

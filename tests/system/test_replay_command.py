@@ -27,11 +27,11 @@ from vifprobe.render.text.replay import replay_lines
 from vifprobe.replay.player import Replay
 from vifprobe.replay.recording import opened
 from vifprobe.session.probe import Probe
-from vifprobe.testing import frames as f
-from vifprobe.testing.fuzz import corpus
-from vifprobe.testing.recording import PcapngWriter, pcap_bytes
-from vifprobe.testing.table import Run, cases_for
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.fuzz import corpus
+from vifprobe.testing.packets.recording import PcapngWriter, pcap_bytes
+from vifprobe.testing.packets.table import Run, cases_for
 from vifprobe.testing.token_bucket import judge
 
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)

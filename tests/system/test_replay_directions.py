@@ -21,11 +21,11 @@ from vifprobe.model.reading import Reading
 from vifprobe.replay.player import Replay
 from vifprobe.replay.recording import opened
 from vifprobe.session.probe import Probe
-from vifprobe.testing import frames as f
-from vifprobe.testing.cable import GUEST_ADDRESS, HOST_ADDRESS, Wired, wired_guest
-from vifprobe.testing.connections import serving, working
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.recording import pcap_bytes
+from vifprobe.testing.net.cable import GUEST_ADDRESS, HOST_ADDRESS, Wired, wired_guest
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.recording import pcap_bytes
+from vifprobe.testing.traffic.connections import serving, working
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)

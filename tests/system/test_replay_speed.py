@@ -13,8 +13,8 @@ import pytest
 from vifprobe.model.reading import Counts, Limit, count
 from vifprobe.replay.player import Replay
 from vifprobe.replay.recording import opened
-from vifprobe.testing import frames as f
-from vifprobe.testing.recording import pcap_bytes
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.recording import pcap_bytes
 
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)
 START_NS = 1_613_692_801_000_000_007

@@ -20,11 +20,11 @@ from command_kit import Running, environment, run, start
 
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.netns import Netns, private_netns
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns, private_netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 from vifprobe.testing.waiting import wait_until
 
 Require = Callable[[str, object, str], None]

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from command_kit import COMMAND, DEADLINE_SECONDS, environment
 
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 from vifprobe.testing.waiting import wait_until
 
 Require = Callable[[str, object, str], None]

@@ -13,9 +13,9 @@ import pytest
 from command_kit import assert_is_error, run
 from stream_kit import job
 
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 from vifprobe.testing.waiting import wait_until
 
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from command_kit import COMMAND, DEADLINE_SECONDS, assert_adds_up, environment, run, start, total
 
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)
 FRAMES = 2003

@@ -9,10 +9,10 @@ from datetime import datetime
 import pytest
 from command_kit import VERDICTS, Object, assert_adds_up, run, start, total
 
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)
 DNS = f.eth(f.ipv4(f.udp(bytes(29))), f.EtherType.IPV4)
@@ -105,7 +105,7 @@ def test_a_direction_that_is_not_watched_is_unknown_not_zero(tap: Tap) -> None:
 
 
 def test_two_taps_have_an_object_each(tap: Tap) -> None:
-    from vifprobe.testing.taps import tap as make_tap
+    from vifprobe.testing.net.taps import tap as make_tap
 
     with make_tap("tap1") as other, start("watch", "tap0", "tap1", "--json", "--interval", "50ms") as running:
         running.wait_for_lines(2)

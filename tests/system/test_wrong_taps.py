@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from command_kit import assert_is_error, run
 
-from vifprobe.testing.netns import private_netns
-from vifprobe.testing.taps import create_tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import private_netns
+from vifprobe.testing.net.taps import create_tap
+from vifprobe.testing.net.taps import tap as make_tap
 
 NAME = "tap834d76e9-5f"
 #: Each with the options that it can't do without.

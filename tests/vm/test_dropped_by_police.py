@@ -16,13 +16,13 @@ from vm_kit import KERNEL, OUT, SECONDS, add_policer, run, watch
 from vifprobe import Probe
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import Reading, count
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import writer
-from vifprobe.testing.frames import EtherType
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.scenario import forwarded
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.frames import EtherType
+from vifprobe.testing.traffic.flood import writer
+from vifprobe.testing.traffic.scenario import forwarded
 from vifprobe.testing.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("stock_kernel")

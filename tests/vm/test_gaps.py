@@ -17,11 +17,11 @@ from vifprobe.capture.reader import Capture
 from vifprobe.capture.rows import EventRow
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import count
-from vifprobe.testing.flood import Writer, writer
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.scenario import forwarded, syn_flood_packets
-from vifprobe.testing.taps import Tap, device_counters
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, device_counters
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.traffic.flood import Writer, writer
+from vifprobe.testing.traffic.scenario import forwarded, syn_flood_packets
 from vifprobe.testing.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("stock_kernel")

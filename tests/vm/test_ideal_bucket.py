@@ -11,12 +11,12 @@ from vm_kit import KERNEL, OUT, SECONDS, add_policer, policed, watch
 from vifprobe import Probe
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import Limit
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood, writer
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.scenario import forwarded
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood, writer
+from vifprobe.testing.traffic.scenario import forwarded
 
 pytestmark = pytest.mark.usefixtures("stock_kernel")
 

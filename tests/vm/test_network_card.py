@@ -22,8 +22,8 @@ from vifprobe.analysis.reconcile import ReconcileRow
 from vifprobe.model.layout import Direction, PacketClass
 from vifprobe.model.reading import Reading
 from vifprobe.session.counter_check import CounterCheck
-from vifprobe.testing.netns import Netns, private_netns
-from vifprobe.testing.taps import device_counters, set_link_up
+from vifprobe.testing.net.netns import Netns, private_netns
+from vifprobe.testing.net.taps import device_counters, set_link_up
 from vifprobe.testing.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("stock_kernel")

@@ -18,10 +18,10 @@ from vifprobe.capture.reader import Capture
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import count
 from vifprobe.session.counter_check import CounterCheck
-from vifprobe.testing.flood import writer
-from vifprobe.testing.scenario import syn_flood_packets
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.traffic.flood import writer
+from vifprobe.testing.traffic.scenario import syn_flood_packets
 from vifprobe.testing.waiting import wait_until
 
 pytestmark = [pytest.mark.usefixtures("ovs"), pytest.mark.kernels("6.1", "6.12")]

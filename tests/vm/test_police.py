@@ -10,11 +10,11 @@ from vm_kit import KERNEL, OUT, SECONDS, add_policer, delete_policer, policed, r
 
 from vifprobe import Probe
 from vifprobe.model.layout import Direction, Verdict
-from vifprobe.testing.flood import writer
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.scenario import forwarded, ordinary_packets, syn_flood_packets
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.traffic.flood import writer
+from vifprobe.testing.traffic.scenario import forwarded, ordinary_packets, syn_flood_packets
 
 pytestmark = pytest.mark.usefixtures("stock_kernel")
 

@@ -20,11 +20,11 @@ import pytest
 from vm_kit import ROOM, has_policer, run
 
 from vifprobe.analysis.findings import thresholds
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import writer
-from vifprobe.testing.frames import EtherType
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.frames import EtherType
+from vifprobe.testing.traffic.flood import writer
 from vifprobe.testing.waiting import wait_until
 
 # What Open vSwitch does and what is made of it does not depend on the kernel.

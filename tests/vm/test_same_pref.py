@@ -14,11 +14,11 @@ from vifprobe import Probe
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import FILTER_PREF, has_tcx
 from vifprobe.model.layout import Direction
-from vifprobe.testing.flood import flood
-from vifprobe.testing.frames import EtherType, TcpFlag, eth, ipv4, tcp
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets.frames import EtherType, TcpFlag, eth, ipv4, tcp
+from vifprobe.testing.traffic.flood import flood
 
 pytestmark = pytest.mark.usefixtures("stock_kernel")
 

@@ -16,12 +16,12 @@ from vm_kit import OUT, run
 
 from vifprobe.host.net.uplink import line_speed_bps
 from vifprobe.session.audit.snapshot import audit_tap
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import writer
-from vifprobe.testing.frames import EtherType
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.frames import EtherType
+from vifprobe.testing.traffic.flood import writer
 
 pytestmark = [pytest.mark.usefixtures("stock_kernel"), pytest.mark.kernels("6.1", "6.12")]
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from vifprobe.model.layout import Direction, Verdict
 from vifprobe.model.reading import Reading, count
 from vifprobe.session.probe import Probe
-from vifprobe.testing.flood import Writer, Written
+from vifprobe.testing.traffic.flood import Writer, Written
 
 #: The stock kernel that these run on, "" elsewhere.
 KERNEL = os.environ.get("VIFPROBE_VM", "")

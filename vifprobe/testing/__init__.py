@@ -3,14 +3,10 @@
 
 | module | holds |
 |---|---|
-| `frames`, `extensions` | builders of raw Ethernet frames, right or deliberately wrong |
-| `rules` | an independent model of packet class and wire bytes |
-| `table` | the packet table: every row and corner of the class rules (in `cases`), with what a probe must say of each |
-| `netns` | private network namespaces |
-| `taps` | taps, and TSO frames written to them |
-| `macvtap` | macvtaps |
-| `links` | nft ingress limits, bridges and veth pairs |
-| `flood` | a writer bounded in frames and seconds |
+| `packets/` | raw Ethernet frames, the packet table, and independent opinions on the class of each |
+| `net/` | private network namespaces, taps and what stands behind them |
+| `traffic/` | bounded floods, real TCP connections, a VM's tap under load |
+| `token_bucket` | the ideal token bucket in Python: what the one in bpf/ is compared with |
 | `waiting` | wait for a condition with a deadline |
 
 Everything that needs the kernel acts on the calling thread's network namespace: enter a private one first.

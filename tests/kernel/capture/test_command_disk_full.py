@@ -12,8 +12,8 @@ import pytest
 from probe_kit import FIRST_CPU, OUT, SYN, Require, capturing
 
 from vifprobe import load
-from vifprobe.testing.flood import writer
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.traffic.flood import writer
 
 
 @pytest.fixture

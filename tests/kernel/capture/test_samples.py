@@ -20,11 +20,11 @@ from vifprobe.kernel.settings import SAMPLE_FIRST, Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
 from vifprobe.kernel.tables.samples import FIRST_MEAN, Samples, class_counts
 from vifprobe.model.layout import SAMPLE, SAMPLE_EAGER_LOOKS, PacketClass, SampleFlag, TapTrait, Verdict
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 
 Array = npt.NDArray[Any]
 Kind = tuple[bytes, PacketClass, int, int]

@@ -12,10 +12,10 @@ from probe_kit import LIMIT, SYN, Require, capturing
 
 from vifprobe import load
 from vifprobe.model.layout import PacketClass, Verdict
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 
 PAYLOAD = b"secret!" * 30
 SYNACK = f.TcpFlag.SYN | f.TcpFlag.ACK

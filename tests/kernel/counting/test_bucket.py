@@ -20,11 +20,11 @@ from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.layout import Bucket, Charge, Direction, Expected, TapTrait, Verdict
 from vifprobe.model.reading import Limit
 from vifprobe.session.probe import Probe
-from vifprobe.testing.flood import flood
-from vifprobe.testing.netns import private_netns
-from vifprobe.testing.rules import expected_wire_bytes
-from vifprobe.testing.taps import tap
+from vifprobe.testing.net.netns import private_netns
+from vifprobe.testing.net.taps import tap
+from vifprobe.testing.packets.rules import expected_wire_bytes
 from vifprobe.testing.token_bucket import judge
+from vifprobe.testing.traffic.flood import flood
 
 # struct __sk_buff, include/uapi/linux/bpf.h
 SKB_BYTES, TSTAMP_OFFSET = 192, 152

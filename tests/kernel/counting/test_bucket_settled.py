@@ -24,12 +24,12 @@ from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.layout import Bucket, Expected, TapTrait, Verdict
 from vifprobe.model.reading import Limit, Reading
 from vifprobe.session.probe import Probe
-from vifprobe.testing.flood import flood, writer
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.netns import private_netns
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.netns import private_netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
 from vifprobe.testing.token_bucket import TokenBucket
+from vifprobe.testing.traffic.flood import flood, writer
 
 LLDP = b"\xff" * 12 + b"\x88\xcc"
 START_NS = 1_000_000_007

@@ -23,12 +23,12 @@ from vifprobe.model.reading import Limit, Reading
 from vifprobe.render.export.jsonlines import reading_line
 from vifprobe.session.audit.snapshot import audit_tap
 from vifprobe.session.counter_check import CounterCheck
-from vifprobe.testing.flood import flood
-from vifprobe.testing.links import bridge_with, nft_ingress_limit, veth_pair
-from vifprobe.testing.macvtap import GUEST_MAC, macvtap
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap, device_counters
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import bridge_with, nft_ingress_limit, veth_pair
+from vifprobe.testing.net.macvtap import GUEST_MAC, macvtap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, device_counters
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.traffic.flood import flood
 
 OUT, IN = Direction
 SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h

@@ -33,10 +33,10 @@ from vifprobe import Probe, load
 from vifprobe.capture.rows import ReconcileRow
 from vifprobe.model.layout import PacketClass, Verdict
 from vifprobe.model.reading import Counts, count
-from vifprobe.testing.flood import writer
-from vifprobe.testing.links import NftLimit, nft_ingress_limit
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import NftLimit, nft_ingress_limit
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.traffic.flood import writer
 
 BIN_NS = 1_000_000
 PASSED, POLICED, DROPPED = Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED

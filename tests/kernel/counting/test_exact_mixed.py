@@ -13,14 +13,14 @@ from probe_kit import FIRST_CPU, FLOOD_SECONDS, LIMIT, OUT, SYN, capturing, forw
 from vifprobe import Probe, load
 from vifprobe.model.layout import Direction, Ethertype, Verdict
 from vifprobe.model.reading import Cells, Counts, count
-from vifprobe.testing import frames as f
-from vifprobe.testing.case import Case, Run
-from vifprobe.testing.flood import writer
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.table import cases_for
-from vifprobe.testing.taps import Tap, gso_packet
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, gso_packet
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.case import Case, Run
+from vifprobe.testing.packets.table import cases_for
+from vifprobe.testing.traffic.flood import writer
 
 COUNT = 100_003
 PASSED, POLICED, DROPPED = Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED

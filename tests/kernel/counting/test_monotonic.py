@@ -28,9 +28,9 @@ from probe_kit import (
 from vifprobe import Probe
 from vifprobe.model.layout import TapTrait, Verdict
 from vifprobe.model.reading import count, subtract
-from vifprobe.testing.flood import flood, writer
-from vifprobe.testing.links import bridge_with, nft_ingress_limit
-from vifprobe.testing.taps import Tap, create_tap, set_link_up
+from vifprobe.testing.net.links import bridge_with, nft_ingress_limit
+from vifprobe.testing.net.taps import Tap, create_tap, set_link_up
+from vifprobe.testing.traffic.flood import flood, writer
 
 COUNT = 200_003
 SNAPSHOTS = 307

@@ -21,15 +21,15 @@ from vifprobe.kernel.attach import attach
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.model.layout import SIZE_EDGES_BYTES, SIZE_UNKNOWN, Direction, PacketClass, Verdict
 from vifprobe.model.reading import Cells, Limit, Reading, count
-from vifprobe.testing import frames as f
-from vifprobe.testing import syns
-from vifprobe.testing.case import Case, Run
-from vifprobe.testing.flood import flood
-from vifprobe.testing.links import bridge_with, nft_ingress_limit
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.table import cases_for
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import bridge_with, nft_ingress_limit
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets import syns
+from vifprobe.testing.packets.case import Case, Run
+from vifprobe.testing.packets.table import cases_for
+from vifprobe.testing.traffic.flood import flood
 
 GO_ON = -1
 IN = Direction.INBOUND

@@ -28,11 +28,11 @@ from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.layout import Direction, Ethertype, PacketClass, TapTrait
-from vifprobe.testing.frames import ETH_HEADER_BYTES, pad
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.table import CASES, Case, Run, cases_for
-from vifprobe.testing.taps import GsoType, Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import GsoType, Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets.frames import ETH_HEADER_BYTES, pad
+from vifprobe.testing.packets.table import CASES, Case, Run, cases_for
 
 GO_ON = -1  # TC_ACT_UNSPEC and TCX_NEXT of include/uapi/linux/pkt_cls.h and bpf.h
 LOOPBACK = 1  # ifindex of the device that TEST_RUN gives its packets: lo of the caller's namespace

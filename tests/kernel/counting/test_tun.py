@@ -24,15 +24,15 @@ from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.model.layout import Direction, PacketClass, TapTrait, Verdict, size_bucket
 from vifprobe.model.reading import Limit
 from vifprobe.session.counter_check import CounterCheck
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.frames import ETH_HEADER_BYTES, TcpFlag
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.table import Case, Run, cases_for
-from vifprobe.testing.taps import GsoType, device_counters
-from vifprobe.testing.taps import tap as make_tap
-from vifprobe.testing.tun import Tun, tun
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import GsoType, device_counters
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.net.tun import Tun, tun
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.frames import ETH_HEADER_BYTES, TcpFlag
+from vifprobe.testing.packets.table import Case, Run, cases_for
+from vifprobe.testing.traffic.flood import flood
 
 IN = Direction.INBOUND
 HOST, PORT = bytes([10, 77, 0, 1]), 4099

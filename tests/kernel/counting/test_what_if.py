@@ -30,11 +30,11 @@ from vifprobe.model.layout import WHAT_IFS_MAX, Bucket, Charge, Direction, Packe
 from vifprobe.model.reading import Limit
 from vifprobe.model.whatif import WhatIf, rows_of, total
 from vifprobe.session.probe import Probe
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.rules import expected_wire_bytes
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.rules import expected_wire_bytes
 from vifprobe.testing.token_bucket import TokenBucket
+from vifprobe.testing.traffic.flood import flood
 
 SKB_BYTES, TSTAMP_OFFSET = 192, 152  # struct __sk_buff, include/uapi/linux/bpf.h
 KINDS = {

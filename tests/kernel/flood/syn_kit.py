@@ -18,11 +18,11 @@ from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.layout import Direction
 from vifprobe.model.records import HLL_REGISTERS, SynMeasures
-from vifprobe.testing import frames as f
-from vifprobe.testing.links import bridge_with
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import bridge_with
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
 from vifprobe.testing.waiting import wait_until
 
 IN = Direction.INBOUND

@@ -16,11 +16,11 @@ import pytest
 
 from vifprobe.model.layout import Direction, PacketClass
 from vifprobe.session.probe import Probe
-from vifprobe.testing import syns
-from vifprobe.testing.cable import GUEST_ADDRESS, GUEST_ADDRESS_V6, Wired, add_ipv6, wired_guest
-from vifprobe.testing.connections import serving
-from vifprobe.testing.flood import flood
-from vifprobe.testing.netns import Netns
+from vifprobe.testing.net.cable import GUEST_ADDRESS, GUEST_ADDRESS_V6, Wired, add_ipv6, wired_guest
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.packets import syns
+from vifprobe.testing.traffic.connections import serving
+from vifprobe.testing.traffic.flood import flood
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 COUNT, PORT = 6_007, 8_080

@@ -14,12 +14,12 @@ import pytest
 from vifprobe.model.layout import Direction, PacketClass
 from vifprobe.model.reading import Reading
 from vifprobe.session.probe import Probe
-from vifprobe.testing import frames as f
-from vifprobe.testing import syns
-from vifprobe.testing.flood import writer
-from vifprobe.testing.frames import EtherType, TcpFlag
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets import syns
+from vifprobe.testing.packets.frames import EtherType, TcpFlag
+from vifprobe.testing.traffic.flood import writer
 
 OUT = Direction.OUTBOUND
 ARP = f.pad(f.eth(f.arp(), EtherType.ARP))

@@ -18,9 +18,9 @@ from vifprobe.analysis.findings.thresholds import flood_thresholds
 from vifprobe.model.layout import Direction, PacketClass
 from vifprobe.model.reading import Reading
 from vifprobe.session.probe import Probe
-from vifprobe.testing.cable import GUEST_ADDRESS, HOST_ADDRESS, Wired, wired_guest
-from vifprobe.testing.connections import Done, serving, working
-from vifprobe.testing.netns import Netns
+from vifprobe.testing.net.cable import GUEST_ADDRESS, HOST_ADDRESS, Wired, wired_guest
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.traffic.connections import Done, serving, working
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 SECONDS = 2.3

@@ -21,14 +21,14 @@ from vifprobe.analysis.findings.thresholds import flood_thresholds
 from vifprobe.model.layout import Direction
 from vifprobe.model.reading import Reading
 from vifprobe.session.probe import Probe
-from vifprobe.testing import frames as f
-from vifprobe.testing import syns
-from vifprobe.testing.cable import GUEST_ADDRESS, GUEST_ADDRESS_V6, Wired, add_ipv6, wired_guest
-from vifprobe.testing.connections import Done, working
-from vifprobe.testing.flood import flood, writer
-from vifprobe.testing.frames import EtherType
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap, device_counters
+from vifprobe.testing.net.cable import GUEST_ADDRESS, GUEST_ADDRESS_V6, Wired, add_ipv6, wired_guest
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, device_counters
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets import syns
+from vifprobe.testing.packets.frames import EtherType
+from vifprobe.testing.traffic.connections import Done, working
+from vifprobe.testing.traffic.flood import flood, writer
 from vifprobe.testing.waiting import wait_until
 
 OUT = Direction.OUTBOUND

@@ -18,10 +18,10 @@ from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.layout import TapTrait
 from vifprobe.model.records import AGE_BUCKETS
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import flood
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import flood
 from vifprobe.testing.waiting import wait_until
 
 

@@ -17,7 +17,7 @@ from vifprobe.kernel.features import read_features
 from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
-from vifprobe.testing.netns import Netns
+from vifprobe.testing.net.netns import Netns
 
 #: Different sources in the flood that memory is bounded under: some 0.3 us each, in an emulated machine far more.
 SPOOFED = 300_000 if os.environ.get("VIFPROBE_VM") else 10_000_000

@@ -25,8 +25,8 @@ from vifprobe.analysis.flood.kernel import KernelSide as SynSide
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.model.layout import Direction
 from vifprobe.model.records import AGE_BUCKETS
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
 
 Array = npt.NDArray[Any]
 MICROSECOND = 1_000

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from vifprobe.host.net.netlink import attribute
 from vifprobe.host.tc.objects import TCMSG
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 
 #: The `require` fixture of conftest.py.
 Require = Callable[[str, object, str], None]

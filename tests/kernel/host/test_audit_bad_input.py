@@ -26,7 +26,7 @@ from vifprobe.model.reading import Limit
 from vifprobe.session.audit import auditor
 from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
 from vifprobe.session.probe import Probe
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 
 IN = Direction.INBOUND
 TBF = "tc qdisc add dev tap0 root tbf rate 100mbit burst 3125kb latency 50ms"

@@ -20,8 +20,8 @@ from vifprobe.kernel import libbpf
 from vifprobe.kernel.tables import sched
 from vifprobe.kernel.tables.sched import HostCounters, HostCounts
 from vifprobe.kernel.tables.slices import TICK_NS_MAX
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import set_link_up
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import set_link_up
 from vifprobe.testing.waiting import wait_until
 
 ROUND_TRIPS = 10_007

@@ -8,8 +8,8 @@ from host_fixtures import CHARGED_BYTES, FRAME, run, send
 from vifprobe.host.counters import CounterMeaning, CounterSample, Unit, read_counters, read_counters_of
 from vifprobe.host.net.links import find_link
 from vifprobe.model.layout import Direction
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.taps import Tap, create_tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.taps import Tap, create_tap
 from vifprobe.testing.waiting import wait_until
 
 

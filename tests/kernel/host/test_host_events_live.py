@@ -21,9 +21,9 @@ from vifprobe.host.net.events import Event, Events
 from vifprobe.host.net.links import find_link
 from vifprobe.host.nft.events import NftChange
 from vifprobe.host.tc.records import TcFilter, TcQdisc
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap, create_tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, create_tap
+from vifprobe.testing.net.taps import tap as make_tap
 
 SECONDS = 10.0
 

@@ -20,11 +20,11 @@ from vifprobe.host.net import links
 from vifprobe.host.net import netns as host_netns
 from vifprobe.host.procs.processes import holders
 from vifprobe.host.taps import describe, list_taps
-from vifprobe.testing.flood import writer
-from vifprobe.testing.links import bridge_with, veth_pair
-from vifprobe.testing.netns import Netns, private_netns
-from vifprobe.testing.taps import Tap, create_tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import bridge_with, veth_pair
+from vifprobe.testing.net.netns import Netns, private_netns
+from vifprobe.testing.net.taps import Tap, create_tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.traffic.flood import writer
 
 
 def test_a_tap_is_found_with_what_ip_link_says_of_it(tap: Tap) -> None:
@@ -197,7 +197,7 @@ def test_a_tap_of_the_same_name_elsewhere_is_not_taken_for_this_one(netns: Netns
     """Fdinfo tells a name and no namespace: the holder of another namespace's tap0 is not this tap0's."""
     run("ip tuntap add tap0 mode tap")
     script = (
-        "import sys; from vifprobe.testing.taps import create_tap\n"
+        "import sys; from vifprobe.testing.net.taps import create_tap\n"
         "with create_tap('tap0'): print(flush=True); sys.stdin.read()"
     )
     with private_netns(enter=False) as other:
@@ -216,7 +216,7 @@ def test_a_tap_of_the_same_name_elsewhere_is_not_taken_for_this_one(netns: Netns
 def test_who_runs_a_guest_is_told_from_its_command_line_and_libvirts_file(netns: Netns, tmp_path: Path) -> None:
     """A process that calls itself qemu, holds the tap, and was started with QEMU's arguments."""
     script = (
-        "import sys; from vifprobe.testing.taps import create_tap\n"
+        "import sys; from vifprobe.testing.net.taps import create_tap\n"
         "open('/proc/self/comm', 'w').write('qemu-system-x86')\n"
         "with create_tap('tap834d76e9-5f'): print(flush=True); sys.stdin.read()"
     )

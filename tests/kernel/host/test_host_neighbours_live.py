@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from host_fixtures import run
 
 from vifprobe.host.net.neighbours import Neighbour, neighbours
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 
 
 def test_addresses_by_mac(tap: Tap) -> None:

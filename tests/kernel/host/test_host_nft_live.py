@@ -19,9 +19,9 @@ from vifprobe.host.net.links import find_link
 from vifprobe.host.nft.reader import has_ingress_chain, nft_policers, read_nft
 from vifprobe.host.nft.rules import Counter, RateLimit
 from vifprobe.model.layout import Direction
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap, create_tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, create_tap
 
 
 @pytest.fixture(autouse=True)

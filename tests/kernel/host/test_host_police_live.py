@@ -20,7 +20,7 @@ from vifprobe.host.tc.reader import read_tc
 from vifprobe.host.tc.records import PoliceAction, TcAction, TcFilter
 from vifprobe.model.layout import Direction
 from vifprobe.model.units import parse_rate_bps, parse_size_bytes
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,8 @@ from vifprobe.host.tc.reader import read_tc, read_tc_of
 from vifprobe.host.tc.records import CLSACT_EGRESS, CLSACT_INGRESS, Stats, TcAction
 from vifprobe.model.layout import Direction
 from vifprobe.model.units import parse_rate_bps, parse_size_bytes
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap, create_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, create_tap
 
 
 def as_printed(stats: Stats) -> Printed:

@@ -17,9 +17,9 @@ from host_fixtures import run
 from vifprobe.host.net.events import Event, Events
 from vifprobe.model.layout import Direction
 from vifprobe.session.probe import Probe
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap, switch_offload
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, switch_offload
+from vifprobe.testing.net.taps import tap as make_tap
 
 SECONDS = 30.0
 STORM_SECONDS = 2.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from vifprobe.host.counters import read_counters_of
 from vifprobe.host.net.links import find_link
-from vifprobe.testing.taps import private_netns
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.taps import private_netns
+from vifprobe.testing.net.taps import tap as make_tap
 
 
 def test_the_queues_of_a_tap_are_no_counters_of_their_own() -> None:

@@ -14,7 +14,7 @@ from host_fixtures import CHARGED_BYTES, Require, can, run, send
 from vifprobe.host.net.links import list_links_and_counters
 from vifprobe.host.tc.reader import read_tc
 from vifprobe.host.tc.records import INGRESS_HANDLE, handle_text
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 
 pyroute2 = pytest.importorskip("pyroute2")
 POLICE = "police rate 12500kbps burst 3125kb mtu 64kb drop flowid :1"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from vifprobe.testing.flood import flood, writer
-from vifprobe.testing.links import bridge_with, nft_ingress_limit, veth_pair
-from vifprobe.testing.netns import Netns, private_netns
-from vifprobe.testing.taps import GsoType, Tap, device_counters, write_gso
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import bridge_with, nft_ingress_limit, veth_pair
+from vifprobe.testing.net.netns import Netns, private_netns
+from vifprobe.testing.net.taps import GsoType, Tap, device_counters, write_gso
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.traffic.flood import flood, writer
 from vifprobe.testing.waiting import wait_until
 
 # 60 bytes of IEEE 802 local experimental EtherType 1; a bridge drops what comes from a source of all zeros.

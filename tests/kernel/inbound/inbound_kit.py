@@ -18,11 +18,11 @@ from probe_kit import SYN, Watched, watch_flood
 from vifprobe.model.layout import Direction, Verdict
 from vifprobe.model.reading import Counts, Reading, count
 from vifprobe.session.probe import Probe
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import Writer, writer
-from vifprobe.testing.links import bridge_with
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import bridge_with
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.traffic.flood import Writer, writer
 
 IN = Direction.INBOUND
 DATA = f.eth(f.ipv4(f.tcp(f.TcpFlag.ACK, bytes(1000))), f.EtherType.IPV4)

@@ -35,10 +35,10 @@ from vifprobe.kernel.load import make_programs
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.model.layout import WHAT_IFS_MAX, PacketClass, Verdict
 from vifprobe.model.reading import Reading
-from vifprobe.testing import frames as f
-from vifprobe.testing.netns import private_netns
-from vifprobe.testing.taps import Tap, write_gso
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import private_netns
+from vifprobe.testing.net.taps import Tap, write_gso
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
 
 COUNT = 20_011
 BIN_NS = 1_000_000

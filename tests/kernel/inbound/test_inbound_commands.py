@@ -13,7 +13,7 @@ from test_inbound import make_htb
 from vifprobe import load
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import count
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 from vifprobe.testing.waiting import wait_until
 
 COUNT = 5_003

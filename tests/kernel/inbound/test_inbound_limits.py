@@ -11,7 +11,7 @@ from test_inbound import make_htb, set_root
 from vifprobe import Probe
 from vifprobe.model.layout import Expected, Verdict
 from vifprobe.model.reading import Limit, Reading
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 
 COUNT = 5_003
 PASSED, POLICED, DROPPED, QUEUED = Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED, Verdict.QUEUED

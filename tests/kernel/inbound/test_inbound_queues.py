@@ -31,8 +31,8 @@ from probe_kit import FIRST_CPU, SYN, Watched
 from vifprobe import Probe
 from vifprobe.model.layout import PacketClass, Verdict
 from vifprobe.model.reading import Reading
-from vifprobe.testing.flood import writer
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.traffic.flood import writer
 
 COUNT = 1_511
 PASSED, POLICED, DROPPED, QUEUED = Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED, Verdict.QUEUED

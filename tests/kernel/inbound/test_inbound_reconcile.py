@@ -19,7 +19,7 @@ from vifprobe.kernel import libbpf
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import Reading
 from vifprobe.session.counter_check import CounterCheck
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
 
 COUNT = 5_003
 RING = 1000 + 64  # the tap's tx queue length, and what vhost takes at once

@@ -19,10 +19,10 @@ from vifprobe.kernel.toolchain import cache
 from vifprobe.kernel.toolchain.compiled import Compiled
 from vifprobe.kernel.toolchain.compiler import compile_apart
 from vifprobe.model.layout import Verdict
-from vifprobe.testing.case import Run
-from vifprobe.testing.flood import flood
-from vifprobe.testing.table import cases_for
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.packets.case import Run
+from vifprobe.testing.packets.table import cases_for
+from vifprobe.testing.traffic.flood import flood
 
 COUNT = 10_007
 FRAMES = [case.frame for case in cases_for(Run.TAP, gso=False)]

@@ -16,13 +16,13 @@ from vifprobe.kernel import settings
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.model.layout import TAP_PROBES, Direction, Verdict
 from vifprobe.model.reading import count
-from vifprobe.testing import syns
-from vifprobe.testing.case import Run
-from vifprobe.testing.flood import flood, writer
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.table import cases_for
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import syns
+from vifprobe.testing.packets.case import Run
+from vifprobe.testing.packets.table import cases_for
+from vifprobe.testing.traffic.flood import flood, writer
 
 GO_ON = -1
 MANY_TAPS = 53

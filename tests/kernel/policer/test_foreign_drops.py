@@ -17,11 +17,11 @@ from vifprobe import Probe
 from vifprobe.kernel import load
 from vifprobe.kernel.toolchain.source import source_text
 from vifprobe.model.layout import Verdict
-from vifprobe.testing.flood import writer
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.netns import private_netns
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.netns import private_netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.traffic.flood import writer
 
 COUNT = 2_003 if KERNEL else 100_003  # emulated processors take tens of times as long
 #: Freed before it gets to tc: the kernel can't take out a tag that ends with the frame.

@@ -31,13 +31,13 @@ from vifprobe.model.reading import Limit
 from vifprobe.session.audit import auditor
 from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
 from vifprobe.session.probe import Probe
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import writer
-from vifprobe.testing.frames import EtherType, TcpFlag
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.scenario import forwarded, syn_flood_packets
-from vifprobe.testing.taps import Tap, device_counters, gso_packet
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap, device_counters, gso_packet
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.frames import EtherType, TcpFlag
+from vifprobe.testing.traffic.flood import writer
+from vifprobe.testing.traffic.scenario import forwarded, syn_flood_packets
 from vifprobe.testing.waiting import wait_until
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND

@@ -26,9 +26,9 @@ from vifprobe.model.reading import Finding, Limit, Reading
 from vifprobe.session.audit import auditor
 from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
 from vifprobe.session.probe import Probe
-from vifprobe.testing.flood import writer
-from vifprobe.testing.scenario import guest, ordinary_packets, syn_flood_packets
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.traffic.flood import writer
+from vifprobe.testing.traffic.scenario import guest, ordinary_packets, syn_flood_packets
 
 Require = Callable[[str, object, str], None]
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND

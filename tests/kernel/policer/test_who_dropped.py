@@ -25,14 +25,14 @@ from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import has_tcx
 from vifprobe.model.layout import Direction, Verdict
 from vifprobe.model.reading import count
-from vifprobe.testing import frames as f
-from vifprobe.testing.flood import writer
-from vifprobe.testing.frames import EtherType
-from vifprobe.testing.links import nft_chain, nft_ingress_limit
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.scenario import forwarded
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import nft_chain, nft_ingress_limit
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.frames import EtherType
+from vifprobe.testing.traffic.flood import writer
+from vifprobe.testing.traffic.scenario import forwarded
 
 Require = Callable[[str, object, str], None]
 COUNT = 10_007

@@ -18,8 +18,8 @@ from replay_kit import Shower, shower
 
 from vifprobe.kernel.features import missing_capabilities
 from vifprobe.model.layout import Ethertype, PacketClass
-from vifprobe.testing import dissector, fuzz
-from vifprobe.testing.shrink import smallest
+from vifprobe.testing.packets import dissector, fuzz
+from vifprobe.testing.packets.shrink import smallest
 
 SEED = int(os.environ.get("VIFPROBE_FUZZ_SEED", "20210219"))
 FRAMES = int(os.environ.get("VIFPROBE_FUZZ_FRAMES", "100_003"))

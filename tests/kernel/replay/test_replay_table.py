@@ -16,9 +16,9 @@ from vifprobe.kernel.features import missing_capabilities
 from vifprobe.kernel.testrun import SKB_MAX_BYTES, is_refused
 from vifprobe.model.layout import Direction, Ethertype, Expected, PacketClass, Verdict, size_bucket
 from vifprobe.model.reading import Counts, count
-from vifprobe.testing.case import Case, Run
-from vifprobe.testing.frames import ETH_HEADER_BYTES, EtherType, TcpFlag, eth, ipv4, tcp, vlan
-from vifprobe.testing.table import CASES, cases_for
+from vifprobe.testing.packets.case import Case, Run
+from vifprobe.testing.packets.frames import ETH_HEADER_BYTES, EtherType, TcpFlag, eth, ipv4, tcp, vlan
+from vifprobe.testing.packets.table import CASES, cases_for
 
 ON_A_TAP = cases_for(Run.TAP, gso=False)
 

@@ -23,11 +23,11 @@ from vifprobe.model.layout import Direction
 from vifprobe.model.reading import Finding, Limit, Reading
 from vifprobe.render.context import TapContext
 from vifprobe.render.judgement import State, judge
-from vifprobe.testing.flood import flood
-from vifprobe.testing.links import veth_pair
-from vifprobe.testing.macvtap import macvtap
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.links import veth_pair
+from vifprobe.testing.net.macvtap import macvtap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.traffic.flood import flood
 
 OUT = Direction.OUTBOUND
 COUNT = 10_007

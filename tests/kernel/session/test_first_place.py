@@ -15,8 +15,8 @@ from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import has_tcx, load_empty
 from vifprobe.kernel.tcx import tcx_programs
 from vifprobe.model.layout import Direction
-from vifprobe.testing.flood import flood
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.traffic.flood import flood
 
 OUT = Direction.OUTBOUND
 COUNT = 10_007

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from probe_kit import FIRST_CPU, SYN, watching
 
-from vifprobe.testing.flood import writer
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.traffic.flood import writer
 
 IS_TIMED = os.environ.get("VIFPROBE_TIMING") == "1"
 FIRST_LINE_SECONDS = 0.8 if IS_TIMED else 8.0

@@ -35,11 +35,11 @@ from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import Limit, Reading, count
 from vifprobe.render.text.policer import policer_lines
 from vifprobe.session.audit.snapshot import audit_tap
-from vifprobe.testing.flood import flood, writer
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.netns import Netns, private_netns
-from vifprobe.testing.taps import Tap, set_link_up
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.netns import Netns, private_netns
+from vifprobe.testing.net.taps import Tap, set_link_up
+from vifprobe.testing.net.taps import tap as make_tap
+from vifprobe.testing.traffic.flood import flood, writer
 from vifprobe.testing.waiting import wait_until
 
 COUNT = 10_007

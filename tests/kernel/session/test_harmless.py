@@ -17,9 +17,9 @@ from probe_kit import FIRST_CPU, KERNEL, SYN, capturing, command, forwarding, wa
 from vifprobe import Probe
 from vifprobe.errors import TapError
 from vifprobe.kernel.attach import has_tcx
-from vifprobe.testing.flood import writer
-from vifprobe.testing.links import nft_ingress_limit
-from vifprobe.testing.taps import Tap
+from vifprobe.testing.net.links import nft_ingress_limit
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.traffic.flood import writer
 from vifprobe.testing.waiting import wait_until
 
 # Emulated processors take tens of times as long.

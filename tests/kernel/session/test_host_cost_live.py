@@ -22,9 +22,9 @@ from vifprobe.model.host_cost import HostCost
 from vifprobe.model.layout import Direction
 from vifprobe.model.reading import Reading
 from vifprobe.model.records import HostScope
-from vifprobe.testing.netns import Netns
-from vifprobe.testing.taps import Tap
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.netns import Netns
+from vifprobe.testing.net.taps import Tap
+from vifprobe.testing.net.taps import tap as make_tap
 from vifprobe.testing.waiting import wait_until
 
 FRAMES = 20_011

@@ -15,8 +15,8 @@ from vifprobe.kernel import libbpf
 from vifprobe.kernel.attach import FILTER_HANDLE, FILTER_PREF, load_empty
 from vifprobe.kernel.leftovers import is_orphan, remove_filter
 from vifprobe.session.probe import Probe
-from vifprobe.testing.netns import private_netns
-from vifprobe.testing.taps import Tap, tap
+from vifprobe.testing.net.netns import private_netns
+from vifprobe.testing.net.taps import Tap, tap
 
 
 @pytest.fixture

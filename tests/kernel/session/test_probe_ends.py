@@ -13,8 +13,8 @@ from leftovers_kit import open_fds
 from vifprobe import Probe
 from vifprobe.errors import HostError
 from vifprobe.model.layout import Direction
-from vifprobe.testing.taps import Tap, private_netns
-from vifprobe.testing.taps import tap as make_tap
+from vifprobe.testing.net.taps import Tap, private_netns
+from vifprobe.testing.net.taps import tap as make_tap
 
 
 def test_stopped_before_it_was_opened(tap: Tap) -> None:

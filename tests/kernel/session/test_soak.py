@@ -14,8 +14,8 @@ from vifprobe.kernel.tables import counters
 from vifprobe.session import host_cost
 from vifprobe.session.audit import auditor
 from vifprobe.session.probe import Probe
-from vifprobe.testing import frames as f
-from vifprobe.testing.taps import Tap, switch_offload
+from vifprobe.testing.net.taps import Tap, switch_offload
+from vifprobe.testing.packets import frames as f
 
 #: VIFPROBE_SOAK=100000 for as many: a minute and more.
 INTERVALS = int(os.environ.get("VIFPROBE_SOAK", "6000"))

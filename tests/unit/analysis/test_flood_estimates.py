@@ -14,7 +14,7 @@ from vifprobe.analysis.flood.gaps import GapHistogram
 from vifprobe.analysis.flood.headers import PACKET, packets_of
 from vifprobe.analysis.flood.kernel import distinct
 from vifprobe.analysis.flood.reservoir import Reservoir
-from vifprobe.testing import syns
+from vifprobe.testing.packets import syns
 
 TRIALS = 300
 

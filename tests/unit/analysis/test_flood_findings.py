@@ -21,9 +21,9 @@ from vifprobe.errors import UsageError
 from vifprobe.model.flood import Measure
 from vifprobe.model.layout import Direction, PacketClass, Verdict
 from vifprobe.model.reading import Cells, Finding
-from vifprobe.testing import frames as f
-from vifprobe.testing import syns
-from vifprobe.testing.frames import EtherType
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets import syns
+from vifprobe.testing.packets.frames import EtherType
 
 SYN, SYNACK, ACK, DATA = PacketClass.TCP_SYN, PacketClass.TCP_SYNACK, PacketClass.TCP_ACK, PacketClass.TCP_DATA
 BOTH = (OUT, IN)

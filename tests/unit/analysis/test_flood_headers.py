@@ -14,10 +14,10 @@ from vifprobe.analysis.flood.addresses import address
 from vifprobe.analysis.flood.habits import fingerprint_words
 from vifprobe.analysis.flood.headers import option_letters, packets_of
 from vifprobe.model.layout import PacketClass
-from vifprobe.testing import frames as f
-from vifprobe.testing import syns
-from vifprobe.testing.extensions import hop_by_hop
-from vifprobe.testing.frames import EtherType, TcpFlag
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets import syns
+from vifprobe.testing.packets.extensions import hop_by_hop
+from vifprobe.testing.packets.frames import EtherType, TcpFlag
 
 
 def test_every_field_of_a_syn() -> None:

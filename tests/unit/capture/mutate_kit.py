@@ -23,7 +23,7 @@ from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.model.flood import Flood, Measure, Top
 from vifprobe.model.layout import PacketClass
 from vifprobe.model.whatif import WhatIfRow
-from vifprobe.testing.recording import PcapngWriter, pcap_bytes
+from vifprobe.testing.packets.recording import PcapngWriter, pcap_bytes
 
 #: Numbers at which readers break: signs, edges of 31, 32, 61, 63 and 64 bits, far beyond, and what is no number.
 NUMBERS: tuple[str, ...] = ("0", "-1", "1", "2147483648", "4294967295", "2305843009213693951", "2305843009213693952")

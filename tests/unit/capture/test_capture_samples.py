@@ -20,7 +20,7 @@ from vifprobe.capture.manifest import SampleCounts, from_json
 from vifprobe.capture.samples import ALWAYS_OF_A_KIND, SampleEncoder
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.model.layout import SAMPLE, Direction, Expected, PacketClass, SampleFlag, Verdict
-from vifprobe.testing import frames as f
+from vifprobe.testing.packets import frames as f
 
 Rows = npt.NDArray[Any]
 START_NS = 5_000_000_007

@@ -25,7 +25,7 @@ from vifprobe.model.untrusted_text import CHARACTERS_MAX, quoted, safe
 from vifprobe.render.text.line import Span, line
 from vifprobe.render.text.terminal import print_lines
 from vifprobe.render.units import ASCII, BLOCKS, clean
-from vifprobe.testing.recording import PcapngWriter, pcap_bytes
+from vifprobe.testing.packets.recording import PcapngWriter, pcap_bytes
 
 #: Title of the window, colours, clear the screen, C1, bell, overrides, isolates, zero width, line ends, tags, markup.
 HOSTILE = "\x1b]0;x\x07\x1b[31m\x1b[2J\x9b31m\x85\u202e\u202a\u2066\u2069\u200b\ufeff\u2028\r\x08\x00\x7f"

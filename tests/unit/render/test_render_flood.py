@@ -19,7 +19,7 @@ from vifprobe.render.text.sections import fit
 from vifprobe.render.text.summary import summary_lines
 from vifprobe.render.text.tap_view import tap_sections
 from vifprobe.render.units import ASCII, BLOCKS
-from vifprobe.testing import syns
+from vifprobe.testing.packets import syns
 
 COUNTED = cells((OUT, PacketClass.TCP_SYN, 20_011), (OUT, PacketClass.TCP_ACK, 101))
 KERNEL = {OUT: {"sources": Measure(19_801, "different", 643), "half_open": Measure(4_096, "handshakes", 512)}}

@@ -15,7 +15,7 @@ import pytest
 from vifprobe.errors import CaptureError
 from vifprobe.replay import window
 from vifprobe.replay.recording import PacketFile, opened
-from vifprobe.testing.recording import Block, PcapngWriter, pcap_bytes
+from vifprobe.testing.packets.recording import Block, PcapngWriter, pcap_bytes
 
 FRAMES = [bytes([number % 251]) * (14 + number % 97) for number in range(211)]
 AT = 1_700_000_000_123_456_789

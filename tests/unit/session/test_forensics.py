@@ -14,9 +14,9 @@ from vifprobe.host.declared import Declared
 from vifprobe.host.net.neighbours import Neighbour
 from vifprobe.model.layout import PacketClass
 from vifprobe.session.syn_tracker import own_addresses
-from vifprobe.testing import frames as f
-from vifprobe.testing import syns
-from vifprobe.testing.frames import EtherType, TcpFlag
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets import syns
+from vifprobe.testing.packets.frames import EtherType, TcpFlag
 
 MAC = "fa:16:3e:00:00:07"
 

@@ -8,11 +8,11 @@ import struct
 import pytest
 
 from vifprobe.model.layout import SIZE_EDGES_BYTES, Ethertype, PacketClass, size_bucket
-from vifprobe.testing import frames
-from vifprobe.testing.extensions import chain, destination_options, hop_by_hop
-from vifprobe.testing.frames import EtherType, TcpFlag, checksum, eth, icmpv6, ipv4, ipv6, qinq, tcp, udp, vlan
-from vifprobe.testing.rules import expected_charged_bytes, expected_wire_bytes, tcp_class
-from vifprobe.testing.table import CASES, Run, cases_for
+from vifprobe.testing.packets import frames
+from vifprobe.testing.packets.extensions import chain, destination_options, hop_by_hop
+from vifprobe.testing.packets.frames import EtherType, TcpFlag, checksum, eth, icmpv6, ipv4, ipv6, qinq, tcp, udp, vlan
+from vifprobe.testing.packets.rules import expected_charged_bytes, expected_wire_bytes, tcp_class
+from vifprobe.testing.packets.table import CASES, Run, cases_for
 
 
 def test_known_checksums() -> None:

@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from vifprobe.model.layout import PacketClass
-from vifprobe.testing import dissector
-from vifprobe.testing.table import CASES, Case
+from vifprobe.testing.packets import dissector
+from vifprobe.testing.packets.table import CASES, Case
 
 CHECKSUMS = tuple(f"{protocol}.checksum.status" for protocol in ("ip", "tcp", "udp", "icmp", "icmpv6"))
 FIELDS = (*dissector.FIELDS, *CHECKSUMS)

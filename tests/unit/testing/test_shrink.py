@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from vifprobe.testing.fuzz import corpus, frame
-from vifprobe.testing.shrink import smallest
+from vifprobe.testing.packets.fuzz import corpus, frame
+from vifprobe.testing.packets.shrink import smallest
 
 
 def test_only_what_matters_is_left() -> None:

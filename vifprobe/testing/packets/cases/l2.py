@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vifprobe.model.layout import Ethertype, PacketClass
-from vifprobe.testing import extensions, frames
-from vifprobe.testing.case import Case
-from vifprobe.testing.frames import EtherType, TcpFlag, eth, ipv4, ipv6, pad, qinq, tcp, udp, vlan
+from vifprobe.testing.packets import extensions, frames
+from vifprobe.testing.packets.case import Case
+from vifprobe.testing.packets.frames import EtherType, TcpFlag, eth, ipv4, ipv6, pad, qinq, tcp, udp, vlan
 
 SYN4 = eth(ipv4(tcp(TcpFlag.SYN)), EtherType.IPV4)
 SYN6 = eth(ipv6(tcp(TcpFlag.SYN)), EtherType.IPV6)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 
-from vifprobe.testing.frames import Part, Protocol
+from vifprobe.testing.packets.frames import Part, Protocol
 
 
 def hop_by_hop(part: Part, *, units: int = 0) -> Part:

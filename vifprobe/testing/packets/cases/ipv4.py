@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vifprobe.model.layout import EXTENSION_HEADERS_MAX, Ethertype, PacketClass
-from vifprobe.testing import extensions
-from vifprobe.testing.case import Case
-from vifprobe.testing.extensions import ah
-from vifprobe.testing.frames import (
+from vifprobe.testing.packets import extensions
+from vifprobe.testing.packets.case import Case
+from vifprobe.testing.packets.extensions import ah
+from vifprobe.testing.packets.frames import (
     EtherType,
     Part,
     Protocol,

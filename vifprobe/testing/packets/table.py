@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from itertools import chain
 
-from vifprobe.testing.case import Case, Gso, Run
-from vifprobe.testing.cases import gso, ipv4, ipv6, l2, sizes, tcp
+from vifprobe.testing.packets.case import Case, Gso, Run
+from vifprobe.testing.packets.cases import gso, ipv4, ipv6, l2, sizes, tcp
 
 __all__ = ["CASES", "Case", "Gso", "Run", "cases_for"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vifprobe.model.layout import Ethertype, PacketClass, size_bucket
-from vifprobe.testing.frames import ETH_HEADER_BYTES, VLAN_TAG_BYTES, EtherType
-from vifprobe.testing.rules import expected_charged_bytes, expected_wire_bytes
-from vifprobe.testing.taps import GsoType, Tap, gso_packet
+from vifprobe.testing.net.taps import GsoType, Tap, gso_packet
+from vifprobe.testing.packets.frames import ETH_HEADER_BYTES, VLAN_TAG_BYTES, EtherType
+from vifprobe.testing.packets.rules import expected_charged_bytes, expected_wire_bytes
 
 #: TEST_RUN takes one page less what the kernel keeps around the frame: headroom and struct skb_shared_info
 #: (net/bpf/test_run.c, bpf_test_init), on x86-64 384 bytes.

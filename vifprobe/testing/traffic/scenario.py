@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 from vifprobe.errors import KernelError
-from vifprobe.testing import frames as f
-from vifprobe.testing.frames import EtherType, TcpFlag
-from vifprobe.testing.links import bridge_with, nft_ingress_limit
-from vifprobe.testing.taps import Tap, gso_packet, set_link_up, tap
+from vifprobe.testing.net.links import bridge_with, nft_ingress_limit
+from vifprobe.testing.net.taps import Tap, gso_packet, set_link_up, tap
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.frames import EtherType, TcpFlag
 
 #: TCP payload of a full Ethernet frame with timestamps; what is longer, a bridge drops.
 SEGMENT_BYTES = 1448

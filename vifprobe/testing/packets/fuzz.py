@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from vifprobe.testing import extensions, frames
-from vifprobe.testing.frames import EtherType, Part, Protocol, TcpFlag, eth, ipv4, ipv6, pad, vlan
+from vifprobe.testing.packets import extensions, frames
+from vifprobe.testing.packets.frames import EtherType, Part, Protocol, TcpFlag, eth, ipv4, ipv6, pad, vlan
 
 #: BIG TCP: longer than a 16-bit length field can say (include/linux/netdevice.h, GSO_MAX_SIZE).
 BIG_TCP_PAYLOAD_BYTES = (65_600, 70_001)

@@ -8,10 +8,23 @@ from dataclasses import replace
 from itertools import product
 
 from vifprobe.model.layout import EXTENSION_HEADERS_MAX, Ethertype, PacketClass
-from vifprobe.testing import extensions
-from vifprobe.testing.case import Case
-from vifprobe.testing.extensions import ah, chain, destination_options, fragment, hop_by_hop, routing
-from vifprobe.testing.frames import EtherType, Part, Protocol, TcpFlag, eth, icmp, icmpv6, ipv4, ipv6, raw, tcp, udp
+from vifprobe.testing.packets import extensions
+from vifprobe.testing.packets.case import Case
+from vifprobe.testing.packets.extensions import ah, chain, destination_options, fragment, hop_by_hop, routing
+from vifprobe.testing.packets.frames import (
+    EtherType,
+    Part,
+    Protocol,
+    TcpFlag,
+    eth,
+    icmp,
+    icmpv6,
+    ipv4,
+    ipv6,
+    raw,
+    tcp,
+    udp,
+)
 
 MALFORMED, FRAGMENT, IP_OTHER = PacketClass.MALFORMED, PacketClass.FRAGMENT, PacketClass.IP_OTHER
 TCP_SYN, UDP, ICMPV6 = PacketClass.TCP_SYN, PacketClass.UDP, PacketClass.ICMPV6

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # as a script it runs without the package
-    from vifprobe.testing.netns import Netns
+    from vifprobe.testing.net.netns import Netns
 
 GUEST_ADDRESS, HOST_ADDRESS = "10.77.0.2", "10.77.0.1"
 _PREFIX = 16  # all of 10.77.0.0/16 is on this link
@@ -47,8 +47,8 @@ class Wired:
 def wired_guest(tap: str = "tap0") -> Iterator[Wired]:
     """A guest with an address, behind a tap of the calling thread's namespace, which has the other address."""
     # Here, so that the script below runs without the package.
-    from vifprobe.testing.netns import private_netns
-    from vifprobe.testing.taps import tap as make_tap
+    from vifprobe.testing.net.netns import private_netns
+    from vifprobe.testing.net.taps import tap as make_tap
 
     with ExitStack() as stack:
         host = stack.enter_context(make_tap(tap))

@@ -7,7 +7,7 @@ Written from the rules' text, not from the code that is tested with it.
 from __future__ import annotations
 
 from vifprobe.model.layout import PacketClass
-from vifprobe.testing.frames import ETH_HEADER_BYTES, TcpFlag
+from vifprobe.testing.packets.frames import ETH_HEADER_BYTES, TcpFlag
 
 SHORTEST_FRAME_BYTES = 60  # IEEE 802.3, 3.2.8: 64 with FCS
 FCS_BYTES = 4

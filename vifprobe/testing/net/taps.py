@@ -15,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from vifprobe.errors import KernelError
-from vifprobe.testing.netns import private_netns
+from vifprobe.testing.net.netns import private_netns
 
 __all__ = [
     "GsoType",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vifprobe.errors import KernelError
-from vifprobe.testing.taps import Tap, set_link_up
+from vifprobe.testing.net.taps import Tap, set_link_up
 from vifprobe.testing.waiting import wait_until
 
 LINK_SECONDS = 10.0  # a link watch runs at most once a second

@@ -19,7 +19,7 @@ from threading import Thread
 from typing import IO
 
 from vifprobe.model.layout import EXTENSION_HEADERS_MAX, VLAN_TAGS_MAX, PacketClass
-from vifprobe.testing.frames import (
+from vifprobe.testing.packets.frames import (
     ETH_HEADER_BYTES,
     IPV4_HEADER_BYTES,
     IPV6_HEADER_BYTES,
@@ -28,8 +28,8 @@ from vifprobe.testing.frames import (
     VLAN_TAG_BYTES,
     Protocol,
 )
-from vifprobe.testing.recording import pcap_parts
-from vifprobe.testing.rules import tcp_class
+from vifprobe.testing.packets.recording import pcap_parts
+from vifprobe.testing.packets.rules import tcp_class
 
 FIELDS = (
     "frame.len",

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vifprobe.model.layout import Ethertype, PacketClass
-from vifprobe.testing import extensions
-from vifprobe.testing.case import Case
-from vifprobe.testing.frames import EtherType, TcpFlag, eth, ipv4, ipv6, pad, tcp
-from vifprobe.testing.rules import tcp_class
+from vifprobe.testing.packets import extensions
+from vifprobe.testing.packets.case import Case
+from vifprobe.testing.packets.frames import EtherType, TcpFlag, eth, ipv4, ipv6, pad, tcp
+from vifprobe.testing.packets.rules import tcp_class
 
 SYN, ACK, PSH = TcpFlag.SYN, TcpFlag.ACK, TcpFlag.PSH
 MALFORMED = PacketClass.MALFORMED

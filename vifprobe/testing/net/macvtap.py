@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vifprobe.errors import KernelError
-from vifprobe.testing.taps import IFF_NO_PI, IFF_TAP, TUNSETIFF, Tap, set_link_up
+from vifprobe.testing.net.taps import IFF_NO_PI, IFF_TAP, TUNSETIFF, Tap, set_link_up
 
 GUEST_MAC = "02:00:00:00:00:77"
 

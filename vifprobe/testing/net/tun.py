@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from vifprobe.testing.case import Case
-from vifprobe.testing.frames import ETH_HEADER_BYTES
-from vifprobe.testing.taps import (
+from vifprobe.testing.net.taps import (
     IFF_NO_PI,
     IFF_TUN,
     IFF_VNET_HDR,
@@ -23,6 +21,8 @@ from vifprobe.testing.taps import (
     open_queue,
     set_link_up,
 )
+from vifprobe.testing.packets.case import Case
+from vifprobe.testing.packets.frames import ETH_HEADER_BYTES
 
 #: struct tun_pi of include/uapi/linux/if_tun.h: flags, and the EtherType of what follows.
 PACKET_INFORMATION = struct.Struct("!HH")

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vifprobe.model.layout import SIZE_EDGES_BYTES, Ethertype, PacketClass
-from vifprobe.testing.case import Case
-from vifprobe.testing.frames import ETH_HEADER_BYTES, EtherType, TcpFlag, eth, ipv4, ipv6, tcp, udp, vlan
+from vifprobe.testing.packets.case import Case
+from vifprobe.testing.packets.frames import ETH_HEADER_BYTES, EtherType, TcpFlag, eth, ipv4, ipv6, tcp, udp, vlan
 
 IPV4_MAX_BYTES = 65_535
 #: A tap takes longer frames than IPv4 can describe; these bytes can't be IP then.

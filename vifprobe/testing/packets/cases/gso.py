@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vifprobe.model.layout import Ethertype, PacketClass
-from vifprobe.testing.case import Case, Gso
-from vifprobe.testing.extensions import destination_options
-from vifprobe.testing.frames import EtherType, Part, TcpFlag, eth, ipv4, ipv6, qinq, tcp, udp, vlan
-from vifprobe.testing.taps import GsoType
+from vifprobe.testing.net.taps import GsoType
+from vifprobe.testing.packets.case import Case, Gso
+from vifprobe.testing.packets.extensions import destination_options
+from vifprobe.testing.packets.frames import EtherType, Part, TcpFlag, eth, ipv4, ipv6, qinq, tcp, udp, vlan
 
 DATA = PacketClass.TCP_DATA
 ACK = TcpFlag.ACK

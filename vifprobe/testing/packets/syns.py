@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from random import Random
 
-from vifprobe.testing import frames as f
-from vifprobe.testing.frames import EtherType, TcpFlag
+from vifprobe.testing.packets import frames as f
+from vifprobe.testing.packets.frames import EtherType, TcpFlag
 
 #: MSS 1460, SACK permitted, timestamps, NOP, window scale 7: Linux (net/ipv4/tcp_output.c, tcp_syn_options).
 LINUX_OPTIONS = bytes((2, 4, 5, 180, 4, 2, 8, 10)) + bytes(8) + bytes((1, 3, 3, 7))

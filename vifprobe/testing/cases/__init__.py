@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""The rows of the packet table, one file a layer. `vifprobe.testing.table` joins what their `cases()` give."""
