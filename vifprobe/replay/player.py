@@ -17,6 +17,7 @@ from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.findings.thresholds import FloodThresholds
 from vifprobe.analysis.flood.addresses import OwnAddresses
+from vifprobe.analysis.flood.syn_tracker import SynTracker
 from vifprobe.analysis.policer import SetUp
 from vifprobe.errors import CaptureError, UsageError
 from vifprobe.kernel.features import read_features, require_capabilities
@@ -30,7 +31,6 @@ from vifprobe.model.whatif import WhatIf, rows_of
 from vifprobe.replay.notes import MAC_BYTES, WIRE_MAX_BYTES, Answers, ReplayNotes
 from vifprobe.replay.packet import Packet
 from vifprobe.replay.recording import PacketFile
-from vifprobe.session.syn_tracker import SynTracker
 
 HOOK = "test_run"
 #: Packets at most between two looks at the time bins: each could end one, and the kernel's log must not run over.

@@ -10,6 +10,6 @@
 | `readings` | turns counters into readings |
 | `drop_attribution` | decides who dropped a packet: the policer or somebody else |
 | `counter_check`, `inbound_totals` | compare the probe's counts with those that the kernel keeps |
-| `syn_tracker`, `host_cost`, `coverage` | SYN measures; CPU time; intervals in which a tap was unwatched |
+| `host_cost`, `coverage` | CPU time of this host; intervals in which a tap was unwatched |
 | `audit/` | declared and installed limits, joined; what events mean for them |
 """

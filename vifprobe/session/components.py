@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vifprobe.analysis.findings.thresholds import FloodThresholds
+from vifprobe.analysis.flood.syn_tracker import SynTracker
 from vifprobe.errors import TapError
 from vifprobe.host.limits import LimitReader
 from vifprobe.host.net.events import Events
@@ -26,7 +27,6 @@ from vifprobe.model.whatif import WhatIf
 from vifprobe.session.audit.auditor import Auditor
 from vifprobe.session.hooks import Hooks
 from vifprobe.session.host_cost import HostCollector
-from vifprobe.session.syn_tracker import SynTracker
 from vifprobe.session.tap import WatchedTap, at_hooks
 
 

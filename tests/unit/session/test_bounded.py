@@ -14,6 +14,7 @@ import pytest
 from vifprobe.analysis import gaps
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Situation
+from vifprobe.analysis.flood.syn_tracker import SynTracker
 from vifprobe.analysis.gaps import GapTracker, LimitEvent
 from vifprobe.analysis.policer import Enforced, SetUp
 from vifprobe.analysis.recent import Recent
@@ -30,7 +31,6 @@ from vifprobe.model.layout import SAMPLE, Direction
 from vifprobe.session.coverage import KEPT as SPANS_KEPT
 from vifprobe.session.coverage import Coverage, GapTeller, without_old
 from vifprobe.session.drop_attribution import DropAttribution, DropSources
-from vifprobe.session.syn_tracker import SynTracker
 from vifprobe.session.tap import WatchedTap
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND

@@ -13,7 +13,7 @@ from vifprobe.analysis.flood.headers import packets_of
 from vifprobe.host.declared import Declared
 from vifprobe.host.net.neighbours import Neighbour
 from vifprobe.model.layout import PacketClass
-from vifprobe.session.syn_tracker import own_addresses
+from vifprobe.session.audit.port_addresses import own_addresses
 from vifprobe.testing.packets import frames as f
 from vifprobe.testing.packets import syns
 from vifprobe.testing.packets.frames import EtherType, TcpFlag

@@ -6,5 +6,6 @@
 | `audit` | joins what the host is set to do, as the analysis wants it |
 | `auditor` | audits the watched taps in a thread, while they are watched |
 | `snapshot` | one audit of one tap, for `vifprobe policer` |
+| `port_addresses` | addresses that the host knows to be those of a tap's guest |
 | `limit_events` | what netlink events mean for a tap's limits |
 """

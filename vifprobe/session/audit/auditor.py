@@ -17,6 +17,7 @@ from dataclasses import replace
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Sample, Situation, let_through, span
 from vifprobe.analysis.flood.bursts import BurstBucket
+from vifprobe.analysis.flood.syn_tracker import TapSynTracker
 from vifprobe.analysis.gaps import GapTracker
 from vifprobe.analysis.policer import Enforced, PolicerRow, SetUp, policer_rows
 from vifprobe.errors import HostError
@@ -32,8 +33,8 @@ from vifprobe.process import capabilities
 from vifprobe.session.audit import audit
 from vifprobe.session.audit.audit import Look
 from vifprobe.session.audit.limit_events import limit_events
+from vifprobe.session.audit.port_addresses import host_neighbours, own_addresses
 from vifprobe.session.decided_earlier import DeviceCheck, Earlier
-from vifprobe.session.syn_tracker import TapSynTracker, host_neighbours, own_addresses
 
 _LOOK_SECONDS = 1.0
 #: Declared anew, a limit comes with a change in the kernel, and is then read at once; but not again and again while

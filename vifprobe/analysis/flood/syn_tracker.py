@@ -4,23 +4,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import ip_address
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vifprobe.analysis.findings.thresholds import FloodThresholds
-from vifprobe.analysis.flood.addresses import OwnAddresses, mac_number
+from vifprobe.analysis.flood.addresses import OwnAddresses
 from vifprobe.analysis.flood.bursts import BurstBucket, Bursts
 from vifprobe.analysis.flood.kernel import KernelSide
 from vifprobe.analysis.flood.tracker import FloodTracker
-from vifprobe.errors import HostError
-from vifprobe.host.declared import Declared
-from vifprobe.host.net.neighbours import Neighbour, neighbours
-from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.flood import Flood, Measure
 from vifprobe.model.layout import SAMPLE, Direction
 from vifprobe.model.ports import l2_header_bytes, turned
@@ -28,6 +23,23 @@ from vifprobe.model.reading import Cells
 from vifprobe.model.records import SynMeasures
 
 Array = npt.NDArray[Any]
+
+
+class Source(Protocol):
+    """What the kernel side gives: `vifprobe.kernel.tables.counters.Counters`, which says what each is."""
+
+    @property
+    def lost_samples(self) -> int:
+        """Samples that were written over before they were taken."""
+
+    def take_samples(self, final: bool = False) -> Array:
+        """Rows of layout.SAMPLE since the last call."""
+
+    def adapt_samples(self) -> float:
+        """Share of the fullest CPU's ring that holds samples not taken yet."""
+
+    def syn_measures(self) -> SynMeasures | None:
+        """SYN measures of the interval that this call ends; None where there are none."""
 
 
 class TapSynTracker:
@@ -112,7 +124,7 @@ class SynTracker:
 
     def __init__(
         self,
-        counters: Counters,
+        counters: Source,
         directions: tuple[Direction, ...],
         taps: int,
         bin_ns: int,
@@ -170,37 +182,3 @@ class SynTracker:
         """Of one tap, whose packets `cells` are: the interval (once each), or the run."""
         tap = self.taps[number]
         return (tap.total if final else tap.interval)(cells, duration_ns, self._found)
-
-
-def host_neighbours() -> list[Neighbour]:
-    """The host's neighbour table; nothing where it can't be read: a help, and no more."""
-    try:
-        return neighbours()
-    except HostError:
-        return []
-
-
-def own_addresses(declared: Declared, seen: Sequence[Neighbour], ifindex: int) -> OwnAddresses:
-    """What the host knows of a port: the MAC it was given, addresses it may use, and what that MAC has answered for.
-    Without a MAC, whoever answers on the tap itself is taken for it: nobody else is behind it.
-    """
-    given = {mac.lower() for mac, _ in declared.macs}
-    sources = list(dict.fromkeys([who for _, who in (*declared.macs, *declared.ips)]))
-    ips = {found for text, _ in declared.ips if (found := _ip(text)) is not None}
-    answered = [one for one in seen if (one.mac in given if given else one.ifindex == ifindex)]
-    answered = [one for one in answered if not one.ip.is_multicast]
-    if answered:
-        sources.append("the host's neighbour table")
-    known, answering = _numbers(given), _numbers({one.mac for one in answered})
-    return OwnAddresses(known, answering - known, frozenset(ips | {one.ip for one in answered}), tuple(sources))
-
-
-def _numbers(macs: Iterable[str]) -> frozenset[int]:
-    return frozenset(number for mac in macs if (number := mac_number(mac)) is not None)
-
-
-def _ip(text: str) -> Any:
-    try:
-        return ip_address(text)
-    except ValueError:
-        return None
