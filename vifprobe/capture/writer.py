@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from vifprobe.capture import csvio
 from vifprobe.capture.bounds import CSV_BYTES_MAX, ROWS_MAX, TIMELINE_ROWS_MAX
@@ -97,12 +97,6 @@ class CaptureWriter:
         with suppress(CaptureError):
             self._folder.replace(MANIFEST, to_json(replace(self.manifest, complete=False, error=why)))
 
-    def amend(self, manifest: Manifest) -> None:
-        """Say what became known after the folder was made (hooks, start). Before the first bin and event."""
-        self.manifest = manifest
-        with self._telling():
-            self._folder.replace(MANIFEST, to_json(manifest))
-
     def _lines(self, table: Table[Row], rows: Iterable[Row]) -> bytes:
         """The rows as lines. One that no reader would take is left out and :meth:`finish` says so; the rest is kept."""
         rows = list(rows)
@@ -183,13 +177,6 @@ class CaptureWriter:
             return None
         taken, written = self._encoder.taken, self._streams[SAMPLES].rows
         return SampleCounts(taken, written, taken - written, lost)
-
-    def new_file(self, name: str) -> BinaryIO:
-        """A new file of the folder (samples.pcapng) to write to; to be closed before :meth:`finish`."""
-        if name not in FILES:
-            raise ValueError(f"{name} is not a file of a capture: {', '.join(FILES)}")
-        with self._telling():
-            return os.fdopen(self._folder.create(name), "wb")
 
     def _replace(self, table: Table[Row], rows: Iterable[Row] | None) -> None:
         if rows is not None:

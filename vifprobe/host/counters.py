@@ -91,14 +91,6 @@ _MERGING = ("ethernet", "veth")
 _QUEUE_EACH = ("mq", "mqprio")
 
 
-def read_counters(link: Link, previous: Iterable[CounterSample] = ()) -> tuple[CounterSample, ...]:
-    """All counters of one interface, now. With the samples read before it, 32-bit counters go on growing past 2**32.
-
-    Counters of an interface that is gone, or whose ifindex is another device's now, are not there. Raises HostError.
-    """
-    return read_counters_of([link], {link.ifindex: tuple(previous)})[link.ifindex]
-
-
 def read_counters_of(
     links: Iterable[Link], previous: dict[int, tuple[CounterSample, ...]] | None = None
 ) -> dict[int, tuple[CounterSample, ...]]:

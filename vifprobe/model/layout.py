@@ -41,7 +41,7 @@ class Ethertype(IntEnum):
 
 
 class PacketClass(IntEnum):
-    """Packet classes of DESIGN.md, in the order in which screens list them."""
+    """Packet classes, in the order in which screens list them."""
 
     TCP_SYN = 0
     TCP_SYNACK = 1

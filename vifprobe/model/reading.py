@@ -26,7 +26,13 @@ _COUNTERS = ["packets", "frame_bytes", "charged_bytes", "wire_bytes"]
 
 
 class Counts(NamedTuple):
-    """Sums over some cells. Frame, charged and wire bytes as DESIGN.md defines them."""
+    """Sums over some cells.
+
+    frame_bytes: skb->len at the hook, a GSO frame's whole length. charged_bytes: what the installed policer charges (tc
+    and nft at ingress: without the L2 header). wire_bytes: each segment as Ethernet carries it, preamble and gap
+    included.
+    .
+    """
 
     packets: int = 0
     frame_bytes: int = 0

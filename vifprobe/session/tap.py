@@ -95,11 +95,6 @@ class WatchedTap:
         return self.gone
 
     @property
-    def is_traced(self) -> bool:
-        """Whether a direction of it is counted by the tracepoints."""
-        return bool(self._traced)
-
-    @property
     def traits(self) -> int:
         """What the kernel side must know of this tap to call a drop its policer's."""
         traits = self._traced | self._apart

@@ -18,7 +18,7 @@ from vifprobe.kernel.features import read_features, read_trace_fields
 from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import SAMPLE_FIRST, Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
-from vifprobe.kernel.tables.samples import FIRST_MEAN, Samples, class_counts
+from vifprobe.kernel.tables.samples import FIRST_MEAN, Samples
 from vifprobe.model.layout import SAMPLE, SAMPLE_EAGER_LOOKS, PacketClass, SampleFlag, TapTrait, Verdict
 from vifprobe.testing.net.links import nft_ingress_limit
 from vifprobe.testing.net.netns import Netns
@@ -54,6 +54,12 @@ TAGGED: tuple[Kind, ...] = (
 @pytest.fixture(scope="module", params=["tc", "tracepoint"])
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def class_counts(rows: Array) -> dict[tuple[PacketClass, Verdict], int]:
+    """How many samples there are of each class and verdict."""
+    keys, counts = np.unique(rows[["packet_class", "verdict"]], return_counts=True)
+    return {(PacketClass(key[0]), Verdict(key[1])): int(count) for key, count in zip(keys, counts, strict=True)}
 
 
 @contextmanager

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from host_fixtures import CHARGED_BYTES, FRAME, run, send
+from host_reading import read_counters
 
-from vifprobe.host.counters import CounterMeaning, CounterSample, Unit, read_counters, read_counters_of
+from vifprobe.host.counters import CounterMeaning, CounterSample, Unit, read_counters_of
 from vifprobe.host.net.links import find_link
 from vifprobe.model.layout import Direction
 from vifprobe.testing.net.links import nft_ingress_limit

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import pytest
 from host_fixtures import CHARGED_BYTES, Require, run, send
+from host_reading import has_ingress_chain, nft_policers, read_counters, read_nft
 
-from vifprobe.host.counters import CounterMeaning, read_counters
+from vifprobe.host.counters import CounterMeaning
 from vifprobe.host.limits import installed
 from vifprobe.host.net.links import find_link
-from vifprobe.host.nft.reader import has_ingress_chain, nft_policers, read_nft
 from vifprobe.host.nft.rules import Counter, RateLimit
 from vifprobe.model.layout import Direction
 from vifprobe.testing.net.links import nft_ingress_limit

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import pytest
 from host_fixtures import CHARGED_BYTES, FRAME, Printed, Require, can, printed, printed_stats, run, send
+from host_reading import read_counters, read_tc
 
-from vifprobe.host.counters import CounterMeaning, read_counters
+from vifprobe.host.counters import CounterMeaning
 from vifprobe.host.limits import installed
 from vifprobe.host.net.links import find_link
-from vifprobe.host.tc.reader import read_tc
 from vifprobe.host.tc.records import PoliceAction, TcAction, TcFilter
 from vifprobe.model.layout import Direction
 from vifprobe.model.units import parse_rate_bps, parse_size_bytes

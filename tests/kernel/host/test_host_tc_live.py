@@ -20,11 +20,12 @@ from host_fixtures import (
     run,
     send,
 )
+from host_reading import read_tc
 
 from vifprobe.host.limits import installed
 from vifprobe.host.net.events import Event, Events
 from vifprobe.host.net.links import find_link
-from vifprobe.host.tc.reader import read_tc, read_tc_of
+from vifprobe.host.tc.reader import read_tc_of
 from vifprobe.host.tc.records import CLSACT_EGRESS, CLSACT_INGRESS, Stats, TcAction
 from vifprobe.model.layout import Direction
 from vifprobe.model.units import parse_rate_bps, parse_size_bytes

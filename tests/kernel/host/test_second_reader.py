@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from host_fixtures import CHARGED_BYTES, Require, can, run, send
+from host_reading import read_tc
 
 from vifprobe.host.net.links import list_links_and_counters
-from vifprobe.host.tc.reader import read_tc
 from vifprobe.host.tc.records import INGRESS_HANDLE, handle_text
 from vifprobe.testing.net.taps import Tap
 

@@ -24,8 +24,7 @@ def folder(tmp_path: Path) -> Path:
     with CaptureWriter(tmp_path / "c", manifest()) as writer:
         writer.add_bins(bins_like(FLOOD, 0, writer.manifest.start_monotonic_ns))
         writer.add_events([EventRow(5, "tap0", "link", "down", None, "")])
-        with writer.new_file("samples.pcapng") as file:
-            file.write(b"\x0a\x0d\x0d\x0a")
+        writer.begin_samples(100, 10**9, {})
         writer.finish(Totals([reading(tap) for tap in TAPS]))
     return tmp_path / "c"
 

@@ -47,8 +47,7 @@ def test_folder_is_0700_and_files_0600_whatever_the_umask(tmp_path: Path) -> Non
 def test_files_are_0600_while_the_capture_runs(tmp_path: Path) -> None:
     with CaptureWriter(tmp_path / "c", manifest()) as writer:
         assert modes(tmp_path / "c") == {"manifest.json": 0o600, "timeline.csv": 0o600, "events.csv": 0o600}
-        with writer.new_file("samples.pcapng") as file:
-            file.write(b"\n")
+        writer.begin_samples(100, 10**9, {})
         assert modes(tmp_path / "c")["samples.pcapng"] == 0o600
 
 
@@ -138,7 +137,7 @@ def test_a_link_laid_in_the_folder_is_not_written_through(
     with CaptureWriter(tmp_path / "c", manifest()) as writer:
         lay(tmp_path / "c" / name, tmp_path / "precious")
         with pytest.raises(CaptureError, match=name):
-            writer.add_host([]) if name == "host.csv" else writer.new_file(name)
+            writer.add_host([]) if name == "host.csv" else writer.begin_samples(100, 10**9, {})
     assert (tmp_path / "precious").read_text() == "mine"
 
 

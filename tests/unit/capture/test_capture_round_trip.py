@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -214,13 +213,6 @@ def test_nothing_can_be_added_after_the_end(tmp_path: Path) -> None:
 def test_a_reading_of_a_foreign_tap_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tap7"), CaptureWriter(tmp_path / "c", manifest()) as writer:
         writer.finish(Totals([reading("tap7")]))
-
-
-def test_what_becomes_known_after_attaching_is_amended(tmp_path: Path) -> None:
-    with CaptureWriter(tmp_path / "c", manifest("tap0")) as writer:
-        (tap,) = writer.manifest.taps
-        writer.amend(replace(writer.manifest, taps=(replace(tap, hooks={OUT: "clsact", Direction.INBOUND: "tcx"}),)))
-        assert load(tmp_path / "c").manifest.hook == "clsact, tcx"
 
 
 def test_a_checkpoint_gives_totals_to_a_run_that_dies(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ Named = Iterator[tuple[str, Measure]]
 #: A handshake that began so short a time ago may still be completed: no round trip takes longer on a network that is
 #: not broken. A bucket's edge (2^19 µs), so that it is exact.
 YOUNG_NS = 1000 << 19
-_YOUNG_BUCKETS = 20
+_YOUNG_BUCKETS = (YOUNG_NS // 1000).bit_length()
 
 _DEVIATIONS = 1.96  # of a normal distribution, for estimates.CONFIDENCE
 

@@ -25,7 +25,6 @@ ARPHRD_LOOPBACK = 772
 ARPHRD_NONE = 65534
 
 IFF_UP = 0x1
-IFF_PROMISC = 0x100
 
 IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
@@ -33,7 +32,6 @@ IFLA_MTU = 4
 IFLA_QDISC = 6
 IFLA_MASTER = 10
 IFLA_TXQLEN = 13
-IFLA_OPERSTATE = 16
 IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
 IFLA_STATS64 = 23
@@ -229,20 +227,6 @@ def is_there(link: Link) -> bool:
         return socket.if_indextoname(link.ifindex) != ""
     except OSError:
         return False
-
-
-def link_counters(ifindex: int) -> LinkCounters:
-    """Counters of the interface with this ifindex. Raises TapError where it is gone, HostError where netlink fails."""
-    with Netlink() as netlink:
-        try:
-            counters = parse_counters(netlink.get(RTM_GETLINK, request(ifindex, with_stats=True)))
-        except NetlinkError as error:
-            if error.errno != errno.ENODEV:
-                raise
-            raise TapError(f"Interface {ifindex} is gone from this network namespace.") from None
-    if counters is None:
-        raise NetlinkError(f"Interface {ifindex}: the kernel sent no 64-bit counters.")
-    return counters
 
 
 def _not_found(name: str) -> TapError:

@@ -164,16 +164,6 @@ def _counted(at: NftRule) -> Counter | None:
     return None if counter is None or counter.shared else counter
 
 
-def read_nft(link_name: str) -> NftState:
-    """What nft does on one interface. Raises HostError where it can't be read (not root)."""
-    return read_nft_of([link_name])[link_name]
-
-
-def read_nft_of(link_names: Iterable[str]) -> dict[str, NftState]:
-    """Interface name -> what nft does there, each chain asked for once. Raises HostError (not root)."""
-    return NftReader().read(link_names)
-
-
 class NftReader:
     """Reads what nft does on interfaces, again and again: as long as no rule is changed, only the counters of rules
     with a limit are read anew.
@@ -239,18 +229,6 @@ class NftReader:
 def _generation(netlink: Netlink) -> int:
     found = attributes(netlink.get(_GETGEN, bytes(GENMSG_BYTES)).body, GENMSG_BYTES)
     return be(found.get(_GENERATION_ID)) or 0
-
-
-def nft_policers(link_name: str) -> tuple[NftPolicer, ...]:
-    """The nft limits that packets of this interface meet. Raises HostError (not root)."""
-    return read_nft(link_name).policers()
-
-
-def has_ingress_chain(link_name: str) -> bool:
-    """Whether nft sees what comes in on this interface, so that a netfilter drop of its packets can be one of nft's
-    policers. Raises HostError (not root).
-    """
-    return any(chain.hook == "ingress" for chain in read_nft(link_name).chains)
 
 
 class _Reader:

@@ -60,11 +60,6 @@ class TcState:
         return ((found, action) for found in self.filters for action in found.actions if action.kind == "police")
 
 
-def read_tc(ifindex: int) -> TcState:
-    """What is installed on one interface. Raises HostError where netlink fails as a whole."""
-    return read_tc_of([ifindex])[ifindex]
-
-
 def read_tc_of(ifindexes: Iterable[int]) -> dict[int, TcState]:
     """Ifindex -> what is installed, from one dump of the qdiscs. An interface that is gone has nothing installed."""
     return TcReader().read(ifindexes)

@@ -19,7 +19,6 @@ from vifprobe.model.layout import (
     SAMPLE_BRAKES,
     SAMPLE_MEAN_MAX,
     Direction,
-    PacketClass,
     Verdict,
     cell_key_shifts,
     take_apart,
@@ -140,12 +139,6 @@ class Samples:
         means = 2.0 ** np.ceil(np.log2(np.maximum(rates / share, 1)))
         self._samplers["brakes"] = 0
         self._samplers["mean"] = np.where(rates > 0, np.minimum(means, SAMPLE_MEAN_MAX), self._samplers["mean"][0])
-
-
-def class_counts(rows: Array) -> dict[tuple[PacketClass, Verdict], int]:
-    """How many samples there are of each class and verdict."""
-    keys, counts = np.unique(rows[["packet_class", "verdict"]], return_counts=True)
-    return {(PacketClass(key[0]), Verdict(key[1])): int(count) for key, count in zip(keys, counts, strict=True)}
 
 
 def _decode(raw: Array) -> Array:

@@ -25,7 +25,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", "
 
 
 def reading_object(reading: Reading) -> _Object:
-    """One line of ``watch --json`` as a dict, keys as DESIGN.md fixes them. Unknown is None, never 0.
+    """One line of ``watch --json`` as a dict. Keys are only ever added. Unknown is None, never 0.
 
     Every packet class is there, seen or not, so that a script can ask for one and get a number.
     """
