@@ -48,9 +48,8 @@ static __always_inline u64 per_cpu_offset(struct lane *lane)
 
 	if (!here)
 		return 0;
-	asm volatile("%0 = " XSTR(PER_CPU_PLACE_PLACEHOLDER) " ll" : "=r"(map));
 	/* Verifier: plain numbers, not pointers. */
-	map = forget(&lane->scratch, map);
+	map = forget(&lane->scratch, LOADED(PER_CPU_PLACE));
 	return forget(&lane->scratch, (u64)(long)here) - word_at(map + BPF_ARRAY_PPTRS_OFFSET);
 }
 

@@ -65,7 +65,7 @@ static __always_inline u32 tap_cpu_of(struct lane *lane, u64 what)
 /* By an odd factor of the run: a guest that does not know it cannot choose keys that come to the same place. */
 static __always_inline u64 cell_hash(u64 what, u64 why)
 {
-	return (what ^ why) * LOADED(CELL_FACTOR_PLACEHOLDER);
+	return (what ^ why) * LOADED(CELL_FACTOR);
 }
 
 /* Take a free cell. NULL: never, but the verifier does not know. Own CPU's cells. */

@@ -9,18 +9,6 @@
 /* TC_ACT_UNSPEC of linux/pkt_cls.h, the same value as TCX_NEXT: "go on". */
 #define GO_ON (-1)
 
-/*
- * Which side of the tap this copy of the program hangs on. The compiler sees an unknown number, the loader writes the
- * direction in its place (one compilation for both, half the start-up time), and the kernel drops the other branch.
- */
-static __always_inline u64 own_direction(void)
-{
-	u64 direction;
-
-	asm volatile("%0 = " XSTR(DIRECTION_PLACEHOLDER) " ll" : "=r"(direction));
-	return direction;
-}
-
 static __always_inline u64 kind_of(const struct packet *packet)
 {
 	return (u64)packet->ethertype << KEY_ETHERTYPE_SHIFT | (u64)packet->packet_class << KEY_PACKET_CLASS_SHIFT;
@@ -237,7 +225,7 @@ static __always_inline void observe_any(struct __sk_buff *skb)
 	struct tap *tap = tap_of(skb->ifindex);
 	struct lane *lane = own_lane();
 	struct frame frame = { .skb = skb, .length = skb->len, .gso_size = skb->gso_size, .tagged = skb->vlan_present };
-	u64 direction = own_direction(), now, what, wire;
+	u64 direction = LOADED(DIRECTION), now, what, wire;
 	struct packet packet;
 
 	/* There is one: what a tracepoint does without is not compiled into this. */
@@ -258,7 +246,7 @@ static __always_inline void observe_any(struct __sk_buff *skb)
 
 int observe(struct __sk_buff *skb)
 {
-	if (own_direction() == DIRECTION_INBOUND || unlikely(!observe_plain(skb)))
+	if (LOADED(DIRECTION) == DIRECTION_INBOUND || unlikely(!observe_plain(skb)))
 		observe_any(skb);
 	return GO_ON;
 }

@@ -56,7 +56,7 @@ int replay(struct __sk_buff *skb)
 	struct tap *tap = tap_of(skb->ifindex);
 	struct lane *lane = own_lane();
 	struct frame frame = replayed_frame(skb);
-	u64 direction = own_direction(), now = skb->tstamp, bucket_now = now, what, wire;
+	u64 direction = LOADED(DIRECTION), now = skb->tstamp, bucket_now = now, what, wire;
 	struct packet packet;
 	struct desk *desk;
 

@@ -15,22 +15,13 @@
 		field;                                                                           \
 	})
 
-/* The taps' network namespace, written in its place by the loader. */
-static __always_inline u64 own_netns(void)
-{
-	u64 number;
-
-	asm volatile("%0 = " XSTR(NETNS_PLACEHOLDER) " ll" : "=r"(number));
-	return number;
-}
-
 /* Tracepoints see the packets of all namespaces, and each of them numbers its devices from 1. */
 static __always_inline bool is_of_other_netns(u64 device)
 {
 #if NS_COMMON_INUM_OFFSET >= 0
 	u64 net = FIELD(u64, device, DEV_NET_OFFSET);
 
-	return FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != own_netns();
+	return FIELD(u32, net, NET_NS_OFFSET + NS_COMMON_INUM_OFFSET) != LOADED(NETNS);
 #else
 	return false;
 #endif

@@ -243,27 +243,26 @@ struct shared {
 
 BPF_F_TABLE("array", u32, struct shared, shared, 1, BPF_F_MMAPABLE);
 
+/* A constant that vifprobe writes into the compiled program as it loads it: see layout.py, Loaded. */
+#define LOADED(constant)                                                                                \
+	({                                                                                              \
+		u64 loaded;                                                                             \
+		asm volatile("%0 = " XSTR(LOADED_##constant) " ll" : "=r"(loaded));                     \
+		loaded;                                                                                 \
+	})
+
 /*
  * One of an array of struct shared. Verifier: an index below `count`, which is a power of two, so that no branch is
  * needed to bound it.
  */
 #define SHARED(type, array, number, count)                                                               \
 	({                                                                                              \
-		u64 index = (number) & ((count) - 1), address;                                          \
-		asm volatile("%0 = " XSTR(SHARED_PLACEHOLDER) " ll" : "=r"(address));                   \
+		u64 index = (number) & ((count) - 1), address = LOADED(SHARED);                         \
 		address += __builtin_offsetof(struct shared, array) + index * sizeof(type);             \
 		/* Or the compiler would add it up again at each use. */                                \
 		asm volatile("" : "+r"(address));                                                       \
 		__builtin_assume(address != 0);                                                         \
 		(type *)address;                                                                        \
-	})
-
-/* A number that the loader writes in the place of this one. */
-#define LOADED(placeholder)                                                                      \
-	({                                                                                       \
-		u64 loaded;                                                                      \
-		asm volatile("%0 = " XSTR(placeholder) " ll" : "=r"(loaded));                    \
-		loaded;                                                                          \
 	})
 
 #if !DESKS_SHARED && (BIN_NS || SAMPLES)

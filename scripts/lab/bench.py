@@ -18,6 +18,7 @@ import bench_inbound
 import bench_poll
 import bench_program
 import bench_switch
+import bench_toolchain
 import bench_verifier
 import bench_worst
 from bench_program import LIMIT as OTHER_LIMIT
@@ -62,6 +63,7 @@ def main() -> None:
     options.add_argument("--poll", action="store_true", help="what `watch` itself costs while taps are idle")
     options.add_argument("--tree", default="", help="with --poll: another source tree, measured in turn with this one")
     options.add_argument("--verifier", action="store_true", help="what the verifier looks at in each program")
+    options.add_argument("--toolchain", action="store_true", help="what each piece of vifprobe/kernel/toolchain brings")
     options.add_argument("--worst", action="store_true", help="the most expensive frame of a guest")
     chosen = options.parse_args()
     if chosen.verifier:
@@ -72,6 +74,8 @@ def main() -> None:
         return
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpus[-1]})
+    if chosen.toolchain:
+        bench_toolchain.measure_start()
     if chosen.worst:
         bench_worst.measure(chosen.rounds)
         return
@@ -96,7 +100,9 @@ def main() -> None:
         flooded = f"{len(frame)}-byte SYNs, each from another address, behind an nft limit"
         # As many as a run has: what a SYN of its own address and port touches is in no cache, as in a spoofed flood.
         flood_frames = [frames.pad(one) for one in syns.spoofed(FRAMES)]
-        _compare(list(_variants(on, read_features(), cpus[0])), on, flood_frames, chosen, flooded)
+        features = read_features()
+        variants = bench_toolchain.variants(partial(_everything, on, features)) if chosen.toolchain else None
+        _compare(list(variants or _variants(on, features, cpus[0])), on, flood_frames, chosen, flooded)
 
 
 def _compare(variants: list[Variant], on: Tap, sent: list[bytes], chosen: argparse.Namespace, flooded: str) -> None:
@@ -152,7 +158,7 @@ def _variants(on: Tap, features: Features, other_cpu: int) -> Iterator[Variant]:
     yield _vifprobe("timeline", on, features, bin_ns=BIN_NS)
     yield _vifprobe("samples", on, features, samples=True)
     yield _vifprobe("syn", on, features, syn=True)
-    yield _vifprobe("all", on, features, limit=LIMIT, bin_ns=BIN_NS, samples=True, syn=True)
+    yield _everything(on, features, "all")
     yield _vifprobe("followed", on, features, follows=True)
     for tool in TOOLS:
         why = refuses(tool, other_cpu)
@@ -160,6 +166,10 @@ def _variants(on: Tap, features: Features, other_cpu: int) -> Iterator[Variant]:
             yield Variant(tool.name, partial(attached, tool, other_cpu), every=TOOL_EVERY)
         else:
             print(f"{tool.name}: not measured: {why}", file=sys.stderr)
+
+
+def _everything(on: Tap, features: Features, name: str) -> Variant:
+    return _vifprobe(name, on, features, limit=LIMIT, bin_ns=BIN_NS, samples=True, syn=True)
 
 
 class _Floor:

@@ -23,26 +23,9 @@ from vifprobe.kernel.settings import Settings
 from vifprobe.kernel.symbols import function_ranges
 from vifprobe.kernel.tables.maps import Tables
 from vifprobe.kernel.toolchain.cache import compiled
-from vifprobe.kernel.toolchain.instructions import (
-    FD_LOAD,
-    NUMBER_LOAD,
-    VALUE_LOAD,
-    as_immediate,
-    replaced,
-    with_maps,
-    with_number,
-)
+from vifprobe.kernel.toolchain.instructions import MapOf, Number, ValueOf, linked
 from vifprobe.kernel.toolchain.source import source_directory, source_text
-from vifprobe.model.layout import (
-    CELL_FACTOR_PLACEHOLDER,
-    DIRECTION_PLACEHOLDER,
-    NETNS_PLACEHOLDER,
-    PER_CPU_PLACE_PLACEHOLDER,
-    SHARED_PLACEHOLDER,
-    TAPS_MAX,
-    Bucket,
-    Direction,
-)
+from vifprobe.model.layout import TAPS_MAX, Bucket, Direction, Loaded
 
 #: The function that runs netfilter chains (bpf/chains.c).
 _RUNS_CHAINS = "nf_hook_slow"
@@ -104,13 +87,12 @@ class Programs:
         program = f"vifprobe_{direction.name.lower()}"
         if program in self._fds:  # asked for by each of hundreds of taps: to write the code anew takes milliseconds
             return self._fds[program]
-        told = {DIRECTION_PLACEHOLDER: int(direction)}
-        code = replaced(self._code("observe"), NUMBER_LOAD, told)
+        code = self._code("observe", direction)
         return self._load(program, lambda name: libbpf.load_tc_program(name, code))
 
     def replay_program_fd(self, direction: Direction) -> int:
         """The program for a file's frames, as if they came through the tap in this direction."""
-        code = replaced(self._code("replay"), NUMBER_LOAD, {DIRECTION_PLACEHOLDER: int(direction)})
+        code = self._code("replay", direction)
         return self._load(f"vifprobe_replay_{direction.name.lower()}", lambda name: libbpf.load_tc_program(name, code))
 
     def load(self, directions: Iterable[Direction]) -> None:
@@ -131,7 +113,7 @@ class Programs:
             raise KernelError(f"tracepoint skb:kfree_skb: {error.strerror}.") from error
 
     def _load_drop(self) -> int:
-        code = replaced(self._code("drop"), NUMBER_LOAD, {NETNS_PLACEHOLDER: _own_netns()})
+        code = self._code("drop")
         btf_id = self.features.kfree_skb_btf_id
         return self._load("vifprobe_drop", lambda name: libbpf.load_typed_tracepoint(name, code, btf_id))
 
@@ -261,7 +243,7 @@ class Programs:
         }
 
     def _trace(self, name: str, btf_id: int) -> int:
-        code = replaced(self._code(name), NUMBER_LOAD, {NETNS_PLACEHOLDER: _own_netns()})
+        code = self._code(name)
         return self._load(f"vifprobe_{name}", lambda program: libbpf.load_typed_tracepoint(program, code, btf_id))
 
     def detach_verdicts(self) -> None:
@@ -287,12 +269,19 @@ class Programs:
         self._fds.clear()
         self._tables.close()
 
-    def _code(self, function: str) -> bytes:
-        """A program's code with the tables' fds in it."""
-        code = replaced(self._compiled.code[function], FD_LOAD, dict(enumerate(self._tables.fds)))
-        code = with_number(code, CELL_FACTOR_PLACEHOLDER, self._cell_factor)
-        code = with_maps(code, VALUE_LOAD, {SHARED_PLACEHOLDER: self._tables.fd("shared")})
-        return with_maps(code, FD_LOAD, {PER_CPU_PLACE_PLACEHOLDER: self._tables.fd("per_cpu_place")})
+    def _code(self, function: str, direction: Direction = Direction.OUTBOUND) -> bytes:
+        """A program's code, to be loaded into the kernel.
+
+        direction: of a tc program. Tracepoints: for packets of the calling thread's network namespace.
+        """
+        constants = {
+            Loaded.DIRECTION: Number(direction),
+            Loaded.NETNS: Number(_own_netns()),
+            Loaded.CELL_FACTOR: Number(self._cell_factor),
+            Loaded.SHARED: ValueOf(self._tables.fd("shared")),
+            Loaded.PER_CPU_PLACE: MapOf(self._tables.fd("per_cpu_place")),
+        }
+        return linked(self._compiled.code[function], self._tables.fds, constants)
 
     def _unload(self, name: str) -> None:
         if name in self._fds:
@@ -325,8 +314,8 @@ def make_programs(settings: Settings, features: Features) -> Programs:
 
 
 def _own_netns() -> int:
-    """The number in `net:[4026531840]`, as the signed immediate that an instruction holds; 0 without CONFIG_NET_NS."""
+    """The number in `net:[4026531840]`; 0 without CONFIG_NET_NS."""
     try:
-        return as_immediate(Path("/proc/thread-self/ns/net").stat().st_ino)
+        return Path("/proc/thread-self/ns/net").stat().st_ino
     except FileNotFoundError:
         return 0

@@ -204,15 +204,24 @@ CELL_KEY_FIELDS = (
 OVERFLOW_KEY_FIELDS = ("direction", "verdict", "expected", "ethertype", "packet_class")
 OVERFLOW_SHAPE = (len(Direction), int(Verdict.QUEUED), len(Expected), len(Ethertype), len(PacketClass))
 
+
+class Loaded(IntEnum):
+    """Constants that vifprobe writes into the compiled programs as it loads them; in C, LOADED(name).
+
+    One compilation serves every run, direction and namespace so. The values stand in the code until then.
+    """
+
+    SHARED = 0x76707001  # address of the only value of the table `shared`
+    PER_CPU_PLACE = 0x76707061  # address of the map `per_cpu_place`
+    DIRECTION = 0x76707064  # of the packets that the program is attached for
+    CELL_FACTOR = 0x76707066  # factor of the hash of cells' keys, drawn anew for each run
+    NETNS = 0x7670706E  # number of the taps' network namespace
+
+
 LANE_SAMPLED = 0x4000  # beside a tap's traits in a lane: the pending packet's headers wait for its verdict
 TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifindex
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
 CELL_PROBES = 16  # places tried for a cell before the packet is counted without its size
-DIRECTION_PLACEHOLDER = 0x76707064  # in the compiled tc program, where the loader writes the direction
-CELL_FACTOR_PLACEHOLDER = 0x76707066  # in all programs, where the loader writes the factor of the hash of cells' keys
-PER_CPU_PLACE_PLACEHOLDER = 0x76707061  # in the same, where the loader writes the table `per_cpu_place`
-SHARED_PLACEHOLDER = 0x76707001  # in all programs, where the loader writes the address of the table `shared`
-NETNS_PLACEHOLDER = 0x7670706E  # in the compiled tracepoint program, where the loader writes the taps' namespace
 VLAN_TAGS_MAX = 2
 EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other`
 ETHERNET_PAD_BYTES = 60  # IEEE 802.3: shortest frame without FCS
@@ -294,11 +303,7 @@ def c_header() -> str:
         f"#define SIZE_BUCKETS {len(SIZE_EDGES_BYTES)}",
         f"#define SIZE_UNKNOWN {SIZE_UNKNOWN}",
         "",
-        f"#define DIRECTION_PLACEHOLDER {DIRECTION_PLACEHOLDER:#x}",
-        f"#define CELL_FACTOR_PLACEHOLDER {CELL_FACTOR_PLACEHOLDER:#x}",
-        f"#define SHARED_PLACEHOLDER {SHARED_PLACEHOLDER:#x}",
-        f"#define NETNS_PLACEHOLDER {NETNS_PLACEHOLDER:#x}",
-        f"#define PER_CPU_PLACE_PLACEHOLDER {PER_CPU_PLACE_PLACEHOLDER:#x}",
+        *(f"#define LOADED_{name.name} {int(name):#x}" for name in Loaded),
         f"#define TAP_PROBES {TAP_PROBES}",
         f"#define CELL_PROBES {CELL_PROBES}",
         f"#define VLAN_TAGS_MAX {VLAN_TAGS_MAX}",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import random
@@ -143,3 +144,10 @@ int either(struct __sk_buff *skb)
     assert declared_in(text, ["-DFOLLOW=1"]) == {"berths", "clock", "depart", "observe"}
     assert declared_in(text, ["-DFOLLOW=0"]) == {"clock", "observe"}
     assert declared_in(text, []) == {"clock", "observe"}
+
+
+def test_code_that_is_cut_off() -> None:
+    kept = json.loads(MADE.to_json())
+    kept["code"]["drop"] = base64.b64encode(CODE[:8]).decode()
+    with pytest.raises(ValueError, match="drop: the last instruction is cut off"):
+        Compiled.from_json(json.dumps(kept))

@@ -34,7 +34,7 @@ from vifprobe.kernel.tables.slices import (
     visit_cpus,
 )
 from vifprobe.kernel.toolchain.cache import compiled
-from vifprobe.kernel.toolchain.instructions import FD_LOAD, replaced
+from vifprobe.kernel.toolchain.instructions import linked
 from vifprobe.kernel.toolchain.source import source_directory
 from vifprobe.model.records import HOST_TASK
 
@@ -157,7 +157,7 @@ class HostCounters:
         with Btf() as btf:
             ids = {name: btf.tracepoint_id(name) for name in _TRACEPOINTS}
         for name, btf_id in ids.items():
-            code = replaced(made.code[name], FD_LOAD, dict(enumerate(maps)))
+            code = linked(made.code[name], maps)
             self._programs.append(libbpf.load_typed_tracepoint(f"vifprobe_{name}", code, btf_id))
             self._fds.append(self._programs[-1])
         self._host["now"] = 1

@@ -17,7 +17,7 @@ import numpy as np
 from vifprobe.errors import KernelError
 from vifprobe.kernel.features import missing_capabilities
 from vifprobe.kernel.toolchain.compiled import Compiled, MapShape
-from vifprobe.kernel.toolchain.instructions import FD_LOAD, immediates
+from vifprobe.kernel.toolchain.instructions import map_loads
 from vifprobe.kernel.toolchain.placement import cold_last
 from vifprobe.process.startup import dropped
 from vifprobe.process.trust import problem
@@ -108,6 +108,6 @@ def _extract(module: Any) -> Compiled:
 def _by_place(code: bytes, places: dict[int, int]) -> bytes:
     """The code with each map's fd replaced by its place in the list of maps."""
     moved = bytearray(code)
-    for at, fd in immediates(code, FD_LOAD):
+    for at, fd in map_loads(code):
         struct.pack_into("<i", moved, at, places[fd])
     return bytes(moved)

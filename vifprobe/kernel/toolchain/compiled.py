@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vifprobe.kernel.toolchain.instructions import FD_LOAD, immediates
+from vifprobe.kernel.toolchain.instructions import map_loads
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SCALAR = re.compile(r"[<>|=][uifSV][0-9]{1,7}")
@@ -153,8 +153,8 @@ def _program(name: str, text: object, maps: int) -> bytes:
         raise ValueError(f"{name}: {error}") from error
     _require(0 < len(code) <= _PROGRAM_BYTES_MAX and not len(code) % _INSTRUCTION_BYTES, f"{name}: {len(code)} bytes")
     try:
-        places = [place for _, place in immediates(code, FD_LOAD)]
-    except IndexError as error:
-        raise ValueError(f"{name}: its last instruction is cut off") from error
+        places = [place for _, place in map_loads(code)]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     _require(all(0 <= place < maps for place in places), f"{name}: names a map that is not there")
     return code

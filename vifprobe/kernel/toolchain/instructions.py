@@ -1,62 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BPF machine code, as far as the loader touches it: the numbers that `r = imm64` instructions load."""
+"""BPF machine code, as far as vifprobe changes it: the numbers that `r = imm64` instructions load."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vifprobe.model.layout import Loaded
 
 _LOAD_IMM64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW, include/uapi/linux/bpf.h; takes two slots of 8 bytes
-#: Source register of an imm64 load: a plain number, (BPF_PSEUDO_MAP_FD) a map's fd, or (BPF_PSEUDO_MAP_VALUE) a map's
-#: fd in the place of the address of its only value.
-NUMBER_LOAD = 0
-FD_LOAD = 1
-VALUE_LOAD = 2
+# Source register of an imm64 load: a plain number, or BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE.
+_NUMBER, _MAP, _MAP_VALUE = 0, 1, 2
+_LOADED = frozenset(map(int, Loaded))
 
 
-def immediates(code: bytes, kind: int) -> Iterator[tuple[int, int]]:
-    """(Offset of the immediate, its lower half) of each imm64 load of this kind."""
+@dataclass(frozen=True)
+class Constant:
+    """What a program is to load in the place of a constant of layout.Loaded."""
+
+    number: int
+    kind: ClassVar[int]
+
+
+class Number(Constant):
+    """An unsigned number of 64 bits."""
+
+    kind = _NUMBER
+
+
+class MapOf(Constant):
+    """The kernel address of a map. number: the map's fd."""
+
+    kind = _MAP
+
+
+class ValueOf(Constant):
+    """The kernel address of the only value of a map. number: the map's fd."""
+
+    kind = _MAP_VALUE
+
+
+def map_loads(code: bytes) -> Iterator[tuple[int, int]]:
+    """(Offset, number) of each reference to a map: its fd, or its place in the list of maps.
+
+    ValueError where the last instruction is cut off.
+    """
+    return ((at, number) for at, kind, number in _loads(code) if kind == _MAP)
+
+
+def linked(code: bytes, maps: Sequence[int], constants: Mapping[Loaded, Constant] | None = None) -> bytes:
+    """The compiled code as the kernel takes it.
+
+    maps: fds, by the places that the code has in their stead. constants: of what the C text asks for by LOADED().
+    KeyError where the code asks for one that is not given.
+    """
+    values = {int(name): constant for name, constant in (constants or {}).items()}
+    changed = bytearray(code)
+    for at, kind, number in _loads(code):
+        if kind == _MAP:
+            struct.pack_into("<i", changed, at, maps[number])
+        elif kind == _NUMBER and number in _LOADED:
+            constant = values[number]
+            changed[at - 3] |= constant.kind << 4
+            struct.pack_into("<I", changed, at, constant.number & 0xFFFFFFFF)
+            struct.pack_into("<I", changed, at + 8, constant.number >> 32)
+    return bytes(changed)
+
+
+def _loads(code: bytes) -> Iterator[tuple[int, int, int]]:
+    """(Offset of the immediate, source register, number) of each imm64 load; maps' fds and places have 32 bits."""
     at = 0
     while at < len(code):
         if code[at] != _LOAD_IMM64:
             at += 8
             continue
-        if code[at + 1] >> 4 == kind:
-            yield at + 4, struct.unpack_from("<i", code, at + 4)[0]
+        if at + 16 > len(code):
+            raise ValueError("the last instruction is cut off")
+        low, high = struct.unpack_from("<I4xI", code, at + 4)
+        yield at + 4, code[at + 1] >> 4, high << 32 | low
         at += 16
-
-
-def replaced(code: bytes, kind: int, values: dict[int, int]) -> bytes:
-    """The code with these immediates of imm64 loads replaced; KeyError-free: others stay."""
-    changed = bytearray(code)
-    for at, value in immediates(code, kind):
-        if value in values:
-            struct.pack_into("<i", changed, at, values[value])
-    return bytes(changed)
-
-
-def with_maps(code: bytes, kind: int, fds: dict[int, int]) -> bytes:
-    """The code with a map where it loads a number: number -> the map's fd. kind: FD_LOAD, or VALUE_LOAD for the address
-    of the map's only value.
-    """
-    changed = bytearray(code)
-    for at, value in immediates(code, NUMBER_LOAD):
-        if value in fds:
-            changed[at - 3] |= kind << 4
-            struct.pack_into("<i", changed, at, fds[value])
-    return bytes(changed)
-
-
-def with_number(code: bytes, placeholder: int, number: int) -> bytes:
-    """The code with an unsigned number of 64 bits wherever it loads this one."""
-    changed = bytearray(code)
-    for at, value in immediates(code, NUMBER_LOAD):
-        if value == placeholder:
-            struct.pack_into("<I", changed, at, number & 0xFFFFFFFF)
-            struct.pack_into("<I", changed, at + 8, number >> 32)
-    return bytes(changed)
-
-
-def as_immediate(number: int) -> int:
-    """32 bits, signed, as an instruction holds them."""
-    return number - (1 << 32) if number >= 1 << 31 else number
