@@ -38,7 +38,7 @@ Require = Callable[[str, object, str], None]
 
 #: The stock kernel that the tests run on in a virtual machine (scripts/vm), "" elsewhere.
 KERNEL = os.environ.get("VIFPROBE_VM", "")
-ROOM = 300.0 if KERNEL else 30.0  # seconds for a command to start; emulated, compiling takes a minute
+ROOM = 300.0 if KERNEL else 120.0  # seconds for a command to start; emulated, compiling takes a minute
 OUT = Direction.OUTBOUND
 SYN = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)
 FLOOD = 1_000_003

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-_GRACE_SECONDS = 15.0
+_GRACE_SECONDS = 60.0
 _CHUNK = bytes(65_536)
 _REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 _AT_ONCE = 128  # connections that are being opened at the same time: a tap's ring holds 500 frames
