@@ -85,13 +85,12 @@ struct lane {
 	u64 spare_word;
 	/* third line */
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
-	u64 foreign_skbs;   /* a pending skb's address met again on another device's skb */
 	u64 logged_bins;
 	u64 samples;        /* written to this CPU's part of the ring, ever */
 	u64 policed_sequence; /* the packet that the police action shot last, see police.c */
 	u64 unplaced_drops;   /* netfilter drops whose chain could not be told */
 	u64 turn;             /* inbound: which way of a full row goes next */
-	u64 third_spare;
+	u64 third_spares[2];
 	/* fourth line: what tells netfilter chains apart, see chains.c */
 	u64 ip_received;      /* packets that the IP stack had received on this CPU when the pending packet came */
 	u64 ip_counter_at;    /* addresses of this CPU's counters of them; 0: not asked for so far */

@@ -80,10 +80,8 @@ static __always_inline bool drop_outbound(struct lane *lane, u64 skb, u64 reason
 {
 	u64 verdict;
 
-	if (unlikely(is_foreign(skb, lane))) {
-		lane->foreign_skbs++;
+	if (unlikely(is_foreign(skb, lane)))
 		return false;
-	}
 	/* Settled by the reader: its call chain ended long ago, this is a later fate (or a later skb). */
 	if (unlikely((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)) {
 		lane->late_verdicts++;

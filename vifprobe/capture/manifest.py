@@ -82,6 +82,9 @@ class TapEntry:
     directions: tuple[Direction, ...] = tuple(Direction)
     gone_ns: int | None = None
     kind: str = "tap"
+    missed_bytes: int = 0
+    late_verdicts: int = 0
+    recursion_misses: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,9 @@ def _tap_json(tap: TapEntry) -> dict[str, Any]:
         "directions": tap.directions,
         "gone_ns": tap.gone_ns,
         "kind": tap.kind,
+        "missed_bytes": tap.missed_bytes,
+        "late_verdicts": tap.late_verdicts,
+        "recursion_misses": tap.recursion_misses,
     }
 
 
@@ -228,6 +234,9 @@ def _tap(keys: JsonObject) -> TapEntry:
         directions=keys.codes("directions", Direction),
         gone_ns=keys.maybe_whole("gone_ns", -SPAN_NS_MAX, SPAN_NS_MAX),
         kind=keys.maybe("kind", str) or "tap",
+        missed_bytes=keys.maybe_whole("missed_bytes", 0, _COUNT_MAX) or 0,
+        late_verdicts=keys.maybe_whole("late_verdicts", 0, _COUNT_MAX) or 0,
+        recursion_misses=keys.maybe_whole("recursion_misses", 0, _COUNT_MAX) or 0,
     )
 
 

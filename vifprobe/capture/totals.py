@@ -50,6 +50,9 @@ def _seen(entry: TapEntry, reading: Reading) -> TapEntry:
         directions=tuple(reading.directions),
         gone_ns=reading.gone_ns,
         kind=reading.kind,
+        missed_bytes=reading.missed_bytes,
+        late_verdicts=reading.late_verdicts,
+        recursion_misses=reading.recursion_misses,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 from collections.abc import Callable
 from functools import cache
 
@@ -30,6 +31,7 @@ _INGRESS_PARENT = 0xFFFF0000
 
 
 _LOG_BYTES = 1 << 20
+_RECURSION_MISSES_AT = 208  # struct bpf_prog_info, since 5.12
 
 
 class _LinkCreateOpts(ctypes.Structure):
@@ -323,3 +325,9 @@ def object_info(fd: int, size_bytes: int = 256) -> bytes:
     length = ctypes.c_uint32(size_bytes)
     _check(library().bpf_obj_get_info_by_fd(fd, buffer, ctypes.byref(length)))
     return buffer.raw[: length.value]
+
+
+def recursion_misses(program_fd: int) -> int:
+    """How often the kernel did not run the program because it ran already on that CPU (since 5.12; before, 0)."""
+    info = object_info(program_fd)
+    return struct.unpack_from("=Q", info, _RECURSION_MISSES_AT)[0] if len(info) >= _RECURSION_MISSES_AT + 8 else 0

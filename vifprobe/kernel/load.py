@@ -46,6 +46,7 @@ class Programs:
                 "Loading BPF programs and attaching them to a tap needs root: run it with sudo.",
             )
         self._fds: dict[str, int] = {}
+        self._misses_before = 0  # of programs that were unloaded
         # Of this run only: whoever does not know it cannot choose keys that hash to one place. Odd, so that no two keys
         # have the same product.
         self._cell_factor = secrets.randbits(64) | 1
@@ -285,7 +286,16 @@ class Programs:
 
     def _unload(self, name: str) -> None:
         if name in self._fds:
-            os.close(self._fds.pop(name))
+            fd = self._fds.pop(name)
+            if name.startswith("vifprobe_"):
+                self._misses_before += libbpf.recursion_misses(fd)
+            os.close(fd)
+
+    @property
+    def recursion_misses(self) -> int:
+        """Events that the kernel kept from the programs, since the first of them was loaded (since 5.12; before, 0)."""
+        loaded = [fd for name, fd in self._fds.items() if name.startswith("vifprobe_")]
+        return self._misses_before + sum(map(libbpf.recursion_misses, loaded))
 
     def _load(self, name: str, load: libbpf.Load) -> int:
         if name not in self._fds:

@@ -150,8 +150,10 @@ class Reading:
     here. Rows of verdict QUEUED are by how many the queue has grown, below 0 where it has shrunk: so passed + policed +
     dropped + queued rows are what was offered. queued: the queue at the end, left out of totals. missed: packets that
     are in no cell: their headers could not be read, or their end went by unseen. missed_in: the same by direction, {}
-    where only the sum is known. verdicts: "reason" where the kernel itself named each drop, "inferred" where it was
-    worked out, "" where unknown. limits: by direction.
+    where only the sum is known. missed_bytes: frame bytes of those among them whose length is known. late_verdicts: of
+    all taps, packets that were dropped after they had been counted as passed. recursion_misses: of all taps, events
+    that the kernel kept from the programs: what they would have told (drops, mostly) is missing. verdicts: "reason"
+    where the kernel itself named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
     directions: those that were watched; of another one nothing is known, not even that it was silent. host: what the
     host did meanwhile, None where that is not counted (yet). flood: what its SYNs are like, by direction; {} where
     nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. unannounced: in
@@ -171,6 +173,9 @@ class Reading:
     cells: Cells
     missed: int = 0
     missed_in: Mapping[Direction, int] = field(default_factory=dict)
+    missed_bytes: int = 0
+    late_verdicts: int = 0
+    recursion_misses: int = 0
     verdicts: str = "reason"
     limits: Mapping[Direction, Limit] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()

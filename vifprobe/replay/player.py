@@ -150,6 +150,7 @@ class Replay:
             cells=snapshot.cells,
             missed=missed,
             missed_in={direction: int(snapshot.missed_packets[0, direction]) for direction in self.directions},
+            missed_bytes=int(snapshot.missed_bytes[0].sum()),
             verdicts="",
             limits=dict.fromkeys(self.directions, self.limit),
             notes=(*self._notes(missed), *unsized_notes(snapshot.cells)),

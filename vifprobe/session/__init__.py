@@ -8,6 +8,7 @@
 | `hooks`, `tap` | attach to the taps and detach; one tap while it is watched |
 | `event_loop` | waits for what happens to the taps and takes it into account |
 | `readings` | turns counters into readings |
+| `error_counts` | what is known to have escaped the programs |
 | `drop_attribution` | decides who dropped a packet: the policer or somebody else |
 | `counter_check`, `inbound_totals` | compare the probe's counts with those that the kernel keeps |
 | `host_cost`, `coverage` | CPU time of this host; intervals in which a tap was unwatched |

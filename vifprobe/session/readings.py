@@ -16,6 +16,7 @@ from vifprobe.model.ports import direction_at
 from vifprobe.model.reading import Cells, Reading, no_cells, subtract, unsized_notes
 from vifprobe.model.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
 from vifprobe.session.components import Components
+from vifprobe.session.error_counts import ErrorCounts
 from vifprobe.session.tap import WatchedTap
 
 #: A tap for which nothing comes is read whole so often all the same, each at its own time.
@@ -88,6 +89,7 @@ class ReadingMaker:
             if self._auditor.taps[watched.link.ifindex].findings_ns == snapshot.at_ns:
                 self._idle[watched.number] = _Idle(reading, known, due_ns)
         watched.missed_before = _missed(watched, snapshot)
+        watched.errors_before = ErrorCounts.of(watched.number, snapshot)
         watched.before = cells.copy()  # the snapshot's other rows need not be kept for it
         watched.what_ifs_before = None if snapshot.what_ifs is None else snapshot.what_ifs[watched.number]
         return reading
@@ -96,6 +98,8 @@ class ReadingMaker:
     def _is_silent(watched: WatchedTap, cells: Cells, snapshot: Snapshot) -> bool:
         """Whether nothing was counted since the interval before."""
         if len(cells) != len(watched.before) or snapshot.what_ifs is not None:
+            return False
+        if ErrorCounts.of(watched.number, snapshot) != watched.errors_before:
             return False
         return cells.tobytes() == watched.before.tobytes() and _missed(watched, snapshot) == watched.missed_before
 
@@ -145,6 +149,8 @@ class ReadingMaker:
         missed = _missed(watched, snapshot)
         if not final:
             missed = {direction: ever - watched.missed_before.get(direction, 0) for direction, ever in missed.items()}
+        errors_ever = ErrorCounts.of(watched.number, snapshot)
+        errors = errors_ever if final else errors_ever.since(watched.errors_before)
         so_far, directions = snapshot.cells_of(watched.number), watched.seen(self._directions)
         reading = Reading(
             tap=watched.link.name,
@@ -154,6 +160,9 @@ class ReadingMaker:
             cells=cells,
             missed=sum(missed.values()),
             missed_in=missed,
+            missed_bytes=errors.missed_bytes,
+            late_verdicts=errors.late_verdicts,
+            recursion_misses=errors.recursion_misses,
             verdicts="reason" if self._features.has_drop_reason and not watched.attribution.guessed else "inferred",
             limits=watched.limits(audit.declared_limits(directions), directions),
             notes=(
@@ -161,6 +170,7 @@ class ReadingMaker:
                 *audit.notes,
                 *unsized_notes(so_far, self._features.has_drop_reason),
                 *self._drop_notes(watched, so_far, snapshot),
+                *errors_ever.notes(),
                 *self._host_notes(),
             ),
             directions=directions,

@@ -36,6 +36,7 @@ from vifprobe.model.whatif import WhatIf, WhatIfCounts
 from vifprobe.session.coverage import Coverage, without_old
 from vifprobe.session.decided_earlier import DeviceCheck, Earlier
 from vifprobe.session.drop_attribution import DropAttribution, DropSources, drop_sources_of
+from vifprobe.session.error_counts import ErrorCounts
 
 #: So often vifprobe goes back to the head of the tcx programs of a hook.
 _REANCHORED_MAX = 8
@@ -50,9 +51,9 @@ _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapT
 class WatchedTap:
     """A tap, its number in the kernel's tables, and what hangs on it.
 
-    `before`, `missed_before`, `what_ifs_before`: what was counted up to the last reading. `gone_ns`: when the tap was
-    seen to be deleted, monotonic; None while it is there. `ended`: an interval's reading has said so. `looked_ns`: when
-    its limits were last read.
+    `before`, `missed_before`, `errors_before`, `what_ifs_before`: what was counted up to the last reading. `gone_ns`:
+    when the tap was seen to be deleted, monotonic; None while it is there. `ended`: an interval's reading has said so.
+    `looked_ns`: when its limits were last read.
     """
 
     def __init__(self, link: Link, number: int, found: Installed) -> None:
@@ -62,6 +63,7 @@ class WatchedTap:
         self.attachments: dict[Direction, Attachment] = {}
         self.before: Cells = no_cells()
         self.missed_before: Mapping[Direction, int] = dict.fromkeys(Direction, 0)
+        self.errors_before = ErrorCounts()
         self.what_ifs_before: WhatIfCounts | None = None
         self.notes = [one for one in [warning(link.name, link.kind)] if one]
         self.gaps: list[Coverage] = []

@@ -109,6 +109,9 @@ def reading(tap: str = TAPS[0], table: Cells = FLOOD, **fields: Any) -> Reading:
         "start_ns": 0,
         "duration_ns": 30_000_000_011,
         "missed": 17,
+        "missed_bytes": 1_009,
+        "late_verdicts": 19,
+        "recursion_misses": 23,
         "verdicts": "reason",
         "limits": {Direction.OUTBOUND: Limit(100_000_000, None, None, 3_200_000)},
         "findings": (

@@ -37,6 +37,7 @@ def test_every_key_of_the_contract_in_its_order() -> None:
         *("schema", "tap", "at", "start_ns", "duration_ns", "final"),
         *("outbound", "inbound", "missed", "verdicts", "host", "findings", "flood"),
         *("gone", "gone_ns", "kind", "guest_port"),
+        *("missed_bytes", "late_verdicts", "recursion_misses"),
     ]
     both = ["offered", *OUTCOMES, "bypass", "overpoliced", "classes", "limit", "what_if", "unsized"]
     assert list(found["outbound"]) == both
@@ -46,6 +47,11 @@ def test_every_key_of_the_contract_in_its_order() -> None:
     assert list(found["outbound"]["classes"]) == [code.name.lower() for code in PacketClass]
     assert all(list(entry) == ["offered", *OUTCOMES] for entry in found["outbound"]["classes"].values())
     assert list(found["findings"][0]) == ["id", "pattern", "severity", "title"]
+
+
+def test_what_escaped_the_programs_comes_through() -> None:
+    found = parsed(replace(kit.BASE, missed_bytes=1009, late_verdicts=13, recursion_misses=17))
+    assert (found["missed_bytes"], found["late_verdicts"], found["recursion_misses"]) == (1009, 13, 17)
 
 
 def test_values_come_through() -> None:

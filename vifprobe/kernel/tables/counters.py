@@ -58,9 +58,9 @@ class Snapshot:
     unannounced: inbound packets of which only the end was seen, by tap number: they waited since before the start, or
     were cut from a longer frame. missed_packets, missed_bytes: a header could not be read, or the packet's end went by
     unseen (see Flights); by tap number and direction. late_verdicts: dropped after they had been settled as passed.
-    foreign_skbs: address met on another device's skb. unplaced_drops: netfilter drops counted as policed although which
-    chain did it could not be told. what_ifs: None where no limit is tried out, else packets and frame bytes (passed,
-    stopped) by tap, direction, limit and class.
+    recursion_misses: events that the kernel kept from the programs, see Programs. unplaced_drops: netfilter drops
+    counted as policed although which chain did it could not be told. what_ifs: None where no limit is tried out, else
+    packets and frame bytes (passed, stopped) by tap, direction, limit and class.
     """
 
     at_ns: int
@@ -68,7 +68,7 @@ class Snapshot:
     missed_packets: Array
     missed_bytes: Array
     late_verdicts: int
-    foreign_skbs: int
+    recursion_misses: int
     unannounced: Array
     unplaced_drops: int = 0
     what_ifs: Array | None = None
@@ -87,7 +87,7 @@ class Counters:
     """
 
     def __init__(self, programs: Programs, swapped: Collection[int] = ()) -> None:
-        settings = programs.settings
+        settings, self._programs = programs.settings, programs
         self._swapped = Swapped(swapped)
         self._cells = CellTable(programs)
         self._lanes = programs.table("lanes", writable=True)[: settings.cpus]
@@ -155,7 +155,7 @@ class Counters:
             missed_packets=self._swapped.table(misses["packets"].sum(0).astype(np.int64) + lost_packets),
             missed_bytes=self._swapped.table(misses["frame_bytes"].sum(0).astype(np.int64) + lost_bytes),
             late_verdicts=int(lanes["late_verdicts"].sum()),
-            foreign_skbs=int(lanes["foreign_skbs"].sum()),
+            recursion_misses=self._programs.recursion_misses,
             unannounced=misses["unannounced"].sum((0, 2)).astype(np.int64),
             unplaced_drops=int(lanes["unplaced_drops"].sum()),
             what_ifs=self._what_ifs_now(),

@@ -10,7 +10,6 @@ side has put it down whole as the slice that crossed the turn.
 from __future__ import annotations
 
 import os
-import struct
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +58,6 @@ _COUNTS = ("voluntary", "involuntary", "cpu_ns")
 _NOBODY = np.zeros(0, HOST_TASK)
 #: The same of the sched_entity in it.
 _ENTITY_MEMBERS = {"TASK_CPU_NS": "sum_exec_runtime", "TASK_PICKED_CPU_NS": "prev_sum_exec_runtime"}
-_RECURSION_MISSES_AT = 208  # struct bpf_prog_info, since 5.12
 _READ_RETRIES = 40
 #: Stores of a program that saw the older interval's number are in memory by then, by far.
 SETTLE_SECONDS = 0.001
@@ -174,7 +172,7 @@ class HostCounters:
     @property
     def recursion_misses(self) -> int:
         """Events that the kernel kept from the programs, since they were loaded (since 5.12; before, 0)."""
-        return sum(_recursion_misses(fd) for fd in self._programs)
+        return sum(libbpf.recursion_misses(fd) for fd in self._programs)
 
     def snapshot(self) -> HostCounts:
         """The interval since the last turn, or since the making."""
@@ -309,8 +307,3 @@ def _by_thread(rows: Array) -> Array:
         merged[name] = 0
         np.add.at(merged[name], where, rows[name])
     return merged if len(pids) else rows
-
-
-def _recursion_misses(program_fd: int) -> int:
-    info = libbpf.object_info(program_fd)
-    return struct.unpack_from("=Q", info, _RECURSION_MISSES_AT)[0] if len(info) >= _RECURSION_MISSES_AT + 8 else 0

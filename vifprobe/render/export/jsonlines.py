@@ -47,6 +47,9 @@ def reading_object(reading: Reading) -> _Object:
         "gone_ns": reading.gone_ns,
         "kind": reading.kind,
         "guest_port": is_guest_port(reading.kind),
+        "missed_bytes": int(reading.missed_bytes),
+        "late_verdicts": int(reading.late_verdicts),
+        "recursion_misses": int(reading.recursion_misses),
     }
 
 

@@ -122,7 +122,8 @@ def missed(reading: Reading) -> list[Line]:
     """Packets that no cell holds: said loudly, and not at all where there are none."""
     if not reading.missed:
         return []
-    text = f" MISSED {whole(reading.missed)} packets: not counted, figures too low "
+    size = f" ({whole(reading.missed_bytes)} bytes)" if reading.missed_bytes else ""
+    text = f" MISSED {whole(reading.missed)} packets{size}: not counted, figures too low "
     return [line(Span(text, "bad"))]
 
 
