@@ -64,7 +64,9 @@ static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, 
 		found = packed(packet);
 		kind = kind_of(packet);
 	}
-	unpack(forget(&lane->scratch, found), packet);
+	found = forget(&lane->scratch, found | frame->copied << PACKED_BITS);
+	unpack(found, packet);
+	frame->copied = found >> PACKED_BITS;
 	return forget(&lane->scratch, size | kind) | whose(tap, direction);
 }
 
@@ -228,6 +230,8 @@ static __always_inline void observe_any(struct __sk_buff *skb)
 	u64 direction = LOADED(DIRECTION), now, what, wire;
 	struct packet packet;
 
+	frame.scratch = &lane->scratch;
+	frame.head = SHARED(struct head, heads, lane->cpu, LANES);
 	/* There is one: what a tracepoint does without is not compiled into this. */
 	__builtin_assume(skb != NULL);
 	if (unlikely(!tap))

@@ -34,7 +34,6 @@ struct cursor {
 	u32 end;    /* first byte that no header may reach: end of the frame, then of the IP payload */
 	u32 transport; /* where the TCP header begins */
 	u8 proto;   /* IP protocol of the next header */
-	volatile u64 *scratch; /* see forget() */
 };
 
 static __always_inline bool room_for(const struct cursor *at, u32 bytes)
@@ -70,7 +69,7 @@ static __always_inline u8 parse_tcp(struct cursor *at)
 	u16 raw;
 	u32 header;
 
-	if (unlikely(!room_for(at, TCP_MIN_LEN) || !load_usual(at->frame, at->offset + 12, PLAIN_TRANSPORT + 12, &raw, sizeof(raw))))
+	if (unlikely(!room_for(at, TCP_MIN_LEN) || !load(at->frame, at->offset + 12, &raw, sizeof(raw))))
 		return CLASS_MALFORMED;
 	raw = bpf_ntohs(raw);
 	header = (raw >> 12) * 4;
@@ -86,7 +85,7 @@ static __always_inline u8 parse_udp(struct cursor *at)
 {
 	u16 length;
 
-	if (unlikely(!room_for(at, UDP_LEN) || !load_usual(at->frame, at->offset + 4, PLAIN_TRANSPORT + 4, &length, sizeof(length))))
+	if (unlikely(!room_for(at, UDP_LEN) || !load(at->frame, at->offset + 4, &length, sizeof(length))))
 		return CLASS_MALFORMED;
 	length = bpf_ntohs(length);
 	if (length < UDP_LEN && !(length == 0 && zero_means_to_the_end(at)))
@@ -125,20 +124,26 @@ static __always_inline bool is_extension(u8 proto, bool ipv6)
 }
 
 /*
- * Step over extension headers (RFC 8200, 4) and AH (RFC 4302).
+ * Step over extension headers (RFC 8200, 4) and AH (RFC 4302): so many of them, and so many bytes of them in all.
  * Returns a class where the walk ends the matter, CLASS_COUNT where a transport header follows.
  */
 static __always_inline u8 skip_extensions(struct cursor *at, bool ipv6)
 {
+	u32 farthest = at->offset + EXTENSION_REACH;
+
+	if (likely(!is_extension(at->proto, ipv6)))
+		return CLASS_COUNT;
+	if (at->frame->skb && !copy_far(at->frame))
+		return CLASS_MALFORMED;
 	/* Verifier: a bounded loop; rolled, since unrolled it doubles the time to compile. */
 #pragma nounroll
 	for (int i = 0; i < EXTENSION_HEADERS_MAX; i++) {
 		u8 proto = at->proto;
 		u32 word, length;
 
-		if (likely(!is_extension(proto, ipv6)))
+		if (!is_extension(proto, ipv6))
 			return CLASS_COUNT;
-		if (unlikely(!room_for(at, 8) || !load_direct(at->frame, at->offset, &word)))
+		if (unlikely(!room_for(at, 8) || !load(at->frame, at->offset, &word, sizeof(word))))
 			return CLASS_MALFORMED;
 		word = bpf_ntohl(word);
 		at->proto = word >> 24;
@@ -146,14 +151,17 @@ static __always_inline u8 skip_extensions(struct cursor *at, bool ipv6)
 			/* Offset in the upper 13 bits of the second half; 0: first or atomic fragment. */
 			if (word & 0xfff8)
 				return CLASS_FRAGMENT;
-			at->offset = forget(at->scratch, at->offset + 8);
-			continue;
+			length = 8;
+		} else if (proto == PROTO_AUTH) {
+			length = ((word >> 16 & 0xff) + 2) * 4;
+		} else {
+			length = ((word >> 16 & 0xff) + 1) * 8;
 		}
-		length = (word >> 16) & 0xff;
-		length = proto == PROTO_AUTH ? (length + 2) * 4 : (length + 1) * 8;
 		if (unlikely(!room_for(at, length)))
 			return CLASS_MALFORMED;
-		at->offset = forget(at->scratch, at->offset + length);
+		at->offset = forget(at->frame->scratch, at->offset + length);
+		if (unlikely(at->offset > farthest))
+			return CLASS_IP_OTHER;
 	}
 	return is_extension(at->proto, ipv6) ? CLASS_IP_OTHER : CLASS_COUNT;
 }
@@ -163,7 +171,7 @@ static __always_inline u8 parse_ipv4(struct cursor *at)
 {
 	u32 words[3], header, total;
 
-	if (unlikely(!room_for(at, IPV4_MIN_LEN) || !load_usual(at->frame, at->offset, L2_HEADER_LEN, words, sizeof(words))))
+	if (unlikely(!room_for(at, IPV4_MIN_LEN) || !load(at->frame, at->offset, words, sizeof(words))))
 		return CLASS_MALFORMED;
 	words[0] = bpf_ntohl(words[0]);
 	header = (words[0] >> 24 & 0xf) * 4;
@@ -190,7 +198,7 @@ static __always_inline u8 parse_ipv6(struct cursor *at)
 {
 	u32 words[2], payload;
 
-	if (unlikely(!room_for(at, IPV6_LEN) || !load_usual(at->frame, at->offset, L2_HEADER_LEN, words, sizeof(words))))
+	if (unlikely(!room_for(at, IPV6_LEN) || !load(at->frame, at->offset, words, sizeof(words))))
 		return CLASS_MALFORMED;
 	if (bpf_ntohl(words[0]) >> 28 != 6)
 		return CLASS_MALFORMED;
@@ -244,21 +252,10 @@ static __always_inline u8 ethertype_of(u16 type)
 	}
 }
 
-/* EtherType of what follows the L2 header, in network order; of a layer 3 packet the kernel knows it. */
-static __always_inline bool load_type(struct frame *frame, u16 *type)
-{
-#if LAYER_3
-	*type = frame->skb ? frame->skb->protocol : frame->protocol;
-	return true;
-#else
-	return load_usual(frame, ETH_TYPE_OFFSET, ETH_TYPE_OFFSET, type, sizeof(*type));
-#endif
-}
-
 /* The whole frame. The kernel has taken an outer VLAN tag out of the bytes before tc runs (frame->tagged). */
 static __always_inline void parse(struct frame *frame, struct packet *packet, volatile u64 *scratch)
 {
-	struct cursor at = { .frame = frame, .offset = L2_HEADER_LEN, .end = frame->length, .scratch = scratch };
+	struct cursor at = { .frame = frame, .offset = L2_HEADER_LEN, .end = frame->length };
 	u32 tags = frame->tagged;
 	u16 type;
 
@@ -269,7 +266,8 @@ static __always_inline void parse(struct frame *frame, struct packet *packet, vo
 	packet->is_ipv6 = false;
 	packet->ethertype = ETHERTYPE_OTHER;
 	packet->packet_class = CLASS_MALFORMED;
-	if (!load_type(frame, &type))
+	frame->scratch = scratch;
+	if ((frame->skb && !copy_near(frame)) || !load_type(frame, &type))
 		return;
 	type = bpf_ntohs(type);
 	packet->ethertype = tags ? ETHERTYPE_VLAN : ethertype_of(type);

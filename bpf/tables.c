@@ -232,6 +232,7 @@ struct shared {
 	struct lane lanes[LANES];
 	struct tap taps[TAP_SLOTS];
 	struct bucket buckets[BUCKETS];
+	struct head heads[LANES]; /* own CPU's, for as long as one tc program runs */
 #if DESKS_SHARED
 	struct desk desks[DESKS];
 #endif

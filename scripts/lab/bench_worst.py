@@ -27,7 +27,7 @@ from vifprobe.kernel.libbpf import attach_typed_tracepoint, library, load_typed_
 from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
-from vifprobe.model.layout import EXTENSION_HEADERS_MAX, Bucket, Direction, TapTrait
+from vifprobe.model.layout import EXTENSION_HEADERS_MAX, EXTENSION_REACH_BYTES, Bucket, Direction, TapTrait
 from vifprobe.testing.net.links import nft_chain, nft_ingress_limit
 from vifprobe.testing.net.taps import Tap, private_netns, tap
 from vifprobe.testing.packets import extensions, frames, syns
@@ -255,17 +255,19 @@ def _table(on: Tap) -> Iterator[Sent]:
 def _scattered(on: Tap) -> Iterator[Sent]:
     """Headers outside the skb's linear part."""
     long = bytes(2 * PAGE_BYTES)
-    chain = frames.udp(long)
+    bound = [frames.Protocol.DESTINATION_OPTIONS] * EXTENSION_HEADERS_MAX
+    chain = extensions.chain(frames.udp(long), bound)
+    chain_syn = extensions.chain(frames.tcp(frames.TcpFlag.SYN, long), bound)
+    units = EXTENSION_REACH_BYTES // EXTENSION_HEADERS_MAX // 8 - 1
+    spread = frames.tcp(frames.TcpFlag.SYN, long)
     for _ in range(EXTENSION_HEADERS_MAX):
-        chain = extensions.destination_options(chain)
-    spread = frames.udp()
-    for _ in range(EXTENSION_HEADERS_MAX):
-        spread = extensions.destination_options(spread, units=255)
+        spread = extensions.destination_options(spread, units=units)
     for name, frame in (
         ("UDP", frames.eth(frames.ipv4(frames.udp(long)), EtherType.IPV4)),
         ("TCP over IPv6", frames.eth(frames.ipv6(frames.tcp(frames.TcpFlag.SYN, long)), EtherType.IPV6)),
         ("extension headers up to the bound", frames.eth(frames.ipv6(chain), EtherType.IPV6)),
-        ("the same, as long as they can be", frames.eth(frames.ipv6(spread), EtherType.IPV6)),
+        ("the same, a SYN, tagged twice", frames.vlan(frames.vlan(frames.eth(frames.ipv6(chain_syn), EtherType.IPV6)))),
+        ("the same, as long as they can be", frames.vlan(frames.vlan(frames.eth(frames.ipv6(spread), EtherType.IPV6)))),
     ):
         yield Sent(f"headers outside the linear part: {name}", [on.packet(frame, linear_bytes=14)], scattered=True)
 

@@ -223,7 +223,9 @@ TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifind
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
 CELL_PROBES = 16  # places tried for a cell before the packet is counted without its size
 VLAN_TAGS_MAX = 2
-EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other`
+EXTENSION_HEADERS_MAX = 8  # IPv6 extension headers and AH followed before a packet is `ip_other` ...
+EXTENSION_REACH_BYTES = 1024  # ... and how long all of them are at most
+HEAD_PLACES = 2048  # of a frame's first bytes, which are copied to be read; a power of two
 ETHERNET_PAD_BYTES = 60  # IEEE 802.3: shortest frame without FCS
 ETHERNET_OVERHEAD_BYTES = 24  # FCS 4, preamble and start delimiter 8, inter-packet gap 12
 VLAN_TAG_BYTES = 4
@@ -232,7 +234,7 @@ SAMPLE_PROBE_MASK = 127  # a class whose first packets were looked at is probed 
 SAMPLE_EAGER_LOOKS = 1024  # packets of a class, each CPU, whose headers are kept in vain until then
 SAMPLE_MEAN_MAX = 1 << 20  # one in so many at most: of 2**32 packets/s still thousands a second
 SAMPLE_BRAKES = 10  # how often the kernel side makes that four times as many before user space sets it again
-REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there, EXTENSION_HEADERS_MAX of up to 2 KiB
+REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there
 WHAT_IFS_MAX = 8  # limits tried out at once: each costs every packet some 10 ns
 BUCKET_SLACK_NS = 50_000  # an installed policer looks at the clock that much later than the ideal bucket, at most
 FLOW_WAYS = 4  # handshakes that share a row: two cache lines
@@ -308,6 +310,8 @@ def c_header() -> str:
         f"#define CELL_PROBES {CELL_PROBES}",
         f"#define VLAN_TAGS_MAX {VLAN_TAGS_MAX}",
         f"#define EXTENSION_HEADERS_MAX {EXTENSION_HEADERS_MAX}",
+        f"#define EXTENSION_REACH {EXTENSION_REACH_BYTES}",
+        f"#define HEAD_PLACES {HEAD_PLACES}",
         f"#define ETHERNET_PAD {ETHERNET_PAD_BYTES}",
         f"#define ETHERNET_OVERHEAD {ETHERNET_OVERHEAD_BYTES}",
         f"#define VLAN_TAG_LEN {VLAN_TAG_BYTES}",

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import IO
 
-from vifprobe.model.layout import EXTENSION_HEADERS_MAX, VLAN_TAGS_MAX, PacketClass
+from vifprobe.model.layout import EXTENSION_HEADERS_MAX, EXTENSION_REACH_BYTES, VLAN_TAGS_MAX, PacketClass
 from vifprobe.testing.packets.frames import (
     ETH_HEADER_BYTES,
     IPV4_HEADER_BYTES,
@@ -243,6 +243,7 @@ class _Walk:
 
     def packet_class(self) -> PacketClass | None:
         """What the headers give; None where tshark has no values of a header that is all there."""
+        first = self._at
         for _ in range(EXTENSION_HEADERS_MAX):
             if not self._is_extension():
                 return self._transport()
@@ -257,6 +258,8 @@ class _Walk:
             self._at += length
             if self._at > self._end:
                 return PacketClass.MALFORMED
+            if self._at - first > EXTENSION_REACH_BYTES:
+                return PacketClass.IP_OTHER
         return PacketClass.IP_OTHER if self._is_extension() else self._transport()
 
     def _is_extension(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vifprobe.model.layout import EXTENSION_HEADERS_MAX, Ethertype, PacketClass
+from vifprobe.model.layout import EXTENSION_HEADERS_MAX, EXTENSION_REACH_BYTES, Ethertype, PacketClass
 from vifprobe.testing.packets import extensions
 from vifprobe.testing.packets.case import Case
 from vifprobe.testing.packets.extensions import ah
@@ -163,7 +163,8 @@ def _authentication() -> Iterator[Case]:
         "esp": (ah(extensions.esp()), IP_OTHER),
         "destination options": (ah(extensions.destination_options(_syn())), IP_OTHER),
         "no check value": (ah(_syn(), icv_bytes=0), TCP_SYN),
-        "longest": (ah(_syn(), icv_bytes=1016), TCP_SYN),
+        "up to the bound": (ah(_syn(), icv_bytes=EXTENSION_REACH_BYTES - 12), TCP_SYN),
+        "above the bound": (ah(_syn(), icv_bytes=EXTENSION_REACH_BYTES - 8), IP_OTHER),
         "length 0": (ah(_syn(), payload_len=0), MALFORMED),
         "length beyond the end": (ah(_syn(), payload_len=255), MALFORMED),
         "length up to the end": (ah(raw(Protocol.TCP)), MALFORMED),

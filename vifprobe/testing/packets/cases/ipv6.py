@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
-from vifprobe.model.layout import EXTENSION_HEADERS_MAX, Ethertype, PacketClass
+from vifprobe.model.layout import EXTENSION_HEADERS_MAX, EXTENSION_REACH_BYTES, Ethertype, PacketClass
 from vifprobe.testing.packets import extensions
 from vifprobe.testing.packets.case import Case
 from vifprobe.testing.packets.extensions import ah, chain, destination_options, fragment, hop_by_hop, routing
@@ -107,9 +107,10 @@ def _next_headers() -> Iterator[Case]:
 def _single_extensions() -> Iterator[Case]:
     for build in (hop_by_hop, routing, destination_options):
         name = build.__name__.replace("_", " ")
-        for units in (0, 1, 2, 7, 31, 255):
+        for units in (0, 1, 2, 7, 31, 127, 255):
             bytes_of_header = 8 + 8 * units
-            yield _case(f"{name} of {bytes_of_header} bytes", ipv6(build(_syn(), units=units)), TCP_SYN)
+            packet_class = TCP_SYN if bytes_of_header <= EXTENSION_REACH_BYTES else IP_OTHER
+            yield _case(f"{name} of {bytes_of_header} bytes", ipv6(build(_syn(), units=units)), packet_class)
             cut = ipv6(build(_syn(), units=units))[: 40 + bytes_of_header - 1]
             yield _case(f"{name} of {bytes_of_header} bytes, cut by 1", cut, MALFORMED)
             short = ipv6(build(_syn(), units=units), payload_length=bytes_of_header - 1)
@@ -158,9 +159,26 @@ def _chains() -> Iterator[Case]:
     yield _case("at the bound, tcp cut", ipv6(chain(_syn(), mixed[:-1]))[:-1], MALFORMED)
     long = _syn()
     for _ in range(EXTENSION_HEADERS_MAX):
-        long = destination_options(long, units=255)
-    yield _case("longest headers up to the bound", ipv6(long), TCP_SYN)
-    yield _case("longest headers, tcp cut", ipv6(long)[:-1], MALFORMED)
+        long = destination_options(long, units=EXTENSION_REACH_BYTES // EXTENSION_HEADERS_MAX // 8 - 1)
+    yield _case("headers up to both bounds", ipv6(long), TCP_SYN)
+    yield _case("headers up to both bounds, tcp cut", ipv6(long)[:-1], MALFORMED)
+    for name, build in (("options", destination_options), ("fragment header", fragment), ("ah", ah)):
+        last = build(_syn())
+        units = (EXTENSION_REACH_BYTES - len(last.data) + len(_syn().data)) // 8 - 1
+        for more, packet_class in ((-1, TCP_SYN), (0, TCP_SYN), (1, IP_OTHER)):
+            packet = ipv6(destination_options(last, units=units + more))
+            place = f"{name} that ends {8 * more} bytes behind the bound"
+            yield _case(place, packet, packet_class)
+            yield _case(f"{place}, tcp cut", packet[:-1], MALFORMED if more <= 0 else IP_OTHER)
+            yield _case(f"{place}, cut", packet[: len(packet) - len(_syn().data) - 1], MALFORMED)
+        behind = ipv6(destination_options(last, units=EXTENSION_REACH_BYTES // 8))
+        yield _case(f"{name} behind the bound, cut", behind[: len(behind) - len(_syn().data) - 1], IP_OTHER)
+    yield _case(
+        "ah that ends 4 bytes before the bound", ipv6(ah(_syn(), icv_bytes=EXTENSION_REACH_BYTES - 16)), TCP_SYN
+    )
+    yield _case(
+        "ah that ends 4 bytes behind the bound", ipv6(ah(_syn(), icv_bytes=EXTENSION_REACH_BYTES - 8)), IP_OTHER
+    )
 
 
 def _fragments() -> Iterator[Case]:
