@@ -77,6 +77,7 @@ class Way:
     settings: Settings
     traits: TapTrait
     passes: bool = False
+    full: bool = False  # no cell is left, and others' handshakes have all places
 
 
 def measure(rounds: int) -> None:
@@ -120,6 +121,8 @@ def _ways() -> Iterator[Way]:
     yield Way("watch 200 taps, policed", replace(counts, taps=200), policed)
     yield Way("all, policed", deep, policed | TapTrait.LIMIT_OUTBOUND)
     yield Way("all, passed", deep, TapTrait.LIMIT_OUTBOUND, passes=True)
+    yield Way("8 what-ifs, policed", replace(counts, what_ifs=8), policed)
+    yield Way("all, tables full", replace(deep, what_ifs=8), policed | TapTrait.LIMIT_OUTBOUND, full=True)
     yield Way("tracepoint, policed", replace(counts, trace=trace), traced)
     yield Way("tracepoint, all", replace(deep, trace=trace), traced | TapTrait.LIMIT_OUTBOUND)
 
@@ -223,6 +226,10 @@ def _attached(on: Tap, way: Way) -> Iterator[tuple[int, ...]]:
         stack.callback(programs.close)
         if way.traits & TapTrait.LIMIT_OUTBOUND:
             programs.set_bucket(0, _OUT, LIMIT)
+        for number in range(way.settings.what_ifs):
+            programs.set_what_if(0, _OUT, number, LIMIT)
+        if way.full:
+            programs.table("cells", writable=True)["what"] = programs.table("flows", writable=True)["way"]["key"] = 1
         Counters(programs).watch(on.ifindex, 0, int(way.traits))
         programs.attach_verdicts()
         if way.settings.trace is not None:
