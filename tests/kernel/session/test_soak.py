@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +20,10 @@ from vifprobe.session.probe import Probe
 from vifprobe.testing.net.taps import Tap, switch_offload
 from vifprobe.testing.packets import frames as f
 
-#: VIFPROBE_SOAK=100000 for as many: a minute and more.
+#: VIFPROBE_SOAK=100000 for as many: some ten minutes; with `-s` figures are shown on the way.
 INTERVALS = int(os.environ.get("VIFPROBE_SOAK", "6000"))
+#: On a loaded machine an interval takes tens of milliseconds.
+TIMEOUT_SECONDS = max(300, INTERVALS // 10)
 SETTLED = 1_000
 #: A list of one item an interval would be 5,000 more.
 GROWN_OBJECTS, GROWN_BLOCKS = 2_000, 5_000
@@ -31,6 +36,12 @@ def kept() -> tuple[int, int]:
     return len(gc.get_objects()), sys.getallocatedblocks()
 
 
+def resident_kib() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
+
+
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_nothing_grows_with_time(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without waiting for grace periods, which is all that most of an interval is; nobody takes events or intervals of
     the host. Now and then the guest sends a SYN, and its driver switches offloads.
@@ -50,6 +61,11 @@ def test_nothing_grows_with_time(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> N
             probe._interval(probe._maker.snapshot())
             if number == SETTLED:
                 before = kept()
+            if not number % max(SETTLED, INTERVALS // 20):
+                print(
+                    f"{number:,} intervals: {resident_kib():,} KiB resident, {time.process_time():.1f} s of CPU",
+                    flush=True,
+                )
         after = kept()
     print(f"{before} after {SETTLED:,} intervals, {after} after {INTERVALS:,}")
     assert after[0] - before[0] < GROWN_OBJECTS
