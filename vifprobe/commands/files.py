@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are written under a name that the user gives: private, never through a link, never over another file."""
+"""Files under a name that the user gives. What is written is private, never goes through a link or over another file;
+what is read is short, and nobody is waited for long.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,46 @@ _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = _FLAGS | os.O_CREAT | os.O_EXCL
 #: The shell's names for descriptors that it has opened itself: `>(gzip > rows.gz)` becomes /dev/fd/63.
 _OWN_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)|/dev/std(out|err)")
-#: A fifo's reader may be starting at the same time.
+#: A fifo's reader or writer may be starting at the same time.
 _READER_SECONDS = 5.0
 _LOOK_AGAIN_SECONDS = 0.02
 #: What link(2) gives on file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def read_text(name: str, bytes_max: int) -> str:
+    """Return the content of a regular file, fifo or pipe (`<(...)` of a shell). Raises OSError.
+
+    EINVAL: it is something else. EFBIG: it is longer than `bytes_max`. ENXIO: nobody has written to the fifo.
+    """
+    mode = os.stat(name).st_mode  # noqa: PTH116 - Path takes /dev/fd/N apart no better
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):  # before it is opened, which can have effects of its own
+        raise OSError(errno.EINVAL, os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "not a regular file", name)
+    fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        content = _read_to_end(fd, bytes_max)
+    finally:
+        os.close(fd)
+    if len(content) > bytes_max:
+        raise OSError(errno.EFBIG, f"longer than {bytes_max} bytes", name)
+    return content.decode(errors="replace")
+
+
+def _read_to_end(fd: int, bytes_max: int) -> bytes:
+    """One byte more than `bytes_max` at most."""
+    content, is_fifo = b"", stat.S_ISFIFO(os.fstat(fd).st_mode)
+    ready = select.poll()
+    ready.register(fd, select.POLLIN)
+    until = time.monotonic() + _READER_SECONDS
+    while len(content) <= bytes_max:
+        # A fifo that no writer has opened yet is silent for poll(2), and at its end for read(2).
+        if is_fifo and not ready.poll(max(0.0, until - time.monotonic()) * 1e3):
+            raise OSError(errno.ENXIO, "no process writes to this fifo")
+        part = os.read(fd, bytes_max + 1 - len(content))
+        if not part:
+            break
+        content += part
+    return content
 
 
 def write_file(path: Path, content: bytes, force: bool, option: str) -> None:

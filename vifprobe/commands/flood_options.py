@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from vifprobe.analysis.findings.thresholds import FloodThresholds, flood_thresholds
+from vifprobe.commands.files import read_text
 from vifprobe.errors import UsageError
 from vifprobe.kernel.tables.samples import SAMPLES_PER_SECOND
 
@@ -38,8 +38,7 @@ def thresholds_wanted(settings: tuple[str, ...], file: str | None) -> FloodThres
     lines: list[str] = []
     if file is not None:
         try:
-            with Path(file).open(encoding="utf-8", errors="replace") as stream:
-                lines = stream.read(_FILE_BYTES_MAX).splitlines()
+            lines = read_text(file, _FILE_BYTES_MAX).splitlines()
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}.", "Expected a text file for --thresholds.") from error
     told = [text for line in lines if (text := line.partition("#")[0].strip())]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ def enter(name_or_path_or_pid: str) -> None:
     path = _path_of(name_or_path_or_pid)
     shown = names.shown(name_or_path_or_pid)
     try:
+        # A namespace is a regular file of nsfs. Opening a fifo would wait for its writer, and a device may act upon it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise HostError(f"{shown}: {path} is not a network namespace.", _known_hint())
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"{shown}: can't open the network namespace {path}: {error.strerror}.") from error
