@@ -18,7 +18,7 @@ _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "C
 #: QDISC_DROP (5.18); QDISC_OVERLIMIT, QDISC_CONGESTED, CAKE_FLOOD, FQ_BAND_LIMIT, FQ_FLOW_LIMIT and others (6.14)
 _QDISC_REASONS = ("QDISC_", "CAKE_", "FQ_")
 _REASON_PREFIXES = ("SKB_DROP_REASON_", "SKB_")
-#: What bpf/verdict.c calls them -> struct and member.
+#: What bpf/progs/kfree_skb.c calls them -> struct and member.
 _MEMBERS = {
     "SKB_DEV": ("sk_buff", "dev"),
     "SKB_LEN": ("sk_buff", "len"),
@@ -33,7 +33,7 @@ _MEMBERS = {
     "NS_COMMON_INUM": ("ns_common", "inum"),
 }
 _NETNS_MEMBERS = ("DEV_NET", "NET_NS", "NS_COMMON_INUM")
-#: What bpf/chains.c calls them -> struct and member; -1 where this kernel has none (ipv6_statistics: CONFIG_IPV6).
+#: What bpf/lib/chains.c calls them -> struct and member; -1 where this kernel has none (ipv6_statistics: CONFIG_IPV6).
 _CHAIN_MEMBERS = {
     "NET_MIB": ("net", "mib"),
     "MIB_IP": ("netns_mib", "ip_statistics"),
@@ -61,7 +61,8 @@ _NOTHING = bytes.fromhex("b700000000000000 9500000000000000")
 class Features:
     """kfree_skb_btf_id: of the tracepoint's type. has_drop_reason: kfree_skb tells why (since 5.17).
 
-    offsets_bytes: of the struct members that bpf/verdict.c reads, by its names for them; -1: not in this kernel.
+    offsets_bytes: of the struct members that bpf/progs/kfree_skb.c reads, by its names for them; -1: not in this
+        kernel.
     reasons: reason number -> name as tracefs prints it (TC_INGRESS, NETFILTER_DROP, …), empty before 5.17.
     tc_ingress, netfilter: where the functions lie that free what they drop there: (low half of the start, of the end).
     Looked up only before 5.17, else (0, 0). tc_egress, free_list: the same for drops at egress, looked up only where no
@@ -133,7 +134,7 @@ def _plain(name: str) -> str:
 
 
 _TRACEPOINTS = ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "net_dev_xmit", "consume_skb")
-#: What bpf/skb.c calls them -> struct and member.
+#: What bpf/lib/skb.c calls them -> struct and member.
 _TRACE_FIELDS = {
     "SKB_DEV": ("sk_buff", "dev"),
     "SKB_LEN": ("sk_buff", "len"),
@@ -154,7 +155,7 @@ _TRACE_FIELDS = {
 
 @dataclass(frozen=True)
 class TraceFields:
-    """Offsets for bpf/skb.c by name there, and BTF ids by name of what bpf/trace.c and bpf/inbound.c hang on.
+    """Offsets for bpf/lib/skb.c, by name there; BTF ids of what the programs of bpf/progs hang on, by name.
 
     __skb_gso_segment: 0 where this kernel's type information does not have it.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's police action as a function to watch (bpf/police.c): where its type information is.
+"""The kernel's police action as a function to watch (bpf/progs/police_exit.c): where its type information is.
 
 Source: net/sched/act_police.c, tcf_police_act; kernel/bpf/btf.c (BPF_BTF_GET_NEXT_ID, names of modules).
 """

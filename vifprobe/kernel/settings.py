@@ -172,7 +172,7 @@ class Settings:
 
 
 def _inbound_values(features: Features) -> dict[str, int | str]:
-    """What bpf/verdict.c needs to know to say whose the drop of an inbound packet is."""
+    """What bpf/progs/kfree_skb.c needs to know to say whose the drop of an inbound packet is."""
     bits = sum(1 << number for number in features.qdisc_reasons)
     return {
         "HAS_QDISC_REASON": int(bits != 0),

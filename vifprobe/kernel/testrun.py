@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of a file through `bpf/replay.c`, one BPF_PROG_TEST_RUN each, without allocating anything for a frame.
+"""Frames of a file through `bpf/progs/test_run.c`, one BPF_PROG_TEST_RUN each, without allocating anything for a frame.
 
 TEST_RUN's device is the loopback of the calling thread's network namespace: a number and no more. No packet goes
 through it, and the program hangs on nothing, so that no other packet ever meets it.

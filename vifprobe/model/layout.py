@@ -140,10 +140,10 @@ class TapTrait(IntFlag):
     LIMIT_OUTBOUND = 16  # held against an ideal bucket
     LIMIT_INBOUND = 32
     TC_FOREIGN = 64  # no policer is at its tc ingress, and something else that can drop
-    TC_MARKED = 128  # both are, and the police action is watched (bpf/police.c)
+    TC_MARKED = 128  # both are, and the police action is watched (bpf/progs/police_exit.c)
     INBOUND = 256  # its inbound packets are followed to their end
     EGRESS_POLICER = 512  # a police action hangs at its tc egress: what is shot there is policed
-    NFT_SHARED = 1024  # netfilter chains behind its own can drop its packets, too (bpf/chains.c)
+    NFT_SHARED = 1024  # netfilter chains behind its own can drop its packets, too (bpf/lib/chains.c)
 
 
 #: The trait of a tap of which a direction is held against an ideal bucket.
@@ -173,7 +173,7 @@ SIZE_EDGES_BYTES = _size_edges()
 
 
 def size_bucket(frame_bytes: int) -> int:
-    """Bucket number of a frame length in bytes: the same sum that ``bpf/frame.h`` does."""
+    """Bucket number of a frame length in bytes: the same sum that ``bpf/lib/frame.h`` does."""
     return int(np.searchsorted(SIZE_EDGES_BYTES, frame_bytes, side="right")) - 1
 
 

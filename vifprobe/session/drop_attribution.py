@@ -2,7 +2,8 @@
 """Who can drop what comes in at a tap before it gets to the bridge: its policers, and whoever else is there.
 
 The kernel says that tc ingress or netfilter dropped a packet, not who there. Where only a policer can have, it was the
-policer; else the kernel side has to look closer (bpf/police.c, bpf/verdict.c), or it is said that it is not known.
+policer; else the programs have to look closer (bpf/progs/police_exit.c, bpf/progs/kfree_skb.c), or it is said that it
+is not known.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ideal token bucket in Python: the same integers as bpf/bucket.c, packet for packet.
+"""The ideal token bucket in Python: the same integers as bpf/lib/token_bucket.c, packet for packet.
 
 Source: net/sched/act_police.c, tcf_police_act: tokens (nanoseconds) grow with time up to the burst; a packet conforms
 when there are enough for all of it, and only then takes them. What is in the bucket is kept as the moment at which it
@@ -19,7 +19,8 @@ from vifprobe.model.layout import BUCKET_SLACK_NS, Bucket, Verdict
 class TokenBucket:
     """A bucket in use; full at `full_at_ns`.
 
-    settle() is for where a policer is installed: see bpf/bucket.c, settle_bucket(), for what it may correct and why.
+    settle() is for where a policer is installed: see settle_bucket() of bpf/lib/token_bucket.c for what it may correct
+    and why.
     """
 
     def __init__(self, limit: Bucket, full_at_ns: int = 0) -> None:

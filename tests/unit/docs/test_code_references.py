@@ -64,8 +64,8 @@ def test_each_file_and_link_of_a_page_is_there(page: Path) -> None:
 
 
 def test_the_finder_of_functions_sees_what_is_moved() -> None:
-    assert "cell->packets++" in source_of("bpf/count.c", "add")
-    assert source_of("bpf/count.c", "no_such_function") == ""
+    assert "cell->packets++" in source_of("bpf/lib/count.c", "add")
+    assert source_of("bpf/lib/count.c", "no_such_function") == ""
     assert source_of("bpf/no_such_file.c", "add") == ""
     assert source_of("vifprobe/model/reading.py", "Reading.no_such_method") == ""
 

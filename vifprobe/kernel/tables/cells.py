@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets counted by key (bpf/count.c): all CPUs' cells, what found no cell, single packets. As rows of layout.CELL."""
+"""Packets counted by key (bpf/lib/count.c), as rows of layout.CELL: cells of all CPUs, overflow, single packets."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Snapshot:
 
 
 class Counters:
-    """Reads (and at the start fills) the tables that bpf/tables.c declares.
+    """Reads (and at the start fills) the tables that bpf/lib/tables.c declares.
 
     swapped: numbers of the taps whose egress is outbound; all that is read here is in the guest's directions.
     """

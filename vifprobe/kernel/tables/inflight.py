@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inbound packets on their way, as bpf/flights.c remembers them: those that wait, those that have ended, those lost.
+"""Inbound packets in flight, as bpf/lib/inflight.c records them: those that wait, have ended, or are lost.
 
 A packet's end can go by unseen: another program redirects it, or the kernel runs no tracepoint program just then. Its
 place is taken again in time, and it is counted as missed then. Until then it looks like one that waits; so what has
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from vifprobe.kernel.load import Programs
 from vifprobe.model.layout import Verdict, cell_key_shifts, take_apart
 
-#: What is read of an inbound packet on its way (struct flight of bpf/tables.c).
+#: What is read of an inbound packet on its way (struct flight of bpf/lib/tables.c).
 FLIGHT = np.dtype([(name, np.uint64) for name in ("skb", "what", "why", "frame_bytes", "charged_bytes", "wire_bytes")])
 _VERDICT_SHIFT, _VERDICT_MASK = cell_key_shifts()["verdict"]
 _OPEN = np.uint64(_VERDICT_MASK << _VERDICT_SHIFT)

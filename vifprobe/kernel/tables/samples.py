@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampled packets' headers out of the ring that bpf/sample.c writes, and how many are taken."""
+"""Sampled packets' headers out of the ring that bpf/lib/samples.c writes, and how many are taken."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Samples:
     """The ring's reader. A record is final once it is there.
 
     lost: written over before they were read. per_second: how many are wanted at most; the means follow it. Where
-    traffic rises faster than they do, the kernel side raises them itself (bpf/sample.c, brake()).
+    traffic rises faster than they do, the kernel side raises them itself (bpf/lib/samples.c, brake()).
     """
 
     def __init__(self, programs: Programs, per_second: int = SAMPLES_PER_SECOND) -> None:
@@ -103,7 +103,7 @@ class Samples:
         return rows
 
     def _passed(self, cpu: int, what: np.uint64) -> Array:
-        """The staged packet, as bpf/sample.c would have taken it: commit_sample() and weight_of(). what: its lane's."""
+        """The staged packet, taken as commit_sample() of bpf/lib/samples.c would have. what: of the CPU's lane."""
         row = self._staged[cpu, Direction.OUTBOUND : Direction.OUTBOUND + 1].copy()
         row["what"] = what  # the kernel side writes it with the verdict
         key = take_apart(row["what"])

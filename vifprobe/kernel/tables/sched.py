@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who ran on this host's CPUs: the programs of `bpf/sched.c`, and their tables read interval by interval.
+"""Who ran on this host's CPUs: the programs of `bpf/progs/sched.c`, and their tables read interval by interval.
 
 An interval ends when its number is counted up on every CPU (`turn`). Once each CPU has been seen between two switches
 since, nothing writes to its tables any more, and they are read (`read`). A slice of CPU time that had begun by then and
@@ -39,13 +39,13 @@ from vifprobe.model.records import HOST_TASK
 
 Array = npt.NDArray[Any]
 
-SOURCE = "sched.c"
+SOURCE = "progs/sched.c"
 #: Tasks that a CPU can tell apart in one interval, and slots tried for one; others are counted without their names.
 TASK_ROWS = 1024
 TASK_PROBES = 8
 #: The programs, by their tracepoints.
 _TRACEPOINTS = ("sched_switch", "softirq_entry", "softirq_exit")
-#: What bpf/sched.c calls them -> member of task_struct.
+#: What bpf/progs/sched.c calls them -> member of task_struct.
 _MEMBERS = {
     "TASK_PID": "pid",
     "TASK_TGID": "tgid",

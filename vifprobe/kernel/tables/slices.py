@@ -73,8 +73,8 @@ def _accounted_ns(pid: int) -> int | None:
 def crossing(host: Array, number: int, turned_ns: int, no_tick: set[int]) -> Slices:
     """What ran on each CPU when an interval ended, and how long it had.
 
-    host: each CPU's words (struct host_cpu of bpf/sched.c), read after that. number: of the interval. no_tick: CPUs
-    that the kernel does not interrupt for accounting (nohz_full).
+    host: each CPU's words (struct host_cpu of bpf/progs/sched.c), read after that. number: of the interval.
+    no_tick: CPUs that the kernel does not interrupt for accounting (nohz_full).
     """
     slices = no_slices(len(host))
     after = host["intervals"][:, (number + 1) & 1]

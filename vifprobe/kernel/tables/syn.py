@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SYN measures out of the tables that bpf/syn.c and handshakes.c write, and how many handshakes are followed."""
+"""SYN measures from the tables of bpf/lib/syn_sets.c and handshakes.c; how many handshakes are followed."""
 
 from __future__ import annotations
 

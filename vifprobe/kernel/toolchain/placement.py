@@ -3,8 +3,8 @@
 
 Between two packets of a flood the kernel does so much that a program's code is in no first-level cache when its turn
 comes: what lies between two pieces that run is fetched for nothing. A compiler places blocks by `__builtin_expect`;
-bcc's does not, it keeps the order of the source. So `unlikely()` of bpf/likely.h leaves a mark where the seldom branch
-begins, and what can be reached only past marks is moved to the end here. The marks are taken out.
+bcc's does not, it keeps the order of the source. So `unlikely()` of bpf/lib/compiler.h leaves a mark where the seldom
+branch begins, and what can be reached only past marks is moved to the end here. The marks are taken out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CALL_OF_OWN = 1  # source register of a call: BPF_PSEUDO_CALL, a function of th
 _OPPOSITE = {0x1: 0x5, 0x2: 0xB, 0x3: 0xA, 0x6: 0xD, 0x7: 0xC}
 _OPPOSITE |= {there: here for here, there in _OPPOSITE.items()}
 _SHORT_END = 2  # instructions: an end of so few is repeated where a jump to it would be
-#: `goto +0`: what bpf/likely.h leaves where a seldom branch begins.
+#: `goto +0`: what bpf/lib/compiler.h leaves where a seldom branch begins.
 MARK = bytes((0x05, 0, 0, 0, 0, 0, 0, 0))
 
 

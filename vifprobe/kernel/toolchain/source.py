@@ -8,9 +8,10 @@ from pathlib import Path
 from vifprobe.errors import KernelError
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
-_COUNTING = ("tables.c", "count.c", "staged.c", "sample.c", "syn.c", "handshakes.c", "bucket.c", "whatif.c")
-_LIBRARY = (*_COUNTING, "skb.c", "flights.c")
-SOURCES = (*_LIBRARY, "chains.c", "observe.c", "inbound.c", "verdict.c", "police.c", "trace.c", "replay.c")
+_COUNTING = ("tables", "count", "staged", "samples", "syn_sets", "handshakes", "token_bucket", "what_ifs")
+_LIBRARY = tuple(f"lib/{name}.c" for name in (*_COUNTING, "skb", "inflight", "chains"))
+_PROGRAMS = ("tc", "xmit", "kfree_skb", "police_exit", "netif_receive", "test_run")
+SOURCES = (*_LIBRARY, *(f"progs/{name}.c" for name in _PROGRAMS))
 
 
 def source_directory() -> Path:

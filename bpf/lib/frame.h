@@ -6,7 +6,7 @@
 #define VIFPROBE_FRAME_H
 
 #include "layout.h"
-#include "likely.h"
+#include "compiler.h"
 
 #define ETH_HEADER_LEN 14
 #define ETH_TYPE_OFFSET 12

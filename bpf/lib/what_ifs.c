@@ -5,7 +5,7 @@
  * Hook:   none of its own; called where a packet arrives
  * Reads:  the buckets' settings, written from user space
  * Writes: the buckets' filling, what_if_counts
- * Needs:  as bucket.c; compiled out without WHAT_IFS
+ * Needs:  as lib/token_bucket.c; compiled out without WHAT_IFS
  *
  * Nothing is installed that could be asked, so what a bucket says at a packet's arrival stands, and is counted at once.
  */

@@ -4,7 +4,7 @@
  * only where both are there (TRAIT_NFT_SHARED). Each answer takes a few reads of memory, whatever the packet is.
  *
  * Hook:   fentry of nf_hook_slow, host-wide; attached only while a tap that the tracepoints count has such chains. Else
- *         none of its own: called where an outbound packet arrives (observe.c) and where it is dropped (verdict.c)
+ *         none of its own: called where an outbound packet arrives (progs/tc.c) and where it is dropped (progs/kfree_skb.c)
  * Reads:  skb->cb; this CPU's counters of packets that the IP stack has received; what nf_hook_slow is called for
  * Writes: the fourth line of the lane
  * Needs:  HAS_IP_COUNTERS: offsets from BTF, and reading kernel memory from tc programs. For the tracepoint way BPF
@@ -177,7 +177,7 @@ int chain(struct bpf_raw_tracepoint_args *ctx)
 	asm volatile("" : "+r"(address));
 	if (lane->skb != address)
 		return 0;
-	/* Own CPU's lane. It says of which packet, as in police.c; packets are counted from 1. */
+	/* Own CPU's lane. It says of which packet, as in progs/police_exit.c; packets are counted from 1. */
 	if (FIELD(u8, state, NF_STATE_PF_OFFSET) == NFPROTO_NETDEV && FIELD(u8, state, NF_STATE_HOOK_OFFSET) == NF_NETDEV_INGRESS)
 		lane->chained_sequence = lane->sequence;
 	else

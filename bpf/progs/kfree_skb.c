@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Hook:   BTF-typed raw tracepoint skb:kfree_skb, host-wide
- * Reads:  this CPU's pending packet, inbound packets on their way; fields of the skb (skb.c)
+ * Reads:  this CPU's pending packet, inbound packets on their way; fields of the skb (lib/skb.c)
  * Writes: cells and bins (the verdict of the packet)
  * Needs:  BTF; the drop reason where the tracepoint has one (HAS_REASON)
  */
@@ -14,7 +14,7 @@ static __always_inline bool within(u32 location, u32 from, u32 end)
 /* Whether what tc ingress shot was shot by the police action. */
 static __always_inline bool by_policer(struct lane *lane)
 {
-	/* Others could have: the police action was watched, see police.c. */
+	/* Others could have: the police action was watched, see progs/police_exit.c. */
 	if (lane->traits & TRAIT_TC_MARKED)
 		return lane->policed_sequence == lane->sequence;
 	return !(lane->traits & TRAIT_TC_FOREIGN);

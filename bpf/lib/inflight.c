@@ -2,16 +2,16 @@
 /*
  * Inbound packets on their way: what the egress hook found out about a packet, kept until its end is seen.
  *
- * Hook:   none of its own; filled by observe.c and trace.c, emptied by verdict.c and inbound.c
+ * Hook:   none of its own; filled by progs/tc.c and progs/netif_receive.c, emptied by progs/kfree_skb.c and progs/xmit.c
  * Reads:  berths, flights
  * Writes: berths, flights, cells and bins
- * Needs:  nothing beyond count.c
+ * Needs:  nothing beyond lib/count.c
  *
  * A memory, not a ledger: packets are counted at their ends only. Whatever is lost here (two CPUs that write one place
  * at once, a full row) costs a packet its place among those queued and what the ideal bucket said of it; its end is
  * parsed from the packet itself and counted all the same. So nothing needs a lock, and nothing can leak: a place is
  * taken again by the next packet at that address, or by any other when its row is full. What went another way than to
- * the driver is missed: told by the next packet at its address, or by user space (kernel/flights.py).
+ * the driver is missed: told by the next packet at its address, or by user space (vifprobe/kernel/tables/inflight.py).
  */
 #if FOLLOW_INBOUND
 
@@ -42,7 +42,7 @@ static __always_inline bool has_ended(const struct flight *flight)
 	return flight->what >> KEY_VERDICT_SHIFT & 0xf;
 }
 
-/* Count a packet whose end is known: its key has the verdict in it. With bottom halves off, see the head of tables.c. */
+/* Count a packet whose end is known: its key has the verdict in it. With bottom halves off, see the head of lib/tables.c. */
 static __always_inline void conclude(struct lane *lane, const struct flight *flight)
 {
 	turn_bin(lane, flight->what, arrival_ns(0));

@@ -4,7 +4,7 @@
  *
  * Hook:   none of its own; called where a packet arrives
  * Reads:  addresses and ports of TCP packets; the control of each side, set from user space
- * Writes: flows, syn_counts, and by syn.c what is different in SYNs
+ * Writes: flows, syn_counts, and by lib/syn_sets.c what is different in SYNs
  * Needs:  nothing new; compiled out without SYN_MEASURES
  *
  * The table of handshakes has a fixed number of places, and takes one flow in 2^shift, by a hash of its addresses and

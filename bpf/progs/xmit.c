@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The end of an inbound packet's way: the driver takes it (passed), or frees it (verdict.c). The way is: the tap's egress
- * hook (observe.c, remember), the queueing discipline, net_dev_start_xmit, the driver, net_dev_xmit.
+ * The end of an inbound packet's way: the driver takes it (passed), or frees it (progs/kfree_skb.c). The way is: the tap's egress
+ * hook (progs/tc.c, remember), the queueing discipline, net_dev_start_xmit, the driver, net_dev_xmit.
  *
  * Hook:   BTF-typed raw tracepoints net:net_dev_start_xmit and net:net_dev_xmit, host-wide; the end of
  *         __skb_gso_segment, or raw tracepoint skb:consume_skb
- * Reads:  packets on their way; fields of the skb (skb.c), its headers where it is not known
+ * Reads:  packets on their way; fields of the skb (lib/skb.c), its headers where it is not known
  * Writes: the lane's packet in the driver's hands, cells and bins
  * Needs:  BTF. Compiled only where inbound packets are followed (FOLLOW_INBOUND).
  *

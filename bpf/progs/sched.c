@@ -18,7 +18,7 @@
  * softirq programs write to words of their own, and none of them nests in itself: plain stores are enough.
  */
 #include <linux/types.h>
-#include "likely.h"
+#include "lib/compiler.h"
 
 #define barrier() asm volatile("" ::: "memory")
 

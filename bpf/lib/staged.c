@@ -2,7 +2,7 @@
 /*
  * A packet's headers, kept beside the lanes until its verdict is known.
  *
- * Hook:   none of its own; called by sample.c where a packet arrives
+ * Hook:   none of its own; called by lib/samples.c where a packet arrives
  * Reads:  the packet's headers
  * Writes: staged
  * Needs:  nothing new; compiled out without SAMPLES

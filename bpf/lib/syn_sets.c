@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What a SYN flood does, beyond the number of its packets: how many different addresses and ports. What becomes of the
- * handshakes is in handshakes.c.
+ * handshakes is in lib/handshakes.c.
  *
  * Hook:   none of its own; called where a packet arrives
  * Reads:  addresses and ports of TCP packets; the control of each side, set from user space

@@ -4,7 +4,7 @@
  *
  * Hook:   none of its own; called where a packet arrives, and where its verdict is known
  * Reads:  samplers' mean and samples_taken, set from user space
- * Writes: samplers (in the desks of tables.c), staged (staged.c), samples
+ * Writes: samplers (in the desks of lib/tables.c), staged (lib/staged.c), samples
  * Needs:  nothing new; compiled out without SAMPLES
  *
  * A packet's headers are staged when it arrives, and go to the ring once its verdict is known. The ring is this CPU's
@@ -123,7 +123,7 @@ static __always_inline bool is_wanted(struct desk *desk, u64 what)
 	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf;
 
 	own->seen++;
-	/* Each apart, so that each branch has its mark (likely.h). */
+	/* Each apart, so that each branch has its mark (lib/compiler.h). */
 	if (unlikely(own->seen >= own->wake_at) || unlikely(!(own->calm >> class & 1)) ||
 	    unlikely(own->mean != own->drawn_mean))
 		return true;

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Counting: the few functions that write to the tables of tables.c.
+ * Counting: the few functions that write to the tables of lib/tables.c.
  *
  * Hook:   none of its own
  * Reads:  taps
  * Writes: cells, used_cells, overflow, lanes, misses, desks, bin_log
- * Needs:  nothing beyond tables.c
+ * Needs:  nothing beyond lib/tables.c
  *
- * Why a plain += is enough is told at the head of tables.c.
+ * Why a plain += is enough is told at the head of lib/tables.c.
  */
 
 /* The upper bits of a 64-bit hash that are a cell's place. */
@@ -270,7 +270,7 @@ static __always_inline void miss(struct lane *lane, u64 what, u32 frame_bytes)
 	__sync_fetch_and_add(&missed->frame_bytes, frame_bytes);
 }
 
-/* One packet more. Own CPU's cell, see the head of tables.c. */
+/* One packet more. Own CPU's cell, see the head of lib/tables.c. */
 static __always_inline void add(struct cell *cell, u32 frame_bytes, u32 charged_bytes, u64 wire_bytes)
 {
 	cell->packets++;

@@ -12,7 +12,7 @@
  * User space maps the tables, adds the CPUs up and subtracts; nothing is ever reset.
  */
 #include <linux/types.h>
-#include "plain.h"
+#include "lib/plain.h"
 
 #define STR(text) #text
 #define XSTR(text) STR(text)
@@ -64,7 +64,7 @@ struct lane {
 	u64 sequence; /* packets this lane has held */
 	u32 ifindex;  /* of struct tap, with the two that follow */
 	u16 number;
-	u16 traits;   /* with LANE_SAMPLED: its headers wait for its verdict, see sample.c */
+	u16 traits;   /* with LANE_SAMPLED: its headers wait for its verdict, see lib/samples.c */
 	u32 epoch;
 	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes meanwhile */
 	u32 frame_bytes;
@@ -73,10 +73,10 @@ struct lane {
 	u32 desk;     /* number of its desk */
 	u32 cpu;      /* whose lane it is; written by user space before anything is attached */
 	u32 spare;
-	/* second line: what the ideal bucket saw of that packet, see bucket.c */
+	/* second line: what the ideal bucket saw of that packet, see lib/token_bucket.c */
 	u64 pledged_at_ns; /* its arrival; of a plain packet also where there is no bucket, see observe_plain() */
 	u64 pledged_cost_ns;
-	/* ... and where the last TCP packet went, see syn.c */
+	/* ... and where the last TCP packet went, see lib/syn_sets.c */
 	u64 met;
 	u64 met_address;
 	u64 met_endpoint;
@@ -87,11 +87,11 @@ struct lane {
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
 	u64 logged_bins;
 	u64 samples;        /* written to this CPU's part of the ring, ever */
-	u64 policed_sequence; /* the packet that the police action shot last, see police.c */
+	u64 policed_sequence; /* the packet that the police action shot last, see progs/police_exit.c */
 	u64 unplaced_drops;   /* netfilter drops whose chain could not be told */
 	u64 turn;             /* inbound: which way of a full row goes next */
 	u64 third_spares[2];
-	/* fourth line: what tells netfilter chains apart, see chains.c */
+	/* fourth line: what tells netfilter chains apart, see lib/chains.c */
 	u64 ip_received;      /* packets that the IP stack had received on this CPU when the pending packet came */
 	u64 ip_counter_at;    /* addresses of this CPU's counters of them; 0: not asked for so far */
 	u64 ipv6_counter_at;
@@ -102,12 +102,12 @@ struct lane {
 	u32 spare_half;
 	u64 spare_words[2];
 #if FOLLOW_INBOUND
-	/* fifth line: the inbound packet that the driver has in its hands, see inbound.c */
+	/* fifth line: the inbound packet that the driver has in its hands, see progs/xmit.c */
 	struct flight leaving;
 #endif
 };
 
-/* The ideal bucket of a tap and direction, see bucket.c. */
+/* The ideal bucket of a tap and direction, see lib/token_bucket.c. */
 struct bucket {
 	u64 empty_ns;  /* when there would be, or was, nothing in it: now - empty_ns is what it holds */
 	u64 burst_ns;  /* what it holds at most */
@@ -137,7 +137,7 @@ struct overflow {
 struct missed {
 	u64 packets;
 	u64 frame_bytes;
-	u64 unannounced; /* counted, but only their end was seen, see inbound.c, look_at() */
+	u64 unannounced; /* counted, but only their end was seen, see progs/xmit.c, look_at() */
 	u64 spare;
 };
 
@@ -156,7 +156,7 @@ struct bin {
 };
 
 #if SAMPLES
-/* Which packets are sampled, see sample.c. */
+/* Which packets are sampled, see lib/samples.c. */
 struct sampler {
 	u64 seen;       /* packets of this tap and direction on this CPU */
 	u64 wake_at;    /* up to this one (by `seen`), packets of a calm class need no look */

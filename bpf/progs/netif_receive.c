@@ -4,7 +4,7 @@
  *         kernels without tcx, where a tap has no qdisc to put a filter into
  * Reads:  the packet's headers as far as they are in the skb's linear part; fields of sk_buff, net_device,
  *         skb_shared_info and qdisc_skb_cb at their offsets from the running kernel's BTF
- * Writes: as observe.c
+ * Writes: as progs/tc.c
  * Needs:  BTF. Compiled only where it is needed (TRACEPOINTS).
  */
 #if TRACEPOINTS
