@@ -15,9 +15,9 @@
 #define UNSIZED_HASH_SHIFT (64 - __builtin_ctz(UNSIZED_CELLS))
 
 /* This CPU's own. */
-static __always_inline struct lane *own_lane(void)
+static __always_inline struct cpu_state *own_state(void)
 {
-	return SHARED(struct lane, lanes, bpf_get_smp_processor_id(), LANES);
+	return SHARED(struct cpu_state, cpu_states, bpf_get_smp_processor_id(), CPU_STATES);
 }
 
 /* Where almost every packet's tap is; or it is another one's, or free. */
@@ -52,24 +52,24 @@ static __always_inline u64 policer_charge(struct tap *tap, u64 length)
 	length = (u32)length + tap->overhead;
 	length = (u32)length < tap->mpu ? tap->mpu : (u32)length;
 	/* Or it would be cut to 32 bits for those, too, who don't come this far. */
-	asm volatile("" : "+r"(length));
+	barrier_var(length);
 	return length;
 }
 
 /* The number of a tap among those of all CPUs. */
-static __always_inline u32 tap_cpu_of(struct lane *lane, u64 what)
+static __always_inline u32 tap_cpu_of(struct cpu_state *state, u64 key)
 {
-	return lane->cpu * TAPS + (u32)(what >> KEY_TAP_SHIFT) - 1;
+	return state->cpu * TAPS + (u32)(key >> KEY_TAP_SHIFT) - 1;
 }
 
 /* By an odd factor of the run: a guest that does not know it cannot choose keys that come to the same place. */
-static __always_inline u64 cell_hash(u64 what, u64 why)
+static __always_inline u64 cell_hash(u64 key, u64 drop_key)
 {
-	return (what ^ why) * LOADED(CELL_FACTOR);
+	return (key ^ drop_key) * LOADED(CELL_FACTOR);
 }
 
 /* Take a free cell. NULL: never, but the verifier does not know. Own CPU's cells. */
-static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32 place, u64 what, u64 why)
+static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32 place, u64 key, u64 drop_key)
 {
 	struct used_cells *used = used_cells.lookup(&tap_cpu);
 	u64 number;
@@ -80,8 +80,8 @@ static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32
 	if (number >= CELL_SLOTS)
 		return NULL;
 	used->places[number] = place;
-	cell->why = why;
-	cell->what = what;
+	cell->drop_key = drop_key;
+	cell->key = key;
 	/* Last, so that a reader that sees the entry counted sees it whole. */
 	used->count = number + 1;
 	return cell;
@@ -91,7 +91,7 @@ static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32
  * As cell_of(), where the first place is another key's. The products of similar keys lie at equal distances (sizes 1, 2, 3
  * of one class, say), so a step of one length could meet one of them each time. Steps differ by key and grow.
  */
-static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, u64 hash)
+static __always_inline struct cell *search_cell(u32 tap_cpu, u64 key, u64 drop_key, u64 hash)
 {
 	u32 first = 0, mask = CELLS - 1, place = hash >> CELL_HASH_SHIFT, step = hash >> 24;
 
@@ -103,8 +103,8 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, 
 
 		if (i == CELL_PROBES) {
 			/* No room for another size. */
-			what |= (u64)SIZE_UNKNOWN << KEY_SIZE_SHIFT;
-			hash = cell_hash(what, why);
+			key |= (u64)SIZE_UNKNOWN << KEY_SIZE_SHIFT;
+			hash = cell_hash(key, drop_key);
 			place = hash >> UNSIZED_HASH_SHIFT;
 			step = hash >> 24;
 			first = CELLS;
@@ -114,10 +114,10 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, 
 		cell = cells.lookup(&at);
 		if (!cell)
 			return NULL;
-		if (cell->what == what && cell->why == why)
+		if (cell->key == key && cell->drop_key == drop_key)
 			return cell;
-		if (!cell->what)
-			return use_cell(cell, tap_cpu, first + place, what, why);
+		if (!cell->key)
+			return use_cell(cell, tap_cpu, first + place, key, drop_key);
 		place = (place + step) & mask;
 		step = 5 * step + 2 * i + 1;
 	}
@@ -125,35 +125,35 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 what, u64 why, 
 }
 
 /* Find or make this CPU's cell of a key, or of the key without its size. NULL: there is no room for either. */
-static __always_inline struct cell *cell_of(struct lane *lane, u64 what, u64 why)
+static __always_inline struct cell *cell_of(struct cpu_state *state, u64 key, u64 drop_key)
 {
-	u64 hash = cell_hash(what, why);
-	u32 tap_cpu = tap_cpu_of(lane, what), at = tap_cpu * CELL_SLOTS + (u32)(hash >> CELL_HASH_SHIFT);
+	u64 hash = cell_hash(key, drop_key);
+	u32 tap_cpu = tap_cpu_of(state, key), at = tap_cpu * CELL_SLOTS + (u32)(hash >> CELL_HASH_SHIFT);
 	struct cell *cell = cells.lookup(&at);
 
 	/* Almost every packet finds its cell in the first slot. */
-	if (likely(cell != NULL) && likely(cell->what == what) && likely(cell->why == why))
+	if (likely(cell != NULL) && likely(cell->key == key) && likely(cell->drop_key == drop_key))
 		return cell;
-	return search_cell(tap_cpu, what, why, hash);
+	return search_cell(tap_cpu, key, drop_key, hash);
 }
 
 /* Where a packet is counted that found no cell: by all of its key but size and reason. There is a place for each. */
-static __always_inline struct overflow *overflow_of(struct lane *lane, u64 what)
+static __always_inline struct overflow *overflow_of(struct cpu_state *state, u64 key)
 {
-	u32 at = (lane->cpu & (OVERFLOW_PARTS - 1)) * TAPS + (u32)(what >> KEY_TAP_SHIFT) - 1;
+	u32 at = (state->cpu & (OVERFLOW_PARTS - 1)) * TAPS + (u32)(key >> KEY_TAP_SHIFT) - 1;
 
-	at = at * DIRECTION_COUNT + ((what >> KEY_DIRECTION_SHIFT) & 0xf);
-	at = at * VERDICT_QUEUED + ((what >> KEY_VERDICT_SHIFT) & 0xf);
-	at = at * EXPECTED_COUNT + ((what >> KEY_EXPECTED_SHIFT) & 0xf);
-	at = at * ETHERTYPE_COUNT + ((what >> KEY_ETHERTYPE_SHIFT) & 0xf);
-	at = at * CLASS_COUNT + ((what >> KEY_PACKET_CLASS_SHIFT) & 0xff);
+	at = at * DIRECTION_COUNT + ((key >> KEY_DIRECTION_SHIFT) & 0xf);
+	at = at * VERDICT_QUEUED + ((key >> KEY_VERDICT_SHIFT) & 0xf);
+	at = at * EXPECTED_COUNT + ((key >> KEY_EXPECTED_SHIFT) & 0xf);
+	at = at * ETHERTYPE_COUNT + ((key >> KEY_ETHERTYPE_SHIFT) & 0xf);
+	at = at * CLASS_COUNT + ((key >> KEY_PACKET_CLASS_SHIFT) & 0xff);
 	return overflow.lookup(&at);
 }
 
-static __always_inline void count_overflow(struct lane *lane, u64 what, u32 frame_bytes, u32 charged_bytes, u64 wire_bytes)
+static __always_inline void count_overflow(struct cpu_state *state, u64 key, u32 frame_bytes, u32 charged_bytes, u64 wire_bytes)
 {
-	struct overflow *counts = overflow_of(lane, what);
-	u32 tap_cpu = tap_cpu_of(lane, what);
+	struct overflow *counts = overflow_of(state, key);
+	u32 tap_cpu = tap_cpu_of(state, key);
 	struct used_cells *used = used_cells.lookup(&tap_cpu);
 
 	if (!counts || !used)
@@ -179,88 +179,88 @@ static __always_inline u64 arrival_ns(u64 given)
 #endif
 }
 
-static __always_inline u32 desk_number(struct lane *lane, u64 what)
+static __always_inline u32 tap_state_number(struct cpu_state *state, u64 key)
 {
-	return (lane->cpu * TAPS + (u32)((what >> KEY_TAP_SHIFT) & 0xffff) - 1) * DIRECTION_COUNT +
-	       (u32)((what >> KEY_DIRECTION_SHIFT) & 0xf);
+	return (state->cpu * TAPS + (u32)((key >> KEY_TAP_SHIFT) & 0xffff) - 1) * DIRECTION_COUNT +
+	       (u32)((key >> KEY_DIRECTION_SHIFT) & 0xf);
 }
 
 /* NULL: there is none of that number. Where nothing lies on it, it is no place either, and no look is needed. */
-static __always_inline struct desk *desk_at(struct lane *lane, u32 number)
+static __always_inline struct tap_cpu_state *tap_state_at(struct cpu_state *state, u32 number)
 {
-#if DESKS_SHARED
-	return SHARED(struct desk, desks, number, DESKS);
+#if TAP_CPU_STATES_SHARED
+	return SHARED(struct tap_cpu_state, tap_cpu_states, number, TAP_CPU_STATES);
 #elif BIN_NS || SAMPLES
-	return desks.lookup(&number);
+	return tap_cpu_states.lookup(&number);
 #else
-	return (struct desk *)lane;
+	return (struct tap_cpu_state *)state;
 #endif
 }
 
 #if BIN_NS
-static __always_inline bool is_bin_over(struct desk *desk, u64 now)
+static __always_inline bool is_bin_over(struct tap_cpu_state *tap_state, u64 now)
 {
-	return now - desk->bin.start_ns >= BIN_NS;
+	return now - tap_state->bin.start_ns >= BIN_NS;
 }
 
 /* Enter the time bin of now: if the tap's current one on this CPU is over, it goes to the log. */
-static __always_inline void turn_bin_of(struct desk *desk, struct lane *lane, u64 what, u64 now)
+static __always_inline void turn_bin_of(struct tap_cpu_state *tap_state, struct cpu_state *state, u64 key, u64 now)
 {
-	struct bin *bin = &desk->bin, *logged;
+	struct bin *bin = &tap_state->bin, *logged;
 	u32 at;
 
-	if (likely(!is_bin_over(desk, now)))
+	if (likely(!is_bin_over(tap_state, now)))
 		return;
 	if (bin->tap_direction) {
-		at = lane->cpu * BIN_LOG + ((u32)lane->logged_bins & (BIN_LOG - 1));
+		at = state->cpu * BIN_LOG + ((u32)state->logged_bins & (BIN_LOG - 1));
 		logged = bin_log.lookup(&at);
 		if (logged) {
 			*logged = *bin;
-			/* Own CPU's lane; after the entry, so that a counted entry is a whole one. */
-			lane->logged_bins++;
+			/* This CPU's own state; after the entry, so that a counted entry is a whole one. */
+			state->logged_bins++;
 		}
 		__builtin_memset(bin->counts, 0, sizeof(bin->counts));
 	}
 	bin->start_ns = now - now % BIN_NS;
-	bin->tap_direction = ((what >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((what >> KEY_DIRECTION_SHIFT) & 0xf) + 1;
+	bin->tap_direction = ((key >> KEY_TAP_SHIFT) - 1) * DIRECTION_COUNT + ((key >> KEY_DIRECTION_SHIFT) & 0xf) + 1;
 }
 
-static __always_inline void count_bin(struct lane *lane, u32 number, u64 what, u64 frame_bytes)
+static __always_inline void count_bin(struct cpu_state *state, u32 number, u64 key, u64 frame_bytes)
 {
-	struct desk *desk = desk_at(lane, number);
+	struct tap_cpu_state *tap_state = tap_state_at(state, number);
 	/* Verifier: an index into the bin's array, which has no place for QUEUED: no packet ends as that. */
-	u32 place = (what >> KEY_VERDICT_SHIFT) & (VERDICT_QUEUED - 1);
+	u32 place = (key >> KEY_VERDICT_SHIFT) & (VERDICT_QUEUED - 1);
 	struct bin_counts *counts;
 
-	if (unlikely(!desk))
+	if (unlikely(!tap_state))
 		return;
-	counts = &desk->bin.counts[place];
+	counts = &tap_state->bin.counts[place];
 	/* Own CPU's bin: no packet of this tap comes between a packet's arrival and its verdict. */
 	counts->packets++;
 	counts->frame_bytes += frame_bytes;
-	if (((what >> KEY_PACKET_CLASS_SHIFT) & 0xff) == CLASS_TCP_SYN)
+	if (((key >> KEY_PACKET_CLASS_SHIFT) & 0xff) == CLASS_TCP_SYN)
 		counts->syn_packets++;
 }
 #else
-static __always_inline bool is_bin_over(struct desk *desk, u64 now)
+static __always_inline bool is_bin_over(struct tap_cpu_state *tap_state, u64 now)
 {
 	return false;
 }
-static __always_inline void turn_bin_of(struct desk *desk, struct lane *lane, u64 what, u64 now) {}
-static __always_inline void count_bin(struct lane *lane, u32 number, u64 what, u64 frame_bytes) {}
+static __always_inline void turn_bin_of(struct tap_cpu_state *tap_state, struct cpu_state *state, u64 key, u64 now) {}
+static __always_inline void count_bin(struct cpu_state *state, u32 number, u64 key, u64 frame_bytes) {}
 #endif
 
-static __always_inline void turn_bin(struct lane *lane, u64 what, u64 now)
+static __always_inline void turn_bin(struct cpu_state *state, u64 key, u64 now)
 {
-	struct desk *desk = desk_at(lane, desk_number(lane, what));
+	struct tap_cpu_state *tap_state = tap_state_at(state, tap_state_number(state, key));
 
-	if (desk)
-		turn_bin_of(desk, lane, what, now);
+	if (tap_state)
+		turn_bin_of(tap_state, state, key, now);
 }
 
-static __always_inline void miss(struct lane *lane, u64 what, u32 frame_bytes)
+static __always_inline void miss(struct cpu_state *state, u64 key, u32 frame_bytes)
 {
-	u32 at = desk_number(lane, what);
+	u32 at = tap_state_number(state, key);
 	struct missed *missed = misses.lookup(&at);
 
 	if (!missed)
@@ -280,44 +280,44 @@ static __always_inline void add(struct cell *cell, u32 frame_bytes, u32 charged_
 }
 
 /* Count one packet, its verdict known (or never to be known). */
-static __always_inline void count(struct lane *lane, u64 what, u64 why, u32 frame_bytes, u32 charged_bytes,
+static __always_inline void count(struct cpu_state *state, u64 key, u64 drop_key, u32 frame_bytes, u32 charged_bytes,
 				  u64 wire_bytes)
 {
-	struct cell *cell = cell_of(lane, what, why);
+	struct cell *cell = cell_of(state, key, drop_key);
 
 	if (likely(cell != NULL))
 		add(cell, frame_bytes, charged_bytes, wire_bytes);
 	else
-		count_overflow(lane, what, frame_bytes, charged_bytes, wire_bytes);
-	count_bin(lane, desk_number(lane, what), what, frame_bytes);
+		count_overflow(state, key, frame_bytes, charged_bytes, wire_bytes);
+	count_bin(state, tap_state_number(state, key), key, frame_bytes);
 }
 
-static __always_inline void settle_sample(struct lane *lane, u64 what, u64 why);
-static __always_inline void settle_bucket(struct lane *lane, u64 verdict);
+static __always_inline void settle_sample(struct cpu_state *state, u64 key, u64 drop_key);
+static __always_inline void settle_bucket(struct cpu_state *state, u64 verdict);
 
-/* Close the books on the pending packet. What the lane knows of it is read where it is needed: registers are few. */
-static __always_inline void settle(struct lane *lane, u64 verdict, u64 why)
+/* Close the books on the pending packet. What the CPU's state knows of it is read where it is needed: registers are few. */
+static __always_inline void settle(struct cpu_state *state, u64 verdict, u64 drop_key)
 {
 	struct cell *cell;
-	u64 what;
+	u64 key;
 
-	settle_bucket(lane, verdict);
-	what = lane->what | verdict << KEY_VERDICT_SHIFT;
-	lane->skb = 0;
-	settle_sample(lane, what, why);
-	cell = cell_of(lane, what, why);
+	settle_bucket(state, verdict);
+	key = state->key | verdict << KEY_VERDICT_SHIFT;
+	state->skb = 0;
+	settle_sample(state, key, drop_key);
+	cell = cell_of(state, key, drop_key);
 	if (likely(cell != NULL))
-		add(cell, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
+		add(cell, state->frame_bytes, state->charged_bytes, state->wire_bytes);
 	else
-		count_overflow(lane, what, lane->frame_bytes, lane->charged_bytes, lane->wire_bytes);
-	count_bin(lane, lane->desk, what, lane->frame_bytes);
+		count_overflow(state, key, state->frame_bytes, state->charged_bytes, state->wire_bytes);
+	count_bin(state, state->tap_state_number, key, state->frame_bytes);
 }
 
 /* A header that can't be read has no class: said to be missed, not guessed. */
-static __always_inline bool is_missed(struct lane *lane, u64 what, struct frame *frame)
+static __always_inline bool is_missed(struct cpu_state *state, u64 key, struct frame *frame)
 {
 	if (likely(!frame->unreadable))
 		return false;
-	miss(lane, what, frame->length);
+	miss(state, key, frame->length);
 	return true;
 }

@@ -53,7 +53,7 @@ struct packet {
 #define HEAD_FAR (HEAD_NEAR + EXTENSION_REACH)
 
 #if HEAD_FAR >= HEAD_PLACES
-#error a header can lie beyond what is copied
+#error a header can lie beyond key is copied
 #endif
 
 /* A copy of a frame's first bytes. Verifier: a header can be read at each of HEAD_PLACES. */
@@ -77,7 +77,7 @@ struct frame {
 	u64 gso_size;
 	u64 tagged;      /* 1: the kernel keeps an outer VLAN tag beside the bytes */
 	bool unreadable; /* set by load(): a header lies out of reach */
-	volatile u64 *scratch; /* see forget() */
+	volatile u64 *scratch; /* see verifier_widen() */
 #if LAYER_3
 	u16 protocol;    /* tracepoint: what the bytes begin with, in network order */
 #endif
@@ -88,22 +88,12 @@ struct frame {
 };
 
 /*
- * Verifier: a value that went through memory is any value. What follows is then checked once, and not once for each
- * path that led to a value of its own: a tenth of the instructions to check, 80 ms less at the start of a run.
- */
-static __always_inline u64 forget(volatile u64 *scratch, u64 value)
-{
-	*scratch = value;
-	return *scratch;
-}
-
-/*
  * Copy the first bytes of a tc program's frame, `most` of them. A call of the helper costs 40 ns, 55 where they lie outside the
  * skb's linear part, a third of all that is done for a packet; and little more for a thousand bytes than for two.
  */
 static __always_inline bool copy_head(struct frame *frame, u64 most)
 {
-	u64 bytes = forget(frame->scratch, frame->length);
+	u64 bytes = verifier_widen(frame->scratch, frame->length);
 
 	/* Verifier: 1 to HEAD_FAR, see bounded() in staged.c. */
 	if (bytes > most)
@@ -113,7 +103,7 @@ static __always_inline bool copy_head(struct frame *frame, u64 most)
 	asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(bytes) : "i"(HEAD_FAR));
 	if (bpf_skb_load_bytes(frame->skb, 0, frame->head, bytes))
 		return false;
-	frame->copied = forget(frame->scratch, bytes);
+	frame->copied = verifier_widen(frame->scratch, bytes);
 	return true;
 }
 
@@ -149,11 +139,11 @@ static __always_inline bool load_copied(struct frame *frame, u32 offset, void *t
 	if (unlikely(offset + bytes > frame->copied))
 		return false;
 	/* Verifier: any value, or it would tell the offsets of all header chains apart; then an index. */
-	place = forget(frame->scratch, offset);
+	place = verifier_widen(frame->scratch, offset);
 	asm volatile("%0 &= %1" : "+r"(place) : "i"(HEAD_PLACES - 1));
 	from = (void *)frame->head + place;
 	/* Verifier: or the compiler would add this up in another order, in which it is no pointer into the table. */
-	asm volatile("" : "+r"(from));
+	barrier_var(from);
 	copy_words(to, from, bytes);
 	return true;
 }
@@ -181,7 +171,7 @@ static __always_inline bool load_type(struct frame *frame, u16 *type)
 #endif
 }
 
-/* Where the headers lie, in one word, so that it can go through forget() at once; and back. */
+/* Where the headers lie, in one word, so that it can go through verifier_widen() at once; and back. */
 static __always_inline u64 packed(const struct packet *packet)
 {
 	return packet->header_bytes | (u64)packet->transport_offset << 16 | (u64)packet->network_offset << 32 |

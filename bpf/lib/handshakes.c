@@ -58,9 +58,9 @@ static __always_inline u32 age_bucket(u64 age_ns)
 	return bucket < AGE_BUCKETS ? bucket : AGE_BUCKETS - 1;
 }
 
-static __always_inline struct syn_counts *counts_of(struct lane *lane, u32 owner)
+static __always_inline struct syn_counts *counts_of(struct cpu_state *state, u32 owner)
 {
-	u32 at = lane->cpu * TAPS * DIRECTION_COUNT + owner;
+	u32 at = state->cpu * TAPS * DIRECTION_COUNT + owner;
 
 	return syn_counts.lookup(&at);
 }
@@ -89,21 +89,21 @@ static __always_inline struct flow *way_in(struct flow_row *row, u64 way)
 	return &row->way[way];
 }
 
-static __always_inline struct flow *find_flow(struct lane *lane, struct flow_row *row, u64 key)
+static __always_inline struct flow *find_flow(struct cpu_state *state, struct flow_row *row, u64 key)
 {
 	u64 found = FLOW_WAYS;
 
-	/* Verifier: indexed by constants; one way out of it, see forget(). */
+	/* Verifier: indexed by constants; one way out of it, see verifier_widen(). */
 #pragma unroll
 	for (u32 way = FLOW_WAYS; way-- > 0;)
 		if (row->way[way].key == key)
 			found = way;
-	found = forget(&lane->scratch, found);
+	found = verifier_widen(&state->scratch, found);
 	return found < FLOW_WAYS ? way_in(row, found) : NULL;
 }
 
 /* Where a new flow goes: a free place, else the oldest one's. */
-static __always_inline struct flow *room_for_flow(struct lane *lane, struct flow_row *row)
+static __always_inline struct flow *room_for_flow(struct cpu_state *state, struct flow_row *row)
 {
 	u64 oldest_ns = ~0ULL, found = 0;
 
@@ -117,15 +117,15 @@ static __always_inline struct flow *room_for_flow(struct lane *lane, struct flow
 			found = way;
 		}
 	}
-	return way_in(row, forget(&lane->scratch, found));
+	return way_in(row, verifier_widen(&state->scratch, found));
 }
 
 /* A flow loses its place: its end was not seen. Too many of those, and fewer are followed. */
-static __always_inline void give_up(struct lane *lane, struct flow *flow, struct syn_control *control, u64 now)
+static __always_inline void give_up(struct cpu_state *state, struct flow *flow, struct syn_control *control, u64 now)
 {
 	u32 owner = flow->owner;
-	struct syn_side *own = side_of(owner);
-	struct syn_counts *counts = counts_of(lane, owner);
+	struct syn_state *own = syn_state_of(owner);
+	struct syn_counts *counts = counts_of(state, owner);
 
 	if (!own || !counts)
 		return;
@@ -141,24 +141,24 @@ static __always_inline void give_up(struct lane *lane, struct flow *flow, struct
 		control->shift++;
 }
 
-static __always_inline void flow_started(struct lane *lane, struct syn_control *control, struct flow_row *row,
+static __always_inline void flow_started(struct cpu_state *state, struct syn_control *control, struct flow_row *row,
 					 u64 key, u32 owner, u64 *now)
 {
-	struct flow *flow = find_flow(lane, row, key);
+	struct flow *flow = find_flow(state, row, key);
 	u32 shift = control->shift & 31;
 	struct syn_counts *counts;
 
 	/* Sent again: it is as old as its first SYN. */
 	if (flow && flow->owner == owner)
 		return;
-	counts = counts_of(lane, owner);
+	counts = counts_of(state, owner);
 	if (!counts)
 		return;
-	flow = room_for_flow(lane, row);
+	flow = room_for_flow(state, row);
 	if (!*now)
 		*now = bpf_ktime_get_ns();
 	if (flow->key)
-		give_up(lane, flow, control, *now);
+		give_up(state, flow, control, *now);
 	flow->started_ns = *now;
 	flow->owner = owner;
 	flow->shift = shift;
@@ -170,11 +170,11 @@ static __always_inline void flow_started(struct lane *lane, struct syn_control *
 }
 
 /* SYN-ACK, RST, or what completes a handshake: the next step of the flow, if it is followed. */
-static __always_inline void flow_goes_on(struct lane *lane, u32 class, struct flow *flow, u32 owner, u64 *now)
+static __always_inline void flow_goes_on(struct cpu_state *state, u32 class, struct flow *flow, u32 owner, u64 *now)
 {
 	u32 flow_owner = flow->owner;
-	struct syn_side *own = side_of(flow_owner);
-	struct syn_counts *counts = counts_of(lane, flow_owner);
+	struct syn_state *own = syn_state_of(flow_owner);
+	struct syn_counts *counts = counts_of(state, flow_owner);
 	u64 stands_for = 1ULL << (flow->shift & 63);
 
 	if (!own || !counts)
@@ -219,71 +219,71 @@ static __always_inline bool is_chosen(struct endpoints *ends, u32 shift)
  * Most of measure_syn() for most packets: a plain frame, its handshake not followed. False: measure_syn() is to do it all.
  * data: see plain_endpoints().
  */
-static __always_inline bool measure_plain_syn(struct lane *lane, struct tap *tap, u64 direction, void *data, u64 class)
+static __always_inline bool measure_plain_syn(struct cpu_state *state, struct tap *tap, u64 direction, void *data, u64 class)
 {
 	u32 owner = tap->number * DIRECTION_COUNT + direction;
 	struct endpoints ends;
-	struct syn_side *side;
+	struct syn_state *syn;
 
 	if (class > CLASS_TCP_ACK)
 		return true;
-	side = side_of(owner);
-	if (unlikely(!side))
+	syn = syn_state_of(owner);
+	if (unlikely(!syn))
 		return true;
 	if (class != CLASS_TCP_SYN)
-		return class > CLASS_TCP_RST && likely(!side->control.waiting);
-	plain_endpoints(lane, data, owner, side->control.seed, &ends);
-	if (unlikely(is_chosen(&ends, side->control.shift)))
+		return class > CLASS_TCP_RST && likely(!syn->control.waiting);
+	plain_endpoints(state, data, owner, syn->control.seed, &ends);
+	if (unlikely(is_chosen(&ends, syn->control.shift)))
 		return false;
-	note_syn(lane, side, &ends);
+	note_syn(state, syn, &ends);
 	return true;
 }
 
 /* At arrival of any packet. now: 0 where nobody asked yet. */
-static __always_inline void measure_syn(struct lane *lane, struct tap *tap, u64 direction, struct frame *frame,
-					struct packet *packet, u64 what, u64 *now)
+static __always_inline void measure_syn(struct cpu_state *state, struct tap *tap, u64 direction, struct frame *frame,
+					struct packet *packet, u64 key, u64 *now)
 {
-	u64 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xff;
+	u64 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xff;
 	u32 owner = tap->number * DIRECTION_COUNT + direction;
 	struct syn_control *control;
 	struct endpoints ends = {};
-	struct syn_side *side;
+	struct syn_state *syn;
 	struct flow_row *row;
 	struct flow *flow;
-	u64 key;
+	u64 flow_id;
 
 	if (class > CLASS_TCP_ACK)
 		return;
-	side = side_of(owner);
-	if (unlikely(!side))
+	syn = syn_state_of(owner);
+	if (unlikely(!syn))
 		return;
-	control = &side->control;
+	control = &syn->control;
 	/* What only completes handshakes is looked at only while one waits for it. */
 	if (unlikely(class > CLASS_TCP_RST) && likely(!control->waiting))
 		return;
-	if (!endpoints_of(lane, frame, packet, owner, control->seed, &ends))
+	if (!endpoints_of(state, frame, packet, owner, control->seed, &ends))
 		return;
 	if (class == CLASS_TCP_SYN)
-		note_syn(lane, side, &ends);
+		note_syn(state, syn, &ends);
 	if (likely(!is_chosen(&ends, class == CLASS_TCP_SYN ? control->shift : control->lookup_shift)))
 		return;
-	key = flow_key(&ends, tap->number);
-	row = row_of_flow(key, tap->number);
+	flow_id = flow_key(&ends, tap->number);
+	row = row_of_flow(flow_id, tap->number);
 	if (!row)
 		return;
 	if (class == CLASS_TCP_SYN) {
-		flow_started(lane, control, row, key, owner, now);
+		flow_started(state, control, row, flow_id, owner, now);
 		return;
 	}
-	flow = find_flow(lane, row, key);
+	flow = find_flow(state, row, flow_id);
 	if (flow)
-		flow_goes_on(lane, class, flow, owner, now);
+		flow_goes_on(state, class, flow, owner, now);
 }
 #else
-static __always_inline bool measure_plain_syn(struct lane *lane, struct tap *tap, u64 direction, void *data, u64 class)
+static __always_inline bool measure_plain_syn(struct cpu_state *state, struct tap *tap, u64 direction, void *data, u64 class)
 {
 	return true;
 }
-static __always_inline void measure_syn(struct lane *lane, struct tap *tap, u64 direction, struct frame *frame,
-					struct packet *packet, u64 what, u64 *now) {}
+static __always_inline void measure_syn(struct cpu_state *state, struct tap *tap, u64 direction, struct frame *frame,
+					struct packet *packet, u64 key, u64 *now) {}
 #endif

@@ -16,108 +16,108 @@
 #if FOLLOW_INBOUND
 
 /* The addresses of a row's packets, in one cache line: finding one touches this line and the packet's own. */
-struct row {
-	u64 skb[FLIGHT_WAYS];
+struct inflight_row {
+	u64 skb[INFLIGHT_WAYS];
 };
 
-BPF_F_TABLE("array", u32, struct row, berths, FLIGHT_ROWS, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct flight, flights, FLIGHT_ROWS * FLIGHT_WAYS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct inflight_row, inflight_index, INFLIGHT_ROWS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct inflight, inflight, INFLIGHT_ROWS * INFLIGHT_WAYS, BPF_F_MMAPABLE);
 
-static __always_inline u32 row_of(u64 skb)
+static __always_inline u32 inflight_row_of(u64 skb)
 {
-	return (u32)(skb * 0x9e3779b97f4a7c15ULL >> 40) & (FLIGHT_ROWS - 1);
+	return (u32)(skb * 0x9e3779b97f4a7c15ULL >> 40) & (INFLIGHT_ROWS - 1);
 }
 
 /* Two CPUs that write one place at once leave a mixture: it is not taken for either's packet. */
-static __always_inline u32 seal_of(const struct flight *flight)
+static __always_inline u32 checksum_of(const struct inflight *entry)
 {
-	u64 mixed = flight->skb ^ flight->what * 0x9e3779b97f4a7c15ULL ^ flight->wire_bytes << 17;
+	u64 mixed = entry->skb ^ entry->key * 0x9e3779b97f4a7c15ULL ^ entry->wire_bytes << 17;
 
-	mixed ^= (u64)flight->charged_bytes << 32 | flight->frame_bytes;
-	return (u32)(mixed * 0x9e3779b97f4a7c15ULL >> 32) ^ flight->iif;
+	mixed ^= (u64)entry->charged_bytes << 32 | entry->frame_bytes;
+	return (u32)(mixed * 0x9e3779b97f4a7c15ULL >> 32) ^ entry->iif;
 }
 
-static __always_inline bool has_ended(const struct flight *flight)
+static __always_inline bool has_ended(const struct inflight *entry)
 {
-	return flight->what >> KEY_VERDICT_SHIFT & 0xf;
+	return entry->key >> KEY_VERDICT_SHIFT & 0xf;
 }
 
 /* Count a packet whose end is known: its key has the verdict in it. With bottom halves off, see the head of lib/tables.c. */
-static __always_inline void conclude(struct lane *lane, const struct flight *flight)
+static __always_inline void count_ended(struct cpu_state *state, const struct inflight *entry)
 {
-	turn_bin(lane, flight->what, arrival_ns(0));
-	count(lane, flight->what, flight->why, flight->frame_bytes, flight->charged_bytes, flight->wire_bytes);
+	turn_bin(state, entry->key, arrival_ns(0));
+	count(state, entry->key, entry->drop_key, entry->frame_bytes, entry->charged_bytes, entry->wire_bytes);
 }
 
-/* The way of a row that holds this address, FLIGHT_WAYS where none does. */
-static __always_inline u32 way_holding(struct lane *lane, const struct row *row, u64 skb)
+/* The way of a row that holds this address, INFLIGHT_WAYS where none does. */
+static __always_inline u32 way_holding(struct cpu_state *state, const struct inflight_row *row, u64 skb)
 {
-	u32 found = FLIGHT_WAYS;
+	u32 found = INFLIGHT_WAYS;
 
 #pragma unroll
-	for (u32 way = FLIGHT_WAYS; way-- > 0;)
+	for (u32 way = INFLIGHT_WAYS; way-- > 0;)
 		if (row->skb[way] == skb)
 			found = way;
 	/* Verifier: one state for what follows, not one a way. Whoever may be interrupted in between checks the place. */
-	return forget(&lane->scratch, found);
+	return verifier_widen(&state->scratch, found);
 }
 
 /* What is at a place of a row. */
-static __always_inline u64 *berth(struct row *row, u32 way)
+static __always_inline u64 *index_entry(struct inflight_row *row, u32 way)
 {
 	/* Verifier: an index into the row, told by its bits alone; the compiler must not know that it is one already. */
-	asm volatile("" : "+r"(way));
-	return &row->skb[way & (FLIGHT_WAYS - 1)];
+	barrier_var(way);
+	return &row->skb[way & (INFLIGHT_WAYS - 1)];
 }
 
 /* Keep a packet. What held its place before has ended: seen, and counted now, or unseen. */
-static __always_inline void remember(struct lane *lane, struct flight *new)
+static __always_inline void inflight_add(struct cpu_state *state, struct inflight *new)
 {
-	u32 number = row_of(new->skb), way, place;
-	struct row *row = berths.lookup(&number);
-	struct flight *flight;
+	u32 number = inflight_row_of(new->skb), way, place;
+	struct inflight_row *row = inflight_index.lookup(&number);
+	struct inflight *entry;
 	bool same;
 
 	if (!row)
 		return;
-	way = way_holding(lane, row, new->skb);
-	same = way < FLIGHT_WAYS;
+	way = way_holding(state, row, new->skb);
+	same = way < INFLIGHT_WAYS;
 	if (!same)
-		way = way_holding(lane, row, 0);
-	if (unlikely(way == FLIGHT_WAYS))
-		way = (u32)lane->turn++ & (FLIGHT_WAYS - 1); /* Own CPU's lane. */
-	place = number * FLIGHT_WAYS + way;
-	flight = flights.lookup(&place);
-	if (!flight)
+		way = way_holding(state, row, 0);
+	if (unlikely(way == INFLIGHT_WAYS))
+		way = (u32)state->next_way++ & (INFLIGHT_WAYS - 1); /* This CPU's own state. */
+	place = number * INFLIGHT_WAYS + way;
+	entry = inflight.lookup(&place);
+	if (!entry)
 		return;
-	if (unlikely(*berth(row, way))) {
-		if (has_ended(flight))
-			conclude(lane, flight);
-		else if (same || flight->lost)
-			miss(lane, flight->what, flight->frame_bytes);
+	if (unlikely(*index_entry(row, way))) {
+		if (has_ended(entry))
+			count_ended(state, entry);
+		else if (same || entry->lost)
+			miss(state, entry->key, entry->frame_bytes);
 	}
-	new->seal = seal_of(new);
-	*flight = *new;
-	*berth(row, way) = new->skb;
+	new->checksum = checksum_of(new);
+	*entry = *new;
+	*index_entry(row, way) = new->skb;
 }
 
 /* Give a packet's place up and tell what was in it. False: not known here. */
-static __always_inline bool recall(struct lane *lane, u64 skb, struct flight *known)
+static __always_inline bool inflight_remove(struct cpu_state *state, u64 skb, struct inflight *known)
 {
-	u32 number = row_of(skb), way, place;
-	struct row *row = berths.lookup(&number);
-	struct flight *flight;
+	u32 number = inflight_row_of(skb), way, place;
+	struct inflight_row *row = inflight_index.lookup(&number);
+	struct inflight *entry;
 
 	if (!row)
 		return false;
-	way = way_holding(lane, row, skb);
-	place = number * FLIGHT_WAYS + way;
-	flight = flights.lookup(&place);
-	if (!flight || way >= FLIGHT_WAYS || flight->skb != skb)
+	way = way_holding(state, row, skb);
+	place = number * INFLIGHT_WAYS + way;
+	entry = inflight.lookup(&place);
+	if (!entry || way >= INFLIGHT_WAYS || entry->skb != skb)
 		return false;
-	*known = *flight;
-	*berth(row, way) = 0;
-	return known->seal == seal_of(known) && !has_ended(known);
+	*known = *entry;
+	*index_entry(row, way) = 0;
+	return known->checksum == checksum_of(known) && !has_ended(known);
 }
 
 #endif

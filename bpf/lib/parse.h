@@ -159,7 +159,7 @@ static __always_inline u8 skip_extensions(struct cursor *at, bool ipv6)
 		}
 		if (unlikely(!room_for(at, length)))
 			return CLASS_MALFORMED;
-		at->offset = forget(at->frame->scratch, at->offset + length);
+		at->offset = verifier_widen(at->frame->scratch, at->offset + length);
 		if (unlikely(at->offset > farthest))
 			return CLASS_IP_OTHER;
 	}

@@ -61,16 +61,16 @@ static __always_inline void draw_anew(struct sampler *own, u32 mean, u64 from)
  * the next draw makes up for, and a draw as if it had always gone on does not. With a larger mean N a whole interval
  * makes up for (N - 1) / 3. So it is one with probability (M - 1) / (N - 1): sums stay unbiased.
  */
-static __always_inline bool brake(struct lane *lane, struct sampler *own, u64 at)
+static __always_inline bool raise_interval(struct cpu_state *state, struct sampler *own, u64 at)
 {
-	struct samples_taken *taken = samples_taken.lookup(&lane->cpu);
-	u64 waiting = taken ? lane->samples + 1 - taken->count : 0, room = waiting < SAMPLES ? SAMPLES - waiting : 0;
-	u32 brakes = own->brakes, mean = own->drawn_mean;
+	struct samples_taken *taken = samples_taken.lookup(&state->cpu);
+	u64 waiting = taken ? state->samples + 1 - taken->count : 0, room = waiting < SAMPLES ? SAMPLES - waiting : 0;
+	u32 raises = own->raises, mean = own->drawn_mean;
 
-	if (likely(brakes >= SAMPLE_BRAKES || (room << (brakes & 15)) > SAMPLES / 2) || mean != own->mean ||
+	if (likely(raises >= SAMPLE_RAISES || (room << (raises & 15)) > SAMPLES / 2) || mean != own->mean ||
 	    mean > SAMPLE_MEAN_MAX / 4)
 		return false;
-	own->brakes = brakes + 1;
+	own->raises = raises + 1;
 	own->mean = 4 * mean;
 	draw_anew(own, 4 * mean, at + 1);
 	if (uniform(4 * (u64)mean - 1) < mean)
@@ -79,13 +79,13 @@ static __always_inline bool brake(struct lane *lane, struct sampler *own, u64 at
 }
 
 /* A packet that may be wanted, or the one before it. Own CPU's sampler and staging place. True: it is staged. */
-static __always_inline bool look(struct lane *lane, struct desk *desk, struct frame *frame,
-				 struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
+static __always_inline bool stage_sample(struct cpu_state *state, struct tap_cpu_state *tap_state, struct frame *frame,
+				 struct packet *packet, u64 key, u64 now, u32 charged_bytes, u64 wire)
 {
-	struct sampler *own = &desk->sampler;
-	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf, mean = own->mean;
+	struct sampler *own = &tap_state->sampler;
+	u32 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xf, mean = own->mean;
 	bool tentative = !(own->calm >> class & 1);
-	struct sample *to = staged_of(lane, what);
+	struct sample *to = staged_of(state, key);
 	s64 gap = -1;
 
 	if (!to || !mean)
@@ -112,15 +112,15 @@ static __always_inline bool look(struct lane *lane, struct desk *desk, struct fr
 	to->frame_bytes = frame->length;
 	to->charged_bytes = charged_bytes;
 	to->wire_bytes = wire;
-	copy_headers(frame, &lane->scratch, to, bytes_to_keep(lane, frame, packet, class));
+	copy_headers(frame, &state->scratch, to, bytes_to_keep(state, frame, packet, class));
 	return true;
 }
 
-/* At arrival, after the packet before it has its verdict. True: look() at it. */
-static __always_inline bool is_wanted(struct desk *desk, u64 what)
+/* At arrival, after the packet before it has its verdict. True: stage_sample() at it. */
+static __always_inline bool is_wanted(struct tap_cpu_state *tap_state, u64 key)
 {
-	struct sampler *own = &desk->sampler;
-	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf;
+	struct sampler *own = &tap_state->sampler;
+	u32 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xf;
 
 	own->seen++;
 	/* Each apart, so that each branch has its mark (lib/compiler.h). */
@@ -131,9 +131,9 @@ static __always_inline bool is_wanted(struct desk *desk, u64 what)
 }
 
 /* How many packets a staged one stands for; 0: not taken. what: with its verdict. */
-static __always_inline u32 weight_of(struct lane *lane, struct sampler *own, struct sample *staged, u64 what)
+static __always_inline u32 weight_of(struct cpu_state *state, struct sampler *own, struct sample *staged, u64 key)
 {
-	u64 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xf, verdict = (what >> KEY_VERDICT_SHIFT) & 3;
+	u64 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xf, verdict = (key >> KEY_VERDICT_SHIFT) & 3;
 	u64 kind = class * 4 + verdict;
 	u32 weight = 0;
 
@@ -155,7 +155,7 @@ static __always_inline u32 weight_of(struct lane *lane, struct sampler *own, str
 	}
 	if (staged->position >= own->next_at) {
 		weight = own->drawn_mean;
-		if (!brake(lane, own, staged->position))
+		if (!raise_interval(state, own, staged->position))
 			own->next_at = staged->position + uniform(2 * (u64)weight - 1);
 		set_alarm(own);
 	}
@@ -163,40 +163,40 @@ static __always_inline u32 weight_of(struct lane *lane, struct sampler *own, str
 }
 
 /* The staged packet's verdict is known. */
-static __always_inline void commit_sample(struct lane *lane, u64 what, u64 why)
+static __always_inline void commit_sample(struct cpu_state *state, u64 key, u64 drop_key)
 {
-	u32 at = lane->cpu * SAMPLES + ((u32)lane->samples & (SAMPLES - 1)), weight;
-	struct sample *staged = staged_of(lane, what), *to = samples.lookup(&at);
-	struct desk *desk = desk_at(lane, desk_number(lane, what));
+	u32 at = state->cpu * SAMPLES + ((u32)state->samples & (SAMPLES - 1)), weight;
+	struct sample *staged = staged_of(state, key), *to = samples.lookup(&at);
+	struct tap_cpu_state *tap_state = tap_state_at(state, tap_state_number(state, key));
 
-	if (!staged || !to || !desk)
+	if (!staged || !to || !tap_state)
 		return;
-	weight = weight_of(lane, &desk->sampler, staged, what);
+	weight = weight_of(state, &tap_state->sampler, staged, key);
 	if (!weight)
 		return;
-	staged->what = what;
-	staged->why = why;
+	staged->key = key;
+	staged->drop_key = drop_key;
 	staged->weight = weight;
 	*to = *staged;
-	/* Own CPU's lane; after the record, so that a counted one is a whole one. */
-	lane->samples++;
+	/* This CPU's own state; after the record, so that a counted one is a whole one. */
+	state->samples++;
 }
 
-static __always_inline void settle_sample(struct lane *lane, u64 what, u64 why)
+static __always_inline void settle_sample(struct cpu_state *state, u64 key, u64 drop_key)
 {
-	if (unlikely(lane->traits & LANE_SAMPLED))
-		commit_sample(lane, what, why);
+	if (unlikely(state->traits & PENDING_SAMPLED))
+		commit_sample(state, key, drop_key);
 }
 #else
-static __always_inline bool is_wanted(struct desk *desk, u64 what)
+static __always_inline bool is_wanted(struct tap_cpu_state *tap_state, u64 key)
 {
 	return false;
 }
-static __always_inline bool look(struct lane *lane, struct desk *desk, struct frame *frame,
-				 struct packet *packet, u64 what, u64 now, u32 charged_bytes, u64 wire)
+static __always_inline bool stage_sample(struct cpu_state *state, struct tap_cpu_state *tap_state, struct frame *frame,
+				 struct packet *packet, u64 key, u64 now, u32 charged_bytes, u64 wire)
 {
 	return false;
 }
-static __always_inline void commit_sample(struct lane *lane, u64 what, u64 why) {}
-static __always_inline void settle_sample(struct lane *lane, u64 what, u64 why) {}
+static __always_inline void commit_sample(struct cpu_state *state, u64 key, u64 drop_key) {}
+static __always_inline void settle_sample(struct cpu_state *state, u64 key, u64 drop_key) {}
 #endif

@@ -47,7 +47,7 @@ static __always_inline bool is_tagged(u64 skb)
 /*
  * A pointer of the skb as a plain number. Verifier: to 6.18's, what is worked out from a pointer to bytes is a pointer
  * still, and a number that such a one is added to keeps its value (kernel/bpf/verifier.c, adjust_ptr_min_max_vals): it
- * then leaves out branches that are taken. Not by forget(), which another program of this CPU could come in between in
+ * then leaves out branches that are taken. Not by verifier_widen(), which another program of this CPU could come in between in
  * process context.
  */
 static __always_inline u64 address_in(u64 skb, u32 offset)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A packet's headers, kept beside the lanes until its verdict is known.
+ * A packet's headers, kept beside the CPU's states until its verdict is known.
  *
  * Hook:   none of its own; called by lib/samples.c where a packet arrives
  * Reads:  the packet's headers
@@ -12,8 +12,8 @@
 #define UNTAGGED_FLAGS (LAYER_3 ? SAMPLE_LAYER_3 : 0)
 
 struct sample {
-	u64 what;
-	u64 why;
+	u64 key;
+	u64 drop_key;
 	u64 at_ns;
 	s64 gap_ns;
 	u64 position; /* `seen` when it arrived */
@@ -31,21 +31,21 @@ struct sample {
 
 BPF_F_TABLE("array", u32, struct sample, staged, CPUS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 
-static __always_inline u32 direction_of(u64 what)
+static __always_inline u32 direction_of(u64 key)
 {
-	return (what >> KEY_DIRECTION_SHIFT) & 0xf;
+	return (key >> KEY_DIRECTION_SHIFT) & 0xf;
 }
 
-static __always_inline struct sample *staged_of(struct lane *lane, u64 what)
+static __always_inline struct sample *staged_of(struct cpu_state *state, u64 key)
 {
 	/* By direction: inbound packets come while an outbound one waits for its verdict (the host's own answer). */
-	u32 at = lane->cpu * DIRECTION_COUNT + direction_of(what);
+	u32 at = state->cpu * DIRECTION_COUNT + direction_of(key);
 
 	return staged.lookup(&at);
 }
 
 /* How many bytes to keep: all headers; of what has no transport header that is known, L2 or IP alone. */
-static __always_inline u32 bytes_to_keep(struct lane *lane, struct frame *frame, struct packet *packet, u32 class)
+static __always_inline u32 bytes_to_keep(struct cpu_state *state, struct frame *frame, struct packet *packet, u32 class)
 {
 	u32 bytes = packet->header_bytes;
 	u16 lengths;
@@ -57,7 +57,7 @@ static __always_inline u32 bytes_to_keep(struct lane *lane, struct frame *frame,
 		bytes += ICMP_LEN;
 	if (bytes > frame->length)
 		bytes = frame->length;
-	return forget(&lane->scratch, bytes);
+	return verifier_widen(&state->scratch, bytes);
 }
 
 /* Verifier: 1 to `most` (under 256) bytes; assembly, or the compiler would know better and leave a check out. */
@@ -81,7 +81,7 @@ static __always_inline void copy_traced(struct frame *frame, volatile u64 *scrat
 	u16 tag[2];
 
 	/* Verifier: the length came out of a difference of pointers. */
-	bytes = forget(scratch, bytes < within_reach ? bytes : within_reach);
+	bytes = verifier_widen(scratch, bytes < within_reach ? bytes : within_reach);
 	to->flags = frame->tagged ? UNTAGGED_FLAGS | SAMPLE_TAGGED : UNTAGGED_FLAGS;
 #if LAYER_3
 	/* Without the tag, which nothing before the L3 header has a place for. */

@@ -5,7 +5,7 @@
  *
  * Hook:   none of its own; called where a packet arrives
  * Reads:  addresses and ports of TCP packets; the control of each side, set from user space
- * Writes: the sets of syn_sides; in the lane, the last destination
+ * Writes: the sets of syn_states; in the CPU's state, the last destination
  * Needs:  nothing new; compiled out without SYN_MEASURES
  *
  * Memory is bounded whatever is spoofed: sets are HyperLogLog registers (addresses) and bitmaps (ports).
@@ -26,22 +26,22 @@ struct endpoints {
 	u16 destination_port;
 };
 
-#if SIDES_SHARED
-static __always_inline struct syn_side *side_of(u32 owner)
+#if SYN_STATES_SHARED
+static __always_inline struct syn_state *syn_state_of(u32 owner)
 {
-	return SHARED(struct syn_side, syn_sides, owner, SIDES);
+	return SHARED(struct syn_state, syn_states, owner, SYN_STATES);
 }
 #else
-BPF_F_TABLE("array", u32, struct syn_side, syn_sides, TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct syn_state, syn_states, TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 
-static __always_inline struct syn_side *side_of(u32 owner)
+static __always_inline struct syn_state *syn_state_of(u32 owner)
 {
-	return syn_sides.lookup(&owner);
+	return syn_states.lookup(&owner);
 }
 #endif
 
 /* No generation, these have 32 bits. */
-#define UNMET (1ULL << 32)
+#define NO_GENERATION (1ULL << 32)
 
 #define MIXER 0xd6e8feb86659fd93ULL
 
@@ -105,32 +105,32 @@ static __always_inline bool find_endpoints(struct frame *frame, struct packet *p
  * The destination: almost always the one of the packet before, of the same owner, whatever else a flood makes up. Own
  * CPU's lane.
  */
-static __always_inline void meet(struct lane *lane, u32 address, u32 owner, u64 seed, struct endpoints *ends)
+static __always_inline void cached_destination(struct cpu_state *state, u32 address, u32 owner, u64 seed, struct endpoints *ends)
 {
-	u64 met = address | (u64)ends->destination_port << 32 | (owner + 1ULL) << 48;
+	u64 last_destination = address | (u64)ends->destination_port << 32 | (owner + 1ULL) << 48;
 
-	if (unlikely(lane->met != met)) {
-		lane->met = met;
-		lane->met_address = mixed(address ^ seed);
-		lane->met_endpoint = mixed_endpoint(lane->met_address, ends->destination_port);
-		lane->met_generation = UNMET;
+	if (unlikely(state->last_destination != last_destination)) {
+		state->last_destination = last_destination;
+		state->last_destination_hash = mixed(address ^ seed);
+		state->last_endpoint_hash = mixed_endpoint(state->last_destination_hash, ends->destination_port);
+		state->last_generation = NO_GENERATION;
 	}
-	ends->destination = lane->met_address;
-	ends->to = lane->met_endpoint;
+	ends->destination = state->last_destination_hash;
+	ends->to = state->last_endpoint_hash;
 }
 
 /* Of a plain frame. data: its first PLAIN_TRANSPORT + 4 bytes at least. */
-static __always_inline void plain_endpoints(struct lane *lane, void *data, u32 owner, u64 seed, struct endpoints *ends)
+static __always_inline void plain_endpoints(struct cpu_state *state, void *data, u32 owner, u64 seed, struct endpoints *ends)
 {
 	ends->source_port = *(u16 *)(data + PLAIN_TRANSPORT);
 	ends->destination_port = *(u16 *)(data + PLAIN_TRANSPORT + 2);
 	ends->source = mixed(*(u32 *)(data + L2_HEADER_LEN + 12) ^ seed);
 	ends->from = mixed_endpoint(ends->source, ends->source_port);
-	meet(lane, *(u32 *)(data + L2_HEADER_LEN + 16), owner, seed, ends);
+	cached_destination(state, *(u32 *)(data + L2_HEADER_LEN + 16), owner, seed, ends);
 }
 
 /* Addresses and ports, with a short way for the plain frame, see parse_plain(). */
-static __always_inline bool endpoints_of(struct lane *lane, struct frame *frame, struct packet *packet, u32 owner, u64 seed,
+static __always_inline bool endpoints_of(struct cpu_state *state, struct frame *frame, struct packet *packet, u32 owner, u64 seed,
 					 struct endpoints *ends)
 {
 	void *data = NULL;
@@ -139,11 +139,11 @@ static __always_inline bool endpoints_of(struct lane *lane, struct frame *frame,
 		data = (void *)(long)frame->skb->data;
 	if (!frame->skb || unlikely(!packet->is_plain) ||
 	    unlikely(data + PLAIN_TRANSPORT + 4 > (void *)(long)frame->skb->data_end)) {
-		lane->met = 0;
-		lane->met_generation = UNMET;
+		state->last_destination = 0;
+		state->last_generation = NO_GENERATION;
 		return find_endpoints(frame, packet, seed, ends);
 	}
-	plain_endpoints(lane, data, owner, seed, ends);
+	plain_endpoints(state, data, owner, seed, ends);
 	return true;
 }
 
@@ -182,7 +182,7 @@ static __always_inline void note_port(u8 *bits, u16 port)
 	u8 *own;
 
 	/* Or the compiler would turn the bytes round twice. */
-	asm volatile("" : "+r"(host));
+	barrier_var(host);
 	at = host >> 3;
 
 	/* Verifier: as above. */
@@ -192,18 +192,18 @@ static __always_inline void note_port(u8 *bits, u16 port)
 		*own |= 1 << (host & 7);
 }
 
-static __always_inline void note_syn(struct lane *lane, struct syn_side *side, struct endpoints *ends)
+static __always_inline void note_syn(struct cpu_state *state, struct syn_state *syn, struct endpoints *ends)
 {
-	u64 generation = side->control.generation;
-	struct syn_sets *sets = &side->sets[generation & 1];
+	u64 generation = syn->control.generation;
+	struct syn_sets *sets = &syn->sets[generation & 1];
 
 	note_address(sets->sources, ends->source);
 	note_port(sets->source_ports, ends->source_port);
 	/* The same destination as the last one's, and noted since the sets were emptied. */
-	if (likely(lane->met_generation == generation))
+	if (likely(state->last_generation == generation))
 		return;
 	note_address(sets->destinations, ends->destination);
 	note_port(sets->destination_ports, ends->destination_port);
-	lane->met_generation = generation;
+	state->last_generation = generation;
 }
 #endif

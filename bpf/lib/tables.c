@@ -19,8 +19,8 @@
 
 /* What is counted apart: who, what, and what became of it (layout.py, CELL_KEY_FIELDS). One cache line. */
 struct cell {
-	u64 what; /* 0: free */
-	u64 why;  /* drop reason << 32 | low half of the address that dropped it; 0 for what was not dropped */
+	u64 key; /* 0: free */
+	u64 drop_key;  /* drop reason << 32 | low half of the address that dropped it; 0 for what was not dropped */
 	u64 packets;
 	u64 frame_bytes;
 	u64 charged_bytes;
@@ -40,15 +40,15 @@ struct tap {
 
 #if FOLLOW_INBOUND
 /* One inbound packet on its way from the tap's egress hook to the driver. One cache line. */
-struct flight {
+struct inflight {
 	u64 skb;    /* its address; 0: no packet */
-	u64 what;   /* its key but for the verdict; with one: ended, not yet counted */
-	u64 why;
+	u64 key;   /* its key but for the verdict; with one: ended, not yet counted */
+	u64 drop_key;
 	u64 wire_bytes;
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 iif;    /* the device that it was received on, 0: this host's own */
-	u32 seal;   /* of the fields before, see seal_of() */
+	u32 checksum;   /* of the fields before, see checksum_of() */
 	u64 lost;   /* written by user space: its end went by unseen, it is counted as missed while it is here */
 	u64 spare;
 };
@@ -58,30 +58,30 @@ struct flight {
  * One CPU's own. First line: the last packet that went through a tap's ingress hook here, while its verdict is not
  * known: either the tracepoint meets the same skb (dropped), or the next packet finds it still here (passed).
  */
-struct lane {
+struct cpu_state {
 	u64 skb;      /* 0: nothing pending */
-	u64 what;     /* its key but for the verdict */
+	u64 key;     /* its key but for the verdict */
 	u64 sequence; /* packets this lane has held */
 	u32 ifindex;  /* of struct tap, with the two that follow */
 	u16 number;
-	u16 traits;   /* with LANE_SAMPLED: its headers wait for its verdict, see lib/samples.c */
+	u16 traits;   /* with PENDING_SAMPLED: its headers wait for its verdict, see lib/samples.c */
 	u32 epoch;
 	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes meanwhile */
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 wire_bytes;
-	u32 desk;     /* number of its desk */
+	u32 tap_state_number;     /* number of its state, by tap and direction */
 	u32 cpu;      /* whose lane it is; written by user space before anything is attached */
 	u32 spare;
 	/* second line: what the ideal bucket saw of that packet, see lib/token_bucket.c */
-	u64 pledged_at_ns; /* its arrival; of a plain packet also where there is no bucket, see observe_plain() */
-	u64 pledged_cost_ns;
+	u64 pending_arrival_ns; /* its arrival; of a plain packet also where there is no bucket, see count_fast_path() */
+	u64 pending_cost_ns;
 	/* ... and where the last TCP packet went, see lib/syn_sets.c */
-	u64 met;
-	u64 met_address;
-	u64 met_endpoint;
-	u64 met_generation;
-	u64 scratch; /* see forget() */
+	u64 last_destination;
+	u64 last_destination_hash;
+	u64 last_endpoint_hash;
+	u64 last_generation;
+	u64 scratch; /* see verifier_widen() */
 	u64 spare_word;
 	/* third line */
 	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
@@ -89,7 +89,7 @@ struct lane {
 	u64 samples;        /* written to this CPU's part of the ring, ever */
 	u64 policed_sequence; /* the packet that the police action shot last, see progs/police_exit.c */
 	u64 unplaced_drops;   /* netfilter drops whose chain could not be told */
-	u64 turn;             /* inbound: which way of a full row goes next */
+	u64 next_way;             /* inbound: which way of a full row goes next */
 	u64 third_spares[2];
 	/* fourth line: what tells netfilter chains apart, see lib/chains.c */
 	u64 ip_received;      /* packets that the IP stack had received on this CPU when the pending packet came */
@@ -103,7 +103,7 @@ struct lane {
 	u64 spare_words[2];
 #if FOLLOW_INBOUND
 	/* fifth line: the inbound packet that the driver has in its hands, see progs/xmit.c */
-	struct flight leaving;
+	struct inflight in_driver;
 #endif
 };
 
@@ -111,7 +111,7 @@ struct lane {
 struct bucket {
 	u64 empty_ns;  /* when there would be, or was, nothing in it: now - empty_ns is what it holds */
 	u64 burst_ns;  /* what it holds at most */
-	u64 unsure_ns; /* how much less the installed policer's bucket may hold */
+	u64 uncertain_ns; /* how much less the installed policer's bucket may hold */
 	u32 mult;
 	u8 shift;
 	u8 charge; /* CHARGE_* */
@@ -137,7 +137,7 @@ struct overflow {
 struct missed {
 	u64 packets;
 	u64 frame_bytes;
-	u64 unannounced; /* counted, but only their end was seen, see progs/xmit.c, look_at() */
+	u64 unannounced; /* counted, but only their end was seen, see progs/xmit.c, parse_unknown() */
 	u64 spare;
 };
 
@@ -164,10 +164,10 @@ struct sampler {
 	u64 probe_at;   /* the next look for a verdict that did not come so far */
 	u64 last_ns;    /* arrival of packet number last_seen */
 	u64 last_seen;
-	u32 mean;       /* M; written by user space, and raised by brake(); 0: take none */
+	u32 mean;       /* M; written by user space, and raised by raise_interval(); 0: take none */
 	u32 drawn_mean; /* M of the draw that gave next_at */
 	u32 calm;       /* bit n: class n had its SAMPLE_EAGER_LOOKS */
-	u32 brakes;     /* how often it raised M since user space has set it; SAMPLE_BRAKES: no more */
+	u32 raises;     /* how often it raised M since user space has set it; SAMPLE_RAISES: no more */
 	/* second line and on */
 	u8 first[16 * 4];   /* taken as one of the first, by class * 4 + verdict */
 	u16 in_vain[16];   /* staged but not one of the first, by class */
@@ -176,7 +176,7 @@ struct sampler {
 #endif
 
 /* One CPU's own, of one tap and direction: what every packet touches is found by one look. */
-struct desk {
+struct tap_cpu_state {
 #if SAMPLES
 	struct sampler sampler;
 #endif
@@ -208,7 +208,7 @@ struct syn_sets {
 };
 
 /* All that a SYN touches is found by one look. */
-struct syn_side {
+struct syn_state {
 	struct syn_control control;
 	struct syn_sets sets[2];
 };
@@ -229,15 +229,15 @@ BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS * DIRECTION_COUNT, 
  * writes it. A lookup takes three times as many instructions.
  */
 struct shared {
-	struct lane lanes[LANES];
+	struct cpu_state cpu_states[CPU_STATES];
 	struct tap taps[TAP_SLOTS];
 	struct bucket buckets[BUCKETS];
-	struct head heads[LANES]; /* own CPU's, for as long as one tc program runs */
-#if DESKS_SHARED
-	struct desk desks[DESKS];
+	struct head heads[CPU_STATES]; /* own CPU's, for as long as one tc program runs */
+#if TAP_CPU_STATES_SHARED
+	struct tap_cpu_state tap_cpu_states[TAP_CPU_STATES];
 #endif
-#if SIDES_SHARED
-	struct syn_side syn_sides[SIDES];
+#if SYN_STATES_SHARED
+	struct syn_state syn_states[SYN_STATES];
 #endif
 };
 
@@ -260,13 +260,13 @@ BPF_F_TABLE("array", u32, struct shared, shared, 1, BPF_F_MMAPABLE);
 		u64 index = (number) & ((count) - 1), address = LOADED(SHARED);                         \
 		address += __builtin_offsetof(struct shared, array) + index * sizeof(type);             \
 		/* Or the compiler would add it up again at each use. */                                \
-		asm volatile("" : "+r"(address));                                                       \
+		barrier_var(address);                                                                   \
 		__builtin_assume(address != 0);                                                         \
 		(type *)address;                                                                        \
 	})
 
-#if !DESKS_SHARED && (BIN_NS || SAMPLES)
-BPF_F_TABLE("array", u32, struct desk, desks, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+#if !TAP_CPU_STATES_SHARED && (BIN_NS || SAMPLES)
+BPF_F_TABLE("array", u32, struct tap_cpu_state, tap_cpu_states, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 #endif
 #if BIN_NS
 BPF_F_TABLE("array", u32, struct bin, bin_log, CPUS * BIN_LOG, BPF_F_MMAPABLE);

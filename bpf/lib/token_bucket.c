@@ -4,7 +4,7 @@
  *
  * Hook:   none of its own; called where packets are counted
  * Reads:  buckets' settings, written from user space
- * Writes: buckets' filling, what is pledged in the lane
+ * Writes: buckets' filling, what is pledged in the CPU's state
  * Needs:  compare-and-exchange (5.12), as one bucket serves all CPUs that a tap's packets come in on. Without, plain and
  *         atomic additions: where two CPUs look at once, one packet too many may be said to conform. (bpf_spin_lock is
  *         not for the tracepoint's program there.)
@@ -45,13 +45,13 @@ static __always_inline s64 tokens_at(u64 now, u64 empty_ns)
 }
 
 /* The bucket was full: the installed one has caught up by as much as this one let run over, clocks apart. */
-static __always_inline void surer(struct bucket *bucket, u64 overflow)
+static __always_inline void reduce_uncertainty(struct bucket *bucket, u64 overflow)
 {
-	u64 unsure = bucket->unsure_ns, now = unsure > overflow + BUCKET_SLACK_NS ? unsure - overflow : BUCKET_SLACK_NS;
+	u64 uncertain = bucket->uncertain_ns, now = uncertain > overflow + BUCKET_SLACK_NS ? uncertain - overflow : BUCKET_SLACK_NS;
 
 	/* Not atomic: where two CPUs take off at once, and one of them in vain, it stays unsure for longer. */
-	if (now != unsure)
-		bucket->unsure_ns = now;
+	if (now != uncertain)
+		bucket->uncertain_ns = now;
 }
 
 #if HAS_CMPXCHG
@@ -64,7 +64,7 @@ static __always_inline s64 overflow_at(u64 now, u64 empty_ns, s64 burst)
 }
 
 /* Another CPU took from it meanwhile, and left it at `seen`. */
-static __always_inline bool take_again(struct bucket *bucket, u64 now, s64 cost, s64 least, u64 seen)
+static __always_inline bool retry_take(struct bucket *bucket, u64 now, s64 cost, s64 least, u64 seen)
 {
 	s64 burst = bucket->burst_ns, over;
 	u64 found;
@@ -78,7 +78,7 @@ static __always_inline bool take_again(struct bucket *bucket, u64 now, s64 cost,
 		found = __sync_val_compare_and_swap(&bucket->empty_ns, seen, seen + over + cost);
 		if (found == seen) {
 			if (over)
-				surer(bucket, over);
+				reduce_uncertainty(bucket, over);
 			return true;
 		}
 		seen = found;
@@ -87,7 +87,7 @@ static __always_inline bool take_again(struct bucket *bucket, u64 now, s64 cost,
 }
 
 /* Take the cost of a packet that came at `now` out of the bucket, if it holds `least`. */
-static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
+static __always_inline bool take_tokens(struct bucket *bucket, u64 now, s64 cost, s64 least)
 {
 	u64 seen = *(volatile u64 *)&bucket->empty_ns, found;
 	s64 over;
@@ -100,11 +100,11 @@ static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 l
 		return false;
 	found = __sync_val_compare_and_swap(&bucket->empty_ns, seen, seen + over + cost);
 	/* Or the compiler would make a number of whether it went well, and look at that. */
-	asm volatile("" : "+r"(found));
+	barrier_var(found);
 	if (unlikely(found != seen))
-		return take_again(bucket, now, cost, least, found);
+		return retry_take(bucket, now, cost, least, found);
 	if (unlikely(over))
-		surer(bucket, over);
+		reduce_uncertainty(bucket, over);
 	return true;
 }
 
@@ -118,7 +118,7 @@ static __always_inline void move(struct bucket *bucket, s64 by)
 	__sync_fetch_and_add(&bucket->empty_ns, by);
 }
 
-static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 least)
+static __always_inline bool take_tokens(struct bucket *bucket, u64 now, s64 cost, s64 least)
 {
 	u64 seen = *(volatile u64 *)&bucket->empty_ns;
 	s64 over = tokens_at(now, seen) - (s64)bucket->burst_ns;
@@ -128,7 +128,7 @@ static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 l
 	if (over > 0) {
 		/* What has run over is taken once, even where two CPUs see it: a store, and one of their costs is lost. */
 		*(volatile u64 *)&bucket->empty_ns = seen + over + cost;
-		surer(bucket, over);
+		reduce_uncertainty(bucket, over);
 	} else {
 		move(bucket, cost);
 	}
@@ -137,7 +137,7 @@ static __always_inline bool take(struct bucket *bucket, u64 now, s64 cost, s64 l
 #endif
 
 /* EXPECTED_CONFORM or _EXCEED, in its place in the key; 0 where there is no limit. now: 0 where nobody asked yet. */
-static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 direction, u64 *now, u64 charged_bytes,
+static __always_inline u64 expected(struct cpu_state *state, struct tap *tap, u64 direction, u64 *now, u64 charged_bytes,
 				    u64 frame_bytes, u64 wire_bytes)
 {
 	struct bucket *bucket;
@@ -149,39 +149,39 @@ static __always_inline u64 expected(struct lane *lane, struct tap *tap, u64 dire
 	if (unlikely(!*now))
 		*now = bpf_ktime_get_ns();
 	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> bucket->shift;
-	/* Own CPU's lane, which holds no inbound packets; but one can come while an outbound one waits for its verdict. */
+	/* This CPU's own state, which holds no inbound packets; but one can come while an outbound one waits for its verdict. */
 	if (direction == DIRECTION_OUTBOUND) {
-		lane->pledged_at_ns = *now;
-		lane->pledged_cost_ns = cost;
+		state->pending_arrival_ns = *now;
+		state->pending_cost_ns = cost;
 	}
-	return (u64)(take(bucket, *now, cost, cost) ? EXPECTED_CONFORM : EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
+	return (u64)(take_tokens(bucket, *now, cost, cost) ? EXPECTED_CONFORM : EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
 }
 
 /*
  * It was said to conform, and policed all the same: the installed bucket holds less than its cost. If that can be, make
  * this one hold as little.
  */
-static __always_inline bool give_back(struct bucket *bucket, struct lane *lane)
+static __always_inline bool refund(struct bucket *bucket, struct cpu_state *state)
 {
 	/* Its cost is taken already: this is what it left. */
-	s64 left = tokens_at(lane->pledged_at_ns, bucket->empty_ns), cost = lane->pledged_cost_ns;
-	s64 unsure = bucket->unsure_ns;
+	s64 left = tokens_at(state->pending_arrival_ns, bucket->empty_ns), cost = state->pending_cost_ns;
+	s64 uncertain = bucket->uncertain_ns;
 	s64 shift = left < 0 ? 0 : left + 1;
 
-	if (shift > unsure)
+	if (shift > uncertain)
 		return false;
 	move(bucket, shift - cost);
-	unsure -= shift;
-	/* Neither bucket holds more than that now, nor less than nothing. Not atomic: as in surer(). */
-	bucket->unsure_ns = unsure > cost ? cost : unsure;
+	uncertain -= shift;
+	/* Neither bucket holds more than that now, nor less than nothing. Not atomic: as in reduce_uncertainty(). */
+	bucket->uncertain_ns = uncertain > cost ? cost : uncertain;
 	return true;
 }
 
 /* It was said to exceed, and passed all the same: its cost is taken on credit, where the bucket has no debts yet. */
-static __always_inline bool take_late(struct bucket *bucket, struct lane *lane)
+static __always_inline bool charge_on_credit(struct bucket *bucket, struct cpu_state *state)
 {
 	/* What the bucket can't hold never conforms. */
-	return lane->pledged_cost_ns <= bucket->burst_ns && take(bucket, lane->pledged_at_ns, lane->pledged_cost_ns, 0);
+	return state->pending_cost_ns <= bucket->burst_ns && take_tokens(bucket, state->pending_arrival_ns, state->pending_cost_ns, 0);
 }
 
 /*
@@ -196,9 +196,9 @@ static __always_inline bool take_late(struct bucket *bucket, struct lane *lane)
  * An offset that comes about all the same (a hypervisor that stops the CPU between the two) costs one packet's wrong
  * word, not one with each packet for ever: what was taken in vain leaves the bucket no emptier than credit covers.
  */
-static __always_inline void settle_bucket(struct lane *lane, u64 verdict)
+static __always_inline void settle_bucket(struct cpu_state *state, u64 verdict)
 {
-	u64 says = lane->what >> KEY_EXPECTED_SHIFT & 0xf;
+	u64 says = state->key >> KEY_EXPECTED_SHIFT & 0xf;
 	struct bucket *bucket;
 
 	if (!says)
@@ -208,12 +208,12 @@ static __always_inline void settle_bucket(struct lane *lane, u64 verdict)
 		return;
 	if ((says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED))
 		return;
-	if (!(lane->traits & (TRAIT_NFT_POLICER | TRAIT_TC_POLICER)))
+	if (!(state->traits & (TRAIT_NFT_POLICER | TRAIT_TC_POLICER)))
 		return;
 	/* The reader has counted it already, as it was. */
-	if ((s32)(lane->now - lane->epoch) >= EPOCHS_IN_FLIGHT)
+	if ((s32)(state->now - state->epoch) >= EPOCHS_IN_FLIGHT)
 		return;
-	bucket = bucket_of(lane->number, DIRECTION_OUTBOUND);
-	if (verdict == VERDICT_POLICED ? give_back(bucket, lane) : take_late(bucket, lane))
-		lane->what ^= (EXPECTED_CONFORM ^ EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
+	bucket = bucket_of(state->number, DIRECTION_OUTBOUND);
+	if (verdict == VERDICT_POLICED ? refund(bucket, state) : charge_on_credit(bucket, state))
+		state->key ^= (EXPECTED_CONFORM ^ EXPECTED_EXCEED) << KEY_EXPECTED_SHIFT;
 }

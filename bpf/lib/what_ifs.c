@@ -20,10 +20,10 @@ BPF_ARRAY(what_if_buckets, struct bucket, TAPS * DIRECTION_COUNT * WHAT_IFS);
 BPF_F_TABLE("array", u32, struct what_if_count, what_if_counts, CPUS * TAPS * DIRECTION_COUNT * WHAT_IFS * CLASS_COUNT,
 	    BPF_F_MMAPABLE);
 
-static __always_inline void what_if(struct lane *lane, struct tap *tap, u64 direction, u64 what, u64 *now, u32 charged_bytes,
+static __always_inline void what_if(struct cpu_state *state, struct tap *tap, u64 direction, u64 key, u64 *now, u32 charged_bytes,
 				    u32 frame_bytes, u64 wire_bytes)
 {
-	u32 class = (what >> KEY_PACKET_CLASS_SHIFT) & 0xff, first, at, stopped;
+	u32 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xff, first, at, stopped;
 	struct what_if_count *count;
 	struct bucket *bucket;
 	u64 cost;
@@ -36,18 +36,18 @@ static __always_inline void what_if(struct lane *lane, struct tap *tap, u64 dire
 	for (u32 i = 0; i < WHAT_IFS; i++) {
 		at = first + i;
 		bucket = what_if_buckets.lookup(&at);
-		at = (lane->cpu * TAPS * DIRECTION_COUNT * WHAT_IFS + first + i) * CLASS_COUNT + class;
+		at = (state->cpu * TAPS * DIRECTION_COUNT * WHAT_IFS + first + i) * CLASS_COUNT + class;
 		count = what_if_counts.lookup(&at);
 		if (!bucket || !count)
 			return;
 		cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> (bucket->shift & 63);
-		stopped = !take(bucket, *now, cost, cost);
+		stopped = !take_tokens(bucket, *now, cost, cost);
 		/* Own CPU's counts. */
 		count->packets[stopped & 1]++;
 		count->frame_bytes[stopped & 1] += frame_bytes;
 	}
 }
 #else
-static __always_inline void what_if(struct lane *lane, struct tap *tap, u64 direction, u64 what, u64 *now, u32 charged_bytes,
+static __always_inline void what_if(struct cpu_state *state, struct tap *tap, u64 direction, u64 key, u64 *now, u32 charged_bytes,
 				    u32 frame_bytes, u64 wire_bytes) {}
 #endif

@@ -11,8 +11,8 @@
 
 int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct lane *lane = own_lane();
-	u64 skb = ctx->args[0], now, what;
+	struct cpu_state *state = own_state();
+	u64 skb = ctx->args[0], now, key;
 	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
 	struct packet packet;
 	struct frame frame;
@@ -21,23 +21,23 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	now = arrival_ns(0);
 	frame = frame_of(skb);
-	what = identify(&frame, DIRECTION_OUTBOUND, tap, lane, &packet);
-	if (ends_within_tag(&frame, &packet) || is_missed(lane, what, &frame))
+	key = identify(&frame, DIRECTION_OUTBOUND, tap, state, &packet);
+	if (ends_within_tag(&frame, &packet) || is_missed(state, key, &frame))
 		return 0;
 	untag(&frame, &packet);
-	what |= size_key(lane, frame.length);
-	make_way(lane);
-	measure_syn(lane, tap, DIRECTION_OUTBOUND, &frame, &packet, what, &now);
+	key |= size_key(state, frame.length);
+	settle_previous(state);
+	measure_syn(state, tap, DIRECTION_OUTBOUND, &frame, &packet, key, &now);
 	/* tc at ingress charges what follows the L2 header; here qdisc_skb_cb is not filled yet. */
-	outbound(lane, tap, skb, &frame, &packet, what, now, frame.length - L2_HEADER_LEN,
+	outbound(state, tap, skb, &frame, &packet, key, now, frame.length - L2_HEADER_LEN,
 		 wire_bytes(&frame, &packet));
 	return 0;
 }
 
 int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct lane *lane = own_lane();
-	u64 skb = ctx->args[0], now, what;
+	struct cpu_state *state = own_state();
+	u64 skb = ctx->args[0], now, key;
 	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
 	struct packet packet;
 	struct frame frame;
@@ -46,12 +46,12 @@ int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	now = arrival_ns(0);
 	frame = frame_of(skb);
-	what = identify(&frame, DIRECTION_INBOUND, tap, lane, &packet);
-	if (is_missed(lane, what, &frame))
+	key = identify(&frame, DIRECTION_INBOUND, tap, state, &packet);
+	if (is_missed(state, key, &frame))
 		return 0;
-	what |= size_key(lane, frame.length);
-	measure_syn(lane, tap, DIRECTION_INBOUND, &frame, &packet, what, &now);
-	inbound(lane, tap, skb, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), &frame, &packet, what, now,
+	key |= size_key(state, frame.length);
+	measure_syn(state, tap, DIRECTION_INBOUND, &frame, &packet, key, &now);
+	inbound(state, tap, skb, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), &frame, &packet, key, now,
 		FIELD(u32, skb, SKB_CB + QDISC_CB_PKT_LEN), wire_bytes(&frame, &packet));
 	return 0;
 }

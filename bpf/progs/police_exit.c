@@ -15,17 +15,17 @@
 /* args: those of tcf_police_act (skb, action, result), and what it returned. */
 int police(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct lane *lane = own_lane();
+	struct cpu_state *state = own_state();
 	u64 address = ctx->args[0];
 
-	/* Verifier: or the compiler would follow the number in the lane, equal by then but no typed pointer. */
-	asm volatile("" : "+r"(address));
-	if (lane->skb != address || (u32)ctx->args[3] != SHOT)
+	/* Verifier: or the compiler would follow the number in the CPU's state, equal by then but no typed pointer. */
+	barrier_var(address);
+	if (state->skb != address || (u32)ctx->args[3] != SHOT)
 		return 0;
 	/*
-	 * Own CPU's lane. It says of which packet: the next one has another number, nothing is to be cleared. Of a foreign
+	 * This CPU's own state. It says of which packet: the next one has another number, nothing is to be cleared. Of a foreign
 	 * skb at the same address it is never asked: ours has passed then, and foreign drops are told apart before.
 	 */
-	lane->policed_sequence = lane->sequence;
+	state->policed_sequence = state->sequence;
 	return 0;
 }

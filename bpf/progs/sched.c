@@ -2,7 +2,7 @@
 /*
  * Hook:   BTF-typed raw tracepoints sched:sched_switch, irq:softirq_entry, irq:softirq_exit, host-wide
  * Reads:  task_struct's own counters, at their offsets from the running kernel's BTF
- * Writes: host_cpus, task_rows, task_roster
+ * Writes: host_cpus, task_rows, used_task_rows
  * Needs:  BTF, mmapable arrays. A text of its own: compiled and loaded apart from the packet programs.
  *
  * Who ran on the CPUs, by task and interval. The kernel's own per-task numbers are taken as they are when a task leaves
@@ -20,7 +20,6 @@
 #include <linux/types.h>
 #include "lib/compiler.h"
 
-#define barrier() asm volatile("" ::: "memory")
 
 /* What one task did on one CPU in one interval. One cache line. */
 struct task_row {
@@ -73,7 +72,7 @@ struct host_cpu {
 
 BPF_F_TABLE("array", u32, struct host_cpu, host_cpus, CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct task_row, task_rows, CPUS * 2 * TASK_ROWS, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, u32, task_roster, CPUS * 2 * TASK_ROWS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, u32, used_task_rows, CPUS * 2 * TASK_ROWS, BPF_F_MMAPABLE);
 
 /* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
 #define FIELD(size, from, offset)                                                                \
@@ -120,7 +119,7 @@ static __always_inline struct task_row *row_of(u32 table, struct interval *own, 
 				return row;
 			continue;
 		}
-		listed = task_roster.lookup(&entry);
+		listed = used_task_rows.lookup(&entry);
 		if (!listed)
 			return NULL;
 		*listed = at;

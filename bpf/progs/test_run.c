@@ -15,7 +15,7 @@
 #define CB_CAPTURED 0 /* bytes of the frame that are there */
 #define CB_LENGTH 1   /* bytes that the frame had */
 #define CB_WINDOW 2   /* not 0: they are in `window`, because the skb can't hold them */
-#define CB_WHAT 3     /* out: the cell's key, lower and upper half; 0 where a header was not there */
+#define CB_KEY 3     /* out: the cell's key, lower and upper half; 0 where a header was not there */
 
 struct window {
 	u8 bytes[REPLAY_WINDOW];
@@ -54,41 +54,41 @@ int replay(struct __sk_buff *skb)
 {
 	u32 charged;
 	struct tap *tap = tap_of(skb->ifindex);
-	struct lane *lane = own_lane();
+	struct cpu_state *state = own_state();
 	struct frame frame = replayed_frame(skb);
-	u64 direction = LOADED(DIRECTION), now = skb->tstamp, bucket_now = now, what, wire;
+	u64 direction = LOADED(DIRECTION), now = skb->tstamp, bucket_now = now, key, wire;
 	struct packet packet;
-	struct desk *desk;
+	struct tap_cpu_state *tap_state;
 
-	skb->cb[CB_WHAT] = 0;
-	skb->cb[CB_WHAT + 1] = 0;
+	skb->cb[CB_KEY] = 0;
+	skb->cb[CB_KEY + 1] = 0;
 	if (!tap)
 		return GO_ON;
-	what = identify(&frame, direction, tap, lane, &packet);
-	if (is_missed(lane, what, &frame))
+	key = identify(&frame, direction, tap, state, &packet);
+	if (is_missed(state, key, &frame))
 		return GO_ON;
 	/* A frame that ends within its tag gets to no tc hook: counted as it is. */
 	if (!ends_within_tag(&frame, &packet))
 		untag(&frame, &packet);
-	what |= size_key(lane, frame.length);
+	key |= size_key(state, frame.length);
 	wire = wire_bytes(&frame, &packet);
 	/* What tc charges: at ingress without the L2 header (skb->data is behind it), at egress with it. */
 	charged = frame.length;
 	if (direction == DIRECTION_OUTBOUND)
 		charged -= charged < ETH_HEADER_LEN ? charged : ETH_HEADER_LEN;
-	what |= expected(lane, tap, direction, latest(&bucket_now), charged, frame.length, wire);
-	what_if(lane, tap, direction, what, &bucket_now, charged, frame.length, wire);
-	what |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
-	desk = desk_at(lane, desk_number(lane, what));
-	if (!desk)
+	key |= expected(state, tap, direction, latest(&bucket_now), charged, frame.length, wire);
+	what_if(state, tap, direction, key, &bucket_now, charged, frame.length, wire);
+	key |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
+	tap_state = tap_state_at(state, tap_state_number(state, key));
+	if (!tap_state)
 		return GO_ON;
-	turn_bin_of(desk, lane, what, now);
-	measure_syn(lane, tap, direction, &frame, &packet, what, &now);
-	if (is_wanted(desk, what) && look(lane, desk, &frame, &packet, what, now, charged, wire))
-		commit_sample(lane, what, 0);
-	count(lane, what, 0, frame.length, charged, wire);
-	skb->cb[CB_WHAT] = what;
-	skb->cb[CB_WHAT + 1] = what >> 32;
+	turn_bin_of(tap_state, state, key, now);
+	measure_syn(state, tap, direction, &frame, &packet, key, &now);
+	if (is_wanted(tap_state, key) && stage_sample(state, tap_state, &frame, &packet, key, now, charged, wire))
+		commit_sample(state, key, 0);
+	count(state, key, 0, frame.length, charged, wire);
+	skb->cb[CB_KEY] = key;
+	skb->cb[CB_KEY + 1] = key >> 32;
 	return GO_ON;
 }
 #endif

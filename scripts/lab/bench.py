@@ -226,7 +226,7 @@ def _vifprobe(
             programs.set_bucket(0, Direction.OUTBOUND, limit)
         Counters(programs).watch(on.ifindex, 0, int(traits))
         if syn:
-            control = programs.table("syn_sides", writable=True)["control"]
+            control = programs.table("syn_states", writable=True)["control"]
             control["shift"] = control["lookup_shift"] = math.ceil(math.log2(FLOOD_PER_SECOND / FOLLOWED_PER_SECOND))
         return programs
 

@@ -52,8 +52,8 @@ class Programs:
         self._cell_factor = secrets.randbits(64) | 1
         self._compiled = compiled(source_text(), source_directory(), settings.flags(features))
         self._tables = Tables(self._compiled.maps)
-        lanes = self.table("lanes", writable=True)
-        lanes["cpu"] = np.arange(len(lanes))
+        states = self.table("cpu_states", writable=True)
+        states["cpu"] = np.arange(len(states))
 
     def table(self, name: str, writable: bool = False) -> npt.NDArray[np.void]:
         """A table's values as a numpy array: the kernel's own memory, no copy."""
@@ -75,7 +75,7 @@ class Programs:
         value = self._tables.blank(table)
         value["charge"] = bucket.charge
         value["mult"], value["shift"] = bucket.ratio
-        value["burst_ns"] = value["unsure_ns"] = bucket.burst_ns
+        value["burst_ns"] = value["uncertain_ns"] = bucket.burst_ns
         full_at_ns = 0 if self.settings.tstamp_clock or self.settings.replay else time.monotonic_ns()
         value["empty_ns"] = np.int64(full_at_ns - bucket.burst_ns).astype(np.uint64)
         try:
@@ -128,8 +128,8 @@ class Programs:
         (runs,) = function_ranges(_RUNS_CHAINS)
         if runs == (0, 0):
             raise KernelError("/proc/kallsyms is hidden.")
-        lanes = self.table("lanes", writable=True)
-        lanes["hooks_from"], lanes["hooks_end"] = runs
+        states = self.table("cpu_states", writable=True)
+        states["hooks_from"], states["hooks_end"] = runs
         with Btf() as btf:
             btf_id = btf.function_id(_RUNS_CHAINS)
         if btf_id is None:
@@ -178,11 +178,11 @@ class Programs:
         assert follow is not None  # noqa: S101 - whoever follows packets has asked for these programs
         with ThreadPoolExecutor() as pool:
             loading = [
-                pool.submit(self._trace, "depart", follow.btf_ids["net_dev_start_xmit"]),
+                pool.submit(self._trace, "on_start_xmit", follow.btf_ids["net_dev_start_xmit"]),
                 pool.submit(self._load_drop),
                 # What remembers a packet is larger than what only counts it.
                 pool.submit(self.tc_program_fd, Direction.INBOUND),
-                pool.submit(self._trace, "departed", follow.btf_ids["net_dev_xmit"]),
+                pool.submit(self._trace, "on_xmit", follow.btf_ids["net_dev_xmit"]),
             ]
         for loaded in loading:
             loaded.result()
@@ -196,7 +196,10 @@ class Programs:
         """
         follow = self.settings.follow
         assert follow is not None  # noqa: S101 - whoever follows packets has asked for these programs
-        ends = (("departed", "net_dev_xmit"), ("depart", "net_dev_start_xmit"))  # in this order: none stays half seen
+        ends = (
+            ("on_xmit", "net_dev_xmit"),
+            ("on_start_xmit", "net_dev_start_xmit"),
+        )  # in this order: none stays half seen
         for name, tracepoint in ends:
             try:
                 fd = self._trace(name, follow.btf_ids[tracepoint])
@@ -204,16 +207,18 @@ class Programs:
             except OSError as error:
                 raise KernelError(f"tracepoint net:{tracepoint}: {error.strerror}.") from error
         try:
-            code, function = self._code("cut"), follow.btf_ids["__skb_gso_segment"]
-            self._fds["vifprobe_cut"] = libbpf.load_function_exit("vifprobe_cut", code, function, 0)
-            self._fds["cut link"] = libbpf.attach_typed_tracepoint(self._fds["vifprobe_cut"])
+            code, function = self._code("on_gso_segmented"), follow.btf_ids["__skb_gso_segment"]
+            self._fds["vifprobe_on_gso_segmented"] = libbpf.load_function_exit(
+                "vifprobe_on_gso_segmented", code, function, 0
+            )
+            self._fds["on_gso_segmented link"] = libbpf.attach_typed_tracepoint(self._fds["vifprobe_on_gso_segmented"])
         except OSError:  # no CONFIG_FUNCTION_TRACER, or not permitted
-            fd = self._trace("consume", follow.btf_ids["consume_skb"])
-            self._fds["cut link"] = libbpf.attach_typed_tracepoint(fd)
+            fd = self._trace("on_consume_skb", follow.btf_ids["consume_skb"])
+            self._fds["on_gso_segmented link"] = libbpf.attach_typed_tracepoint(fd)
 
     def detach_followers(self) -> None:
         """See no more packets come to the driver; those in its hands still end. Harmless when not attached."""
-        for held in ("cut link", "depart link"):
+        for held in ("on_gso_segmented link", "on_start_xmit link"):
             self._unload(held)
 
     def attach_tracepoints(self) -> None:
@@ -252,7 +257,7 @@ class Programs:
         self.unwatch_police()
         self.unwatch_chains()
         self._unload("link")
-        self._unload("departed link")
+        self._unload("on_xmit link")
 
     @property
     def loaded(self) -> tuple[int, ...]:

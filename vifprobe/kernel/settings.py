@@ -14,7 +14,7 @@ from vifprobe.kernel.features import (
     takes_cmpxchg,
     takes_kernel_reads,
 )
-from vifprobe.model.layout import FLIGHT_WAYS, FLOW_WAYS, OVERFLOW_SHAPE, Direction
+from vifprobe.model.layout import FLOW_WAYS, INFLIGHT_WAYS, OVERFLOW_SHAPE, Direction
 
 #: Cells of one tap on one CPU, powers of two: as many as fit into so many bytes for all taps and CPUs, within these
 #: bounds; and a part of them beside, for keys without a size. See bpf/README.md for what they add up to.
@@ -29,9 +29,9 @@ OVERFLOW_PARTS_MAX = 4
 BIN_LOG_ENTRIES = 4096
 #: Desks that share a table of one value with what else every packet touches, 320 bytes each; more have one of their
 #: own: older kernels take no value above 4 MiB (KMALLOC_MAX_SIZE; kernel/bpf/arraymap.c, array_map_alloc_check).
-DESKS_SHARED = 4096
+TAP_CPU_STATES_SHARED = 4096
 #: Taps whose SYN measures do, 96 KiB each.
-SIDES_SHARED = 16
+SYN_STATES_SHARED = 16
 #: Samples of all CPUs that wait for the reader, 192 bytes each, and how many of them are one CPU's.
 SAMPLES_WAITING = 16384
 SAMPLES_PER_CPU = (1024, 8192)
@@ -43,9 +43,9 @@ FLOWS = 262144
 #: When so many flows have taken the place of living ones, half as many new ones are followed; a power of two.
 FLOW_CROWD = 1024
 #: Inbound packets on their way that are remembered, all CPUs together: a tap's queue is 1000 packets long.
-FLIGHTS_PER_TAP = 2048
-FLIGHTS_MIN = 8192
-FLIGHTS_MAX = 262_144
+INFLIGHT_PER_TAP = 2048
+INFLIGHT_MIN = 8192
+INFLIGHT_MAX = 262_144
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Settings:
         return min(OVERFLOW_PARTS_MAX, _power_of_two(-(-self.cpus // CPUS_PER_OVERFLOW)))
 
     @property
-    def desks(self) -> int:
+    def tap_cpu_states(self) -> int:
         """One a CPU, tap and direction."""
         return self.cpus * self.taps * len(Direction)
 
@@ -115,21 +115,23 @@ class Settings:
         return min(most, max(least, _power_of_two_within(FLOWS // self.taps)))
 
     @property
-    def flight_rows(self) -> int:
+    def inflight_rows(self) -> int:
         """Rows of the memory of inbound packets on their way: a power of two."""
-        return _power_of_two(min(FLIGHTS_MAX, max(FLIGHTS_MIN, self.taps * FLIGHTS_PER_TAP))) // FLIGHT_WAYS
+        return _power_of_two(min(INFLIGHT_MAX, max(INFLIGHT_MIN, self.taps * INFLIGHT_PER_TAP))) // INFLIGHT_WAYS
 
     def flags(self, features: Features) -> list[str]:
         """The compiler's -D flags."""
         values: dict[str, int | str] = {
             "CPUS": self.cpus,
-            "LANES": _power_of_two(self.cpus),
+            "CPU_STATES": _power_of_two(self.cpus),
             "TAPS": self.taps,
             "BUCKETS": _power_of_two(self.taps * len(Direction)),
-            "SIDES": _power_of_two(self.taps * len(Direction)),
-            "SIDES_SHARED": int(self.syn and self.taps <= SIDES_SHARED),
-            "DESKS": _power_of_two(self.desks),
-            "DESKS_SHARED": int(bool(self.bin_ns or self.samples) and self.desks <= DESKS_SHARED),
+            "SYN_STATES": _power_of_two(self.taps * len(Direction)),
+            "SYN_STATES_SHARED": int(self.syn and self.taps <= SYN_STATES_SHARED),
+            "TAP_CPU_STATES": _power_of_two(self.tap_cpu_states),
+            "TAP_CPU_STATES_SHARED": int(
+                bool(self.bin_ns or self.samples) and self.tap_cpu_states <= TAP_CPU_STATES_SHARED
+            ),
             "TAP_SLOTS": self.tap_slots,
             "CELLS": self.cells,
             "UNSIZED_CELLS": self.unsized_cells,
@@ -167,7 +169,7 @@ class Settings:
         if fields is not None:
             values |= fields.offsets_bytes
         if self.follow is not None:
-            values |= {"FLIGHT_ROWS": self.flight_rows, **_inbound_values(features)}
+            values |= {"INFLIGHT_ROWS": self.inflight_rows, **_inbound_values(features)}
         return [f"-D{name}={value}" for name, value in values.items()]
 
 

@@ -187,8 +187,8 @@ def size_range_bytes(bucket: int) -> tuple[int | None, int | None]:
     return lower, int(SIZE_EDGES_BYTES[bucket + 1]) - 1
 
 
-#: Fields of a cell's 64-bit key ``what``, from bit 0 up: (name, width in bits). `tap` is the tap's number + 1, so that
-#: a key in use is never 0. The second key word, ``why``, is the drop reason (upper half) and the low 32 bits of the
+#: Fields of a cell's 64-bit ``key``, from bit 0 up: (name, width in bits). `tap` is the tap's number + 1, so that
+#: a key in use is never 0. The second key word, ``drop_key``: the drop reason (upper half) and the low 32 bits of the
 #: kernel address that dropped it (lower half); 0 for what was not dropped.
 CELL_KEY_FIELDS = (
     ("size", 8),
@@ -218,7 +218,7 @@ class Loaded(IntEnum):
     NETNS = 0x7670706E  # number of the taps' network namespace
 
 
-LANE_SAMPLED = 0x4000  # beside a tap's traits in a lane: the pending packet's headers wait for its verdict
+PENDING_SAMPLED = 0x4000  # beside a tap's traits in a CPU's state: the pending packet's headers are staged
 TAPS_MAX = 1024  # watched taps; the kernel's table of them is searched by ifindex
 TAP_PROBES = 8  # slots tried in that table before a packet is taken for a foreign one
 CELL_PROBES = 16  # places tried for a cell before the packet is counted without its size
@@ -233,17 +233,17 @@ ETH_HEADER_BYTES = 14
 SAMPLE_PROBE_MASK = 127  # a class whose first packets were looked at is probed for new verdicts 1 in 64.5 at random
 SAMPLE_EAGER_LOOKS = 1024  # packets of a class, each CPU, whose headers are kept in vain until then
 SAMPLE_MEAN_MAX = 1 << 20  # one in so many at most: of 2**32 packets/s still thousands a second
-SAMPLE_BRAKES = 10  # how often the kernel side makes that four times as many before user space sets it again
+SAMPLE_RAISES = 10  # how often the kernel side makes that four times as many before user space sets it again
 REPLAY_WINDOW_BYTES = 32768  # of a replayed frame: all headers lie there
 WHAT_IFS_MAX = 8  # limits tried out at once: each costs every packet some 10 ns
 BUCKET_SLACK_NS = 50_000  # an installed policer looks at the clock that much later than the ideal bucket, at most
 FLOW_WAYS = 4  # handshakes that share a row: two cache lines
-FLIGHT_WAYS = 8  # inbound packets on their way that share a row: their addresses fill one cache line
+INFLIGHT_WAYS = 8  # inbound packets on their way that share a row: their addresses fill one cache line
 EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
 
 
 def cell_key_shifts() -> dict[str, tuple[int, int]]:
-    """Field name -> (shift, mask) within the ``what`` word of a cell key."""
+    """Field name -> (shift, mask) within the ``key`` word of a cell key."""
     shifts, at = {}, 0
     for name, width in CELL_KEY_FIELDS:
         shifts[name] = (at, (1 << width) - 1)
@@ -251,10 +251,10 @@ def cell_key_shifts() -> dict[str, tuple[int, int]]:
     return shifts
 
 
-def take_apart(what: npt.NDArray[np.uint64]) -> dict[str, npt.NDArray[np.int64]]:
+def take_apart(key: npt.NDArray[np.uint64]) -> dict[str, npt.NDArray[np.int64]]:
     """Fields of cell key words, by name; tap back to its number."""
     fields = {
-        name: (what >> np.uint64(shift) & np.uint64(mask)).astype(np.int64)
+        name: (key >> np.uint64(shift) & np.uint64(mask)).astype(np.int64)
         for name, (shift, mask) in cell_key_shifts().items()
     }
     fields["tap"] -= 1
@@ -264,10 +264,10 @@ def take_apart(what: npt.NDArray[np.uint64]) -> dict[str, npt.NDArray[np.int64]]
 def cell_key(**fields: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """The reverse: key words from all their fields, of equal lengths; `tap` is the tap's number."""
     fields["tap"] = fields["tap"] + 1
-    what = np.zeros(len(fields["tap"]), np.uint64)
+    key = np.zeros(len(fields["tap"]), np.uint64)
     for name, (shift, _) in cell_key_shifts().items():
-        what |= fields[name].astype(np.uint64) << np.uint64(shift)
-    return what
+        key |= fields[name].astype(np.uint64) << np.uint64(shift)
+    return key
 
 
 def _defines(prefix: str, codes: type[IntEnum]) -> list[str]:
@@ -316,19 +316,19 @@ def c_header() -> str:
         f"#define ETHERNET_OVERHEAD {ETHERNET_OVERHEAD_BYTES}",
         f"#define VLAN_TAG_LEN {VLAN_TAG_BYTES}",
         f"#define FLOW_WAYS {FLOW_WAYS}",
-        f"#define FLIGHT_WAYS {FLIGHT_WAYS}",
+        f"#define INFLIGHT_WAYS {INFLIGHT_WAYS}",
         f"#define EPOCHS_IN_FLIGHT {EPOCHS_IN_FLIGHT}",
         f"#define HLL_REGISTERS {HLL_REGISTERS}",
         f"#define HLL_BITS {HLL_REGISTERS.bit_length() - 1}",
         f"#define PORTS {PORTS}",
         f"#define AGE_BUCKETS {AGE_BUCKETS}",
         f"#define FLOW_EXPIRES_NS {FLOW_EXPIRES_NS}ULL",
-        f"#define LANE_SAMPLED {LANE_SAMPLED:#x}",
+        f"#define PENDING_SAMPLED {PENDING_SAMPLED:#x}",
         f"#define SAMPLE_HEADER_BYTES {SAMPLE_HEADER_BYTES}",
         f"#define SAMPLE_PROBE_MASK {SAMPLE_PROBE_MASK}",
         f"#define SAMPLE_EAGER_LOOKS {SAMPLE_EAGER_LOOKS}",
         f"#define SAMPLE_MEAN_MAX {SAMPLE_MEAN_MAX}U",
-        f"#define SAMPLE_BRAKES {SAMPLE_BRAKES}",
+        f"#define SAMPLE_RAISES {SAMPLE_RAISES}",
         f"#define REPLAY_WINDOW {REPLAY_WINDOW_BYTES}",
         f"#define BUCKET_SLACK_NS {BUCKET_SLACK_NS}",
         "",

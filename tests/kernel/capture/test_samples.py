@@ -235,12 +235,12 @@ def test_a_mean_that_the_kernel_side_raises_leaves_sums_unbiased(netns: Netns) -
         counters = Counters(programs)
         stack.callback(counters.close)
         counters.watch(1, 0, 0)  # the ifindex that TEST_RUN gives its packets
-        fd, samplers = programs.tc_program_fd(OUT), programs.table("desks", writable=True)["sampler"]
+        fd, samplers = programs.tc_program_fd(OUT), programs.table("tap_cpu_states", writable=True)["sampler"]
         libbpf.test_run(fd, SYN, repeat=5_003)  # what is sampled first is behind us
         counters.take_samples()
         errors = []
         for number in range(300):
-            samplers["brakes"], samplers["mean"] = 0, 1
+            samplers["raises"], samplers["mean"] = 0, 1
             count = programs.settings.samples_per_cpu + (811, 13_001, 0)[number % 3]
             libbpf.test_run(fd, SYN, repeat=count)
             assert samplers["mean"].max() > 1

@@ -85,16 +85,16 @@ def test_a_drop_after_the_count_was_read_changes_nothing(tap: Tap) -> None:
         assert kernel.counts() == passed
         ring.close()
         after = kernel.counters.snapshot()
-        assert after.late_verdicts == 1  # the last one: it was still in its lane
+        assert after.late_verdicts == 1  # the last one: it was still pending
         assert kernel.counts() == passed
-        flood([tap.fd], [SYN], count=11, seconds=5)  # the lane is as good as new
+        flood([tap.fd], [SYN], count=11, seconds=5)  # the next packet counts as usual
         assert kernel.counts() == {Verdict.PASSED: 7, Verdict.POLICED: 0, Verdict.DROPPED: 11}
 
 
 def test_epochs_wrap_around(tap: Tap) -> None:
     """The reader's epoch is 32 bits wide: nothing happens when it starts over."""
     with forwarding(tap), kernel_side(tap) as kernel:
-        kernel.programs.table("lanes", writable=True)["now"] = np.iinfo(np.uint32).max - 3
+        kernel.programs.table("cpu_states", writable=True)["now"] = np.iinfo(np.uint32).max - 3
         for number in range(1, 8):
             os.write(tap.fd, SYN)
             assert kernel.counts()[Verdict.PASSED] == number

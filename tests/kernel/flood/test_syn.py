@@ -169,7 +169,7 @@ def test_fewer_flows_are_followed_in_a_flood_and_all_of_them_after_it(tap: Tap) 
         assert abs(found["started"] - started) < 5 * np.sqrt(started * found["every"])
         assert found["open"] <= side.programs.settings.flows * found["every"]
         check_estimate(measures(side).total.sources[0, OUT], started)
-        shifts = side.programs.table("syn_sides")["control"]["shift"]
+        shifts = side.programs.table("syn_states")["control"]["shift"]
         wait_until(lambda: measures(side) and not shifts.any(), 10)
         before = handshakes(measures(side))
         write(tap, [segment(SYN, client=1_000_000 + client) for client in range(13)])

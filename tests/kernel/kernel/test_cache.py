@@ -111,7 +111,7 @@ def _no_program(entry: Path) -> None:
 
 
 def _no_program_that_is_there_by_a_flag(entry: Path) -> None:
-    _change(entry, lambda kept: kept["code"].pop("depart"))
+    _change(entry, lambda kept: kept["code"].pop("on_start_xmit"))
 
 
 def _torn_program(entry: Path) -> None:

@@ -106,8 +106,8 @@ def test_tables_that_are_too_large_to_be_shared(tap: Tap) -> None:
     found = []
     with forwarding(tap), on_cpu(FIRST_CPU):
         for wanted in (small, large):
-            assert (wanted.desks > settings.DESKS_SHARED) is (wanted is large)
-            assert (wanted.taps > settings.SIDES_SHARED) is (wanted is large)
+            assert (wanted.tap_cpu_states > settings.TAP_CPU_STATES_SHARED) is (wanted is large)
+            assert (wanted.taps > settings.SYN_STATES_SHARED) is (wanted is large)
             with kernel_side(tap, wanted) as kernel:
                 flood([tap.fd], frames, count=3_001, seconds=FLOOD_SECONDS)
                 cells = kernel.counters.snapshot().cells

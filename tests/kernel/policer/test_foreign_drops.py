@@ -27,7 +27,7 @@ COUNT = 2_003 if KERNEL else 100_003  # emulated processors take tens of times a
 #: Freed before it gets to tc: the kernel can't take out a tag that ends with the frame.
 TORN_TAG = SYN[:12] + bytes.fromhex("81000007")
 #: What tells foreign skbs apart in bpf/progs/kfree_skb.c, and what to put in its place to have it not looked at.
-IIF = ("FIELD(u32, skb, SKB_IIF_OFFSET) != lane->ifindex", "false")
+IIF = ("FIELD(u32, skb, SKB_IIF_OFFSET) != state->ifindex", "false")
 NETNS = ("INUM_OFFSET) != LOADED(NETNS)", "INUM_OFFSET) == LOADED(NETNS) + 7")
 TAG = ("if (unlikely(FIELD(u32, skb, SKB_LEN_OFFSET) < VLAN_TAG_LEN + 2))", "if (0)")
 

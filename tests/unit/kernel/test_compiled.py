@@ -126,11 +126,11 @@ def test_a_map_less_or_more_than_its_code_knows(maps: int) -> None:
 def test_programs_and_maps_of_a_text() -> None:
     text = """
 #if FOLLOW
-int depart(struct bpf_raw_tracepoint_args *ctx)
+int on_start_xmit(struct bpf_raw_tracepoint_args *ctx)
 {
 #if HAS_REASON
 #endif
-BPF_F_TABLE("array", u32, struct row, berths, ROWS, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct row, index, ROWS, BPF_F_MMAPABLE);
 #else
 int never(struct __sk_buff *skb)
 #endif
@@ -141,7 +141,7 @@ static int helper(struct __sk_buff *skb)
 int either(struct __sk_buff *skb)
 #endif
 """
-    assert declared_in(text, ["-DFOLLOW=1"]) == {"berths", "clock", "depart", "observe"}
+    assert declared_in(text, ["-DFOLLOW=1"]) == {"clock", "index", "observe", "on_start_xmit"}
     assert declared_in(text, ["-DFOLLOW=0"]) == {"clock", "observe"}
     assert declared_in(text, []) == {"clock", "observe"}
 

@@ -14,7 +14,7 @@ from vifprobe.model.layout import CELL, OVERFLOW_KEY_FIELDS, OVERFLOW_SHAPE, SIZ
 #: What a cell counts.
 COUNTERS = ("packets", "frame_bytes", "charged_bytes", "wire_bytes")
 #: Counters under a key as the kernel keeps it, see layout.CELL_KEY_FIELDS.
-_KEYED = np.dtype([(name, np.uint64) for name in ("what", "why", *COUNTERS)])
+_KEYED = np.dtype([(name, np.uint64) for name in ("key", "drop_key", *COUNTERS)])
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +63,7 @@ class CellTable:
             keys = np.argwhere(own["packets"].any(axis=0))
             rows = np.zeros(len(keys), _KEYED)
             fields = dict(zip(OVERFLOW_KEY_FIELDS, keys.T, strict=True))
-            rows["what"] = cell_key(tap=np.full(len(keys), tap), size=np.full(len(keys), SIZE_UNKNOWN), **fields)
+            rows["key"] = cell_key(tap=np.full(len(keys), tap), size=np.full(len(keys), SIZE_UNKNOWN), **fields)
             for name in COUNTERS:
                 rows[name] = own[name][(slice(None), *keys.T)].sum(axis=0)
             parts.append(rows)
@@ -74,7 +74,7 @@ def single(packets: Array) -> Array:
     """Single packets in the shape that `CellTable.read` gives."""
     rows = np.zeros(len(packets), _KEYED)
     rows["packets"] = 1
-    for name in ("what", "why", *COUNTERS[1:]):
+    for name in ("key", "drop_key", *COUNTERS[1:]):
         rows[name] = packets[name]
     return rows
 
@@ -82,13 +82,13 @@ def single(packets: Array) -> Array:
 def decoded(*parts: Array) -> Array:
     """What `CellTable.read` and `single` give -> rows of layout.CELL, every key once, in the order of their taps."""
     raw = np.concatenate(parts)
-    raw = raw[np.lexsort((raw["why"], raw["what"]))]
-    first = np.flatnonzero(np.append(True, (np.diff(raw["what"]) != 0) | (np.diff(raw["why"]) != 0))[: len(raw)])
+    raw = raw[np.lexsort((raw["drop_key"], raw["key"]))]
+    first = np.flatnonzero(np.append(True, (np.diff(raw["key"]) != 0) | (np.diff(raw["drop_key"]) != 0))[: len(raw)])
     rows = np.zeros(len(first), CELL)
-    for name, values in take_apart(raw["what"][first]).items():
+    for name, values in take_apart(raw["key"][first]).items():
         rows[name] = values
-    rows["reason"] = raw["why"][first] >> np.uint64(32)
-    rows["location"] = raw["why"][first] & np.uint64(0xFFFFFFFF)
+    rows["reason"] = raw["drop_key"][first] >> np.uint64(32)
+    rows["location"] = raw["drop_key"][first] & np.uint64(0xFFFFFFFF)
     if len(first):
         for name in COUNTERS:
             rows[name] = np.add.reduceat(raw[name], first)

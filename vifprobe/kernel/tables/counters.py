@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's counters as numpy arrays: mapped once, read without a system call a cell.
 
-A packet is counted when its verdict is known. The last packet of each CPU waits in that CPU's lane; whether its
+A packet is counted when its verdict is known. The last packet of each CPU is pending on that CPU; whether its
 call chain has ended is told by epochs: the reader counts the epoch up (odd: packets belong to the next even one), waits
 until all chains of before have ended, counts it up again, and from then on the kernel side leaves the verdict of a
 packet from before alone. So every count read here is final, and any two readings subtract exactly.
@@ -23,7 +23,7 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel.barrier import Grace
 from vifprobe.kernel.load import Programs
 from vifprobe.kernel.tables.cells import COUNTERS, CellTable, decoded, single
-from vifprobe.kernel.tables.inflight import Flights
+from vifprobe.kernel.tables.inflight import Inflight
 from vifprobe.kernel.tables.samples import Samples
 from vifprobe.kernel.tables.swapped import Swapped
 from vifprobe.kernel.tables.syn import SynReader
@@ -57,7 +57,7 @@ class Snapshot:
     cells: rows of layout.CELL, every key once, all verdicts final but QUEUED: inbound packets that have no verdict yet.
     unannounced: inbound packets of which only the end was seen, by tap number: they waited since before the start, or
     were cut from a longer frame. missed_packets, missed_bytes: a header could not be read, or the packet's end went by
-    unseen (see Flights); by tap number and direction. late_verdicts: dropped after they had been settled as passed.
+    unseen (see Inflight); by tap number and direction. late_verdicts: dropped after they had been settled as passed.
     recursion_misses: events that the kernel kept from the programs, see Programs. unplaced_drops: netfilter drops
     counted as policed although which chain did it could not be told. what_ifs: None where no limit is tried out, else
     packets and frame bytes (passed, stopped) by tap, direction, limit and class.
@@ -90,10 +90,10 @@ class Counters:
         settings, self._programs = programs.settings, programs
         self._swapped = Swapped(swapped)
         self._cells = CellTable(programs)
-        self._lanes = programs.table("lanes", writable=True)[: settings.cpus]
+        self._cpu_states = programs.table("cpu_states", writable=True)[: settings.cpus]
         self._misses = programs.table("misses").reshape(settings.cpus, settings.taps, len(Direction))
         self._taps = programs.table("taps", writable=True)
-        self._flights = Flights(programs)
+        self._inflight = Inflight(programs)
         self._bins = Bins(programs) if settings.bin_ns else None
         self._what_ifs = _by_what_if(programs) if settings.what_ifs else None
         self._samples = Samples(programs) if settings.samples else None
@@ -102,10 +102,10 @@ class Counters:
 
     def close(self) -> None:
         """Give the tables' memory back, which keeps them in the kernel; only what is lost can be asked for after it."""
-        for reader in (self._samples, self._syn, self._bins, self._flights, self._cells):
+        for reader in (self._samples, self._syn, self._bins, self._inflight, self._cells):
             if reader is not None:
                 reader.close()
-        for table in ("_lanes", "_misses", "_taps", "_what_ifs"):
+        for table in ("_cpu_states", "_misses", "_taps", "_what_ifs"):
             self.__dict__.pop(table, None)
         self._grace.close()
 
@@ -131,33 +131,33 @@ class Counters:
         """
         self._turn_epoch(patience_seconds)
         for _ in range(_RETRIES):
-            before = self._lanes.copy()
+            before = self._cpu_states.copy()
             # Before what was written off: that is counted here when its place is taken, and would be counted twice.
             misses = self._misses.copy()
-            ended = self._flights.look().ended
+            ended = self._inflight.look().ended
             cells = self._cells.read()
             settled = self._settled(before)
             # After the cells: a packet that ends meanwhile is in neither, and comes with the next reading.
-            flying = self._flights.look()
+            inflight = self._inflight.look()
             # A settled packet that left its slot meanwhile may be in neither, too: look again.
-            if np.array_equal(settled["sequence"], self._lanes["sequence"][settled["cpu"]]) and np.array_equal(
-                ended, flying.ended
+            if np.array_equal(settled["sequence"], self._cpu_states["sequence"][settled["cpu"]]) and np.array_equal(
+                ended, inflight.ended
             ):
                 break
         else:
             raise KernelError("the counters could not be read: a pending packet changed at every look.")
-        lanes = self._lanes.copy()
-        open_ones = (settled, flying.queued, flying.ended)
-        lost_packets, lost_bytes = _by_direction(flying.lost, misses.shape[1:])
+        cpu_states = self._cpu_states.copy()
+        open_ones = (settled, inflight.queued, inflight.ended)
+        lost_packets, lost_bytes = _by_direction(inflight.lost, misses.shape[1:])
         return Snapshot(
             at_ns=time.monotonic_ns(),
             cells=self._swapped.rows(decoded(cells, *map(single, open_ones))),
             missed_packets=self._swapped.table(misses["packets"].sum(0).astype(np.int64) + lost_packets),
             missed_bytes=self._swapped.table(misses["frame_bytes"].sum(0).astype(np.int64) + lost_bytes),
-            late_verdicts=int(lanes["late_verdicts"].sum()),
+            late_verdicts=int(cpu_states["late_verdicts"].sum()),
             recursion_misses=self._programs.recursion_misses,
             unannounced=misses["unannounced"].sum((0, 2)).astype(np.int64),
-            unplaced_drops=int(lanes["unplaced_drops"].sum()),
+            unplaced_drops=int(cpu_states["unplaced_drops"].sum()),
             what_ifs=self._what_ifs_now(),
         )
 
@@ -172,8 +172,8 @@ class Counters:
         return self._swapped.table(summed)
 
     def write_off(self, waiting: Callable[[Iterable[int]], Mapping[int, int]]) -> bool:
-        """Find inbound packets whose end was not seen: see Flights.write_off."""
-        return self._flights.write_off(waiting)
+        """Find inbound packets whose end was not seen: see Inflight.write_off."""
+        return self._inflight.write_off(waiting)
 
     def cells_now(self) -> Array:
         """The cells as they are, without waiting, as rows of layout.CELL; without packets whose verdict is open."""
@@ -187,13 +187,13 @@ class Counters:
         if self._bins is None:
             return np.zeros(0, BIN)
         if not final:
-            return self._swapped.rows(self._bins.take(self._lanes))
+            return self._swapped.rows(self._bins.take(self._cpu_states))
         self._turn_epoch()
-        rows = self._bins.take(self._lanes, final)
-        pending = self._bins.pending(self._settled(self._lanes.copy()))
-        flying = self._flights.look()
-        flown = self._bins.flying(np.concatenate([flying.queued, flying.ended]))
-        return self._swapped.rows(np.concatenate([rows, pending, flown]))
+        rows = self._bins.take(self._cpu_states, final)
+        pending = self._bins.pending(self._settled(self._cpu_states.copy()))
+        inflight = self._inflight.look()
+        ongoing = self._bins.ongoing(np.concatenate([inflight.queued, inflight.ended]))
+        return self._swapped.rows(np.concatenate([rows, pending, ongoing]))
 
     @property
     def lost_bins(self) -> int:
@@ -212,15 +212,15 @@ class Counters:
             return np.zeros(0, SAMPLE)
         if final:
             self._turn_epoch()
-        cpus = self._settled(self._lanes.copy())["cpu"] if final else ()
-        return self._swapped.rows(self._samples.take(self._lanes, cpus))
+        cpus = self._settled(self._cpu_states.copy())["cpu"] if final else ()
+        return self._swapped.rows(self._samples.take(self._cpu_states, cpus))
 
     def adapt_samples(self) -> float:
         """Set the means anew, as take_samples does; how full the fullest CPU's ring is of samples not taken yet."""
         if self._samples is None:
             return 0.0
         self._samples.adapt()
-        return self._samples.waiting(self._lanes)
+        return self._samples.waiting(self._cpu_states)
 
     @property
     def lost_samples(self) -> int:
@@ -242,27 +242,29 @@ class Counters:
         Where that takes longer than `patience_seconds` they stay pending: a later call goes on waiting for the same.
         """
         if not self._grace.is_pending:
-            self._lanes["now"] += 1
+            self._cpu_states["now"] += 1
         if self._grace.wait(patience_seconds):
-            self._lanes["now"] += 1
+            self._cpu_states["now"] += 1
             time.sleep(LATE_VERDICT_SECONDS)
 
-    def _settled(self, lanes: Array) -> Array:
+    def _settled(self, cpu_states: Array) -> Array:
         """Pending packets whose verdict is final: passed. With their CPU."""
-        age = (lanes["now"] - lanes["epoch"]).astype(np.int32)  # wraps as the kernel's does
-        where = np.flatnonzero((lanes["skb"] != 0) & (age >= EPOCHS_IN_FLIGHT))
-        names = [*COUNTERS[1:], "what", "sequence"]
-        settled = np.zeros(len(where), [("cpu", np.int64), ("why", np.uint64), *((name, np.uint64) for name in names)])
+        age = (cpu_states["now"] - cpu_states["epoch"]).astype(np.int32)  # wraps as the kernel's does
+        where = np.flatnonzero((cpu_states["skb"] != 0) & (age >= EPOCHS_IN_FLIGHT))
+        names = [*COUNTERS[1:], "key", "sequence"]
+        settled = np.zeros(
+            len(where), [("cpu", np.int64), ("drop_key", np.uint64), *((name, np.uint64) for name in names)]
+        )
         settled["cpu"] = where
         for name in names:
-            settled[name] = lanes[name][where]
-        settled["what"] |= _verdict_bits(Verdict.PASSED)
+            settled[name] = cpu_states[name][where]
+        settled["key"] |= _verdict_bits(Verdict.PASSED)
         return settled
 
 
 def _by_direction(packets: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Packets and frame bytes of single packets, by tap number and direction."""
-    key = take_apart(packets["what"])
+    key = take_apart(packets["key"])
     numbers, bytes_ = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     np.add.at(numbers, (key["tap"], key["direction"]), 1)
     np.add.at(bytes_, (key["tap"], key["direction"]), packets["frame_bytes"].astype(np.int64))

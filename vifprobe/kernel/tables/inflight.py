@@ -19,8 +19,10 @@ import numpy.typing as npt
 from vifprobe.kernel.load import Programs
 from vifprobe.model.layout import Verdict, cell_key_shifts, take_apart
 
-#: What is read of an inbound packet on its way (struct flight of bpf/lib/tables.c).
-FLIGHT = np.dtype([(name, np.uint64) for name in ("skb", "what", "why", "frame_bytes", "charged_bytes", "wire_bytes")])
+#: What is read of an inbound packet on its way (struct inflight of bpf/lib/tables.c).
+IN_FLIGHT = np.dtype(
+    [(name, np.uint64) for name in ("skb", "key", "drop_key", "frame_bytes", "charged_bytes", "wire_bytes")]
+)
 _VERDICT_SHIFT, _VERDICT_MASK = cell_key_shifts()["verdict"]
 _OPEN = np.uint64(_VERDICT_MASK << _VERDICT_SHIFT)
 _QUEUED = np.uint64(Verdict.QUEUED << _VERDICT_SHIFT)
@@ -30,37 +32,37 @@ _LOOKS = 2
 Array = npt.NDArray[Any]
 
 
-class Flying(NamedTuple):
-    """Rows of FLIGHT. queued: with that verdict. ended: with their verdict, in no cell yet. lost: missed."""
+class InflightPackets(NamedTuple):
+    """Rows of IN_FLIGHT. queued: with that verdict. ended: with their verdict, in no cell yet. lost: missed."""
 
     queued: Array
     ended: Array
     lost: Array
 
 
-class Flights:
+class Inflight:
     """Reads the memory of inbound packets on their way; nothing is there where they are not followed."""
 
     def __init__(self, programs: Programs) -> None:
         self._follows = programs.settings.follow is not None
         if self._follows:
-            self._berths = programs.table("berths")
-            self._flights = programs.table("flights", writable=True)
+            self._index = programs.table("inflight_index")
+            self._inflight = programs.table("inflight", writable=True)
             # By place: who was there at the last look, and at how many looks in a row.
-            self._who = np.zeros(len(self._flights), np.uint64)
-            self._looks = np.zeros(len(self._flights), np.uint16)
+            self._who = np.zeros(len(self._inflight), np.uint64)
+            self._looks = np.zeros(len(self._inflight), np.uint16)
 
     def close(self) -> None:
         """Give the tables' memory back."""
-        for table in ("_berths", "_flights"):
+        for table in ("_index", "_inflight"):
             self.__dict__.pop(table, None)
 
-    def look(self) -> Flying:
+    def look(self) -> InflightPackets:
         """All of them, now."""
         rows, is_lost = self._read()[:2]
-        open_ = rows["what"] & _OPEN == 0
-        rows["what"][open_ & ~is_lost] |= _QUEUED
-        return Flying(rows[open_ & ~is_lost], rows[~open_], rows[open_ & is_lost])
+        open_ = rows["key"] & _OPEN == 0
+        rows["key"][open_ & ~is_lost] |= _QUEUED
+        return InflightPackets(rows[open_ & ~is_lost], rows[~open_], rows[open_ & is_lost])
 
     def write_off(self, waiting: Callable[[Iterable[int]], Mapping[int, int]]) -> bool:
         """Mark those that can't be waiting any more. waiting: packets in the queues of taps, by their numbers; without
@@ -72,37 +74,37 @@ class Flights:
         old = places[self._looks[places] > _LOOKS]
         if not len(old):
             return len(places) > 0
-        who, numbers = self._who[old], take_apart(self._flights["what"][old])["tap"]
+        who, numbers = self._who[old], take_apart(self._inflight["key"][old])["tap"]
         lengths = waiting([int(number) for number in np.unique(numbers)])
         # What is still there has been there all the time: in the queue, if anywhere, when that was counted.
-        still = (_identity(self._flights[old]) == who) & (self._berths["skb"].reshape(-1)[old] != 0)
+        still = (_identity(self._inflight[old]) == who) & (self._index["skb"].reshape(-1)[old] != 0)
         for number, length in lengths.items():
             own = old[still & (numbers == number)]
             if len(own) > length:
                 oldest = own[np.argsort(-self._looks[own].astype(np.int64), kind="stable")][: len(own) - length]
-                self._flights["lost"][oldest] = 1
+                self._inflight["lost"][oldest] = 1
         return True
 
     def _read(self) -> tuple[Array, Array, Array]:
         """Rows, which of them are marked, and their places."""
         if not self._follows:
-            return np.zeros(0, FLIGHT), np.zeros(0, bool), np.zeros(0, np.int64)
-        addresses = self._berths["skb"].flatten()
+            return np.zeros(0, IN_FLIGHT), np.zeros(0, bool), np.zeros(0, np.int64)
+        addresses = self._index["skb"].flatten()
         where = np.flatnonzero(addresses)
-        known = self._flights[where]
+        known = self._inflight[where]
         # Taken by another packet since, or being written just now: counted with the next reading.
         whole = known["skb"] == addresses[where]
         known, where = known[whole], where[whole]
-        rows = np.zeros(len(known), FLIGHT)
-        for name in FLIGHT.names or ():
+        rows = np.zeros(len(known), IN_FLIGHT)
+        for name in IN_FLIGHT.names or ():
             rows[name] = known[name]
         return rows, known["lost"] != 0, where
 
     def _look_again(self) -> Array:
         """Places of those that wait now; counts the looks at which each has been there."""
         rows, is_lost, where = self._read()
-        places: Array = where[(rows["what"] & _OPEN == 0) & ~is_lost]
-        who = _identity(self._flights[places])
+        places: Array = where[(rows["key"] & _OPEN == 0) & ~is_lost]
+        who = _identity(self._inflight[places])
         looks = np.where(self._who[places] == who, self._looks[places] + 1, 1)
         self._who.fill(0)
         self._looks.fill(0)
@@ -110,7 +112,7 @@ class Flights:
         return places
 
 
-def _identity(flights: Array) -> Array:
+def _identity(packets: Array) -> Array:
     """Tells a packet from others at its place."""
-    told: Array = np.bitwise_xor(flights["skb"], flights["seal"].astype(np.uint64) << np.uint64(32))
+    told: Array = np.bitwise_xor(packets["skb"], packets["checksum"].astype(np.uint64) << np.uint64(32))
     return told

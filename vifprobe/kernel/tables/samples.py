@@ -14,10 +14,10 @@ from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import SAMPLE_FIRST
 from vifprobe.kernel.tables.ring import unread
 from vifprobe.model.layout import (
-    LANE_SAMPLED,
+    PENDING_SAMPLED,
     SAMPLE,
-    SAMPLE_BRAKES,
     SAMPLE_MEAN_MAX,
+    SAMPLE_RAISES,
     Direction,
     Verdict,
     cell_key_shifts,
@@ -39,7 +39,7 @@ class Samples:
     """The ring's reader. A record is final once it is there.
 
     lost: written over before they were read. per_second: how many are wanted at most; the means follow it. Where
-    traffic rises faster than they do, the kernel side raises them itself (bpf/lib/samples.c, brake()).
+    traffic rises faster than they do, the kernel side raises them itself (bpf/lib/samples.c, raise_interval()).
     """
 
     def __init__(self, programs: Programs, per_second: int = SAMPLES_PER_SECOND) -> None:
@@ -47,8 +47,8 @@ class Samples:
         self._cpus = settings.cpus
         self._ring = programs.table("samples").reshape(self._cpus, -1)
         self._staged = programs.table("staged").reshape(self._cpus, len(Direction))
-        # Both sides write `mean` and `brakes`: the newer one holds, and the kernel side brakes again if need be.
-        samplers = programs.table("desks", writable=True)["sampler"][: settings.desks]
+        # Both sides write `mean` and `raises`: the newer one holds, and the kernel side raises it again if need be.
+        samplers = programs.table("tap_cpu_states", writable=True)["sampler"][: settings.tap_cpu_states]
         self._samplers = samplers.reshape(self._cpus, -1, len(Direction))
         self._told = programs.table("samples_taken", writable=True)["count"]
         self._taken = np.zeros(self._cpus, np.int64)
@@ -69,7 +69,7 @@ class Samples:
         if not 0 <= mean <= SAMPLE_MEAN_MAX:
             raise ValueError(f"one in {mean}: between 0 and {SAMPLE_MEAN_MAX}")
         self._fixed = True
-        self._samplers["brakes"] = SAMPLE_BRAKES
+        self._samplers["raises"] = SAMPLE_RAISES
         self._samplers["mean"] = mean
 
     def means(self) -> Array:
@@ -82,40 +82,42 @@ class Samples:
         seen: Array = self._samplers["seen"].sum(axis=0, dtype=np.int64)
         return seen
 
-    def waiting(self, lanes: Array) -> float:
+    def waiting(self, cpu_states: Array) -> float:
         """How full the fullest CPU's ring is of records that were not taken yet."""
-        return float((lanes["samples"].astype(np.int64) - self._taken).max()) / self._ring.shape[1]
+        return float((cpu_states["samples"].astype(np.int64) - self._taken).max()) / self._ring.shape[1]
 
-    def take(self, lanes: Array, settled: Sequence[int] | Array = ()) -> Array:
+    def take(self, cpu_states: Array, settled: Sequence[int] | Array = ()) -> Array:
         """Rows of layout.SAMPLE that are new since the last call, by time. settled: CPUs whose staged outbound packet
         is known to have passed; only once, at the end.
         """
-        parts = [self._new(cpu, lanes) for cpu in range(self._cpus)]
-        parts += [self._passed(cpu, lanes["what"][cpu]) for cpu in settled if lanes["traits"][cpu] & LANE_SAMPLED]
+        parts = [self._new(cpu, cpu_states) for cpu in range(self._cpus)]
+        parts += [
+            self._passed(cpu, cpu_states["key"][cpu]) for cpu in settled if cpu_states["traits"][cpu] & PENDING_SAMPLED
+        ]
         rows = _decode(np.concatenate(parts))
         self.adapt()
         return rows[np.argsort(rows["at_ns"], kind="stable")]
 
-    def _new(self, cpu: int, lanes: Array) -> Array:
-        rows, lost, head = unread(self._ring[cpu], int(self._taken[cpu]), lambda: int(lanes["samples"][cpu]))
+    def _new(self, cpu: int, cpu_states: Array) -> Array:
+        rows, lost, head = unread(self._ring[cpu], int(self._taken[cpu]), lambda: int(cpu_states["samples"][cpu]))
         self.lost += lost
         self._taken[cpu] = self._told[cpu] = head
         return rows
 
-    def _passed(self, cpu: int, what: np.uint64) -> Array:
-        """The staged packet, taken as commit_sample() of bpf/lib/samples.c would have. what: of the CPU's lane."""
+    def _passed(self, cpu: int, key: np.uint64) -> Array:
+        """The staged packet, taken as commit_sample() of bpf/lib/samples.c would have. key: of the CPU's state."""
         row = self._staged[cpu, Direction.OUTBOUND : Direction.OUTBOUND + 1].copy()
-        row["what"] = what  # the kernel side writes it with the verdict
-        key = take_apart(row["what"])
-        own = self._samplers[cpu, key["tap"][0], Direction.OUTBOUND]
-        if row["tentative"][0] and own["first"][key["packet_class"][0] * 4 + Verdict.PASSED] < SAMPLE_FIRST:
+        row["key"] = key  # the kernel side writes it with the verdict
+        fields = take_apart(row["key"])
+        own = self._samplers[cpu, fields["tap"][0], Direction.OUTBOUND]
+        if row["tentative"][0] and own["first"][fields["packet_class"][0] * 4 + Verdict.PASSED] < SAMPLE_FIRST:
             row["weight"] = 1
         elif row["position"][0] >= own["next_at"]:
             row["weight"] = own["drawn_mean"]
         else:
             return row[:0]
-        row["what"] |= np.uint64(Verdict.PASSED << cell_key_shifts()["verdict"][0])
-        row["why"] = 0
+        row["key"] |= np.uint64(Verdict.PASSED << cell_key_shifts()["verdict"][0])
+        row["drop_key"] = 0
         return row
 
     def adapt(self) -> None:
@@ -137,16 +139,16 @@ class Samples:
         rates = new.sum(axis=0) / seconds
         share = max(wanted, 1.0) / max(1, int((rates > 0).sum()))
         means = 2.0 ** np.ceil(np.log2(np.maximum(rates / share, 1)))
-        self._samplers["brakes"] = 0
+        self._samplers["raises"] = 0
         self._samplers["mean"] = np.where(rates > 0, np.minimum(means, SAMPLE_MEAN_MAX), self._samplers["mean"][0])
 
 
 def _decode(raw: Array) -> Array:
     rows = np.zeros(len(raw), SAMPLE)
-    for name, values in take_apart(raw["what"]).items():
+    for name, values in take_apart(raw["key"]).items():
         rows[name] = values
-    rows["reason"] = raw["why"] >> np.uint64(32)
-    rows["location"] = raw["why"] & np.uint64(0xFFFFFFFF)
+    rows["reason"] = raw["drop_key"] >> np.uint64(32)
+    rows["location"] = raw["drop_key"] & np.uint64(0xFFFFFFFF)
     for name in _COPIED:
         rows[name] = raw[name]
     # Behind the headers are those of an earlier packet.

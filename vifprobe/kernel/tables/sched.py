@@ -151,7 +151,9 @@ class HostCounters:
             for fd, shape in zip(maps, made.maps, strict=True)
             for writable in (shape.name == "host_cpus",)
         }
-        self._host, self._rows, self._roster = (arrays[name] for name in ("host_cpus", "task_rows", "task_roster"))
+        self._host, self._rows, self._used_rows = (
+            arrays[name] for name in ("host_cpus", "task_rows", "used_task_rows")
+        )
         with Btf() as btf:
             ids = {name: btf.tracepoint_id(name) for name in _TRACEPOINTS}
         for name, btf_id in ids.items():
@@ -164,7 +166,7 @@ class HostCounters:
 
     def close(self) -> None:
         """Detach and free everything; harmless when called again."""
-        for table in ("_host", "_rows", "_roster"):
+        for table in ("_host", "_rows", "_used_rows"):
             self.__dict__.pop(table, None)
         while self._fds:  # the links first
             os.close(self._fds.pop())
@@ -243,7 +245,7 @@ class HostCounters:
     def _listed(self, used: Array) -> tuple[Array, Array]:
         """CPU and row of each task of the interval that has ended."""
         tables = (np.arange(self._cpus) * 2 + (self._number & 1)) * TASK_ROWS
-        places = [self._roster[table : table + count] for table, count in zip(tables, used, strict=True)]
+        places = [self._used_rows[table : table + count] for table, count in zip(tables, used, strict=True)]
         return np.repeat(np.arange(self._cpus), used), self._rows[np.concatenate(places)]
 
     def _tasks(self, rows: Array, slices: tuple[tuple[Slices, int], ...]) -> Array:

@@ -34,9 +34,9 @@ class SynReader:
     def __init__(self, programs: Programs) -> None:
         settings = programs.settings
         shape = settings.taps, len(Direction)
-        sides = programs.table("syn_sides", writable=True)[: np.prod(shape)].reshape(shape)
-        self._controls = sides["control"]
-        self._sets = np.moveaxis(sides["sets"], -1, 0)
+        states = programs.table("syn_states", writable=True)[: np.prod(shape)].reshape(shape)
+        self._controls = states["control"]
+        self._sets = np.moveaxis(states["sets"], -1, 0)
         self._flows = programs.table("flows")["way"].reshape(-1)
         self._counts = programs.table("syn_counts").reshape(settings.cpus, *shape)
         self._total: dict[tuple[int, int], SynSets] = {}

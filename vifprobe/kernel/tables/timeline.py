@@ -23,7 +23,7 @@ class Bins:
         settings = programs.settings
         self._cpus = settings.cpus
         self._bin_ns = settings.bin_ns
-        self._open = programs.table("desks")["bin"][: settings.desks]
+        self._open = programs.table("tap_cpu_states")["bin"][: settings.tap_cpu_states]
         self._log = programs.table("bin_log").reshape(self._cpus, -1)
         self._taken = np.zeros(self._cpus, dtype=np.int64)
         self.lost = 0
@@ -33,15 +33,15 @@ class Bins:
         for table in ("_open", "_log"):
             self.__dict__.pop(table, None)
 
-    def take(self, lanes: Array, final: bool = False) -> Array:
+    def take(self, cpu_states: Array, final: bool = False) -> Array:
         """Bins that ended since the last call, as rows of layout.BIN; with `final`, the open ones too."""
-        parts = [self._logged(lanes, cpu) for cpu in range(self._cpus)]
+        parts = [self._logged(cpu_states, cpu) for cpu in range(self._cpus)]
         if final:
             parts.append(self._open[self._open["tap_direction"] != 0])
         return _decoded(np.concatenate(parts))
 
     def pending(self, packets: Array) -> Array:
-        """Packets of a CPU's lane (`cpu`) that no bin has, in the bin that their lane has open."""
+        """Pending packets (by `cpu`), which no bin has, in the open bin of their CPU."""
         rows = _single(packets)
         current = (packets["cpu"] * (len(self._open) // self._cpus)) + (
             rows["tap"].astype(np.int64) * len(Direction) + rows["direction"]
@@ -49,14 +49,14 @@ class Bins:
         rows["start_ns"] = self._open["start_ns"][current]
         return rows
 
-    def flying(self, packets: Array) -> Array:
+    def ongoing(self, packets: Array) -> Array:
         """Inbound packets on their way, which no bin has, in the bin of now."""
         rows = _single(packets)
         rows["start_ns"] = time.monotonic_ns() // self._bin_ns * self._bin_ns
         return rows
 
-    def _logged(self, lanes: Array, cpu: int) -> Array:
-        rows, lost, head = unread(self._log[cpu], int(self._taken[cpu]), lambda: int(lanes["logged_bins"][cpu]))
+    def _logged(self, cpu_states: Array, cpu: int) -> Array:
+        rows, lost, head = unread(self._log[cpu], int(self._taken[cpu]), lambda: int(cpu_states["logged_bins"][cpu]))
         self.lost += lost
         self._taken[cpu] = head
         return rows
@@ -64,7 +64,7 @@ class Bins:
 
 def _single(packets: Array) -> Array:
     """One row a packet, its time left out."""
-    key = take_apart(packets["what"])
+    key = take_apart(packets["key"])
     rows = np.zeros(len(packets), BIN)
     for name in ("tap", "direction", "verdict"):
         rows[name] = key[name]
