@@ -44,6 +44,10 @@ def test_the_wheel_carries_the_page_that_explain_prints(installed: Path) -> None
     assert told.stdout.startswith("P11 ")
 
 
+def test_the_wheel_says_that_it_is_typed(installed: Path) -> None:
+    assert (installed / "vifprobe/py.typed").exists()
+
+
 def test_the_wheel_carries_both_licences(installed: Path) -> None:
     assert "GNU GENERAL PUBLIC LICENSE" in (installed / "vifprobe/bpf/LICENSE").read_text()
     (metadata,) = installed.glob("*.dist-info")
