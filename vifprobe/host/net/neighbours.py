@@ -19,6 +19,8 @@ NDA_LLADDR = 2
 #: NUD_NONE, NUD_INCOMPLETE, NUD_FAILED: nobody has answered.
 _NO_ANSWER = (0x00, 0x01, 0x20)
 
+_ADDRESS_BYTES = {socket.AF_INET: 4, socket.AF_INET6: 16}
+
 _NDMSG = struct.Struct("=BxxxiHBB")
 
 
@@ -40,6 +42,6 @@ def neighbours() -> list[Neighbour]:
             family, ifindex, state, _, _ = _NDMSG.unpack_from(message.body)
             told = attributes(message.body, _NDMSG.size)
             ip, mac = told.get(NDA_DST, b""), told.get(NDA_LLADDR, b"")
-            if family in (socket.AF_INET, socket.AF_INET6) and state not in _NO_ANSWER and len(mac) == 6:
+            if len(ip) == _ADDRESS_BYTES.get(family) and state not in _NO_ANSWER and len(mac) == 6:
                 found.append(Neighbour(ifindex, ip_address(ip), ":".join(f"{byte:02x}" for byte in mac)))
     return found

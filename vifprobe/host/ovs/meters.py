@@ -25,11 +25,14 @@ from vifprobe.process.children import ENVIRONMENT, WORKING_DIRECTORY, program
 _TOOL = "ovs-ofctl"
 _SECONDS = 2
 _OUTPUT_MAX = 4 * 1024 * 1024
-_FLOW_METER = re.compile(r"\bmeter:(\d+)")
-_METER = re.compile(r"^meter=(\d+) ([a-z ]*?)bands=\s*((?:^type=.*\n?)*)", re.MULTILINE)
-_BAND = re.compile(r"type=drop rate=(\d+)(?: burst_size=(\d+))?")
+# A number longer than any that is kept (64 bits) is none.
+_FLOW_METER = re.compile(r"\bmeter:([0-9]{1,10})\b")
+_METER = re.compile(r"^meter=([0-9]{1,10}) ([a-z ]*?)bands=\s*((?:^type=.*\n?)*)", re.MULTILINE)
+_BAND = re.compile(r"type=drop rate=([0-9]{1,18})\b(?: burst_size=([0-9]{1,18})\b)?")
 _STATS = re.compile(
-    r"^meter:(\d+) .*?packet_in_count:(\d+) byte_in_count:(\d+).*?\n0: packet_count:(\d+)", re.MULTILINE
+    r"^meter:([0-9]{1,10}) .*?packet_in_count:([0-9]{1,20}) byte_in_count:([0-9]{1,20})\b"
+    r".*?\n0: packet_count:([0-9]{1,20})\b",
+    re.MULTILINE,
 )
 
 

@@ -146,9 +146,9 @@ def scalar(value: Any) -> Any:
 
 
 def whole(value: Any) -> int:
-    """A whole number; 0 where it is absent or something else."""
+    """A whole number of at most 63 bits, as OVSDB's are (RFC 7047, 3.1); 0 where it is absent or something else."""
     found = scalar(value)
-    return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else 0
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 1 << 63 else 0
 
 
 def strings(value: Any) -> list[str]:
