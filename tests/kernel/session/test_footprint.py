@@ -18,10 +18,10 @@ from vifprobe.testing.net.taps import Tap
 from vifprobe.testing.traffic.flood import writer
 
 IS_TIMED = os.environ.get("VIFPROBE_TIMING") == "1"
-FIRST_LINE_SECONDS = 0.8 if IS_TIMED else 8.0
+FIRST_LINE_SECONDS = 0.8 if IS_TIMED else 60.0
 RESIDENT_BYTES = 160 << 20
 POLL_SECONDS = 10.0
-POLL_SHARE = 0.01 if IS_TIMED else 0.05
+POLL_SHARE = 0.01 if IS_TIMED else 0.25
 STARTS = 5
 
 
