@@ -28,7 +28,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "plain user": ("not permitted", "permission denied", "lacks cap_"),
     "seccomp": ("not permitted", "seccomp"),
     "little memory": ("memory", "allocate", "failed to map"),
-    "deleted directory": ("current directory", "no such file", "no folder"),
+    "deleted directory": ("current directory", "no such file", "no such folder"),
     "no libbpf": ("libbpf",),
     "no bcc": ("bcc",),
     "no proc": ("/proc", "no such file", "process"),

@@ -37,7 +37,7 @@ def wait_until_stalled(running: Job, read: int) -> None:
 def ends_without_its_reader(running: Job) -> None:
     """Exit code 1, and it is said that something is missing."""
     assert running.ended(ENDS_SECONDS) == 1
-    assert running.told().startswith("Error: standard output: its reader takes nothing, so the last ")
+    assert running.told().startswith("Error: standard output: the reader does not read: the last ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -121,7 +121,7 @@ def test_rows_for_a_fifo_that_nobody_reads(tap: Tap, tmp_path: Path) -> None:
             sender.join()
             it.process.send_signal(signal.SIGTERM)
             assert it.ended(ENDS_SECONDS) == 1
-        assert it.told().startswith(f"Error: {fifo}: its reader takes nothing")
+        assert it.told().startswith(f"Error: {fifo}: the reader does not read")
     finally:
         os.close(reader)
     *found, last = objects(out.read_text())

@@ -51,7 +51,7 @@ def test_a_file_is_replaced_only_when_asked(force: bool, tap: Tap, tmp_path: Pat
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     else:
         assert ended.code == 1
-        assert ended.err.startswith(f"Error: {file}: there is one already.\n")
+        assert ended.err.startswith(f"Error: {file}: file exists.\n")
         assert "--force" in ended.err
         assert file.read_text() == "an hour's work\n"
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]

@@ -49,7 +49,7 @@ class Unseen:
         self.restart()
 
     def restart(self) -> None:
-        """What was counted until now is not compared: the hook was not watched in between."""
+        """Start the comparison anew: the hook was not watched in between."""
         self._before = self.packets
         self._base: tuple[int, int] | None = None
         self._counted: deque[tuple[int, int]] = deque(maxlen=_KEPT)
@@ -57,7 +57,7 @@ class Unseen:
         self._looked_ns = 0
 
     def is_wanted(self, looked_ns: int, began_ns: int) -> bool:
-        """Whether to call `see`: a reading of the device came in that is older than the snapshot."""
+        """Return True if `see` is to be called: a reading of the device came in that is older than the snapshot."""
         return self._base is None or self._looked_ns < looked_ns <= began_ns
 
     def see(self, device: tuple[int, int, int], began_ns: int, ended_ns: int, counted: int) -> None:

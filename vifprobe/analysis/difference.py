@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between two runs: the same measures of a tap before and after a change, as rates, since no two runs are
+"""Differences of two runs: the same measures of a tap before and after a change, as rates, since no two runs are
 equally long.
 """
 
@@ -43,7 +43,7 @@ class Difference:
 
 
 def paired(before: Sequence[Reading], after: Sequence[Reading]) -> list[tuple[Reading, Reading]]:
-    """Which readings to hold against each other: those of the same tap; two single ones whatever their names."""
+    """Return pairs of readings to compare: those of the same tap; two single ones whatever their names."""
     if len(before) == len(after) == 1:
         return [(before[0], after[0])]
     later = {reading.tap: reading for reading in after}

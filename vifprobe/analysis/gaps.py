@@ -69,13 +69,13 @@ class LimitGap:
         return (now_ns if self.end_ns is None else self.end_ns) - self.start_ns
 
     def allowed_bytes(self, now_ns: int) -> int | None:
-        """What the lost limit would have let through in this time; None where it had no bit rate."""
+        """Return the bytes that the lost limit would have passed in this time; None if it had no bit rate."""
         if self.limit is None or self.limit.rate_bps is None:
             return None
         return self.limit.rate_bps * self.duration_ns(now_ns) // 8_000_000_000 + (self.limit.at_once_bytes or 0)
 
     def exceeded(self, now_ns: int) -> bool:
-        """Whether more passed than the limit would have let through."""
+        """Return True if more passed than the limit would have let through."""
         allowed = self.allowed_bytes(now_ns)
         return allowed is not None and self.passed_bytes is not None and self.passed_bytes > allowed
 
@@ -130,7 +130,7 @@ class GapTracker:
         return changed or removals != [gap.removal for gap in self.gaps]
 
     def note_link_change(self, event: LimitEvent) -> None:
-        """What a removal of a limit may be the answer to."""
+        """Note a link change: a removal of a limit can be the answer to it."""
         self._link_change = event
 
     def _leave_out_old(self) -> None:
@@ -271,7 +271,7 @@ class GapTracker:
 
 
 def _took_it(gap: LimitGap, found: Enforced) -> bool:
-    """Whether a limit like the one that is there must have gone, too, when the gap began."""
+    """Return True if a limit like the one that is there must have gone, too, when the gap began."""
     removal, limit = gap.removal, gap.limit
     if removal is None or limit is None or (found.source, found.kind) != (limit.source, limit.kind):
         return False
@@ -282,5 +282,5 @@ def _took_it(gap: LimitGap, found: Enforced) -> bool:
 
 
 def _setting(limit: Enforced | None) -> tuple[object, ...]:
-    """What makes it another limit; its counters do not."""
+    """Return the settings that identify a limit, without its counters."""
     return () if limit is None else (limit.where, limit.rate_bps, limit.burst_bytes, limit.rate_pps, limit.protocol)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept until somebody takes it: bounded, as nobody may ever do so."""
+"""Bounded store of items that are kept until they are taken."""
 
 from __future__ import annotations
 

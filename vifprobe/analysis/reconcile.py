@@ -58,7 +58,7 @@ class CounterSamples:
     gauge: bool = field(default=False, kw_only=True)
 
     def started_over(self) -> bool:
-        """Whether a later sample is below an earlier one: the qdisc, rule or device was replaced meanwhile."""
+        """Return True if a later sample is below an earlier one: the qdisc, rule or device was replaced."""
         if self.gauge:
             return False
         samples = (self.before_attach, self.after_attach, self.before_detach, self.after_detach)
@@ -67,7 +67,7 @@ class CounterSamples:
 
 @dataclass(frozen=True)
 class ProbeCount:
-    """What the probe counted of the same thing: between `low` and `high`, both inclusive; equal where exact.
+    """The probe's count of the same packets: between `low` and `high`, both inclusive; equal if exact.
 
     slack: by how much the counter can differ from what it counts, either way. Raises ValueError for low > high or
     low < 0.

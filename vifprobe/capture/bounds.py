@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a capture folder is read at most. The writer keeps to it, so that what was captured can be read.
+"""Upper bounds of what is read of a capture folder. The writer keeps to them, so that its folders can be read.
 
 A folder may come from someone else: without bounds, one sparse file or one number would ask for all of a host's memory.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cell of a capture's tables may hold, by the type of its column: how it is written and read.
+"""Codecs of the cells of a capture's tables, by the type of the column.
 
 Each codec reads back whatever it writes: `encode` raises ValueError for a value that `decode` would refuse.
 """
@@ -42,7 +42,7 @@ TEXT_CHARACTERS_MAX = 4096
 
 @dataclass(frozen=True)
 class Codec:
-    """How one type of column is written and read. `decode` raises ValueError; `expects` says what it takes."""
+    """Codec of one type of column. `decode` raises ValueError; `expects` says what it takes."""
 
     encode: Callable[[Any], str]
     decode: Callable[[str], Any]

@@ -101,7 +101,7 @@ def _split(table: Table[Any], number: int, line: str) -> list[str]:
 
 
 def _ended(table: Table[Any], data: bytes, finished: bool, warnings: list[str]) -> int:
-    """How many bytes of whole lines there are."""
+    """Return the number of bytes that whole lines take."""
     end = data.rfind(b"\n") + 1
     if end < len(data):
         if finished:

@@ -33,7 +33,7 @@ def top_rows(tap: str, floods: Mapping[Direction, Flood]) -> Iterator[TopRow]:
 
 
 def floods_of(tap: str, rows: Iterable[FloodRow], top: Iterable[TopRow]) -> dict[Direction, Flood]:
-    """What the rows of one tap came from. Rows of other taps are passed over."""
+    """Return the measures that the rows of one tap were made from. Rows of other taps are ignored."""
     measures: dict[Direction, dict[str, Measure]] = {}
     for row in rows:
         if row.tap != tap:

@@ -42,7 +42,7 @@ def _why(error: OSError) -> str:
 
 
 def _last_end(ends: Sequence[int], written: int) -> int:
-    """How many bytes of rows that end there are whole rows, of the first `written`."""
+    """Return the bytes of whole rows among the first `written`."""
     found = bisect_right(ends, written)
     return ends[found - 1] if found else 0
 
@@ -114,9 +114,7 @@ class Folder:
         except FileExistsError:
             return False
         except FileNotFoundError:
-            raise CaptureError(
-                f"{self.path}: there is no folder {self.path.parent} to make it in.", "Make that first."
-            ) from None
+            raise CaptureError(f"{self.path}: no such folder {self.path.parent}.", "Make it first.") from None
         except OSError as error:
             raise CaptureError(f"{self.path}: {_why(error)}.", "Name a folder that can be made with -o.") from error
         return True
@@ -154,7 +152,7 @@ class Folder:
             )
         if not self._holds_capture():
             raise CaptureError(
-                f"{self.path}: not empty, and no capture that --force could replace.",
+                f"{self.path}: not empty, and not a capture that --force can replace.",
                 f"Looked for a {MANIFEST} with a schema and taps among {len(present)} entries.",
                 _ELSEWHERE,
             )
@@ -250,7 +248,7 @@ class Folder:
         return found
 
     def failure(self, name: str, error: OSError) -> CaptureError:
-        """What to tell of an error with one of the files."""
+        """Return the error to show for one of the files."""
         state = os.fstatvfs(self._fd)
         free = f"Free there: {state.f_bavail * state.f_frsize} bytes, {state.f_ffree} files."
         return CaptureError(f"{self.path}/{name}: {_why(error)}.", *([free] if error.errno in _FULL else []))

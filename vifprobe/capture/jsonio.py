@@ -49,12 +49,12 @@ def load(file: str, data: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         raise CaptureError(f"{file}: not JSON: {error}.", "The file was changed, or is not of a capture.") from None
     if _is_deep(value):
-        raise CaptureError(f"{file}: more than {JSON_DEPTH_MAX} lists and objects in each other.", "Expected 5.")
+        raise CaptureError(f"{file}: more than {JSON_DEPTH_MAX} levels of lists and objects.", "Expected 5.")
     return value
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no number there")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _is_deep(value: Any) -> bool:
@@ -120,7 +120,7 @@ class JsonObject:
         return None if self._content.get(key) is None else self.whole(key, lowest, highest)
 
     def parsed(self, key: str, parse: Callable[[str], T]) -> T:
-        """What `parse` makes of a text; its ValueError is what was expected."""
+        """Return `parse` of a text; its ValueError says what was expected."""
         text = self.get(key, str)
         try:
             return parse(text)

@@ -120,7 +120,7 @@ class Manifest:
 
     @property
     def verdicts(self) -> str:
-        """How verdicts were known: "reason", "inferred", both where taps differ, "" where unknown."""
+        """Source of the verdicts: "reason", "inferred", both where taps differ, "" where unknown."""
         return ", ".join(sorted({tap.verdicts for tap in self.taps} - {""}))
 
     @property

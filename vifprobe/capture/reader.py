@@ -29,7 +29,7 @@ from vifprobe.model.reading import Finding, Reading
 
 @dataclass(frozen=True)
 class Capture:
-    """What a capture folder holds. Rows in the order of the files; () where a file is not there.
+    """Content of a capture folder. Rows in the order of the files; () where a file is not there.
 
     histogram: None where the run ended before any totals were written. bins: dtype layout.BIN on the monotonic clock of
     the capturing host, ``bins["tap"]`` is the place in manifest.taps; rows of one bin added up. findings: each with the

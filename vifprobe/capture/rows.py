@@ -128,7 +128,7 @@ class TopRow(NamedTuple):
 
 
 class HostRow(NamedTuple):
-    """What one scope of the host (thread, vhost worker, softirq) did in one interval."""
+    """CPU time and context switches of one scope of the host (thread, vhost worker, softirq) in one interval."""
 
     start_ns: Moment
     duration_ns: int

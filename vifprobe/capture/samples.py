@@ -64,7 +64,7 @@ class SampleEncoder:
         self.taken = 0
 
     def header(self) -> bytes:
-        """What the file begins with."""
+        """Return the blocks that begin the file."""
         blocks = [pcapng.section_header("Linux", f"vifprobe {__version__}")]
         most = SAMPLE_HEADER_BYTES + VLAN_TAG_BYTES
         for name, kind in self._taps.items():

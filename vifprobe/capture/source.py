@@ -47,7 +47,7 @@ class Source:
         content = self._content(MANIFEST)
         if content is None:
             raise CaptureError(
-                f"{MANIFEST}: not there, so this is no capture.",
+                f"{MANIFEST}: no such file: this is not a capture.",
                 "Expected a folder that `vifprobe capture` or `vifprobe replay` has written.",
             )
         self.manifest = from_json(content)
@@ -78,7 +78,7 @@ class Source:
         if expected is None or found == expected:
             return
         if found is None:
-            raise CaptureError(f"{name}: not there, but {MANIFEST} lists it.", "Expected the folder as it was written.")
+            raise CaptureError(f"{name}: missing, but {MANIFEST} lists it.", "Expected the folder as it was written.")
         raise CaptureError(
             f"{name}: not what the capture wrote.",
             f"Its sha256 is {found}, expected {quoted(expected)}: it was changed, or damaged on its way.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run gives its capture folder at the end, and in between."""
+"""Totals that a run writes to its capture folder, at checkpoints and at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vifprobe.model.reading import Reading
 
 @dataclass(frozen=True)
 class Totals:
-    """What is known of the whole run so far, or at its end.
+    """Totals of the whole run so far, or at its end.
 
     readings: one a tap, with the counts since the start of the run. reasons, locate: names of the kernel's drop reasons
     and functions, see tables.drop_rows. policer, flood, top: None where nobody looked; no file is written then. flood

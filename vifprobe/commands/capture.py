@@ -156,7 +156,7 @@ def _run(
 
 
 def _append(probe: Probe, writer: CaptureWriter) -> None:
-    """What came since the last time."""
+    """Append what came since the last call."""
     writer.add_bins(probe.take_bins())
     writer.add_samples(probe.take_samples())
     if costs := probe.take_host():

@@ -35,7 +35,7 @@ _MESSAGES_MAX_BYTES = 1 << 16
 
 
 class Use(Enum):
-    """What happens to bytes that the descriptor does not take at once."""
+    """Treatment of bytes that the descriptor does not take at once."""
 
     WAIT = "waited for"
     HOLD = "held until they are taken; errors are kept for `finish`"
@@ -66,7 +66,7 @@ class Channel(io.RawIOBase):
         return self._fd
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return True if it is a terminal."""
         return os.isatty(self._fd)
 
     def writable(self) -> bool:
@@ -163,7 +163,7 @@ class Channel(io.RawIOBase):
 
     def _stalled(self, left_bytes: int) -> OutputError:
         return OutputError(
-            f"{self.name}: its reader takes nothing, so the last {left_bytes:,} bytes were not written.",
+            f"{self.name}: the reader does not read: the last {left_bytes:,} bytes were not written.",
             "The end of the output is missing, and the last line that was read may be cut.",
         )
 
@@ -183,7 +183,7 @@ def _hints(error: OSError) -> list[str]:
 
 
 class _Patience:
-    """How long a reader is waited for: from its last progress, and in all."""
+    """Time limits of the wait for a reader: from its last progress, and in total."""
 
     def __init__(self, seconds: float | None) -> None:
         self._stalled_seconds = seconds
@@ -205,7 +205,7 @@ class _Patience:
         return max(0.0, min(self._since + self._stalled_seconds, self._began + SLOW_SECONDS) - now)
 
     def is_over(self, left_bytes: int) -> bool:
-        """Whether the reader was waited for long enough; left_bytes: what it has not taken yet."""
+        """Return True if the wait for the reader is over; left_bytes: not read yet."""
         if left_bytes != self._left_bytes:
             self._left_bytes, self._since = left_bytes, time.monotonic()
         return self.seconds == 0.0

@@ -20,7 +20,7 @@ from vifprobe.model.untrusted_text import safe
 
 @click.command("cleanup")
 @click.option("--netns", metavar="NAME", help="Network namespace to clean up: name, path or pid.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
 def command(netns: str | None, dry_run: bool) -> None:
     """Remove tc filters that a killed vifprobe left (kernels without tcx; with it nothing can be left).
 
@@ -44,7 +44,7 @@ def command(netns: str | None, dry_run: bool) -> None:
                 done = "would remove" if dry_run else "removed"
                 sys.stdout.write(safe(f"{names[ifindex]}: {done} {own.where}") + "\n")
     if not found:
-        sys.stdout.write(f"Nothing of vifprobe's on {len(names)} interfaces.\n")
+        sys.stdout.write(f"No filter of vifprobe on {len(names)} interfaces.\n")
 
 
 def _is_own(found: TcFilter) -> bool:

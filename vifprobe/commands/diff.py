@@ -17,7 +17,7 @@ from vifprobe.errors import EXIT_DONE, EXIT_FINDING, CaptureError
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @fail_on
 def command(before: str, after: str, as_json: bool, fail_on: str | None) -> None:
-    """What changed between two captures: rates, packet classes, limits, findings.
+    """Compare two captures: rates, packet classes, limits, findings.
 
     Taps are held against the one of the same name; where each capture has one tap only, these two. With --fail-on, only
     findings that the second capture has and the first has not count.

@@ -102,7 +102,7 @@ def open_for_rows(name: str, force: bool, option: str) -> int:
 
 
 def failure(path: Path, error: OSError, option: str) -> CaptureError:
-    """What to show for an error with such a file."""
+    """Return the error to show for such a file."""
     if error.errno == errno.EEXIST:
         return CaptureError(f"{path}: {_occupied(path)}.", f"Name another with {option}, or replace it with --force.")
     if error.errno == errno.ENXIO:
@@ -111,10 +111,10 @@ def failure(path: Path, error: OSError, option: str) -> CaptureError:
 
 
 def _occupied(path: Path) -> str:
-    """What is there."""
+    """Return the reason why the name is taken."""
     if path.is_symlink():
         return "a symbolic link, which is not followed"
-    return "there is one already" if path.is_file() else "not a regular file"
+    return "file exists" if path.is_file() else "not a regular file"
 
 
 def _part_of(path: Path) -> Path:

@@ -21,15 +21,15 @@ def flood_options(function: _Function) -> _Function:
     """--no-samples, --threshold, --thresholds."""
     for option in (
         click.option("--thresholds", metavar="FILE", help="Thresholds, one NAME=VALUE a line; # begins a comment."),
-        click.option("--threshold", multiple=True, metavar="NAME=VALUE", help="From which number on S1 to S6 come."),
-        click.option("--no-samples", is_flag=True, help="Keep no packet's headers: no SYN measures, no S findings."),
+        click.option("--threshold", multiple=True, metavar="NAME=VALUE", help="Threshold of S1 to S6 (docs/flood.md)."),
+        click.option("--no-samples", is_flag=True, help="Take no packet headers: no SYN measures, no S findings."),
     ):
         function = option(function)
     return function
 
 
 def samples_wanted(no_samples: bool) -> int:
-    """How many samples a second; 0 for none."""
+    """Return the samples per second; 0 for none."""
     return 0 if no_samples else SAMPLES_PER_SECOND
 
 

@@ -71,7 +71,7 @@ def parse_what_if(text: str) -> WhatIf:
     by_packets = "pps" in given
     known = {"pps", "burst"} if by_packets else {"rate", "burst", "charge"}
     if len(given) < len(parts) or set(given) - known or not given.keys() & {"pps", "rate"}:
-        raise UsageError(f"{text!r} is no limit to try out.", _WHAT_IF_EXAMPLE)
+        raise UsageError(f"invalid limit {text!r}.", _WHAT_IF_EXAMPLE)
     if by_packets:
         numbers = [_whole(given[name], name) for name in ("pps", "burst") if name in given]
         return WhatIf(text, Bucket(numbers[0], numbers[-1], Charge.PACKET))
@@ -80,7 +80,7 @@ def parse_what_if(text: str) -> WhatIf:
         raise UsageError(f"charge={charge}: not known.", f"One of {', '.join(CHARGES)}.")
     bytes_per_second = parse_rate_bps(given["rate"]) // 8
     if not bytes_per_second:
-        raise UsageError(f"rate={given['rate']}: less than a byte a second.", _WHAT_IF_EXAMPLE)
+        raise UsageError(f"rate={given['rate']}: less than 1 byte per second.", _WHAT_IF_EXAMPLE)
     burst_bytes = parse_size_bytes(given["burst"]) if "burst" in given else bytes_per_second
     return WhatIf(text, Bucket(bytes_per_second, burst_bytes, CHARGES[charge]))
 
@@ -91,7 +91,7 @@ _PPS_MAX = 10**9  # one a nanosecond: the bucket's finest step
 
 def _whole(text: str, name: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 0 < int(text[:20]) <= _PPS_MAX:
-        raise UsageError(f"{name}={text}: a whole number of packets is needed, at most {_PPS_MAX}.", _WHAT_IF_EXAMPLE)
+        raise UsageError(f"{name}={text}: expected a whole number of packets from 1 to {_PPS_MAX}.", _WHAT_IF_EXAMPLE)
     return int(text)
 
 
@@ -105,7 +105,7 @@ class _MacType(click.ParamType):  # type: ignore[type-arg]  # generic since clic
             return value
         digits = str(value).replace(":", "").replace("-", "")
         if len(digits) != 12 or set(digits) - set(hexdigits) or int(digits[:2], 16) & 1:
-            self.fail(f"{value!r} is no device's MAC address. Write it as fa:16:3e:01:02:03.", param, ctx)
+            self.fail(f"{value!r} is not a unicast MAC address. Write it as fa:16:3e:01:02:03.", param, ctx)
         return bytes.fromhex(digits)
 
 
@@ -131,7 +131,7 @@ def folder_options(function: _Function) -> _Function:
             type=click.IntRange(1, 10_000_000),
             default=100_000,
             show_default=True,
-            help="Headers of about so many packets at most go to samples.pcapng.",
+            help="Write the headers of at most about this many packets to samples.pcapng.",
         ),
         click.option("--bin", "bin_ns", type=DURATION, default="10ms", show_default=True, callback=_bin, help=bin_help),
     ):
@@ -146,7 +146,7 @@ def charge_option(function: _Function) -> _Function:
         type=click.Choice(list(CHARGES)),
         default="installed",
         show_default=True,
-        help="What the ideal bucket with that limit takes for a packet; installed: as tc would at the tap.",
+        help="Bytes that the ideal bucket charges for a packet; installed: as tc does at the tap.",
     )(function)
 
 
@@ -156,7 +156,7 @@ what_if_option = click.option(
     type=WHAT_IF,
     multiple=True,
     metavar="LIMIT",
-    help="Try a limit out: pps=50000 or rate=100mbit,burst=3125kb,charge=wire. Can be repeated.",
+    help="Limit to try without installing it: pps=50000 or rate=100mbit,burst=3125kb,charge=wire. Can be repeated.",
 )
 
 
@@ -168,7 +168,7 @@ def tap_options(function: _Function) -> _Function:
         charge_option,
         what_if_option,
         click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb."),
-        click.option("--rate", type=RATE, help="Declared limit to hold the packets against, such as 100mbit."),
+        click.option("--rate", type=RATE, help="Declared limit to compare packets with, such as 100mbit."),
         click.option("--netns", metavar="NAME", help="Network namespace of the taps: name, path or pid."),
         click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="both", show_default=True),
         click.argument("taps", nargs=-1, required=True, metavar="TAP..."),
@@ -185,7 +185,7 @@ fail_on = click.option(
 def declared_limit(rate: int | None, burst: int | None) -> Limit | None:
     """The user's own limit; None for none."""
     if rate is None and burst is not None:
-        raise UsageError("--burst says nothing without --rate.", "Give both: --rate 100mbit --burst 3125kb.")
+        raise UsageError("--burst needs --rate.", "Give both: --rate 100mbit --burst 3125kb.")
     return None if rate is None else Limit(declared_bps=rate, burst_bytes=burst)
 
 
@@ -202,7 +202,7 @@ def exit_code(readings: list[Reading], severity: str | None) -> int:
 
 
 def fails(findings: Iterable[Finding], severity: str | None) -> bool:
-    """Whether a finding reaches this severity."""
+    """Return True if a finding reaches this severity."""
     if severity is None:
         return False
     return any(_rank(finding.severity) >= _rank(severity) for finding in findings)

@@ -105,4 +105,4 @@ def show_beside(show: Callable[[], object], kept: str | None) -> None:
         pass
     except OutputError as error:
         with suppress(OSError, ValueError):
-            sys.stderr.write(f"Warning: {error.message}\n  {safe(kept)} is complete all the same.\n")
+            sys.stderr.write(f"Warning: {error.message}\n  {safe(kept)} is complete.\n")

@@ -28,10 +28,10 @@ from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
 @click.argument("tap", metavar="TAP")
 @click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="both", show_default=True)
 @click.option("--netns", metavar="NAME", help="Network namespace of the tap: name, path or pid.")
-@click.option("--rate", type=RATE, help="The limit that there should be, such as 100mbit.")
+@click.option("--rate", type=RATE, help="Declared limit, such as 100mbit.")
 @click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb.")
 @click.option("-d", "--duration", type=DURATION, default="1s", show_default=True, help="How long to watch the tap.")
-@click.option("--no-packets", is_flag=True, help="Look at set-up, counters and events only: no BPF program.")
+@click.option("--no-packets", is_flag=True, help="Read configuration, counters and events only: no BPF program.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with the evidence of each finding.")
 @fail_on
 def command(

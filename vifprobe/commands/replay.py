@@ -57,7 +57,7 @@ _WHOLE = 1_000_000
     metavar="MAC",
     help="Both directions are in the file: what this MAC sent is outbound, the rest inbound. Can be repeated.",
 )
-@click.option("--rate", type=RATE, help="Limit to hold the packets against, such as 100mbit.")
+@click.option("--rate", type=RATE, help="Limit to compare packets with, such as 100mbit.")
 @click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb (default: a second of the rate).")
 @charge_option
 @what_if_option
@@ -155,7 +155,7 @@ def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any], 
 
 
 def _done(file: PacketFile) -> float:
-    """How much of the file was read, 0 to 1; of a pipe all, as far as is known."""
+    """Return the share of the file that was read, 0 to 1; 1 for a pipe."""
     return file.window.position / file.size_bytes if file.size_bytes else 1.0
 
 

@@ -86,7 +86,9 @@ def command(
         progress=progress,
     )
     if as_json and csv_file == "-":
-        raise UsageError("--csv -: standard output is taken by --json.", "Name a file for the rows, or leave one out.")
+        raise UsageError(
+            "--csv - and --json both write to standard output.", "Give --csv a file name, or leave out one of them."
+        )
     last: list[Reading] = []
     with ExitStack() as stack:
         # Signals first: one that comes while the hooks are attached must not leave them there.

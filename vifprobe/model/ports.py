@@ -94,4 +94,4 @@ def warning(name: str, kind: str) -> str:
     if is_guest_port(kind):
         return ""
     what = f"a {kind} device" if kind not in ("ethernet", "") else "a network device"
-    return f"{name} is {what}, no guest's port: received is what came in by it, sent is what it sent"
+    return f"{name} is {what}, not a guest's port: received is what the device received, sent is what it sent"

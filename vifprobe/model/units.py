@@ -47,7 +47,7 @@ def parse_duration_ns(text: str) -> int:
     example = "Write 500ms, 30s or 5m."
     number, suffix = _quantity(text, "duration", example)
     if not suffix:
-        raise UsageError(f"{_shown(text)} is no duration: the unit is missing.", example)
+        raise UsageError(f"{_shown(text)} is not a duration: the unit is missing.", example)
     return _scaled(text, "duration", number, _DURATION_NS.get(suffix), example, _NS_MAX)
 
 
@@ -75,16 +75,16 @@ def parse_size_bytes(text: str) -> int:
 def _quantity(text: str, what: str, example: str) -> tuple[Fraction, str]:
     match = _QUANTITY.fullmatch(text)
     if match is None:
-        raise UsageError(f"{_shown(text)} is no {what}.", example)
+        raise UsageError(f"{_shown(text)} is not a {what}.", example)
     return Fraction(match[1] if match[1][-1] != "." else match[1] + "0"), match[2].lower()
 
 
 def _scaled(text: str, what: str, number: Fraction, unit: int | Fraction | None, example: str, most: int) -> int:
     if unit is None:
-        raise UsageError(f"{_shown(text)} is no {what}: its unit is not known.", example)
+        raise UsageError(f"{_shown(text)} is not a {what}: unknown unit.", example)
     value = int(number * unit)
     if not 1 <= value <= most:
-        raise UsageError(f"{_shown(text)} is no {what}: it is {'too large' if value else 'nothing'}.", example)
+        raise UsageError(f"{_shown(text)} is not a {what}: it is {'too large' if value else 'zero'}.", example)
     return value
 
 

@@ -43,7 +43,7 @@ WHY = {
     Capability.BPF: "loads programs, reads their tables",
     Capability.PERFMON: "loads programs that trace, attaches them anew",
     Capability.NET_ADMIN: "attaches to taps anew, reads tcx and nft",
-    Capability.DAC_READ_SEARCH: "reads files of libvirt and of vifprobe, whoever owns them",
+    Capability.DAC_READ_SEARCH: "reads files of libvirt and of vifprobe, of any owner",
     Capability.SYS_PTRACE: "raised to find who holds a tap or a socket",
     Capability.DAC_OVERRIDE: "raised to connect to Open vSwitch, which is another user's",
     Capability.SYS_ADMIN: "stands for CAP_BPF and CAP_PERFMON, which are lacking",

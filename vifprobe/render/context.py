@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a view must know of a tap beside its readings, and the words for drop reasons."""
+"""Context of a tap that a view needs besides its readings, and the words for drop reasons."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TapContext:
 
 
 class Loss(NamedTuple):
-    """What was lost for one reason. `name` is the kernel's, `words` say it plainly ("" where there are none)."""
+    """Packets lost for one reason. `name` is the kernel's, `words` explain it ("" where there are none)."""
 
     name: str
     words: str

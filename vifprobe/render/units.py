@@ -20,7 +20,7 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 @dataclass(frozen=True)
 class Glyphs:
-    """What a stream can show: characters for pictures, and the encoding that names from outside are fitted to.
+    """Characters for pictures that a stream can show, and the encoding that foreign names are fitted to.
 
     bars: ascending parts of one character cell, the last one full. sparks: ascending levels, the first is for 0. about,
     bound: before an estimate, and before by how much it can be off.

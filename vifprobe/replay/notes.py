@@ -21,7 +21,7 @@ MAC_BYTES = 6
 
 @dataclass
 class ReplayNotes:
-    """What was noticed of the packets of a file.
+    """Remarks on the packets of a file.
 
     first_ns, last_ns: earliest and latest time, since 1970. backwards: earlier than the one before. wild: with a time
     years away from the first's, taken as the one before. cut: of which the file does not have all bytes. refused: that
@@ -44,7 +44,7 @@ class ReplayNotes:
         if remarks.cut_bytes:
             yield f"the file ends within a packet: its last {remarks.cut_bytes:,} bytes were left out"
         if remarks.lost_packets:
-            yield f"whoever recorded it says that {remarks.lost_packets:,} packets were lost on the way into the file"
+            yield f"the recording program lost {remarks.lost_packets:,} packets before it could write them"
         if self.cut:
             yield (
                 f"{self.cut:,} frames were recorded cut short: they count with their whole length, and by their "
@@ -53,7 +53,7 @@ class ReplayNotes:
         if self.refused:
             yield (
                 f"{self.refused:,} frames are too short or too long for BPF_PROG_TEST_RUN as they are: the same "
-                "program was told their length and saw no other byte"
+                "program counted them by their length alone"
             )
         if self.long:
             yield (
@@ -68,9 +68,9 @@ class ReplayNotes:
         if self.backwards:
             yield f"{self.backwards:,} packets are older than the one before them: the ideal bucket saw no time pass"
         if self.wild:
-            yield f"{self.wild:,} packets have a time years away from the first one's: taken as that of the one before"
+            yield f"{self.wild:,} packets have a time years away from the first: taken as that of the packet before"
         if remarks.without_time:
-            yield f"{remarks.without_time:,} packets have no time: taken as that of the one before"
+            yield f"{remarks.without_time:,} packets have no time: taken as that of the packet before"
 
 
 @dataclass

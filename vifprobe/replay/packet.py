@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the formats share: a packet's place, what was noticed on the way, and which link types are Ethernet."""
+"""Common parts of the formats: a packet's place, remarks, and the link types that are Ethernet."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LINK_TYPES = {
 
 @dataclass
 class Remarks:
-    """What a reader of the counts must know of the file.
+    """Remarks on the file for a reader of the counts.
 
     cut_bytes: of a packet within which the file ends. lost_packets: that the recorder itself says it lost.
     without_time: packets that have none, and were given that of the one before.

@@ -24,7 +24,7 @@ _NS = 1_000_000_000
 def packets(window: Window, remarks: Remarks) -> Iterator[Packet]:
     """Each packet in the order of the file; CaptureError for what is damaged or no Ethernet."""
     if not window.need(_HEADER_BYTES):
-        raise CaptureError("it ends within its first 24 bytes.", "A pcap file has a header at least.")
+        raise CaptureError("the file header of 24 bytes is cut.", "A pcap file has a header at least.")
     order, unit_ns = MAGIC[bytes(window.memory[window.at : window.at + 4])]
     fcs_bytes = _checked_fcs_bytes(struct.unpack_from(order + "I", window.memory, window.at + 20)[0])
     window.at += _HEADER_BYTES

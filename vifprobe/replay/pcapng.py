@@ -90,7 +90,7 @@ class _Reader:
         self._interfaces = []
 
     def _block(self, kind: int, start: int, end: int) -> Packet | None:
-        """What a block holds between start and end; the packet, where it is one."""
+        """Read a block's content between start and end; return the packet, if it is one."""
         if end - start < _LEAST_BYTES[kind]:
             raise damaged(self._window.position, f"a block of type {kind} of {end - start + _BLOCK_BYTES} bytes")
         if kind == _PACKET:
@@ -152,7 +152,7 @@ class _Reader:
         return self._last_ns
 
     def _fcs_bytes(self, start: int, end: int, otherwise: int) -> int:
-        """What a packet's own flags say of its frame check sequence (bits 5 to 8)."""
+        """Return the length of the frame check sequence by the packet's own flags (bits 5 to 8)."""
         for option, at, size in self._options(start, end):
             if option == _EPB_FLAGS and size == 4:
                 (flags,) = struct.unpack_from(self._order + "I", self._window.memory, at)
@@ -184,7 +184,7 @@ class _Reader:
         return found
 
     def _statistics(self, start: int, end: int) -> None:
-        """What the recorder lost, counted from its start: the last word of each interface holds."""
+        """Packets that the recorder lost, counted from its start: the last word of each interface holds."""
         (number,) = struct.unpack_from(self._order + "I", self._window.memory, start)
         interface = self._known(number)
         drops = (_ISB_IFDROP, _ISB_OSDROP)

@@ -242,7 +242,7 @@ class Replay:
         return Direction.INBOUND
 
     def _odd_time(self, at_ns: int) -> int:
-        """What to take a time for that is not after the last one."""
+        """Return the time to use for one that is not after the last one."""
         notes = self.notes
         if abs(at_ns - notes.first_ns) > _SPAN_NS:
             notes.wild += 1

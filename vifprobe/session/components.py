@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Probe is made of: programs, counters, audits and what joins them, made for what was asked for."""
+"""Components of a Probe: programs, counters, audits and what joins them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vifprobe.session.tap import WatchedTap, at_hooks
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What a Probe was asked for: the arguments that it explains."""
+    """Arguments of a Probe, which explains them."""
 
     names: tuple[str, ...]
     directions: tuple[Direction, ...]
@@ -49,7 +49,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class Components:
-    """What works together while taps are watched. host, syn_tracker: None where they were not asked for."""
+    """Components that work together while taps are watched. host, syn_tracker: None if not wanted."""
 
     features: Features
     events: Events
@@ -96,13 +96,13 @@ def make_components(wanted: ProbeConfig, stack: ExitStack) -> Components:
 
 
 def _close(compiling: Future[Programs]) -> None:
-    """Whether or not anybody came to use them."""
+    """Close the programs, also if nobody has used them."""
     if compiling.exception() is None:
         compiling.result().close()
 
 
 def _settings(wanted: ProbeConfig, links: Sequence[Link]) -> Settings:
-    """What the programs are compiled for."""
+    """Return the settings that the programs are compiled for."""
     traced = not has_tcx(links[0].ifindex)
     follows = wanted.follow_inbound and Direction.INBOUND in at_hooks(links, wanted.directions)
     fields = read_trace_fields() if follows or traced else None

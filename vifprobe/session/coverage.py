@@ -103,7 +103,7 @@ class LinkTeller:
         self._storms: dict[int, _Storm] = {}
 
     def news(self, event: Event) -> list[Event]:
-        """What is to be told of such a message now."""
+        """Return the events to report for such a message now."""
         storm = self._storms.get(event.ifindex)
         if storm is not None and event.at_ns - storm.last_ns < _STORM_OVER_NS:
             storm.more += event.times
@@ -124,7 +124,7 @@ class LinkTeller:
     def _told(ifindex: int, storm: _Storm | None) -> list[Event]:
         if storm is None or not storm.more:
             return []
-        words = f"{storm.more:,} more link messages in {span(storm.last_ns - storm.first_ns)} told of no change"
+        words = f"{storm.more:,} more link messages in {span(storm.last_ns - storm.first_ns)} without a change"
         return [Event(storm.first_ns, ifindex, "link_change", words, times=storm.more)]
 
 

@@ -40,7 +40,7 @@ class Earlier:
         return tuple(every.values())
 
     def is_there(self, hook: str) -> bool:
-        """Whether a program is at this hook now."""
+        """Return True if a program is at this hook now."""
         return any(one.hook == hook for one in self._there.values())
 
     def see(self, direction: Direction, hook: str, programs: Iterable[tuple[str, int]], since_ns: int) -> bool:
@@ -117,7 +117,7 @@ class DeviceCheck:
         self._dropped.restart()
 
     def restart_dropped(self) -> None:
-        """What was dropped until now was not dropped by whoever can drop now."""
+        """Forget drops until now: those that can drop now did not drop them."""
         self._dropped = Unseen()
 
     def is_wanted(self, looks: Sequence[Device], began_ns: int) -> Device | None:
@@ -139,7 +139,7 @@ class DeviceCheck:
 
 
 def _merges_frames(link: Link) -> bool:
-    """Whether frames are put together before the hook (IFF_NAPI, which no hypervisor asks for), as far as /sys tells:
+    """Return True if frames are merged before the hook (IFF_NAPI, which no hypervisor asks for), as /sys shows it:
     it shows the network namespace that it was mounted in.
     """
     folder = Path("/sys/class/net") / link.name

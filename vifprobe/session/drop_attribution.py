@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who can drop what comes in at a tap before it gets to the bridge: its policers, and whoever else is there.
+"""Programs, filters and policers that can drop packets of a tap before they reach the bridge.
 
 The kernel says that tc ingress or netfilter dropped a packet, not who there. Where only a policer can have, it was the
 policer; else the programs have to look closer (bpf/progs/police_exit.c, bpf/progs/kfree_skb.c), or it is said that it
@@ -37,7 +37,7 @@ class DropSources:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether the reason TC_INGRESS alone does not say that it was the policer, nor that it was not."""
+        """Return True if the reason TC_INGRESS alone does not decide between the policer and another dropper."""
         return bool(self.policers and self.others)
 
 
@@ -69,7 +69,7 @@ class DropAttribution:
         self.guessed = False
 
     def follow(self, now: DropSources, is_guessing: bool) -> None:
-        """What can drop now. is_guessing: drops at tc ingress count as policed whoever did them."""
+        """Take the drop sources of now. is_guessing: drops at tc ingress count as policed whoever did them."""
         # The kernel tells nobody of a new tcx program: for up to a second its drops have counted as the policer's.
         is_late = bool(now.policers) and any(one not in self._others for one in now.others)
         room = max(0, _NAMED_MAX - len(self._others))
@@ -79,7 +79,7 @@ class DropAttribution:
 
     def notes(self, cells: Cells, tc_ingress: int | None, found: Installed) -> list[str]:
         """For whoever reads the counts. cells: at ingress, since the start. tc_ingress: the reason's number."""
-        others = ", ".join(self._others) or "something that has gone again"
+        others = ", ".join(self._others) or "something that is not there any more"
         at_tc = cells[cells["reason"] == tc_ingress] if tc_ingress is not None else cells[:0]
         dropped = count(at_tc[at_tc["verdict"] == Verdict.DROPPED]).packets
         policed = count(at_tc[at_tc["verdict"] == Verdict.POLICED]).packets
@@ -92,12 +92,12 @@ class DropAttribution:
             if rose < policed:
                 said.append(f"{policed - rose:,} of {policed:,} packets that count as policed were dropped by {others}")
             else:
-                said.append(f"the policer's own counter rose by {rose:,}: all that counts as policed can be its doing")
+                said.append(f"the policer's own counter rose by {rose:,}: it can have dropped all policed packets")
         return said
 
 
 def _police_drops(found: Installed) -> int | None:
-    """What the tap's own policers have dropped; None where a counter is another tap's, too."""
+    """Return the drops of the tap's own policers; None if a counter is shared with another tap."""
     limits = [one for one in found.at("ingress") if one.kind == "police"]
     if any(one.shared or one.drops is None for one in limits):
         return None

@@ -149,13 +149,13 @@ class EventLoop:
             self._tell_gaps(watched, final=True)
 
     def take(self) -> list[tuple[str, Event]]:
-        """What happened since the last call: (tap name, event). Of more than KEPT the newest, and how many there were
+        """Events since the last call: (tap name, event). Of more than KEPT the newest, and how many there were
         before them.
         """
         left_out, seen = self._seen.left_out, self._seen.take()
         if left_out:
             tap, oldest = seen[0]
-            words = f"{left_out:,} events before this one were not kept: nobody took them in time"
+            words = f"{left_out:,} events before this one were dropped: they were not read in time"
             seen.insert(0, (tap, Event(oldest.at_ns, 0, "overflow", words)))
         return seen
 
@@ -205,7 +205,7 @@ class EventLoop:
         return any(gap.end_ns is None for gap in tracker.gaps)
 
     def _own(self, watched: WatchedTap, events: list[Event]) -> list[Event]:
-        """What a tap must be looked at for. Link messages that tell of no change are no reason, however many they are:
+        """Return the events for which a tap must be looked at. Link messages without a change are none, however many:
         they matter as what somebody else answered to, and are counted.
         """
         own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]

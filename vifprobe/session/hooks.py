@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hangs on the watched taps, put on and taken off in an order in which each packet is counted once, and whole."""
+"""Hooks of the watched taps, attached and detached in an order in which each packet is counted once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Hooks:
         if self.programs.unfollowed:
             for watched in self.watched:
                 name = word(watched.link.kind, direction_at(watched.link.kind, "egress"))
-                watched.note(f"what becomes of {name} packets is not known: {self.programs.unfollowed}")
+                watched.note(f"the verdict of {name} packets is unknown: {self.programs.unfollowed}")
         self.programs.load(at_hooks([watched.link for watched in self.watched], self._directions))
         if self.programs.settings.follow is not None:
             self.programs.attach_followers()

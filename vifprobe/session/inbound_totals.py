@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What passed a device's egress, in the terms of the counters that its driver and its queueing discipline keep.
+"""Packets that passed a device's egress, in the terms of the counters of its driver and its qdisc.
 
 Of a tap these are its inbound packets, of a macvtap its outbound ones.
 
@@ -88,7 +88,7 @@ def _value(unit: Unit) -> Callable[[Counts], int]:
 
 
 def _has_gso(cells: Cells, more_bytes: int) -> bool:
-    """Whether frames of several segments are among these: on the wire each segment has headers of its own.
+    """Return True if some frames have several segments: on the wire each segment has headers of its own.
 
     more_bytes: what a packet of this device would get on Ethernet before its first byte.
     """

@@ -78,7 +78,7 @@ class Probe:
         progress: Callable[[str, int, int], object] | None = None,
     ) -> None:
         if not taps:
-            raise UsageError("no tap is named.", "List the taps with `vifprobe taps`.")
+            raise UsageError("no tap given.", "List the taps with `vifprobe taps`.")
         if len(what_ifs) > WHAT_IFS_MAX:
             raise UsageError(f"{len(what_ifs)} limits to try out.", f"At most {WHAT_IFS_MAX}: each costs every packet.")
         self._wanted = ProbeConfig(
@@ -118,7 +118,7 @@ class Probe:
 
     @property
     def features(self) -> Features:
-        """What the running kernel can do, drop reason names included."""
+        """Features of the running kernel, names of drop reasons included."""
         return self._parts.features
 
     @property
@@ -136,7 +136,7 @@ class Probe:
 
     @property
     def directions(self) -> tuple[Direction, ...]:
-        """What is watched."""
+        """Watched directions."""
         return self._wanted.directions
 
     @property
@@ -225,15 +225,15 @@ class Probe:
         return self._parts.counters.syn_measures()
 
     def take_events(self) -> list[tuple[str, Event]]:
-        """What happened to the taps since the last call: (tap name, event)."""
+        """Return the events of the taps since the last call: (tap name, event)."""
         return self._event_loop.take()
 
     def take_host(self) -> list[HostCost]:
-        """What the host did since the last call, by interval; nothing where it is not counted."""
+        """Return the host cost since the last call, by interval; nothing if it is not counted."""
         return [] if self._parts.host is None else self._parts.host.take()
 
     def audit(self, tap: str) -> TapAudit:
-        """What is known of the limits of a watched tap."""
+        """Return the audit of a watched tap's limits."""
         return next(found for found in self._parts.auditor.taps.values() if found.link.name == tap)
 
     def policer_rows(self) -> list[PolicerRow]:

@@ -68,12 +68,12 @@ class ReadingMaker:
             self._syn_tracker.end_interval()
 
     def has_news(self, watched: WatchedTap, snapshot: Snapshot) -> bool:
-        """Whether anything was counted since the interval before: of a tap that is gone, verdicts that came late."""
+        """Return True if anything was counted since the last interval: late verdicts of a deleted tap."""
         is_missed = _missed(watched, snapshot) != watched.missed_before
         return is_missed or len(subtract(snapshot.cells_of(watched.number), watched.before)) > 0
 
     def interval(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
-        """What has come since the interval before; once for each tap."""
+        """Return the reading of the interval that ends now; once for each tap."""
         cells = snapshot.cells_of(watched.number)
         counted_missed = int(snapshot.missed_packets[watched.number, Direction.OUTBOUND])
         times = self._began_ns, snapshot.at_ns
@@ -96,7 +96,7 @@ class ReadingMaker:
 
     @staticmethod
     def _is_silent(watched: WatchedTap, cells: Cells, snapshot: Snapshot) -> bool:
-        """Whether nothing was counted since the interval before."""
+        """Return True if nothing was counted since the last interval."""
         if len(cells) != len(watched.before) or snapshot.what_ifs is not None:
             return False
         if ErrorCounts.of(watched.number, snapshot) != watched.errors_before:
@@ -104,7 +104,7 @@ class ReadingMaker:
         return cells.tobytes() == watched.before.tobytes() and _missed(watched, snapshot) == watched.missed_before
 
     def _known(self, watched: WatchedTap, snapshot: Snapshot) -> tuple[object, ...] | None:
-        """What a reading without packets rests on; None where it is not to be repeated."""
+        """Return what a reading without packets depends on; None if it is not to be repeated."""
         audited = self._auditor.taps[watched.link.ifindex].still_known(snapshot.at_ns)
         if audited is None:
             return None
@@ -139,7 +139,7 @@ class ReadingMaker:
         )
 
     def total(self, watched: WatchedTap, snapshot: Snapshot) -> Reading:
-        """What has come since the start."""
+        """Return the reading since the start."""
         return self._reading(watched, snapshot.cells_of(watched.number), snapshot, self._start_ns, final=True)
 
     def _reading(
@@ -208,7 +208,7 @@ class ReadingMaker:
 
     def _host_notes(self) -> tuple[str, ...]:
         problem = self._host.problem if self._host is not None else ""
-        return (f"what the host does is not counted: {problem}",) if problem else ()
+        return (f"host cost is not counted: {problem}",) if problem else ()
 
     def _pid(self, watched: WatchedTap) -> int | None:
         return self._auditor.taps[watched.link.ifindex].pid

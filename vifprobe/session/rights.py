@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the long-running commands do about root's rights: `plan` as they begin, `give_up` once everything counts.
+"""Root's rights in the long-running commands: `plan` as they begin, `give_up` once everything counts.
 
 For commands alone, which have a process to themselves: `vifprobe.Probe` leaves its caller's rights as they are.
 """
@@ -43,12 +43,12 @@ def give_up() -> None:
 
 
 def needs_overriding() -> bool:
-    """Whether Open vSwitch does not run as this user (`OVS_USER_ID` of RHEL and Fedora)."""
+    """Return True if Open vSwitch runs as another user (`OVS_USER_ID` of RHEL and Fedora)."""
     return any(map(capabilities.belongs_to_another, OVS_SOCKETS))
 
 
 def checks() -> Iterator[Found]:
-    """What a run of this process would keep and for what, and what it lacks."""
+    """Return the rights that a run of this process keeps, for what, and those that are missing."""
     from vifprobe.kernel.checkup import Found
 
     sets = capabilities.own()

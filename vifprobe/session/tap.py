@@ -88,7 +88,7 @@ class WatchedTap:
 
     @property
     def gone(self) -> bool:
-        """Whether it was deleted meanwhile, or moved to another network namespace."""
+        """Return True if the tap was deleted, or moved to another network namespace."""
         return self.gone_ns is not None
 
     def _check_gone(self) -> bool:
@@ -98,7 +98,7 @@ class WatchedTap:
 
     @property
     def traits(self) -> int:
-        """What the kernel side must know of this tap to call a drop its policer's."""
+        """Traits of this tap that the kernel side needs to attribute a drop to its policer."""
         traits = self._traced | self._apart
         for direction in self._buckets:
             traits |= LIMIT_TRAITS[turned(self.link.kind, direction)]
@@ -116,12 +116,12 @@ class WatchedTap:
 
     @property
     def is_guessing(self) -> bool:
-        """Whether drops at tc ingress count as policed although others there can have done them."""
+        """Return True if drops at tc ingress count as policed although other programs there can have dropped."""
         return self.drop_sources.is_ambiguous and not self._apart & TapTrait.TC_MARKED
 
     @property
     def needs_chains_watched(self) -> bool:
-        """Whether only what runs netfilter chains tells which one dropped a packet: there is no tc hook."""
+        """Return True if nf_hook_slow must be watched to know which chain dropped: there is no tc hook."""
         return self.drop_sources.nft_shared and bool(self._traced & TapTrait.TRACED_OUTBOUND)
 
     def tell_apart(self, programs: Programs) -> None:
@@ -145,7 +145,7 @@ class WatchedTap:
 
     @property
     def charge(self) -> tuple[int, int]:
-        """What the policer at ingress adds to a packet's charge, and the least that it charges; bytes."""
+        """Overhead and least charge (mpu) of the policer at ingress, in bytes."""
         main = self.installed.main(direction_at(self.link.kind, "ingress"))
         return (main.overhead_bytes, main.mpu_bytes) if main else (0, 0)
 
@@ -211,7 +211,7 @@ class WatchedTap:
             self.note(f"limits could not be read again: {error.message}")
 
     def take(self, found: Installed) -> bool:
-        """What limits it now; whether anything about it is different. What went with the tap stays as it was."""
+        """Take the limits of now and return True if they changed. Those of a deleted tap are kept."""
         before, self.looked_ns = self.installed, time.monotonic_ns()
         if found is not before:
             if before.limits and not found.limits and self._check_gone():
@@ -224,7 +224,7 @@ class WatchedTap:
         return found is not before
 
     def look_ahead(self) -> bool:
-        """Whether other programs than before run ahead of its qdiscs: nobody tells of them. One system call."""
+        """Return True if other programs than before run ahead of the qdiscs. One system call: nothing notifies."""
         self._stay_first()
         before = self._ahead
         try:
@@ -349,7 +349,7 @@ class WatchedTap:
     def note(self, text: str) -> None:
         """Something that whoever reads the counts must know; said once."""
         if text not in self.notes and len(self.notes) < _NOTES_MAX:
-            self.notes.append(text if len(self.notes) < _NOTES_MAX - 1 else "there is more to note, which is left out")
+            self.notes.append(text if len(self.notes) < _NOTES_MAX - 1 else "more notes were left out")
 
     def on_events(self, events: list[Event], programs: Programs) -> list[Event]:
         """Follow what happened to the tap: deleted, limits changed, our filter gone with somebody's qdisc. What is
@@ -435,13 +435,13 @@ class WatchedTap:
 def _unseen(link: Link, direction: Direction) -> NoHookError:
     return NoHookError(
         f"{word(link.kind, direction)} packets of {link.name} are not counted: without tcx (Linux 6.6) and without an "
-        f"ingress or clsact qdisc nothing tells of what a {link.kind} receives.",
+        f"ingress or clsact qdisc the kernel does not report what a {link.kind} receives.",
         "Add --create-qdisc, which makes a clsact qdisc for the time of the run.",
     )
 
 
 def is_about_limits(events: list[Event]) -> bool:
-    """Whether limits must be read again after these."""
+    """Return True if limits must be read again after these events."""
     return any(event.kind.startswith(_ABOUT_LIMITS) for event in events)
 
 

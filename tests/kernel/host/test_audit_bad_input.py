@@ -94,7 +94,7 @@ def server(path: Path, treat: Callable[[socket.socket], None]) -> Iterator[None]
 
 SERVERS = {
     "silent": (silent, "no answer within"),
-    "garbage": (garbage, "no JSON"),
+    "garbage": (garbage, "not JSON"),
     "endless": (endless, "an answer longer than"),
 }
 

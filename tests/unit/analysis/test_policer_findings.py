@@ -279,7 +279,7 @@ def test_p10_not_where_some_of_that_size_pass() -> None:
     [
         (8 * RATE, "critical", "bytes were taken for bits"),
         (RATE // 8, "warning", "bits were taken for bytes"),
-        (RATE * 1024 // 1000, "critical", "1024 in place of 1000"),
+        (RATE * 1024 // 1000, "critical", "1024 instead of 1000"),
         (250_000_000, "critical", None),
     ],
 )

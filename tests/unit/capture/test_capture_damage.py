@@ -54,7 +54,7 @@ def test_one_changed_byte_is_found(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["histogram.csv", "drops.csv", "findings.json", "samples.pcapng"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(CaptureError, match=rf"/c/{name}: not there, but manifest\.json lists it"):
+    with pytest.raises(CaptureError, match=rf"/c/{name}: missing, but manifest\.json lists it"):
         load(folder)
 
 
@@ -178,7 +178,7 @@ def test_a_folder_that_is_no_capture_is_named(tmp_path: Path) -> None:
     for path, told in (
         (tmp_path / "no", r"/no: no such file or directory"),
         (tmp_path / "file", r"/file: not a directory"),
-        (tmp_path, r"/manifest\.json: not there, so this is no capture"),
+        (tmp_path, r"/manifest\.json: no such file: this is not a capture"),
     ):
         with pytest.raises(CaptureError, match=told):
             load(path)

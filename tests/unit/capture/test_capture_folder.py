@@ -70,7 +70,7 @@ def test_force_refuses_a_foreign_manifest(tmp_path: Path, content: str) -> None:
     """manifest.json is a common name: browsers and packages have one too."""
     (tmp_path / "manifest.json").write_text(content)
     (tmp_path / "events.csv").write_text("mine")
-    with pytest.raises(CaptureError, match="no capture that --force could replace"):
+    with pytest.raises(CaptureError, match="not a capture that --force can replace"):
         write(tmp_path, force=True)
     assert (tmp_path / "events.csv").read_text() == "mine"
     assert (tmp_path / "manifest.json").read_text() == content
@@ -179,7 +179,7 @@ def test_a_folder_of_someone_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_parent_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match=r"there is no folder .*/no to make it in"):
+    with pytest.raises(CaptureError, match=r"no such folder .*/no"):
         write(tmp_path / "no/c")
 
 

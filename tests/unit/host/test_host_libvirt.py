@@ -115,7 +115,7 @@ def test_no_libvirt_is_not_a_problem_but_told_apart(tmp_path: Path) -> None:
         (b"<domstatus", "unclosed token"),
         (b"", "no element found"),
         (b"\xff\xfegarbage", "syntax error"),
-        ("<!DOCTYPE a [<!ENTITY b 'c'>]><domain>&b;</domain>".encode("utf-16"), "no UTF-8"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><domain>&b;</domain>".encode("utf-16"), "not UTF-8"),
         (b"<pool><name>x</name></pool>", "no <domain> in it"),
         (b"<?xml version='1.0' encoding='utf-999'?><a/>", "unknown encoding"),
         (b"<!DOCTYPE a [<!ENTITY b 'c'>]><domain>&b;</domain>", "DOCTYPE"),
@@ -149,8 +149,8 @@ def test_what_is_no_file_is_not_waited_for(directory: Path) -> None:
     live = live_domains(directory)
     assert [problem.partition(": ")[2] for problem in live.problems] == [
         "Is a directory",
-        "is no file: not read",
-        "is no file: not read",
+        "is not a file: not read",
+        "is not a file: not read",
     ]
     assert "tap834d76e9-5f" in live.interfaces
 

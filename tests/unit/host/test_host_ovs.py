@@ -77,9 +77,9 @@ def answer(result: Any) -> bytes:
 EMPTY = answer([{"rows": []}] * 5)
 ECHO = b'{"id":"echo","method":"echo","params":[]}'
 BAD: dict[str, tuple[Server, str]] = {
-    "garbage": (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "no JSON"),
-    "binary": (says(b'{"\xff\xfe"}'), "no UTF-8"),
-    "list": (says(answer("x")), "no list"),
+    "garbage": (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "not JSON"),
+    "binary": (says(b'{"\xff\xfe"}'), "not UTF-8"),
+    "list": (says(answer("x")), "not a list"),
     "error": (says(b'{"id":"vifprobe","result":null,"error":"unknown database"}'), "unknown database"),
     "no rows": (says(answer([{}, {}, {}, {}, {}])), "no rows"),
     "few": (says(answer([])), "no rows"),

@@ -38,7 +38,7 @@ def text(set_up: SetUp, width: int = 80, ascii_only: bool = False) -> list[str]:
         findings(Situation(set_up)),
         (OUT,),
         "instance-0000001a",
-        ("packets were not looked at: no tcx, and no qdisc to put a filter into",),
+        ("packets were not counted: no tcx, and no qdisc to put a filter into",),
         width,
         ASCII if ascii_only else BLOCKS,
     )

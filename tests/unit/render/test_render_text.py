@@ -93,7 +93,7 @@ def test_summary_tells_the_story_with_exact_counts() -> None:
     assert f"{offered:,}" in text
     assert "policed 171,000 by TC_INGRESS: tc at the tap's ingress" in text
     assert "dropped 601 by NO_TX_TARGET" in text
-    assert "1 of 3 counters agree: device rx_packets; can't be told: nft drops" in text
+    assert "1 of 3 counters agree: device rx_packets; cannot be decided: nft drops" in text
     assert "DISAGREES  tc police drops: kernel 171,003, vifprobe 171,000" in text
     assert "someone" not in text
     assert "Ask the owner of the VM." in text
@@ -156,7 +156,7 @@ def test_many_counters_of_one_kind_are_summed_up() -> None:
     ]
     text = " ".join(kit.text_of(summary_lines(TOTAL, kit.CONTEXT, [COUNTERS[0], *rows])).split())
     assert (
-        "1 of 304 counters agree: device rx_packets; can't be told: "
+        "1 of 304 counters agree: device rx_packets; cannot be decided: "
         "tc class bytes (101), tc class packets (101), tc class drops (101)"
     ) in text
 

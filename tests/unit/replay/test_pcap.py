@@ -166,7 +166,7 @@ def test_a_file_that_ends_anywhere(tmp_path: Path, name: str) -> None:
         (b"GIF89a" * 9, "begins with 47 49 46"),
         (pcap_bytes([], link_type=113), r"link type 113 \(Linux cooked"),
         (pcap_bytes([], link_type=147), "link type 147; only Ethernet"),
-        (pcap_bytes([])[:23], "ends within its first 24"),
+        (pcap_bytes([])[:23], "file header of 24 bytes is cut"),
         (pcap_bytes([(AT, b"x" * 60)])[:24] + struct.pack("<IIII", 1, 1, 1 << 21, 60), "damaged at byte 24"),
     ],
 )

@@ -165,4 +165,4 @@ def test_notes_of_a_tap() -> None:
     for number in range(1009):
         WatchedTap.note(tap, f"limits could not be read again: {number}")
     assert len(tap.notes) < 40
-    assert tap.notes[-1] == "there is more to note, which is left out"
+    assert tap.notes[-1] == "more notes were left out"

@@ -58,7 +58,7 @@ def test_link_messages_that_tell_of_no_change_are_two_events_however_many_they_a
     told += teller.over(last_ns + 1_000_000_000)
     assert [(event.at_ns, event.detail, event.times) for event in told] == [
         (1_000, NO_CHANGE, 3),
-        (1_000, "30,020 more link messages in 100 s told of no change", 30_020),
+        (1_000, "30,020 more link messages in 100 s without a change", 30_020),
     ]
     assert teller.over(last_ns, final=True) == []
 

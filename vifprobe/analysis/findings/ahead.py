@@ -65,7 +65,7 @@ def _advice(tap: str, hook: str) -> str:
             "vifprobe nor any policer of the tap. Compare with what the guest says it sent (`ip -s link` in the guest)."
         )
     return (
-        f"See {show}, `bpftool link` and `tc filter show dev {tap} ingress`. vifprobe goes back to the head a few "
-        "times, then leaves it to the other. To see all packets, stop what puts that program there again and again, or "
-        "watch when it has."
+        f"See {show}, `bpftool link` and `tc filter show dev {tap} ingress`. vifprobe moves back to the head a "
+        "few times, then leaves the head to the other program. To see all packets, stop the process that attaches that "
+        "program again and again."
     )

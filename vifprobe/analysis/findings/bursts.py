@@ -41,6 +41,6 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
             "syn_packets": syns,
             **{name: found.value for name, found in seen.measures()},
         },
-        f"The limit holds in the mean. A burst of {size(limit.at_once_bytes or 0)} lets that much through at line rate "
+        f"On average the limit holds. A burst of {size(limit.at_once_bytes or 0)} lets that much through at line rate "
         f"after each silence; with a smaller one the peaks come closer to {bits(limit.rate_bps)}.",
     )

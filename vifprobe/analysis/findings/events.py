@@ -42,7 +42,7 @@ def _p2(gap: LimitGap, now_ns: int, name: str) -> Iterator[Finding]:
         "by_comm": removal.by or None,
         "by_pid": removal.by_pid,
         "removed": removal.detail,
-        "link_change": None if change is None else change.detail or "nothing that a link message tells",
+        "link_change": None if change is None else change.detail or "no visible change",
         "after_link_change_ns": None if change is None else removal.at_ns - change.at_ns,
         "ago_ns": now_ns - removal.at_ns,
         "back": gap.end_ns is not None,
@@ -65,11 +65,11 @@ def _advice(gap: LimitGap) -> str:
             "Open vSwitch deletes a policer that it did not set itself whenever a link message of its port comes. Let "
             "it set the limit: Neutron's qos-policy, or `ovs-vsctl set interface TAP ingress_policing_rate=KBIT`."
         )
-    return "Set the limit again, and see to it that one program alone manages the qdiscs of this tap."
+    return "Set the limit again, and let one program alone manage the qdiscs of this tap."
 
 
 def _p3(gap: LimitGap, now_ns: int, word: str) -> Iterator[Finding]:
-    """How long there was no limit, and what passed. Not for the moment in which a program sets another limit."""
+    """Raise P3: the time without a limit, and what passed. Not while a program replaces a limit."""
     exceeded, lasted_ns = gap.exceeded(now_ns), gap.duration_ns(now_ns)
     if not exceeded and (gap.end_ns is None or lasted_ns < thresholds.GAP_NS):
         return
@@ -89,7 +89,7 @@ def _p3(gap: LimitGap, now_ns: int, word: str) -> Iterator[Finding]:
             "restored_by": gap.restored_by or None,
             **_lost(gap),
         },
-        "A restart, a re-plug or a change of the limit leaves the tap open for this long.",
+        "A restart, a re-plug or a change of the limit leaves the tap without a limit for this long.",
     )
 
 

@@ -137,7 +137,7 @@ def _stop_it(situation: Situation, direction: Direction) -> str:
             "Stop it at the guest, or drop its SYNs here; a limit in bits alone lets many through (see P6). The "
             "policer can't tell good SYNs from bad."
         )
-    return "SYN cookies in the guest (net.ipv4.tcp_syncookies), and a filter upstream: the line carries them anyway."
+    return "SYN cookies in the guest (net.ipv4.tcp_syncookies), and a filter upstream: until then the SYNs arrive here."
 
 
 def _s2(situation: Situation, flood: Flood, t: FloodThresholds, direction: Direction) -> Iterator[Finding]:
@@ -174,12 +174,12 @@ def _s2(situation: Situation, flood: Flood, t: FloodThresholds, direction: Direc
             "top_sources": [one.key for one in flood.top if one.kind == "source"][:3],
         },
         "Port security or an anti-spoofing filter (libvirt's clean-traffic, Neutron's port_security_enabled) drops "
-        "them. If this guest forwards for others, their addresses belong into allowed_address_pairs.",
+        "them. If this guest forwards for others, add their addresses to allowed_address_pairs.",
     )
 
 
 def _s3(situation: Situation, flood: Flood, direction: Direction) -> Iterator[Finding]:
-    """What no stack writes: no options at all, sequence numbers that are not random."""
+    """Raise S3: headers that no TCP stack sends (no options, sequence numbers that are not random)."""
     t = situation.flood_thresholds
     if flood.low("syn_pps") < t.tool_pps or flood.high("sampled_syn_packets", 0) < t.syn_packets:
         return

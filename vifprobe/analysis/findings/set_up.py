@@ -44,12 +44,12 @@ _ETHERTYPES = {
 _UNITS = {
     Fraction(8): "bytes were taken for bits",
     Fraction(1, 8): "bits were taken for bytes",
-    Fraction(1000): "a kilo too much",
-    Fraction(1, 1000): "a kilo too little",
+    Fraction(1000): "1000 times too high",
+    Fraction(1, 1000): "1000 times too low",
     Fraction(8000): "kilobytes were taken for bits",
     Fraction(1, 8000): "bits were taken for kilobytes",
-    Fraction(1024, 1000): "1024 in place of 1000",
-    Fraction(1000, 1024): "1000 in place of 1024",
+    Fraction(1024, 1000): "1024 instead of 1000",
+    Fraction(1000, 1024): "1000 instead of 1024",
 }
 
 
@@ -96,8 +96,8 @@ def _p1(situation: Situation, direction: Direction) -> Iterator[Finding]:
                 "ingress_qdisc": set_up.ingress_qdisc or None,
                 **_passing(situation, direction),
             },
-            "What declares a limit does not look whether it is there. Set it again: for libvirt `virsh domiftune`, for "
-            "Open vSwitch `ovs-vsctl set interface`. If it vanishes again, `vifprobe watch` names who removes it.",
+            "Who declares a limit does not check that it is installed. Set it again: for libvirt `virsh domiftune`, "
+            "for Open vSwitch `ovs-vsctl set interface`. If it vanishes again, `vifprobe watch` names who removes it.",
         )
 
 
@@ -129,7 +129,7 @@ def _p4(situation: Situation, direction: Direction) -> Iterator[Finding]:
     grave = seen and (share or 0) >= thresholds.HOLE_SHARE
     words = "" if beside is None else ": none passed meanwhile"
     if seen:
-        words = f": {size(beside or 0)} passed beside it"
+        words = f": {size(beside or 0)} passed without meeting it"
     yield Finding(
         finding_id("P4", direction),
         "P4",
@@ -148,7 +148,7 @@ def of_protocols(held: Iterable[Enforced]) -> list[Ethertype]:
 def _beside(
     situation: Situation, direction: Direction, held: tuple[Enforced, ...]
 ) -> tuple[Cells | None, float | None]:
-    """What passed under other protocols than the limits', and its share of the frame bytes; None where not known."""
+    """Return packets of other protocols than the limits' that passed, and their share of frame bytes; None: unknown."""
     reading = situation.reading
     if reading is None or direction not in reading.directions or any(one.matches_all is False for one in held):
         return None, None
@@ -207,8 +207,8 @@ def _differs(
         severity,
         f"{situation.set_up.word(direction)}: {title}",
         evidence,
-        "Mind the units: libvirt and Nova take kilobytes (1000) a second and kilobytes (1024) of burst, Open vSwitch "
-        "kbit/s and kbit, tc's `kbit` is bits and `kbps` bytes. A later change by somebody else looks like this, too.",
+        "Check the units: libvirt and Nova take kilobytes (1000) a second and kilobytes (1024) of burst, Open vSwitch "
+        "kbit/s and kbit, tc's `kbit` is bits and `kbps` bytes. A later change by another program looks the same.",
     )
 
 
@@ -266,8 +266,8 @@ def _p13(situation: Situation, direction: Direction) -> Iterator[Finding]:
             "critical",
             f"a clsact qdisc keeps Open vSwitch from policing this port: {rate} declared, no policer there",
             {"declared": [_told(one) for one in asked], "ingress_qdisc": "clsact", "installed": []},
-            "Whoever added it (a monitoring agent, a CNI) blocks the `ingress` qdisc of Open vSwitch; its log says "
-            "`adding policing qdisc failed: File exists`. Remove the clsact qdisc, then set the rate again.",
+            "The program that added it (a monitoring agent, a CNI) blocks the `ingress` qdisc of Open vSwitch; its log "
+            "says `adding policing qdisc failed: File exists`. Remove the clsact qdisc, then set the rate again.",
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What conclusions about a tap's limits are drawn from, and how numbers are said in their titles."""
+"""Facts that findings are derived from, and numbers as words for their titles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vifprobe.model.reading import Cells, Reading
 
 @dataclass(frozen=True)
 class Growth:
-    """What one limit and the tap itself counted between two reads. None: not counted.
+    """Growth of the counters of one limit and of the tap between two reads. None: not counted.
 
     where: the limit's place. charged_bytes, packets: that came to the limit. tap_charged_bytes, tap_packets: that came
     from (or went to) the guest in that time, by the device's own counters, without L2 headers.
@@ -78,7 +78,7 @@ class Uplink:
 
     @property
     def line_bps(self) -> float:
-        """What the line carried at least, in bits per second: no frame is shorter than 60 bytes there, and each comes
+        """Lower bound of the line's load in bits per second: no frame is shorter than 60 bytes there, and each comes
         with its checksum, preamble and gap (IEEE 802.3, 3.1.1 and 4.4.2).
         """
         padded = max(self.sent_bytes, ETHERNET_PAD_BYTES * self.sent_packets)
@@ -119,7 +119,7 @@ class Situation:
 
     @property
     def has_guest(self) -> bool:
-        """Whether a guest is behind the device, else words and advice about one are out of place."""
+        """Return True if a guest hangs on the device: only then do texts speak of one."""
         return ports.is_guest_port(self.set_up.kind)
 
 

@@ -116,11 +116,11 @@ def flood_thresholds(settings: Iterable[str], base: FloodThresholds | None = Non
         name, _, value = (part.strip() for part in text.partition("="))
         if name not in known:
             closest = get_close_matches(name, known, 1, 0)[0]
-            raise UsageError(f"{ascii(name)[:60]} is no threshold.", f"The closest is {closest}.", f"All: {known}.")
+            raise UsageError(f"unknown threshold {ascii(name)[:60]}.", f"The closest is {closest}.", f"All: {known}.")
         try:
             values[name] = float(value)
         except ValueError:
             values[name] = -1.0
         if not 0 <= values[name] < float("inf"):
-            raise UsageError(f"{ascii(text)[:60]} sets no threshold.", f"Write {name}=NUMBER, 0 or more.")
+            raise UsageError(f"invalid threshold {ascii(text)[:60]}.", f"Write {name}=NUMBER, 0 or more.")
     return replace(base or FloodThresholds(), **values)

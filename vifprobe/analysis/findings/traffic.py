@@ -52,7 +52,8 @@ def _p5(situation: Situation, growth: Growth) -> Iterator[Finding]:
     if came <= 0 or growth.tap_packets * share < t.SHADOW_PACKETS or seen >= t.SHADOW_SHARE * came:
         return
     earlier = list(situation.set_up.earlier)
-    by = earlier[0] if len(earlier) == 1 else f"{len(earlier)} things ahead of it" if earlier else "nothing known here"
+    several = f"{len(earlier)} programs or filters ahead of it" if earlier else "something unknown"
+    by = earlier[0] if len(earlier) == 1 else several
     yield Finding(
         finding_id("P5", growth.direction),
         "P5",
@@ -119,7 +120,7 @@ def _p6(situation: Situation, reading: Reading, direction: Direction, limit: Enf
             "wire_over_charged": round(wire / within[0], 3),
             "seconds": round(seconds, 3),
         },
-        f"Each packet is charged {mean:.0f} bytes in the mean; Ethernet adds header, checksum, preamble and gap. Limit "
+        f"Each packet is charged {mean:.0f} bytes on average; Ethernet adds header, checksum, preamble and gap. Limit "
         "packets a second as well, or give the policer an `overhead`.",
     )
 
@@ -278,6 +279,6 @@ def _p15(situation: Situation, direction: Direction) -> Iterator[Finding]:
             "dropped_packets": uplink.dropped_packets,
             "seconds": round(uplink.seconds, 3),
         },
-        "What all taps of this host pass together is more than the line carries: limits that each hold are too high "
-        "in sum.",
+        "What all taps of this host pass together is more than the line carries: each limit "
+        "holds, but together they are too high.",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which addresses are a port's own, and which sources are not.
+"""A port's own addresses, and sources that are not among them.
 
 Known from the host: the MAC that libvirt or Open vSwitch (Neutron) gave the port, and what the host's neighbour table
 has for it. Known from the tap's traffic: what its ARP and IPv6 neighbour discovery say, and where the network delivers
@@ -37,7 +37,7 @@ _LINK_LOCAL_V6, _LINK_LOCAL_V4 = 0xFE80 >> 6, MAPPED >> 16 | 0xA9FE
 
 @dataclass(frozen=True)
 class OwnAddresses:
-    """What the host knows of a port. macs: as numbers, those that it was given. seen_macs: that have answered the host
+    """Addresses that the host knows of a port. macs: as numbers, as given. seen_macs: that have answered the host
     on the tap itself; it may have others. sources: where that was read, for people.
     """
 
@@ -92,7 +92,7 @@ def _halves_of(key: bytes) -> tuple[int, int]:
 
 @dataclass
 class Knowledge:
-    """What is known of a port's own addresses, growing with what its packets show."""
+    """Own addresses of a port, learned from the host and from its packets."""
 
     host: OwnAddresses = field(default_factory=OwnAddresses)
     _learned: dict[bytes, str] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class Knowledge:
         return np.asarray(np.isin(_kinds(packets), list(known)))
 
     def is_own_ip(self, packets: Array) -> Array:
-        """Whether the source address is a known one of the port."""
+        """Return, for each row, True if the source address is a known one of the port."""
         known = self._learned.keys() | {_key(ip) for ip in self.host.ips}
         high, low = packets["source_high"], packets["source_low"]
         groups = group((low, high), np.ones(len(packets)))
@@ -158,7 +158,7 @@ class Knowledge:
         return np.asarray(own[groups.of_row])
 
     def is_own_mac(self, packets: Array) -> Array | None:
-        """Whether the source MAC is the port's: one that it was given, else one that was seen to be; None where none is
+        """Return, for each row, True if the source MAC is the port's: given, else seen; None where none is
         known.
         """
         known = self.host.macs or self.host.seen_macs | self._learned_macs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much passed in any 1, 10 or 100 ms, and how often a full bucket was emptied at once: from the timeline's bins.
+"""Peaks in windows of 1, 10 and 100 ms, and bursts that empty a full bucket: from the timeline's bins.
 
 A policer lets a burst through at line rate after each silence. What the limit's mean hides, the next switch feels.
 """

@@ -50,7 +50,7 @@ class Spread(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether every packet is in the sample."""
+        """Return True if every packet is in the sample."""
         return self.weight > 0 and not self.squares and not self.missing
 
 

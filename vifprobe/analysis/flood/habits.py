@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sender puts into fields that a TCP stack chooses afresh for each connection, and a flood tool often doesn't.
+"""Habits of a sender in header fields that a TCP stack chooses anew for each connection and a tool often does not.
 
 A real stack: initial sequence numbers look random (RFC 9293, 3.4.1), a SYN offers an MSS (RFC 9293, 3.7.1: SHOULD, and
 every stack in use does), source ports change (RFC 6056). Tools that write packets themselves leave options out, keep a

@@ -87,7 +87,7 @@ class _Bytes:
         self._valid = np.minimum(samples["header_bytes"].astype(np.int64), SAMPLE_HEADER_BYTES)
 
     def holds(self, end: Array) -> Array:
-        """Whether the bytes before `end` are there."""
+        """Return, for each row, True if the bytes before `end` are there."""
         known: Array = end <= self._valid
         return known
 

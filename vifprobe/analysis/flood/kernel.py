@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel side keeps of SYNs, as measures: HyperLogLog registers, ports seen, followed handshakes."""
+"""Measures from the kernel's SYN tables: HyperLogLog registers, ports seen, followed handshakes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class KernelSide:
         return {one: self._of(found.interval, found, one, before, took_before) for one in Direction}
 
     def is_silent(self, found: SynMeasures) -> bool:
-        """Whether it would be the same interval once more: no SYN came, and no handshake began, ended or is open."""
+        """Return True if the next interval would be the same: no SYN came, no handshake began, ended or is open."""
         now = found.handshakes[self._tap]
         if any((self._tap, direction) in found.interval.sides for direction in Direction) or now["open"].any():
             return False

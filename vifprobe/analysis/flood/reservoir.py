@@ -75,11 +75,11 @@ class Reservoir:
             self._threshold = max(self._threshold, float(priorities.max()))
 
     def weights(self) -> Array:
-        """How many packets each of `rows` stands for."""
+        """Return the number of packets that each of `rows` stands for."""
         return np.asarray(np.maximum(self.rows["weight"], self._threshold))
 
     def spread(self) -> Spread:
-        """What error bounds of shares rest on: both stages of sampling, the kernel's and this one."""
+        """Spread of both stages of sampling, for error bounds of shares."""
         weights = self.weights()
         chosen = weights[weights > self.rows["weight"]]
         largest = max(self._largest, float(chosen.max(initial=0.0)))

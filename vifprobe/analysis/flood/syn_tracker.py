@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 
 class Source(Protocol):
-    """What the kernel side gives: `vifprobe.kernel.tables.counters.Counters`, which says what each is."""
+    """Interface of `vifprobe.kernel.tables.counters.Counters`, which explains each method."""
 
     @property
     def lost_samples(self) -> int:

@@ -33,7 +33,7 @@ KernelMeasures = Mapping[Direction, Mapping[str, Measure]]
 
 
 class _Span:
-    """What was sampled of one direction since it began."""
+    """Samples of one direction since it began."""
 
     def __init__(self, random: Uniform) -> None:
         self._reservoir = Reservoir(RESERVOIR_ROWS, PACKET, random)
@@ -65,7 +65,7 @@ class FloodTracker:
         self.judged: Mapping[Direction, Flood] = {}
 
     def know(self, host: OwnAddresses) -> None:
-        """What the host knows of the port may become known after the start."""
+        """Take what the host knows of the port: it can become known after the start."""
         self._knowledge.host = host
 
     @property
@@ -101,7 +101,7 @@ class FloodTracker:
 
     @property
     def interval_is_empty(self) -> bool:
-        """Whether no sample came, and none is known to be lost, since the last interval."""
+        """Return True if no sample came, and none was lost, since the last interval."""
         return self._interval_is_empty
 
     def repeat(self, found: dict[Direction, Flood], duration_ns: int, directions: tuple[Direction, ...]) -> None:

@@ -114,12 +114,12 @@ def _tree(path: Path) -> ET.Element:
     # A pipe of that name must not be waited for.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("is no file: not read")
+            raise ValueError("is not a file: not read")
         content = file.read(_FILE_BYTES_MAX + 1)
     if len(content) > _FILE_BYTES_MAX:
         raise ValueError(f"longer than {_FILE_BYTES_MAX} bytes: not read")
     if b"\0" in content:  # UTF-16 or UTF-32, in which the next line would find nothing; libvirt writes UTF-8
-        raise ValueError("is no UTF-8: not read")
+        raise ValueError("is not UTF-8: not read")
     if content.count(b"<") > _TAGS_MAX:
         raise ValueError(f"holds more than {_TAGS_MAX} tags: not read")
     if b"<!DOCTYPE" in content:  # libvirt writes none, and without one there are no entities to expand

@@ -83,7 +83,7 @@ def _transact(path: Path, params: Sequence[Any]) -> list[Any]:
         raise OvsdbError(f"{path}: the server says {str(answer['error'])[:200]!a}.")
     result = answer.get("result")
     if not isinstance(result, list):
-        raise OvsdbError(f"{path}: the answer is no list of results.")
+        raise OvsdbError(f"{path}: the answer is not a list of results.")
     return result
 
 
@@ -102,7 +102,7 @@ def _answer(path: Path, connection: socket.socket, deadline: float) -> dict[str,
         if len(received) > ANSWER_BYTES_MAX:
             raise OvsdbError(f"{path}: an answer longer than {ANSWER_BYTES_MAX} bytes: not read.")
         if received[:1] != b"{":
-            raise OvsdbError(f"{path}: the answer is no JSON: {bytes(received[:40])!a}.")
+            raise OvsdbError(f"{path}: the answer is not JSON: {bytes(received[:40])!a}.")
         # Without framing, only a closing brace can end a message: anything else is not worth parsing.
         if received.rstrip().endswith(b"}"):
             for message in _messages(path, received):
@@ -115,7 +115,7 @@ def _messages(path: Path, received: bytearray) -> Iterable[dict[str, Any]]:
     try:
         text = received.decode()
     except UnicodeDecodeError:
-        raise OvsdbError(f"{path}: the answer is no UTF-8.") from None
+        raise OvsdbError(f"{path}: the answer is not UTF-8.") from None
     decoder, at, found = json.JSONDecoder(), 0, []
     # ValueError: cut short (a brace in the middle), or nonsense; the deadline tells them apart.
     with contextlib.suppress(ValueError):
@@ -125,7 +125,7 @@ def _messages(path: Path, received: bytearray) -> Iterable[dict[str, Any]]:
             except RecursionError:
                 raise OvsdbError(f"{path}: the answer is nested too deeply.") from None
             if not isinstance(message, dict):
-                raise OvsdbError(f"{path}: the answer is no JSON object.")
+                raise OvsdbError(f"{path}: the answer is not JSON object.")
             found.append(message)
             while at < len(text) and text[at].isspace():
                 at += 1

@@ -52,7 +52,7 @@ def csv_rows(reading: Reading) -> str:
 
 
 def watch_rows(reading: Reading) -> list[WatchRow]:
-    """What :func:`csv_rows` writes, before it is text: in the order of direction, class and verdict."""
+    """Return the rows that :func:`csv_rows` writes, in the order of direction, class and verdict."""
     at = reading.at.astimezone(timezone.utc).isoformat(timespec="microseconds")
     key = ["direction", "packet_class", "verdict"]
     rows = []

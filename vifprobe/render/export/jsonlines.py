@@ -139,7 +139,7 @@ def _direction(reading: Reading, direction: Direction) -> _Object:
 
 
 def _what_if(limit: str, rows: list[WhatIfRow]) -> _Object:
-    """What a limit that was tried out would have passed and stopped; by class, those that came."""
+    """Packets that a --what-if limit would have passed and stopped; by class, those that came."""
     classes = {row.packet_class.name.lower(): _passed_and_stopped(total([row])) for row in rows}
     return {"limit": limit, **_passed_and_stopped(total(rows)), "classes": classes}
 

@@ -210,7 +210,7 @@ def _classes(reading: Reading, direction: Direction) -> TableView:
 
 
 def _crossed(reading: Reading, direction: Direction) -> list[TableView]:
-    """What the ideal bucket said against what happened; none where no limit was held against the packets."""
+    """Table of the ideal bucket's answer against the verdict; none without a limit to compare with."""
     if reading.bypass(direction) is None:
         return []
     rows = []
@@ -219,7 +219,7 @@ def _crossed(reading: Reading, direction: Direction) -> list[TableView]:
         rows.append((expected.name.lower(), *(whole(counts.packets) for counts in found)))
     columns = ("ideal bucket", "passed", "policed", "dropped")
     note = "exceed and passed is bypass, conform and policed is overpoliced"
-    return [TableView("Held against the declared limit", columns, tuple(rows), (1, 2, 3), note)]
+    return [TableView("Compared with the declared limit", columns, tuple(rows), (1, 2, 3), note)]
 
 
 def _common_tables(capture: Capture) -> list[TableView]:
@@ -228,7 +228,7 @@ def _common_tables(capture: Capture) -> list[TableView]:
         _plain("Who declares and who enforces a limit", capture.policer),
         _plain("Events", capture.events),
         _plain("Drops by reason", capture.drops),
-        _plain("Held against the kernel's own counters", capture.reconcile),
+        _plain("Compared with the kernel's own counters", capture.reconcile),
         _plain("Flood measures", capture.flood),
         _plain("Most frequent", capture.top),
         _plain("Not watched", capture.manifest.gaps, astuple, ("tap", "start_ns", "duration_ns", "why")),

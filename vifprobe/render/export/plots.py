@@ -126,7 +126,7 @@ def timeline(
 
 
 def rates(bins: Bins, first_ns: int, width_ns: int, columns: int, measure: str) -> npt.NDArray[np.float64]:
-    """What some bins hold, as rates in columns of `width_ns` from `first_ns` on; bytes as bits."""
+    """Return the rates of some bins in columns of `width_ns` from `first_ns` on; bytes as bits."""
     where = (bins["start_ns"] - first_ns) // width_ns
     sums = np.bincount(where, weights=bins[measure].astype(np.float64), minlength=columns)
     return sums * (8 if measure == "frame_bytes" else 1) * 1e9 / width_ns

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the packets cost the host, in a few lines: is it the guest, the way of its packets, or the network softirqs?"""
+"""Host cost in a few lines: the guest, the way of its packets, or the network softirqs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def host_section(cost: HostCost | None, width: int, glyphs: Glyphs, *, has_guest
 
 
 def share_line(readings: Sequence[Reading], width: int, glyphs: Glyphs = BLOCKS) -> list[Line]:
-    """How several taps share the host: CPUs that the process behind each takes, the most first."""
+    """CPUs that the process behind each tap takes, the most first."""
     known = [(reading.tap, reading.host) for reading in readings if reading.host is not None]
     loads = [(tap, cost, cost.guest()) for tap, cost in known]
     found = [(cost.share(load), tap) for tap, cost, load in loads if load is not None]
@@ -142,7 +142,7 @@ def _switches(cost: HostCost) -> list[Line]:
         return []
     loads = {name: _kind(cost, scope) for name, scope in KINDS.items()}
     parts = [line(f"{name} {_both(load, cost)}") for name, load in loads.items() if load.switches]
-    return [line("switches/s by itself+forced"), *parts] if parts else []
+    return [line("switches/s voluntary+forced"), *parts] if parts else []
 
 
 def _host(cost: HostCost) -> list[Line]:
@@ -158,15 +158,15 @@ def _host(cost: HostCost) -> list[Line]:
 
 
 def _doubts(cost: HostCost) -> list[str]:
-    """What these numbers leave out, where it is enough to be told."""
+    """Notes on context switches and CPU time that the numbers leave out."""
     found = []
     total = cost.of(HostScope.TOTAL)
     if cost.missed_switches * 100 > total.switches:
-        found.append(f"{whole(cost.missed_switches)} context switches or more were not seen")
+        found.append(f"{whole(cost.missed_switches)} context switches, at least, were not seen")
     if cost.unnamed_switches:
-        found.append(f"{whole(cost.unnamed_switches)} context switches of more tasks than could be told apart")
+        found.append(f"{whole(cost.unnamed_switches)} context switches without a name: too many tasks")
     if cost.unseen_cpus and cost.duration_ns > _LONG_NS:
-        found.append(f"{len(cost.unseen_cpus)} CPUs have not switched yet: what runs there, if anything, is not known")
+        found.append(f"{len(cost.unseen_cpus)} CPUs without a context switch so far: what runs there is not known")
     if cost.bound_ns * 100 > total.cpu_ns:
         found.append(f"CPU times to within {_time(cost.bound_ns)} all together")
     return found

@@ -23,10 +23,10 @@ _TAP_WIDTH = 15  # IFNAMSIZ - 1
 
 
 def lines_header(kinds: Collection[str] = ("tap",)) -> str:
-    """What the figures mean; printed once, before the first line. kinds: of the devices that are watched."""
+    """Legend of the figures, printed once before the first line. kinds: of the devices that are watched."""
     meanings = ["out = from the guest, in = to the guest"] if any(map(is_guest_port, kinds)) else []
     if not all(map(is_guest_port, kinds)):
-        meanings.append("received, sent = by a device that is no guest's port")
+        meanings.append("received, sent = by a device that is not a guest's port")
     return (
         f"# {', '.join(meanings)}; Mbit/s of frames (as the tap's counters show), 'charged' as the"
         " policer counts; queued = packets in the tap's queue now; ? = unknown; top = share of outbound packets"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `replay` says of a file: the summary of a run, with the tables of the live screen."""
+"""Summary of `replay`: with the tables of the live screen."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def recorded_words(reading: Reading, file_format: str, packets: int) -> str:
 
 
 def _limit(limit: Limit) -> list[Line]:
-    """What the packets were held against."""
+    """The limit that the packets were compared with."""
     if limit.declared_bps is None:
         return []
     burst = f" burst {tc_size(limit.burst_bytes)}" if limit.burst_bytes is not None else ""

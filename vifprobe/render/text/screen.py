@@ -35,7 +35,7 @@ LEAST_WIDTH = 40
 
 @dataclass(frozen=True)
 class Screen:
-    """What `watch` shows: a rich renderable that lays itself out for the width, height and encoding it is given.
+    """Screen of `watch`: a rich renderable that lays itself out for the width, height and encoding it is given.
 
     readings: of one or several taps, oldest first. chosen: the tap whose details are shown, else the busiest.
     """

@@ -51,7 +51,7 @@ def listed(rows: Sequence[Line], what: str, glyphs: Glyphs, least: int, keep: in
 
 
 def more_line(hidden: int, what: str, glyphs: Glyphs) -> Line:
-    """What stands where rows were left out."""
+    """Line in the place of rows that were left out."""
     return line(f"{glyphs.ellipsis} {hidden} more {what}")
 
 

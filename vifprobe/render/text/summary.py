@@ -107,7 +107,7 @@ def _totals_row(
 
 
 def _lost(reading: Reading, direction: Direction, context: TapContext, width: int, glyphs: Glyphs) -> list[Line]:
-    """Who took the packets that did not pass, with exact counts."""
+    """Drop reasons of the packets that did not pass, with exact counts."""
     lines: list[Line] = []
     for verdict in (Verdict.POLICED, Verdict.DROPPED):
         for loss in losses(reading, direction, verdict, context.reasons):
@@ -148,7 +148,7 @@ def findings_lines(findings: Sequence[Finding], width: int, glyphs: Glyphs) -> l
 
 
 def _agreement(rows: Sequence[ReconcileRow], width: int, glyphs: Glyphs) -> list[Line]:
-    """Whether the counters that others keep say the same; each one that doesn't is named, with both numbers."""
+    """Comparison with the kernel's counters: each one that does not agree is named, with both numbers."""
     if not rows:
         return []
     agreed = [row for row in rows if row.agrees]
@@ -156,7 +156,7 @@ def _agreement(rows: Sequence[ReconcileRow], width: int, glyphs: Glyphs) -> list
     names = clean(", ".join(_names(agreed)), glyphs)
     text = f"{len(agreed)} of {len(rows)} counters agree{f': {names}' if names else ''}"
     if open_ones:
-        text += f"; can't be told: {clean(', '.join(_names(open_ones)), glyphs)}"
+        text += f"; cannot be decided: {clean(', '.join(_names(open_ones)), glyphs)}"
     lines = wrapped(Span("kernel   ", "name"), text, width)
     for row in rows:
         if row.agrees is False:
@@ -184,7 +184,7 @@ def _kind(counter: str) -> str:
 
 
 def _samples(counts: SampleCounts | None, width: int) -> list[Line]:
-    """How many packets' headers were kept, and how many were not although they were meant to be."""
+    """Numbers of headers that were kept and lost."""
     if counts is None:
         return []
     text = f"headers of {whole(counts.written)} packets in {SAMPLES}"
@@ -192,7 +192,7 @@ def _samples(counts: SampleCounts | None, width: int) -> list[Line]:
         text += f", a random part of {whole(counts.taken)} taken"
     lines = wrapped(Span("samples  ", "name"), text, width, _INDENT)
     if counts.lost:
-        text = f" {whole(counts.lost)} samples came too fast to be read"
+        text = f" {whole(counts.lost)} samples were overwritten before they were read"
         lines += wrapped(Span(" LOST ", "bad"), text, width, _INDENT)
     return lines
 
@@ -204,7 +204,7 @@ def _closing(reading: Reading, files: Sequence[str], width: int, glyphs: Glyphs)
 
 
 def written(files: Sequence[str], width: int, glyphs: Glyphs) -> list[Line]:
-    """What was written, where anything was."""
+    """Files that were written, if any."""
     if not files:
         return []
     label = Span("written  ", "name")

@@ -41,7 +41,7 @@ Fate = Verdict | Expected
 
 
 def fates(reading: Reading, direction: Direction) -> tuple[Fate, ...]:
-    """What packets are told apart by: their verdicts; in a replay, which knows none, what the ideal bucket said."""
+    """Return the fates to list: verdicts; in a replay, which has none, what the ideal bucket said."""
     if reading.verdicts:
         return VERDICTS
     return () if reading.would(direction, Expected.EXCEED) is None else IDEAL
@@ -80,7 +80,7 @@ def _rate_column(roomy: bool) -> Column:
 
 
 def _bar_column(columns: Sequence[Column], width: int) -> Column:
-    """What the others leave, as far as a bar is worth drawing and pleasant to read."""
+    """Return the column of bars: the width that the others leave, 0 if it is too narrow."""
     left = width - sum(column.width + 1 for column in columns)
     return Column("", min(left, _BAR_MAX) if left >= _BAR_MIN else 0, right=False)
 
@@ -105,7 +105,7 @@ def totals(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -
 
 
 def queue(reading: Reading, direction: Direction) -> list[Line]:
-    """How much waits in the device's queue now, where anything does."""
+    """Packets that wait in the device's queue now; no line if there are none."""
     queued = reading.counts(direction, Verdict.QUEUED)
     if queued is None or not queued.packets:
         return []

@@ -128,7 +128,7 @@ def missed(reading: Reading) -> list[Line]:
 
 
 def policer(limit: Limit, context: TapContext, width: int, glyphs: Glyphs) -> list[Line]:
-    """What was declared, what is installed, and whether they agree."""
+    """Declared and installed limit, and whether they agree."""
     label = Span("policer  ", "name")
     declared = _limit_text(limit.declared_bps, None, context.declared_known)
     installed = _limit_text(limit.installed_bps, limit.installed_pps, context.installed_known)
@@ -144,7 +144,7 @@ def policer(limit: Limit, context: TapContext, width: int, glyphs: Glyphs) -> li
 
 
 def what_if(reading: Reading, width: int, glyphs: Glyphs) -> list[Line]:
-    """What each limit that is tried out would stop: of all packets and bytes, and of each class, SYNs first."""
+    """Packets and bytes that each --what-if limit would stop, in total and by class, SYNs first."""
     main, lines = main_direction(reading), []
     for direction in sorted(reading.directions, key=lambda direction: direction is not main):
         for limit, rows in by_limit(reading.what_ifs, direction).items():
@@ -169,7 +169,7 @@ def _stopped(share: Share) -> str:
 
 
 def _agree(limit: Limit, context: TapContext) -> bool | None:
-    """Whether declared and installed are the same; None while either is unknown."""
+    """Return True if declared and installed are the same; None while either is unknown."""
     if limit.declared_bps is not None and limit.installed_bps is not None:
         return same_rate(limit.declared_bps, limit.installed_bps)
     if limit.declared_bps is not None and context.installed_known:
@@ -239,7 +239,7 @@ def finding_lines(findings: Sequence[Finding], glyphs: Glyphs, wrap: int | None 
 
 
 def status(reading: Reading, width: int, glyphs: Glyphs, running: bool) -> Line:
-    """How to end it, how long it has run, how verdicts were known."""
+    """Footer: how to end the run, its length, the source of the verdicts."""
     parts = ["Ctrl-C ends"] if running else []
     if reading.final:
         parts.append(f"whole run, {duration(reading.duration_ns)}")

@@ -56,7 +56,7 @@ def taps_lines(rows: Sequence[TapRow], glyphs: Glyphs = BLOCKS) -> list[Line]:
     return [
         head(columns, glyphs),
         *(cells(columns, values, glyphs) for values in picked),
-        line(Span("outbound = packets from the guest (rx counts those policed, too), inbound = to it", "faint")),
+        line(Span("outbound = packets from the guest (rx includes policed ones), inbound = to it", "faint")),
     ]
 
 

@@ -16,12 +16,12 @@ PLAIN_WIDTH = 80
 
 
 def is_live_terminal(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that a screen can be drawn on (else: one line an interval)."""
+    """Return True if `stream` is a terminal that a screen can be drawn on (else: one line an interval)."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def stream_glyphs(stream: TextIO) -> Glyphs:
-    """What this stream's encoding can show."""
+    """Return the glyphs that this stream's encoding has."""
     return glyphs_for(getattr(stream, "encoding", None))
 
 

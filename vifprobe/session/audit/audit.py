@@ -37,7 +37,7 @@ _UNDECIDED = ("continue", "pipe", "")
 
 @dataclass(frozen=True)
 class Look:
-    """What was read of one tap at one moment; None: not read. beyond: other interfaces that limit its packets.
+    """One tap at one moment; None: not read. beyond: other interfaces that limit its packets.
 
     counted_ns: before its counters were read, at_ns: after all. gone: there was no such interface (any more).
     """
@@ -55,7 +55,7 @@ class Look:
 
 
 def given_limits(limits: Mapping[Direction, Limit], device: str) -> list[told.DeclaredLimit]:
-    """What the user said on the command line, as something declared for this interface."""
+    """Return the limits of the command line as declared limits of this interface."""
     return [
         told.DeclaredLimit(direction, "user", "option", device, limit.declared_bps, limit.burst_bytes)
         for direction, limit in limits.items()
@@ -140,7 +140,7 @@ def set_up(
     seen: Look | None = None,
     meters: Iterable[Meter] = (),
 ) -> SetUp:
-    """What is set on a tap, in the terms of the analysis. declared: None while nobody has looked."""
+    """Return declared and installed limits in the terms of the analysis. declared: None before the first look."""
     beyond = seen.beyond if seen else {}
     missing = ("not read yet",)
     return SetUp(
@@ -164,7 +164,7 @@ def _undecoded(installed: Installed) -> tuple[tuple[Direction, str], ...]:
     """Qdiscs that may shape, but whose settings are not read here: HFSC, netem, CAKE, and whatever is new."""
     egress = direction_at(installed.kind, "egress")
     return tuple(
-        (egress, f"what the qdisc root {found.kind} {found.handle} lets pass is not read")
+        (egress, f"the limit of the root qdisc {found.kind} {found.handle} is not read")
         for found in installed.tc.qdiscs
         if found.hook == "root" and found.shaper is None and found.kind not in _UNLIMITED
     )
@@ -225,7 +225,7 @@ def _enforced(one: InstalledLimit, device: str, nft: RateLimit | None) -> Enforc
 
 
 def _earlier(installed: Installed, tcx: Iterable[TcxProgram]) -> tuple[str, ...]:
-    """What can decide a packet's fate at ingress before the first policer comes to see it."""
+    """Return names of the programs and filters that can decide a packet before the first policer at ingress."""
     words = [f"the tcx program {one.name or '?'} (id {one.id})" for one in tcx if not one.own]
     for found in installed.tc.filters:
         if found.hook != "ingress":
@@ -248,7 +248,7 @@ def _decides(action: TcAction) -> bool:
 
 
 def growth(before: Look, after: Look) -> tuple[Growth, ...]:
-    """What each limit at ingress and the tap counted between two looks; nothing where one was replaced meanwhile."""
+    """Return what each limit at ingress and the tap counted between two looks; not of a replaced limit."""
     if before.installed is None or after.installed is None or before.counters is None or after.counters is None:
         return ()
     then = {one.where: one for one in before.installed.at("ingress")}
@@ -291,7 +291,7 @@ def load(before: Look, after: Look) -> LinkLoad | None:
 
 
 def uplink(before: Look, after: Look) -> Uplink | None:
-    """What the uplink sent and dropped between two looks."""
+    """Return packets that the uplink sent and dropped between two looks."""
     then, now = before.uplink, after.uplink
     if then is None or now is None or then.name != now.name or now.at_ns <= then.at_ns:
         return None

@@ -88,7 +88,7 @@ class TapAudit:
         return audit.set_up(self.link, self.installed, declared, seen, self.meters)
 
     def _given(self, told: Declared) -> list[DeclaredLimit]:
-        """What the user gave. One rate for both directions is meant for the guest's sending, unless the other one is
+        """Limits of the user. One rate for both directions is meant for the guest's sending, unless the other one is
         limited as well: most set-ups police outbound alone.
         """
         limited = {Direction.OUTBOUND, *(limit.direction for limit in told.limits)}
@@ -121,7 +121,7 @@ class TapAudit:
         return changed
 
     def learn(self, declared: Declared, meters: tuple[Meter, ...], pid: int | None) -> None:
-        """What is declared, and which process holds the tap."""
+        """Take the declared limits, the meters, and the process that holds the tap."""
         if (self.declared, self.meters, self.pid) != (declared, meters, pid):
             self.declared, self.meters, self.pid = declared, meters, pid
             self._looked_news += 1
@@ -136,7 +136,7 @@ class TapAudit:
         return self._followed_news, self._looked_news
 
     def is_busy(self, now_ns: int) -> bool:
-        """Whether packets came in the last seconds, or may have: the run has just begun, the device counted some, or
+        """Return True if packets came in the last seconds or can have: the run just began, the device counted some, or
         programs decide them before they are counted.
         """
         if any(map(self.earlier.is_there, ("tcx", "xdp", "filter"))):
@@ -171,7 +171,7 @@ class TapAudit:
             self._window.popleft()
 
     def limits(self, direction: Direction) -> Limit:
-        """What is declared for one direction: by the user, else by libvirt and Open vSwitch."""
+        """Return the declared limit of one direction: the user's, else that of libvirt and Open vSwitch."""
         given = next((one for one in self.given if one.direction is direction), None)
         main = given or self._set_up().main_declared(direction)
         return Limit() if main is None else Limit(declared_bps=main.rate_bps, burst_bytes=main.burst_bytes)
@@ -182,17 +182,17 @@ class TapAudit:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the findings must know."""
+        """Notes for a reader of the findings."""
         return tuple(
             f"the first {one.number:,} times without a limit ({direction.name.lower()}, {span(one.duration_ns)} in all)"
-            " are no findings each: the newest are"
+            " have no finding of their own: the newest ones have"
             for direction, one in self.tracker.earlier.items()
             if one.number
         )
 
     @property
     def declared_known(self) -> bool:
-        """Whether each place that could declare a limit was read."""
+        """Return True if every place that could declare a limit was read."""
         return self.declared is not None and not self.declared.problems
 
     def findings(
@@ -245,7 +245,7 @@ class TapAudit:
         return BurstBucket(limit.rate_bps / 8, limit.at_once_bytes)
 
     def situation_without_packets(self, directions: tuple[Direction, ...], whole: bool = True) -> Situation:
-        """What is known without having looked at packets. whole: of the whole run, else of its last second."""
+        """Return the situation without packets. whole: of the whole run, else of its last second."""
         then, now = self._pair(whole)
         return Situation(
             set_up=self._set_up(),
@@ -291,12 +291,12 @@ class TapAudit:
         )
 
     def set_up(self) -> SetUp:
-        """What is set now, as far as it has been read."""
+        """Declared and installed limits as they were read last."""
         return self._set_up()
 
 
 def _disproved(finding: Finding, whole: Reading) -> bool:
-    """Whether the whole run, with all addresses that it showed, has none of what an interval took for spoofed: the
+    """Return True if the whole run, with all its addresses, disproves what an interval took for spoofed: the
     packet that shows an address can have waited for its verdict on another CPU meanwhile.
     """
     flood = whole.flood.get(Direction.OUTBOUND)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the events of a tap mean for its limits."""
+"""Events of a tap as statements about its limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vifprobe.model.ports import is_swapped, turned
 
 
 def limit_events(events: Iterable[Event], kind: str = "tap") -> list[LimitEvent]:
-    """What events mean for limits of a device of this kind."""
+    """Return the statements about limits that events of a device of this kind make."""
     found = [one for event in events if (one := _limit_event(event)) is not None]
     if not is_swapped(kind):
         return found

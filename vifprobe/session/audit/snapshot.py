@@ -80,12 +80,12 @@ def audit_tap(
 
     Raises TapError and HostError, and KernelError for nothing: what can be read without BPF still is.
     """
-    why = "packets were not looked at: not asked for"
+    why = "packets were not counted: not asked for"
     if packets:
         try:
             return _with_packets(tap, limits, directions, seconds, netns, stoppable)
         except KernelError as error:
-            why = f"packets were not looked at: {error.message}"
+            why = f"packets were not counted: {error.message}"
     home = namespaces.own()
     try:
         if netns is not None:
