@@ -7,6 +7,7 @@ turns such skips into failures, so that a run can't pass on skips.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -28,7 +29,28 @@ KERNEL = os.environ.get("VIFPROBE_VM", "")
 LAB = Path(__file__).parents[1] / "scripts" / "lab"
 
 
+#: Who else on this host could say of a tap named tap0 what its limit or its guest is.
+_OTHERS = (Path("/run/libvirt"), Path("/run/openvswitch"))
+_CLONE_NEWNS = 0x20000  # include/uapi/linux/sched.h; os.unshare came with Python 3.12
+
+
+def _leave_the_host_out() -> None:
+    """Hide libvirt and Open vSwitch of a host that is in use, for this process and all that it starts.
+
+    Taps of these tests have names that a tap of the host can have, and are in network namespaces of their own: a
+    directory is in all of them.
+    """
+    if os.geteuid() or KERNEL or not (found := [path for path in _OTHERS if path.is_dir()]):
+        return
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare: tests would see this host's libvirt and Open vSwitch")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    for path in found:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=4k", "none", path], check=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _leave_the_host_out()
     # A run in the background begins with Ctrl-C ignored, and what it starts would be, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Under sudo: what a test starts is root's own, settings of the environment included.

@@ -14,7 +14,7 @@ from vifprobe.testing.net.netns import private_netns
 from vifprobe.testing.net.taps import create_tap
 from vifprobe.testing.net.taps import tap as make_tap
 
-NAME = "tap834d76e9-5f"
+NAME = "tap5eedf00d-5f"
 #: Each with the options that it can't do without.
 COMMANDS = {"watch": [], "capture": ["-d", "1s", "-o", "never-made"]}
 
@@ -30,8 +30,8 @@ def someone() -> Iterator[int]:
 @pytest.mark.usefixtures("netns")
 def test_an_unknown_tap_is_told_the_nearest(command: str) -> None:
     with make_tap(NAME):
-        ended = run(command, "tap834d76e9-5e", *COMMANDS[command])
-    assert_is_error(ended, 1, "tap834d76e9-5e: no such interface", f"closest name is {NAME}", "vifprobe taps")
+        ended = run(command, "tap5eedf00d-5e", *COMMANDS[command])
+    assert_is_error(ended, 1, "tap5eedf00d-5e: no such interface", f"closest name is {NAME}", "vifprobe taps")
 
 
 @pytest.mark.usefixtures("netns")
@@ -45,7 +45,7 @@ def test_of_several_taps_the_wrong_one_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("tap834d76e9-5ffb", ["16 bytes", "at most 15"]),
+        ("tap5eedf00d-5ffb", ["16 bytes", "at most 15"]),
         ("tap\x1b[31m", ["'tap\\x1b[31m'", "can't be printed"]),
         ("tap\n0", ["'tap\\n0'", "can't be printed"]),
         ("tap 0", ["'tap 0'", "blank"]),

@@ -26,7 +26,7 @@ from vifprobe.testing.waiting import wait_until
 
 pytestmark = [pytest.mark.usefixtures("ovs"), pytest.mark.kernels("6.1", "6.12")]
 
-NAME = "tap834d76e9-5f"
+NAME = "tap5eedf00d-5f"
 SYNS = 2_503
 PID_FILE = Path("/run/openvswitch/ovs-vswitchd.pid")
 

@@ -49,7 +49,7 @@ def switch(require: Require) -> Iterator[str]:
 @pytest.fixture
 def port(switch: str) -> Iterator[Tap]:
     """A tap that is a port of Open vSwitch, as Neutron's native plug makes it."""
-    with make_tap("tap834d76e9-5f") as made:
+    with make_tap("tap5eedf00d-5f") as made:
         run(f"ovs-vsctl add-port {switch} {made.name}")
         yield made
         run(f"ovs-vsctl --if-exists del-port {made.name}")
@@ -193,7 +193,7 @@ def test_a_clsact_qdisc_keeps_the_switch_from_policing(port: Tap) -> None:
 
 def test_a_limit_on_the_switch_side_of_a_hybrid_plug(switch: str) -> None:
     """P12: Neutron's limit is on qvo, beyond the Linux bridge that the tap is a port of."""
-    name = "834d76e9-5f"
+    name = "5eedf00d-5f"
     with make_tap(f"tap{name}") as tap:
         run(f"ip link add qvb{name} type veth peer name qvo{name}")
         try:

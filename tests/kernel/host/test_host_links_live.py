@@ -57,12 +57,12 @@ def test_counters_are_those_of_the_kernel(tap: Tap) -> None:
 
 
 def test_a_missing_tap_is_told_with_the_nearest_name_and_how_many_were_looked_at(netns: Netns) -> None:
-    with make_tap("tap834d76e9-5e"), make_tap("tap11111111-11"):
+    with make_tap("tap5eedf00d-5e"), make_tap("tap11111111-11"):
         with pytest.raises(TapError) as caught:
-            links.find_link("tap834d76e9-5f")
+            links.find_link("tap5eedf00d-5f")
         assert str(caught.value).splitlines() == [
-            "tap834d76e9-5f: no such interface in this network namespace.",
-            f"  Looked at {len(links.list_links())} interfaces; the closest name is tap834d76e9-5e.",
+            "tap5eedf00d-5f: no such interface in this network namespace.",
+            f"  Looked at {len(links.list_links())} interfaces; the closest name is tap5eedf00d-5e.",
             "  List the taps with `vifprobe taps`, or name a namespace with --netns.",
         ]
 
@@ -214,7 +214,7 @@ def test_who_runs_a_guest_is_told_from_its_command_line_and_libvirts_file(netns:
     script = (
         "import sys; from vifprobe.testing.net.taps import create_tap\n"
         "open('/proc/self/comm', 'w').write('qemu-system-x86')\n"
-        "with create_tap('tap834d76e9-5f'): print(flush=True); sys.stdin.read()"
+        "with create_tap('tap5eedf00d-5f'): print(flush=True); sys.stdin.read()"
     )
     arguments = ["-name", "guest=instance-0000001a,debug-threads=on", "-uuid", "9d1c7f0e-2222-3333-4444-555555555555"]
     command = [sys.executable, "-c", script, *arguments]
@@ -225,11 +225,11 @@ def test_who_runs_a_guest_is_told_from_its_command_line_and_libvirts_file(netns:
         assert (tap.pid, tap.comm, tap.is_qemu) == (child.pid, "qemu-system-x86", True)
         assert (tap.domain, tap.domain_uuid) == ("instance-0000001a", "9d1c7f0e-2222-3333-4444-555555555555")
         assert tap.instance_name is None
-        for pid, port in ((child.pid, "834d76e9-5f00-4000-8000-000000000001"), (1, None)):
+        for pid, port in ((child.pid, "5eedf00d-5f00-4000-8000-000000000001"), (1, None)):
             (tmp_path / "a.xml").write_text(
                 f"<domstatus pid='{pid}'><domain><name>instance-0000001a</name><devices><interface>"
-                "<virtualport><parameters interfaceid='834d76e9-5f00-4000-8000-000000000001'/></virtualport>"
-                "<target dev='tap834d76e9-5f'/></interface></devices></domain></domstatus>"
+                "<virtualport><parameters interfaceid='5eedf00d-5f00-4000-8000-000000000001'/></virtualport>"
+                "<target dev='tap5eedf00d-5f'/></interface></devices></domain></domstatus>"
             )
             (tap,) = list_taps(tmp_path)
             assert tap.port_id == port  # a file of another process is one that a guest before it left behind

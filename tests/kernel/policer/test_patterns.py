@@ -302,16 +302,16 @@ def test_p10_frames_longer_than_the_bucket(netns: Netns, payload: int) -> None:
         assert finding.pattern != "P10" or finding.evidence["bucket_bytes"] == 15_000
 
 
-@pytest.mark.parametrize("device", ["qvo834d76e9-5f", "tap834d76e9-5f", None])
+@pytest.mark.parametrize("device", ["qvo5eedf00d-5f", "tap5eedf00d-5f", None])
 def test_p12_the_limit_is_on_the_other_side_of_a_hybrid_plug(netns: Netns, declares: Path, device: str | None) -> None:
     """On the tap itself it is the tap's, and the switch's port has none."""
-    with make_tap("tap834d76e9-5f"):
-        run("ip link add qvb834d76e9-5f type veth peer name qvo834d76e9-5f")
+    with make_tap("tap5eedf00d-5f"):
+        run("ip link add qvb5eedf00d-5f type veth peer name qvo5eedf00d-5f")
         if device is not None:
             nft(12_500_000, 25_600 * 128, device)
-        with switch(declares, **{"qvo834d76e9-5f": 100_000}):
-            found = audit_tap("tap834d76e9-5f", {}, (OUT,), 0.1, packets=False)
-    assert patterns(found) == ({"P12"} if device == "qvo834d76e9-5f" else {"P1"}), found.findings
+        with switch(declares, **{"qvo5eedf00d-5f": 100_000}):
+            found = audit_tap("tap5eedf00d-5f", {}, (OUT,), 0.1, packets=False)
+    assert patterns(found) == ({"P12"} if device == "qvo5eedf00d-5f" else {"P1"}), found.findings
 
 
 @pytest.mark.parametrize("qdisc", ["clsact", "ingress", None])
