@@ -58,7 +58,7 @@ def _no_number(word: str) -> Any:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether something is nested beyond the bound: later on it is gone through by recursion."""
+    """Return True if something is nested beyond the bound: later code recurses into it."""
     level = [value]
     for _ in range(JSON_DEPTH_MAX):
         inner: list[Any] = []

@@ -64,7 +64,7 @@ class Source:
 
     @property
     def _sealed(self) -> bool:
-        """Whether the manifest lists every file: its writer came to its end."""
+        """Return True if the manifest lists every file: its writer came to its end."""
         return self.manifest.complete or bool(self.manifest.sha256)
 
     def _content(self, name: str) -> bytes | None:

@@ -115,7 +115,7 @@ def lost_rows(cells: Cells, taps: TapNames, reasons: Mapping[int, str]) -> list[
 
 
 def has_known_bucket(row: HistogramRow | LostRow) -> bool:
-    """Whether the row's two edges are those of one of the size buckets of this version."""
+    """Return True if the row's two edges are those of a size bucket of this version."""
     return size_range_bytes(_bucket(row)) == (row.size_min_bytes, row.size_max_bytes)
 
 

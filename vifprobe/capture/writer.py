@@ -123,7 +123,7 @@ class CaptureWriter:
                 stream.append(lines)
 
     def _has_room(self, stream: Stream, lines: bytes) -> bool:
-        """Whether a reader takes these lines, too. If not, they are counted: only the course of the run ends there."""
+        """Return True if a reader accepts these lines, too. If not, they are counted and left out of the file."""
         left_out, rows = self.manifest.left_out, lines.count(b"\n")
         rows_max = TIMELINE_ROWS_MAX if stream.name == csvio.TIMELINE.file else ROWS_MAX
         fits = stream.rows + rows <= rows_max and stream.size_bytes + len(lines) <= CSV_BYTES_MAX

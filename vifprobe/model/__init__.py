@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What everything else speaks of: codes, records, readings, limits, units. Imports numpy and the errors only."""
+"""Terms of all other packages: codes, records, readings, limits, units. Imports numpy and the errors only."""

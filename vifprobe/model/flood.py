@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was measured of the SYNs of one tap and direction: the model that screens, JSON, flood.csv and top.csv share."""
+"""Measures of the SYNs of one tap and direction: the model that screens, JSON, flood.csv and top.csv share."""
 
 from __future__ import annotations
 

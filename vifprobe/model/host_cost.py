@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the taps' packets cost this host: CPU time and context switches by who had them, and nanoseconds a packet."""
+"""Cost of the taps' packets for this host: CPU time and context switches by scope, and nanoseconds per packet."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Direction(IntEnum):
 
 
 class Ethertype(IntEnum):
-    """What a tc filter's ``protocol`` would match on: the outermost EtherType."""
+    """The outermost EtherType, which a tc filter's ``protocol`` matches."""
 
     IPV4 = 0
     IPV6 = 1
@@ -61,7 +61,7 @@ class PacketClass(IntEnum):
 
 
 class Verdict(IntEnum):
-    """What became of a packet. UNKNOWN: offered, but this hook can't learn the outcome (shown as empty or null)."""
+    """Outcome of a packet. UNKNOWN: offered, but this hook cannot learn the outcome (shown as empty or null)."""
 
     UNKNOWN = 0
     PASSED = 1
@@ -71,7 +71,7 @@ class Verdict(IntEnum):
 
 
 class Expected(IntEnum):
-    """What an ideal token bucket with the declared limit says of a packet. NONE: no limit to hold it against."""
+    """Answer of an ideal token bucket with the declared limit for a packet. NONE: no limit to compare with."""
 
     NONE = 0
     CONFORM = 1
@@ -79,7 +79,7 @@ class Expected(IntEnum):
 
 
 class Charge(IntEnum):
-    """What the ideal bucket charges a packet. INSTALLED: what the installed policer does (without L2 at ingress)."""
+    """Bytes that the ideal bucket charges for a packet. INSTALLED: as the installed policer (without L2 at ingress)."""
 
     INSTALLED = 0
     L2 = 1
@@ -108,7 +108,7 @@ class Bucket:
 
     @property
     def burst_ns(self) -> int:
-        """What it holds at most, in the time that it takes to fill."""
+        """Return the time that the empty bucket takes to fill."""
         return self.burst_bytes * NSEC_PER_SEC // self.bytes_per_second
 
     @property
@@ -125,13 +125,13 @@ class Bucket:
             factor, shift = factor << 1, shift + 1
 
     def cost_ns(self, charged_bytes: int) -> int:
-        """What a packet takes out of it (psched_l2t_ns, include/net/sch_generic.h)."""
+        """Return the tokens that a packet takes (psched_l2t_ns, include/net/sch_generic.h)."""
         mult, shift = self.ratio
         return charged_bytes * mult >> shift
 
 
 class TapTrait(IntFlag):
-    """What the kernel side must know of a tap to say whose drop it is."""
+    """Traits of a tap that the kernel side needs to attribute a drop."""
 
     NFT_POLICER = 1  # an nft netdev ingress chain hangs on it: a netfilter drop there is its policer's
     TC_POLICER = 2  # something that can drop is at its tc ingress; asked only where the kernel gives no drop reason

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which hook of a device sees what its guest sends, by the kind of the device: decided here and nowhere else.
+"""Hook of a device that sees what its guest sends, by the kind of the device: decided here and nowhere else.
 
 | kind | what the guest sends passes |
 |---|---|
@@ -33,7 +33,7 @@ _TAKES_OVER = ("macvtap", "macvlan", "ipvtap", "ipvlan", "vlan", "bond", "team")
 
 
 def is_guest_port(kind: str) -> bool:
-    """Whether a guest is behind a device of this kind."""
+    """Return True if a guest hangs on a device of this kind."""
     return kind in _OUTBOUND_HOOKS
 
 
@@ -43,7 +43,7 @@ def outbound_hook(kind: str) -> Hook:
 
 
 def is_swapped(kind: str) -> bool:
-    """Whether outbound is the device's egress."""
+    """Return True if outbound is the device's egress."""
     return outbound_hook(kind) == "egress"
 
 
@@ -68,12 +68,12 @@ def opposite(direction: Direction) -> Direction:
 
 
 def traces_received(kind: str) -> bool:
-    """Whether the tracepoint netif_receive_skb tells of what a device of this kind receives."""
+    """Return True if the tracepoint netif_receive_skb reports what a device of this kind receives."""
     return kind not in _TAKES_OVER
 
 
 def is_layer_3(kind: str) -> bool:
-    """Whether a device's packets begin with the IP header: its frame bytes are those of the IP packet."""
+    """Return True if a device's packets begin with the IP header: its frame bytes are those of the IP packet."""
     return kind == "tun"
 
 
@@ -83,7 +83,7 @@ def l2_header_bytes(kind: str) -> int:
 
 
 def word(kind: str, direction: Direction) -> str:
-    """What a screen calls a direction: `outbound` and `inbound`, or `received` and `sent` where there is no guest."""
+    """Return the word for a direction: `outbound` and `inbound`, or `received` and `sent` where there is no guest."""
     if is_guest_port(kind):
         return direction.name.lower()
     return "received" if direction is Direction.OUTBOUND else "sent"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one tap did in one interval: the model that live view, capture, JSON and notebooks share.
+"""Reading of one tap in one interval: the model that live view, capture, JSON and notebooks share.
 
 Live view and saved capture give the same :class:`Reading`, so that the same renderer shows both.
 """
@@ -73,7 +73,7 @@ def merge(*tables: Cells) -> Cells:
 
 
 def subtract(now: Cells, before: Cells) -> Cells:
-    """What was added between two cumulative tables."""
+    """Return what was added between two cumulative tables."""
     negative = before.copy()
     for name in _COUNTERS:
         negative[name] *= -1
@@ -81,7 +81,7 @@ def subtract(now: Cells, before: Cells) -> Cells:
 
 
 def unsized_notes(cells: Cells, has_reasons: bool = False) -> list[str]:
-    """What to say of packets that are counted without their size; nothing where there are none.
+    """Return notes on packets that are counted without their size; nothing if there are none.
 
     has_reasons: whether drops have a reason on this kernel, so that one without is a lack.
     """
@@ -193,7 +193,7 @@ class Reading:
 
     @property
     def gone(self) -> bool:
-        """Whether the tap was deleted before this reading was made: no later interval has one of it."""
+        """True if the tap was deleted before this reading was made: no later interval has one of it."""
         return self.gone_ns is not None
 
     def where(
@@ -220,7 +220,7 @@ class Reading:
         return count(self.where(direction, packet_class=packet_class))
 
     def counts(self, direction: Direction, verdict: Verdict, packet_class: PacketClass | None = None) -> Counts | None:
-        """What had this verdict; None where any packet of that direction and class has an unknown outcome.
+        """Return the packets of this verdict; None if any packet of that direction and class has an unknown outcome.
 
         QUEUED is a gauge: what was in the queue at the interval's end, however long it had been there.
         """
@@ -231,7 +231,7 @@ class Reading:
         return count(self.where(direction, verdict, packet_class))
 
     def knows_verdicts(self, direction: Direction, packet_class: PacketClass | None = None) -> bool:
-        """Whether the outcome of every packet counted here is known."""
+        """Return True if the outcome of every packet counted here is known."""
         return len(self.where(direction, Verdict.UNKNOWN, packet_class)) == 0
 
     def bypass(self, direction: Direction) -> Counts | None:
@@ -243,7 +243,7 @@ class Reading:
         return self._crossed(direction, Verdict.POLICED, Expected.CONFORM)
 
     def would(self, direction: Direction, expected: Expected, packet_class: PacketClass | None = None) -> Counts | None:
-        """What an ideal bucket with the declared limit said this of; None where it was not asked of every packet."""
+        """Return the packets with this answer of the ideal bucket; None if it was not asked for every packet."""
         unasked = self.where(direction, packet_class=packet_class, expected=Expected.NONE)
         if len(unasked) or not self._has_limit(direction):
             return None

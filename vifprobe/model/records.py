@@ -122,7 +122,7 @@ SynSets = Mapping[str, npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Distinct:
-    """What was different in a set of SYNs, direction being the SYN's.
+    """Different addresses and ports in a set of SYNs, by the direction of the SYN.
 
     sides: by tap and direction, those that had any. shape: how many taps and directions there are. The arrays of all
     begin with that shape.
@@ -160,7 +160,7 @@ class Distinct:
 
 @dataclass(frozen=True)
 class SynMeasures:
-    """What the kernel side knows of SYNs beyond their number (that is in the cells), of all taps.
+    """SYN measures of the kernel side for all taps, besides their number, which is in the cells.
 
     since_ns, at_ns: monotonic clock; the interval that `interval` is of, since the call before. total: since the start.
     The packet that a CPU is at when an interval ends can be in neither interval; it is in the total.
@@ -179,7 +179,7 @@ class SynMeasures:
 
 
 class HostScope(Enum):
-    """Whose time and context switches a row of host.csv tells of. What can't be added up is said with each.
+    """Scope of the time and context switches in a row of host.csv. Each says if it cannot be added up.
 
     TOTAL: all tasks and all switches, those from the idle task as well, as `ctxt` of /proc/stat counts them. CPU: the
     same of one CPU. IDLE: switches from the idle task to another, which the kernel counts as involuntary. The QEMU_

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people write for durations, rates and sizes, read the way tc(8) reads it. Imports only the errors."""
+"""Durations, rates and sizes as users write them, read as tc(8) reads them. Imports only the errors."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class WhatIf:
 
 
 class WhatIfRow(NamedTuple):
-    """What one limit would have passed and stopped of one class of a tap's packets."""
+    """Packets of one class of a tap that one limit would have passed and stopped."""
 
     tap: str
     direction: Direction

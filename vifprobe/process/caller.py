@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who calls root here, and the settings of the environment that are taken from there."""
+"""User who called root (sudo), and the settings of the environment that are taken from that user."""
 
 from __future__ import annotations
 

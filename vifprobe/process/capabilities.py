@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of root's rights a run keeps once everything is attached, and giving up all others for good.
+"""Root's rights that a run keeps once everything is attached; all others are given up for good.
 
 Rights belong to a thread, and are handed to what it starts: `give_up` is for the main thread. A thread that lives on
 and was started before calls `follow_plan` as the first thing it does. None of it is done before `plan` was called: a
@@ -104,7 +104,7 @@ def own() -> Sets | None:
 
 
 def kept(permitted: int, *, overrides: bool) -> tuple[Capability, ...]:
-    """What a run keeps of what it has. overrides: it must write where it is neither owner nor in the group."""
+    """Return the rights that a run keeps. overrides: it must write where it is neither owner nor in the group."""
     wanted = [*ALWAYS, *([Capability.DAC_OVERRIDE] if overrides else [])]
     if permitted & _mask(Capability.BPF, Capability.PERFMON) != _mask(Capability.BPF, Capability.PERFMON):
         wanted.append(Capability.SYS_ADMIN)
@@ -112,7 +112,7 @@ def kept(permitted: int, *, overrides: bool) -> tuple[Capability, ...]:
 
 
 def is_planned() -> bool:
-    """Whether this process gives up rights, or has done so."""
+    """Return True if this process gives up rights, or has done so."""
     return _plan is not None
 
 
@@ -190,7 +190,7 @@ def inherited(*capabilities: Capability) -> Iterator[None]:
 
 
 def belongs_to_another(path: Path) -> bool:
-    """Whether a socket is there that this user may connect to only by overriding its permissions."""
+    """Return True if this user can connect to a socket only by overriding its permissions."""
     try:
         found = path.stat()
     except OSError:

@@ -75,7 +75,7 @@ class ReplayNotes:
 
 @dataclass
 class Answers:
-    """Whether the file's first sender is sent something, too: then both directions are in the file.
+    """Frames to the file's first sender: if there are any, both directions are in the file.
 
     sender: its MAC. packets: to it.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs know to have escaped them, beyond the number of missed packets."""
+"""Counts of packets that the programs could not treat as they should, besides missed packets."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class ErrorCounts(NamedTuple):
         return cls(int(snapshot.missed_bytes[number].sum()), snapshot.late_verdicts, snapshot.recursion_misses)
 
     def since(self, before: ErrorCounts) -> ErrorCounts:
-        """What has been added to the earlier ones."""
+        """Return what has been added to the earlier counts."""
         return ErrorCounts(*(now - then for now, then in zip(self, before, strict=True)))
 
     def notes(self) -> list[str]:
-        """What a reader should know of a run with these totals."""
+        """Return notes on a run with these totals."""
         found = []
         if self.late_verdicts:
             found.append(f"{self.late_verdicts:,} packets were dropped after they had been counted as passed")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What libvirt says of the guests that run here, from the status files that its QEMU driver keeps for itself.
+"""Running guests of libvirt, from the status files that its QEMU driver keeps for itself.
 
 Nothing of libvirt is asked or even needed: /run/libvirt/qemu/NAME.xml holds the live XML of each running domain and
 follows `virsh domiftune --live`. Readable by root only. What it says of bandwidth is libvirt's memory; whether the

@@ -74,7 +74,7 @@ def meters_of(interface: OvsInterface) -> tuple[Meter, ...]:
 
 
 def parse_meters(bridge: str, listed: str, counted: str = "") -> Iterable[Meter]:
-    """What `dump-meters` and `meter-stats` print."""
+    """Meters in the output of `dump-meters` and `meter-stats`."""
     stats = {int(number): tuple(map(int, rest)) for number, *rest in _STATS.findall(counted)}
     for number, flags, bands in _METER.findall(listed):
         band = _BAND.search(bands)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Open vSwitch database asks for on a port: policing, QoS and queues; and whose port it is.
+"""Limits that the Open vSwitch database declares for a port: policing, QoS and queues; and whose port it is.
 
 The database says what OVS was told, as libvirt's XML says what libvirt was told. What the kernel does is for `tc`.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What packets cost this host: CPU time of softirqs, of a tap's process and of its vhost threads; context switches.
+"""Load of this host by packets: CPU time of softirqs, of a tap's process and its vhost threads; context switches.
 
 Source: proc(5), /proc/stat and /proc/PID/stat; drivers/vhost/vhost.c for the threads' names.
 """

@@ -166,7 +166,7 @@ def guest_name(arguments: list[str]) -> str | None:
 
 
 def socket_holder(pids: Iterable[int], inode: int) -> int | None:
-    """Which of these processes holds the socket with this inode; None where none does."""
+    """Return the process that holds the socket with this inode; None if none does."""
     target = f"socket:[{inode}]"
     with raised(Capability.SYS_PTRACE):
         return next((pid for pid in pids if any(_held(pid, {target}))), None)
@@ -182,7 +182,7 @@ def _target(link: Link) -> str:
 
 
 def _held(pid: int, wanted: Collection[str]) -> Iterator[str]:
-    """Which of the wanted targets, names of taps and of descriptors alike, a process holds."""
+    """Return the wanted targets, names of taps and of descriptors alike, that a process holds."""
     return (target for target, _ in _descriptors(pid, wanted))
 
 
@@ -240,7 +240,7 @@ def _started_by(pid: int) -> Iterator[int]:
 
 
 def _is_same_device(pid: int, link: Link, own_namespace: int) -> bool:
-    """Whether `iff:` names this link, and not one of that name in the process's own, other namespace."""
+    """Return True if `iff:` names this link, and not one of that name in the process's own, other namespace."""
     try:
         namespace = Path(f"/proc/{pid}/ns/net").stat().st_ino
     except OSError:

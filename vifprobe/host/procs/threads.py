@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a thread is: a guest's vCPU, its vhost worker, Open vSwitch, ksoftirqd, or somebody else.
+"""Scope of a thread: a guest's vCPU, its vhost worker, Open vSwitch, ksoftirqd, or others.
 
 Told by names. A guest can't choose its threads' names, but any process on the host can choose its own: a kernel
 thread's name counts for a kernel thread only, and a guest's threads are those of the process that holds its tap.
@@ -36,7 +36,7 @@ _LOOK_SECONDS = 5.0
 
 
 class Who(NamedTuple):
-    """What a thread's time is counted under. pid: of its process; None where threads of several are added up."""
+    """Key under which a thread's time is counted. pid: of its process; None where several processes are added up."""
 
     scope: HostScope
     name: str

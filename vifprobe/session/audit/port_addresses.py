@@ -22,7 +22,7 @@ def host_neighbours() -> list[Neighbour]:
 
 
 def own_addresses(declared: Declared, seen: Sequence[Neighbour], ifindex: int) -> OwnAddresses:
-    """What the host knows of a port: the MAC it was given, addresses it may use, and what that MAC has answered for.
+    """Return what the host knows of a port: its MAC, addresses it may use, addresses that this MAC has answered for.
     Without a MAC, whoever answers on the tap itself is taken for it: nobody else is behind it.
     """
     given = {mac.lower() for mac, _ in declared.macs}
