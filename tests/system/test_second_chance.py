@@ -63,7 +63,8 @@ def whole(tmp_path: Path) -> Path:
     nothing, python = "#!/bin/sh\n", f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
     tools = {f".venv/bin/{name}": nothing for name in ("ruff", "mypy", "shellcheck")}
     places = {"scripts/setup": nothing, "scripts/lab/vm-tests": nothing, **tools, ".venv/bin/python": python}
-    for place, text in {**places, "tests/system/test_real_guest.py": LATER}.items():
+    own = {f"tests/system/test_{name}.py": LATER for name in ("real_guest", "command")}
+    for place, text in {**places, **own}.items():
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_text(text)
         (tmp_path / place).chmod(0o755)
@@ -114,6 +115,33 @@ def test_natively_what_failed_at_first_may_pass(whole: Path) -> None:
     assert "== pytest: some failed, to be repeated" in first
     assert "== pytest, what failed: passed" in again
     assert "1 passed in" in again.partition("== virtual machines")[0]
+
+
+def test_commands_that_failed_at_first_may_pass(whole: Path) -> None:
+    """They run beside the others, with a list of failures for themselves."""
+    (whole / "tests" / "test_later.py").write_text(LATER)
+    (whole / "tests" / "system" / "test_first.py").write_text(TESTS)
+    done = script(whole, "scripts/test", "--vm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "== pytest, commands: some failed, to be repeated" in done.stdout
+    assert "== commands, what failed: passed" in done.stdout
+    assert "== pytest, what failed" not in done.stdout
+
+
+def test_commands_that_fail_twice_have_failed(whole: Path) -> None:
+    (whole / "tests" / "test_later.py").write_text(LATER)
+    (whole / "tests" / "system" / "test_always.py").write_text(ALWAYS)
+    done = script(whole, "scripts/test", "--vm")
+    assert done.returncode == 1
+    assert re.fullmatch("FAILED after [0-9]+ s: commands, what failed", done.stdout.splitlines()[-1])
+
+
+def test_named_tests_run_at_once(whole: Path) -> None:
+    (whole / "tests" / "test_later.py").write_text(LATER)
+    done = script(whole, "scripts/test", "--vm", "tests/test_later.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "== pytest, commands" not in done.stdout
+    assert "1 passed" in done.stdout
 
 
 def test_natively_what_fails_twice_has_failed(whole: Path) -> None:
