@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vifprobe.analysis.findings import thresholds
-from vifprobe.analysis.policer import Enforced
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import InstalledLimit
 
 #: So many gaps that are over are kept of a direction, the newest, and so many limits that came: somebody may change a
 #: limit all day long.
@@ -57,7 +57,7 @@ class LimitGap:
     number: int
     direction: Direction
     start_ns: int
-    limit: Enforced | None
+    limit: InstalledLimit | None
     removal: LimitEvent | None = None
     link_change: LimitEvent | None = None
     end_ns: int | None = None
@@ -95,7 +95,7 @@ class GapTracker:
     installs_before: how many came before those. earlier: gaps that are not in `gaps` any more.
     """
 
-    def __init__(self, limits: Mapping[Direction, Enforced | None]) -> None:
+    def __init__(self, limits: Mapping[Direction, InstalledLimit | None]) -> None:
         self.gaps: list[LimitGap] = []
         self.installs: list[tuple[Direction, int]] = []
         self.installs_before = 0
@@ -107,7 +107,7 @@ class GapTracker:
     def follow(
         self,
         events: Iterable[LimitEvent],
-        limits: Mapping[Direction, Enforced | None],
+        limits: Mapping[Direction, InstalledLimit | None],
         now_ns: int,
         passed: Mapping[Direction, int | None],
     ) -> bool:
@@ -156,8 +156,8 @@ class GapTracker:
     def _take(
         self,
         event: LimitEvent,
-        tentative: dict[Direction, Enforced | None],
-        limits: Mapping[Direction, Enforced | None],
+        tentative: dict[Direction, InstalledLimit | None],
+        limits: Mapping[Direction, InstalledLimit | None],
         passed: Mapping[Direction, int | None],
     ) -> None:
         if event.meaning == "link":
@@ -174,7 +174,7 @@ class GapTracker:
         if event.meaning in ("limit_new", "limit_maybe"):
             if tentative.get(direction) is None:
                 self._restored(direction, event.at_ns, event.by, passed)
-                tentative[direction] = limits.get(direction) or Enforced(direction, "", "", "", "")
+                tentative[direction] = limits.get(direction) or InstalledLimit(direction, "", "", "", "")
         elif (lost := tentative.get(direction)) is not None:
             self._lost(direction, event.at_ns, lost, event, passed)
             tentative[direction] = None
@@ -200,8 +200,8 @@ class GapTracker:
     def _take_rules(
         self,
         event: LimitEvent,
-        tentative: dict[Direction, Enforced | None],
-        limits: Mapping[Direction, Enforced | None],
+        tentative: dict[Direction, InstalledLimit | None],
+        limits: Mapping[Direction, InstalledLimit | None],
         passed: Mapping[Direction, int | None],
     ) -> None:
         """A transaction of nft: to delete a limit and add one in the same transaction leaves no gap."""
@@ -220,8 +220,8 @@ class GapTracker:
         self,
         direction: Direction,
         opened: int,
-        told: Enforced | None,
-        found: Enforced | None,
+        told: InstalledLimit | None,
+        found: InstalledLimit | None,
         now_ns: int,
         passed: Mapping[Direction, int | None],
     ) -> bool:
@@ -247,7 +247,7 @@ class GapTracker:
         self,
         direction: Direction,
         at_ns: int,
-        limit: Enforced,
+        limit: InstalledLimit,
         removal: LimitEvent | None,
         passed: Mapping[Direction, int | None],
     ) -> None:
@@ -270,7 +270,7 @@ class GapTracker:
         return None if now is None or then is None else max(0, now - then)
 
 
-def _took_it(gap: LimitGap, found: Enforced) -> bool:
+def _took_it(gap: LimitGap, found: InstalledLimit) -> bool:
     """Return True if a limit like the one that is there must have gone, too, when the gap began."""
     removal, limit = gap.removal, gap.limit
     if removal is None or limit is None or (found.source, found.kind) != (limit.source, limit.kind):
@@ -281,6 +281,6 @@ def _took_it(gap: LimitGap, found: Enforced) -> bool:
     return removal.meaning == "qdisc_del" and limit.source == "tc" and removal.qdisc in held
 
 
-def _setting(limit: Enforced | None) -> tuple[object, ...]:
+def _setting(limit: InstalledLimit | None) -> tuple[object, ...]:
     """Return the settings that identify a limit, without its counters."""
     return () if limit is None else (limit.where, limit.rate_bps, limit.burst_bytes, limit.rate_pps, limit.protocol)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from vifprobe.analysis.findings import thresholds
 from vifprobe.model import ports
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import DeclaredLimit, InstalledLimit, main_limit
 from vifprobe.model.quantities import Foreign
 
 
@@ -35,54 +36,6 @@ class PolicerRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Declared:
-    """A limit that somebody asked for. None: not set. burst_bytes: as it should be in the kernel.
-
-    source: `user`, `libvirt`, `ovs`. kind: in what form. device: the interface that it was asked for.
-    """
-
-    direction: Direction
-    source: str
-    kind: str
-    device: str
-    rate_bps: int | None = None
-    burst_bytes: int | None = None
-    rate_pps: int | None = None
-    burst_packets: int | None = None
-
-
-@dataclass(frozen=True)
-class Enforced:
-    """A limit that is held against packets. None: not set, or not counted.
-
-    source: `tc`, `nft`, `ovs`. kind: `police`, `htb`, `tbf`, `limit`, `meter`. where: which object. protocol,
-    matches_all: of the packets that come to it; "" where conditions decide. default: not a class for some packets only.
-    bucket_bytes: what passes at once after silence, where a longer packet never conforms; None: no bound, or unknown.
-    """
-
-    direction: Direction
-    source: str
-    kind: str
-    where: str
-    device: str
-    rate_bps: int | None = None
-    burst_bytes: int | None = None
-    rate_pps: int | None = None
-    protocol: str = "all"
-    matches_all: bool | None = True
-    packets: int | None = None
-    bytes: int | None = None
-    drops: int | None = None
-    default: bool = True
-    bucket_bytes: int | None = None
-
-    @property
-    def at_once_bytes(self) -> int | None:
-        """What passes at once after silence."""
-        return self.burst_bytes if self.bucket_bytes is None else self.bucket_bytes
-
-
-@dataclass(frozen=True)
 class SetUp:
     """All that is set on one tap.
 
@@ -94,9 +47,9 @@ class SetUp:
     """
 
     tap: str
-    declared: tuple[Declared, ...] = ()
-    enforced: tuple[Enforced, ...] = ()
-    elsewhere: tuple[Enforced, ...] = ()
+    declared: tuple[DeclaredLimit, ...] = ()
+    enforced: tuple[InstalledLimit, ...] = ()
+    elsewhere: tuple[InstalledLimit, ...] = ()
     earlier: tuple[str, ...] = ()
     ingress_qdisc: str = ""
     declared_unknown: tuple[str, ...] = ()
@@ -117,28 +70,24 @@ class SetUp:
         """Why a limit of this direction may be enforced unseen."""
         return (*self.enforced_unknown, *(words for where, words in self.undecoded if where is direction))
 
-    def declared_in(self, direction: Direction) -> tuple[Declared, ...]:
+    def declared_in(self, direction: Direction) -> tuple[DeclaredLimit, ...]:
         """What was asked for on the tap itself."""
         return tuple(one for one in self.declared if one.direction is direction and one.device == self.tap)
 
-    def enforced_in(self, direction: Direction) -> tuple[Enforced, ...]:
+    def enforced_in(self, direction: Direction) -> tuple[InstalledLimit, ...]:
         """What is held against unsorted packets of one direction."""
         return tuple(one for one in self.enforced if one.direction is direction and one.default and has_rate(one))
 
-    def main_declared(self, direction: Direction) -> Declared | None:
+    def main_declared(self, direction: Direction) -> DeclaredLimit | None:
         """What counts: the user's own word, else the lowest rate that was asked for."""
         found = self.declared_in(direction)
         given = [one for one in found if one.source == "user"]
         with_rate = [one for one in given or found if one.rate_bps is not None]
         return min(with_rate, key=lambda one: one.rate_bps or 0, default=None)
 
-    def main_enforced(self, direction: Direction) -> Enforced | None:
+    def main_enforced(self, direction: Direction) -> InstalledLimit | None:
         """The lowest bit rate, else the lowest packet rate."""
-        found = self.enforced_in(direction)
-        with_rate = [one for one in found if one.rate_bps is not None]
-        if with_rate:
-            return min(with_rate, key=lambda one: one.rate_bps or 0)
-        return min(found, key=lambda one: one.rate_pps or 0, default=None)
+        return main_limit(self.enforced, direction)
 
 
 class InForce(Enum):
@@ -155,7 +104,7 @@ class InForce(Enum):
     UNKNOWN = "unknown"
 
 
-def has_rate(limit: Declared | Enforced) -> bool:
+def has_rate(limit: DeclaredLimit | InstalledLimit) -> bool:
     """Whether it limits anything at all."""
     return limit.rate_bps is not None or limit.rate_pps is not None
 
@@ -172,13 +121,13 @@ def same_burst(declared: int | None, installed: int | None) -> bool | None:
     return abs(declared - installed) <= thresholds.SAME_BURST * declared + thresholds.BURST_ROUNDING_BYTES
 
 
-def burst_differs(declared: Declared, enforced: Enforced) -> bool:
+def burst_differs(declared: DeclaredLimit, enforced: InstalledLimit) -> bool:
     """Whether the burst is neither as asked for nor what passes at once: people name nft's limits either way."""
     readings = [same_burst(declared.burst_bytes, one) for one in (enforced.burst_bytes, enforced.at_once_bytes)]
     return False in readings and True not in readings
 
 
-def matches(declared: Declared, enforced: Enforced) -> bool:
+def matches(declared: DeclaredLimit, enforced: InstalledLimit) -> bool:
     """Whether the kernel does what was asked for: same direction, device and rate, and burst where both have one."""
     if (declared.direction, declared.device) != (enforced.direction, enforced.device):
         return False
@@ -215,7 +164,7 @@ def _by_set_up(set_up: SetUp, direction: Direction) -> InForce:
     return InForce.THERE
 
 
-def enforced_past(set_up: SetUp, direction: Direction) -> list[Enforced]:
+def enforced_past(set_up: SetUp, direction: Direction) -> list[InstalledLimit]:
     """Limits past the tap that can stand for what was asked for: a packet limit is none for a limit in bits."""
     in_bits = any(one.rate_bps is not None for one in set_up.declared_in(direction))
     found = [one for one in set_up.elsewhere if one.direction is direction and one.default and has_rate(one)]
@@ -233,7 +182,7 @@ def uncovered(set_up: SetUp, direction: Direction) -> str:
 
 
 def policer_rows(set_up: SetUp) -> list[PolicerRow]:
-    """Declared and enforcing places side by side: by direction, what was asked for first."""
+    """DeclaredLimit and enforcing places side by side: by direction, what was asked for first."""
     rows = []
     for direction in Direction:
         rows += [_declared_row(set_up, one) for one in set_up.declared if one.direction is direction]
@@ -242,7 +191,7 @@ def policer_rows(set_up: SetUp) -> list[PolicerRow]:
     return rows
 
 
-def _declared_row(set_up: SetUp, one: Declared) -> PolicerRow:
+def _declared_row(set_up: SetUp, one: DeclaredLimit) -> PolicerRow:
     held = (*set_up.enforced, *set_up.elsewhere)
     found = any(matches(one, other) for other in held)
     return PolicerRow(
@@ -261,7 +210,7 @@ def _declared_row(set_up: SetUp, one: Declared) -> PolicerRow:
     )
 
 
-def _enforced_row(set_up: SetUp, one: Enforced) -> PolicerRow:
+def _enforced_row(set_up: SetUp, one: InstalledLimit) -> PolicerRow:
     asked = [other for other in set_up.declared if (other.direction, other.device) == (one.direction, one.device)]
     found = any(matches(other, one) for other in asked)
     return PolicerRow(
@@ -280,5 +229,5 @@ def _enforced_row(set_up: SetUp, one: Enforced) -> PolicerRow:
     )
 
 
-def _source(set_up: SetUp, one: Declared | Enforced) -> str:
+def _source(set_up: SetUp, one: DeclaredLimit | InstalledLimit) -> str:
     return one.source if one.device == set_up.tap else f"{one.source} {one.device}"

@@ -27,10 +27,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from vifprobe.host.limits import Installed, InstalledLimit, installed_of
+from vifprobe.host.limits import Installed, installed_of
 from vifprobe.host.net.links import Link, LinkCounters, list_links_and_counters
 from vifprobe.host.tc.records import Stats
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import InstalledLimit
 from vifprobe.model.ports import turned
 
 

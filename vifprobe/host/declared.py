@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vifprobe.host.net.links import Link
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import DeclaredLimit
 
 if TYPE_CHECKING:  # XML and JSON are loaded when there is something to read: a first screen does not wait for them
     from vifprobe.host.libvirt import domains
@@ -23,25 +24,6 @@ OVS_SOCKETS = (Path("/run/openvswitch/db.sock"), Path("/var/run/openvswitch/db.s
 # Neutron's hybrid plug: the tap and qvb sit on a Linux bridge, and qvb's peer qvo is the port of Open vSwitch
 # (neutron_lib.constants and nova/network/os_vif_util.py: the names share the first 11 characters of the port's id).
 _OVS_SIDE = "qvo"
-
-
-@dataclass(frozen=True)
-class DeclaredLimit:
-    """One limit that somebody asked for. None: not set.
-
-    source: `user`, `libvirt` or `ovs`. kind: in what form (`option`, `bandwidth`, `policing`, `qos linux-htb`). device:
-    the interface that it is declared on, which may be another than the tap. rate_bps: bits per second. burst_bytes: as
-    whoever declares it hands it to the kernel.
-    """
-
-    direction: Direction
-    source: str
-    kind: str
-    device: str
-    rate_bps: int | None = None
-    burst_bytes: int | None = None
-    rate_pps: int | None = None
-    burst_packets: int | None = None
 
 
 @dataclass(frozen=True)

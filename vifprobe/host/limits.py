@@ -18,39 +18,7 @@ from vifprobe.host.tc.reader import TcReader, TcState
 from vifprobe.host.tc.records import Shaper, Stats, TcAction, TcFilter
 from vifprobe.model import ports
 from vifprobe.model.layout import Direction
-
-
-@dataclass(frozen=True)
-class InstalledLimit:
-    """One limit as the kernel enforces it. None: not set, or not counted.
-
-    source: `tc` or `nft`. kind: `police`, `htb`, `tbf` or `limit`. where: which object, in a form that stays the same
-    while the object does. protocol: of the packets that it is held against, as tc writes it; nft knows no such field,
-    and `all` stands for a rule without conditions there, "" for one with some. matches_all: whether all packets of that
-    protocol come to it. burst_bytes: what passes at once after silence (nft: a unit of the rate and its burst).
-    rate_pps: rounded up. packets, bytes: offered to it; drops: packets, 32 bit from tc.
-    overhead_bytes: added to a packet's charge. mpu_bytes: and no packet is charged less than that.
-    shared: other interfaces use the same bucket or counter. default: of several classes the one for unsorted packets.
-    """
-
-    direction: Direction
-    source: str
-    kind: str
-    where: str
-    rate_bps: int | None = None
-    burst_bytes: int | None = None
-    rate_pps: int | None = None
-    burst_packets: int | None = None
-    protocol: str = "all"
-    matches_all: bool | None = True
-    exceed_action: str = "drop"
-    packets: int | None = None
-    bytes: int | None = None
-    drops: int | None = None
-    overhead_bytes: int = 0
-    mpu_bytes: int = 0
-    shared: bool = False
-    default: bool = True
+from vifprobe.model.limits import InstalledLimit, main_limit
 
 
 @dataclass(frozen=True)
@@ -81,11 +49,7 @@ class Installed:
 
     def main(self, direction: Direction) -> InstalledLimit | None:
         """The lowest bit rate that unsorted packets of this direction are held to, else the lowest packet rate."""
-        limits = [limit for limit in self.of(direction) if limit.default]
-        with_bits = [limit for limit in limits if limit.rate_bps is not None]
-        if with_bits:
-            return min(with_bits, key=lambda limit: limit.rate_bps or 0)
-        return min((limit for limit in limits if limit.rate_pps), key=lambda limit: limit.rate_pps or 0, default=None)
+        return main_limit(self.limits, direction)
 
 
 def installed(link: Link) -> Installed:
@@ -106,7 +70,7 @@ class LimitReader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tc, self._nft = TcReader(), NftReader()
-        self._made: dict[int, Installed] = {}
+        self._made: dict[tuple[int, str], Installed] = {}
 
     def read(self, links: Iterable[Link]) -> dict[int, Installed]:
         """Ifindex -> limits, from the same few dumps. Raises HostError where tc can't be read."""
@@ -138,11 +102,12 @@ class LimitReader:
                 return False
 
     def _installed(self, link: Link, tc: TcState, nft: Mapping[str, NftState], problems: tuple[str, ...]) -> Installed:
-        made, state = self._made.get(link.ifindex), nft.get(link.name, NftState())
+        key, state = (link.ifindex, link.name), nft.get(link.name, NftState())
+        made = self._made.get(key)
         told = tc.problems + problems
         if made is None or made.tc is not tc or made.nft != state or made.problems != told:
-            limits = _turned(link.kind, (*_tc_limits(tc), *_nft_limits(state)))
-            made = self._made[link.ifindex] = Installed(limits, tc, state, told, link.kind)
+            found = (replace(one, device=link.name) for one in (*_tc_limits(tc), *map(_nft_limit, state.policers())))
+            made = self._made[key] = Installed(_turned(link.kind, tuple(found)), tc, state, told, link.kind)
         return made
 
 
@@ -179,6 +144,7 @@ def _police(at: TcFilter, action: TcAction) -> InstalledLimit:
         where=f"{at.where} police {action.index}",
         rate_bps=policer.rate_bps if policer else None,
         burst_bytes=policer.burst_bytes if policer else None,
+        bucket_bytes=policer.burst_bytes if policer else None,
         rate_pps=policer.rate_pps if policer else None,
         burst_packets=policer.burst_packets if policer else None,
         protocol=at.protocol,
@@ -196,6 +162,7 @@ def _police(at: TcFilter, action: TcAction) -> InstalledLimit:
 def _shaped(
     where: str, kind: str, shaper: Shaper, stats: Stats, default: bool, borrows: bool = False
 ) -> InstalledLimit:
+    # Without a bucket: a shaper cuts a GSO frame into its segments, or sends it in debt.
     return InstalledLimit(
         direction=Direction.INBOUND,
         source="tc",
@@ -210,10 +177,6 @@ def _shaped(
     )
 
 
-def _nft_limits(state: NftState) -> Iterator[InstalledLimit]:
-    return map(_nft_limit, state.policers())
-
-
 def _nft_limit(found: NftPolicer) -> InstalledLimit:
     limit, rule = found.limit, found.at.rule
     offered = rule.counter_before
@@ -223,7 +186,8 @@ def _nft_limit(found: NftPolicer) -> InstalledLimit:
         kind="limit",
         where=found.where,
         rate_bps=limit.rate_bps,
-        burst_bytes=limit.bucket_bytes,
+        burst_bytes=limit.burst_bytes,
+        bucket_bytes=limit.bucket_bytes,
         rate_pps=None if limit.rate_pps is None else math.ceil(limit.rate_pps),
         burst_packets=limit.burst_packets,
         protocol="all" if rule.matches_all else "",

@@ -411,7 +411,7 @@ class WatchedTap:
         """
         for direction, limit in declared.items():
             main = self.installed.main(direction)
-            burst_bytes = limit.burst_bytes or (main.burst_bytes if main else None)
+            burst_bytes = limit.burst_bytes or (main.at_once_bytes if main else None)
             bytes_per_second = (limit.declared_bps or 0) // 8
             if not bytes_per_second:
                 continue
@@ -428,7 +428,7 @@ class WatchedTap:
         main = self.installed.main(direction)
         if main is None:
             return declared
-        burst_bytes = main.burst_bytes if declared.burst_bytes is None else declared.burst_bytes
+        burst_bytes = main.at_once_bytes if declared.burst_bytes is None else declared.burst_bytes
         return replace(declared, installed_bps=main.rate_bps, installed_pps=main.rate_pps, burst_bytes=burst_bytes)
 
 

@@ -9,15 +9,16 @@ import numpy.typing as npt
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.flood.bursts import BurstBucket, Bursts
-from vifprobe.analysis.policer import Enforced, SetUp
+from vifprobe.analysis.policer import SetUp
 from vifprobe.model.layout import BIN, Direction, Verdict
+from vifprobe.model.limits import InstalledLimit
 from vifprobe.model.reading import Finding
 
 OUT = Direction.OUTBOUND
 MS = 1_000_000
 RATE_BPS, BURST_BYTES = 100_000_000, 3_200_000
 BUCKET = BurstBucket(RATE_BPS / 8, BURST_BYTES)
-POLICE = Enforced(OUT, "tc", "police", "ingress pref 7", "tap0", RATE_BPS, BURST_BYTES, None, "all", True)
+POLICE = InstalledLimit(OUT, "tc", "police", "ingress pref 7", "tap0", RATE_BPS, BURST_BYTES, None, "all", True)
 
 
 def bins(

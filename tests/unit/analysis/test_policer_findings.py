@@ -14,20 +14,21 @@ from vifprobe.analysis.findings import thresholds as t
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Growth, LinkLoad, Sample, Situation, Uplink
 from vifprobe.analysis.gaps import LimitEvent, LimitGap
-from vifprobe.analysis.policer import Declared, Enforced, InForce, SetUp, in_force, policer_rows
+from vifprobe.analysis.policer import InForce, SetUp, in_force, policer_rows
 from vifprobe.model.layout import CELL, SIZE_UNKNOWN, Direction, Ethertype, PacketClass, Verdict, size_bucket
+from vifprobe.model.limits import DeclaredLimit, InstalledLimit
 from vifprobe.model.reading import Finding, Reading
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 RATE, BURST = 100_000_000, 3_200_000
 SECOND = 1_000_000_000
-LIBVIRT = Declared(OUT, "libvirt", "bandwidth", "tap0", RATE, BURST)
-OVS = Declared(OUT, "ovs", "policing", "tap0", RATE, BURST)
-POLICE = Enforced(
+LIBVIRT = DeclaredLimit(OUT, "libvirt", "bandwidth", "tap0", RATE, BURST)
+OVS = DeclaredLimit(OUT, "ovs", "policing", "tap0", RATE, BURST)
+POLICE = InstalledLimit(
     OUT, "tc", "police", "ingress pref 49152 u32 800::800 police 1", "tap0", RATE, BURST,
     packets=7919, bytes=104_729, drops=13, bucket_bytes=BURST,
 )  # fmt: skip
-HTB = Enforced(IN, "tc", "htb", "root htb 1:1", "tap0", RATE, BURST)
+HTB = InstalledLimit(IN, "tc", "htb", "root htb 1:1", "tap0", RATE, BURST)
 CORRECT = SetUp("tap0", declared=(LIBVIRT,), enforced=(POLICE,), ingress_qdisc="ingress")
 
 
@@ -323,7 +324,7 @@ def test_p12_the_other_directions_side() -> None:
 
 
 def test_p12_a_meter() -> None:
-    meter = Enforced(OUT, "ovs", "meter", "br-int meter 1", "br-int", RATE)
+    meter = InstalledLimit(OUT, "ovs", "meter", "br-int meter 1", "br-int", RATE)
     found = only(Situation(SetUp("tap0", elsewhere=(meter,))), "P12")
     assert "OpenFlow meter of br-int" in found.title
     assert patterns(Situation(SetUp("tap0", declared=(LIBVIRT,), elsewhere=(meter,)))) == ["P12"]

@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 from vifprobe.analysis.gaps import GapTracker, LimitEvent, LimitGap
-from vifprobe.analysis.policer import Enforced
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import InstalledLimit
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
-POLICE = Enforced(OUT, "tc", "police", "ingress pref 49152 police 1", "tap0", 100_000_000, 3_200_000)
-THERE: dict[Direction, Enforced | None] = {OUT: POLICE, IN: None}
-NOT_THERE: dict[Direction, Enforced | None] = {OUT: None, IN: None}
+POLICE = InstalledLimit(OUT, "tc", "police", "ingress pref 49152 police 1", "tap0", 100_000_000, 3_200_000)
+THERE: dict[Direction, InstalledLimit | None] = {OUT: POLICE, IN: None}
+NOT_THERE: dict[Direction, InstalledLimit | None] = {OUT: None, IN: None}
 MS = 1_000_000
 
 
@@ -122,7 +122,7 @@ def test_a_removal_whose_message_came_while_it_was_looked() -> None:
 
 
 def test_an_nft_limit_is_left_when_a_qdisc_goes() -> None:
-    nft = Enforced(OUT, "nft", "limit", "nft netdev t c handle 3", "tap0", 200_000_000)
+    nft = InstalledLimit(OUT, "nft", "limit", "nft netdev t c handle 3", "tap0", 200_000_000)
     tracker = GapTracker(THERE)
     assert follow(tracker, [qdisc_del(5)], {OUT: nft, IN: None}, 6, 1009)
     assert tracker.gaps == []
@@ -165,9 +165,9 @@ def test_a_second_removal_has_a_number_of_its_own() -> None:
 
 def test_a_changed_rate_is_a_change_and_counters_are_none() -> None:
     tracker = GapTracker(THERE)
-    counted = Enforced(**{**vars(POLICE), "bytes": 104_729})
+    counted = InstalledLimit(**{**vars(POLICE), "bytes": 104_729})
     assert not follow(tracker, [], {OUT: counted, IN: None}, 6, 0)
-    faster = Enforced(**{**vars(POLICE), "rate_bps": 200_000_000})
+    faster = InstalledLimit(**{**vars(POLICE), "rate_bps": 200_000_000})
     assert follow(tracker, [limit_new(7)], {OUT: faster, IN: None}, 8, 0)
     assert tracker.gaps == []
 
@@ -190,8 +190,8 @@ def test_a_filter_that_is_announced_without_its_settings_counts_if_a_limit_is_fo
     assert one(tracker).end_ns is None
 
 
-NFT = Enforced(OUT, "nft", "limit", "ingress netdev t c rule 3", "tap0", 100_000_000, 3_200_000)
-AFTER = Enforced(OUT, "nft", "limit", "ingress netdev t c rule 4", "tap0", 100_000_000, 3_200_000)
+NFT = InstalledLimit(OUT, "nft", "limit", "ingress netdev t c rule 3", "tap0", 100_000_000, 3_200_000)
+AFTER = InstalledLimit(OUT, "nft", "limit", "ingress netdev t c rule 4", "tap0", 100_000_000, 3_200_000)
 
 
 def rules(at_ms: float, *deleted: str, adds: bool = False) -> LimitEvent:
@@ -248,8 +248,8 @@ def test_a_limit_that_is_back_unheard_of_ends_the_gap_at_the_next_look() -> None
 
 def test_the_end_of_another_qdisc_leaves_no_gap() -> None:
     """An ingress qdisc beside a limit of nft's; a leaf under HTB."""
-    shaper = Enforced(IN, "tc", "htb", "root htb 1:1", "tap0", 100_000_000, 3_200_000)
-    both: dict[Direction, Enforced | None] = {OUT: NFT, IN: shaper}
+    shaper = InstalledLimit(IN, "tc", "htb", "root htb 1:1", "tap0", 100_000_000, 3_200_000)
+    both: dict[Direction, InstalledLimit | None] = {OUT: NFT, IN: shaper}
     tracker = GapTracker(both)
     leaf = LimitEvent(4 * MS, "qdisc_del", IN, "tc", 4711, "sfq qdisc 2: at 1:1", "sfq")
     follow(tracker, [qdisc_del(3, "tc"), leaf], both, 5, 0)

@@ -9,16 +9,19 @@ import pytest
 
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Situation
-from vifprobe.analysis.policer import Declared, Enforced, SetUp, policer_rows
+from vifprobe.analysis.policer import SetUp, policer_rows
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import DeclaredLimit, InstalledLimit
 from vifprobe.render.text.policer import policer_lines, proof
 from vifprobe.render.units import ASCII, BLOCKS, cell_width
 
 OUT = Direction.OUTBOUND
 NAME = "tap834d76e9-5f"
-LIBVIRT = Declared(OUT, "libvirt", "bandwidth", NAME, 100_000_000, 3_200_000)
-POLICE = Enforced(OUT, "tc", "police", "ingress pref 49152 police 1", NAME, 100_000_000, 3_200_000, None, "all", True,
-                  10_000_019, 8_000_000_011, 7_900_009)  # fmt: skip
+LIBVIRT = DeclaredLimit(OUT, "libvirt", "bandwidth", NAME, 100_000_000, 3_200_000)
+POLICE = InstalledLimit(
+    OUT, "tc", "police", "ingress pref 49152 police 1", NAME, 100_000_000, 3_200_000, None, "all", True,
+    10_000_019, 8_000_000_011, 7_900_009,
+)  # fmt: skip
 SET_UPS = {
     "LIMIT IS THERE": SetUp(NAME, (LIBVIRT,), (POLICE,)),
     "NO POLICER": SetUp(NAME, (LIBVIRT,)),

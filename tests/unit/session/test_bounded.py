@@ -16,7 +16,7 @@ from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.flood.syn_tracker import SynTracker
 from vifprobe.analysis.gaps import GapTracker, LimitEvent
-from vifprobe.analysis.policer import Enforced, SetUp
+from vifprobe.analysis.policer import SetUp
 from vifprobe.analysis.recent import Recent
 from vifprobe.host.limits import Installed
 from vifprobe.host.net import senders
@@ -28,6 +28,7 @@ from vifprobe.host.nft.reader import NftState
 from vifprobe.host.tc.objects import TCMSG
 from vifprobe.host.tc.reader import RTM_DELQDISC, RTM_NEWQDISC, TcState
 from vifprobe.model.layout import SAMPLE, Direction
+from vifprobe.model.limits import InstalledLimit
 from vifprobe.session.coverage import KEPT as SPANS_KEPT
 from vifprobe.session.coverage import Coverage, GapTeller, without_old
 from vifprobe.session.drop_attribution import DropAttribution, DropSources
@@ -36,9 +37,9 @@ from vifprobe.session.tap import WatchedTap
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 MS = 1_000_000
 ROUNDS = 10_007
-POLICE = Enforced(OUT, "tc", "police", "ingress pref 49152 police 1", "tap0", 100_000_000, 3_200_000)
-THERE: dict[Direction, Enforced | None] = {OUT: POLICE, IN: None}
-NOT_THERE: dict[Direction, Enforced | None] = {OUT: None, IN: None}
+POLICE = InstalledLimit(OUT, "tc", "police", "ingress pref 49152 police 1", "tap0", 100_000_000, 3_200_000)
+THERE: dict[Direction, InstalledLimit | None] = {OUT: POLICE, IN: None}
+NOT_THERE: dict[Direction, InstalledLimit | None] = {OUT: None, IN: None}
 
 
 def test_what_nobody_takes_is_the_newest_and_the_rest_is_counted() -> None:

@@ -4,16 +4,16 @@
 from dataclasses import replace
 
 from vifprobe.analysis.gaps import LimitEvent, LimitGap
-from vifprobe.analysis.policer import Enforced
 from vifprobe.host.net.changes import NO_CHANGE
 from vifprobe.host.net.events import Event
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import InstalledLimit
 from vifprobe.session.coverage import Coverage, GapTeller, LinkTeller
 
 OUT = Direction.OUTBOUND
 LASTING = Coverage("tap0", OUT, 1_000, None, "ingress qdisc ffff: at ingress deleted", 4711, "tc")
 OVER = replace(LASTING, end_ns=5_001_000, hook="tracepoint")
-LIMIT = Enforced(OUT, "tc", "police", "ingress", "", rate_bps=10_000_000)
+LIMIT = InstalledLimit(OUT, "tc", "police", "ingress", "", rate_bps=10_000_000)
 
 
 def test_a_gap_is_told_when_it_is_over_and_once() -> None:

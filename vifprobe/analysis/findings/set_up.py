@@ -10,18 +10,9 @@ import numpy as np
 
 from vifprobe.analysis.findings import thresholds
 from vifprobe.analysis.findings.situation import Situation, bits, finding_id, let_through, rate_words, size
-from vifprobe.analysis.policer import (
-    Declared,
-    Enforced,
-    InForce,
-    burst_differs,
-    enforced_past,
-    in_force,
-    matches,
-    same_rate,
-    uncovered,
-)
+from vifprobe.analysis.policer import InForce, burst_differs, enforced_past, in_force, matches, same_rate, uncovered
 from vifprobe.model.layout import Direction, Ethertype, PacketClass
+from vifprobe.model.limits import DeclaredLimit, InstalledLimit
 from vifprobe.model.ports import direction_at, is_swapped
 from vifprobe.model.reading import Cells, Finding, count
 
@@ -66,11 +57,11 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
 
 
 def _p1(situation: Situation, direction: Direction) -> Iterator[Finding]:
-    """Declared, and the dump holds no limit. Not where the dump could not be read."""
+    """DeclaredLimit, and the dump holds no limit. Not where the dump could not be read."""
     set_up = situation.set_up
     if set_up.unknown_in(direction):
         return
-    by_device: dict[str, list[Declared]] = {}
+    by_device: dict[str, list[DeclaredLimit]] = {}
     for one in set_up.declared:
         if one.direction is direction:
             by_device.setdefault(one.device, []).append(one)
@@ -140,13 +131,13 @@ def _p4(situation: Situation, direction: Direction) -> Iterator[Finding]:
     )
 
 
-def of_protocols(held: Iterable[Enforced]) -> list[Ethertype]:
+def of_protocols(held: Iterable[InstalledLimit]) -> list[Ethertype]:
     """The ethertypes that the protocols of some limits stand for."""
     return [code for one in held for code in _ETHERTYPES.get(one.protocol, ())]
 
 
 def _beside(
-    situation: Situation, direction: Direction, held: tuple[Enforced, ...]
+    situation: Situation, direction: Direction, held: tuple[InstalledLimit, ...]
 ) -> tuple[Cells | None, float | None]:
     """Return packets of other protocols than the limits' that passed, and their share of frame bytes; None: unknown."""
     reading = situation.reading
@@ -176,7 +167,7 @@ def _p11(situation: Situation, direction: Direction) -> Iterator[Finding]:
 
 
 def _differs(
-    situation: Situation, direction: Direction, asked: Declared, held: tuple[Enforced, ...]
+    situation: Situation, direction: Direction, asked: DeclaredLimit, held: tuple[InstalledLimit, ...]
 ) -> Iterator[Finding]:
     main = situation.set_up.main_enforced(direction)
     if main is None:
@@ -271,11 +262,11 @@ def _p13(situation: Situation, direction: Direction) -> Iterator[Finding]:
         )
 
 
-def _who(one: Declared) -> str:
+def _who(one: DeclaredLimit) -> str:
     return {"user": "the command line", "ovs": "Open vSwitch"}.get(one.source, one.source)
 
 
-def _told(one: Declared) -> dict[str, object]:
+def _told(one: DeclaredLimit) -> dict[str, object]:
     return {
         "source": one.source,
         "kind": one.kind,
@@ -286,7 +277,7 @@ def _told(one: Declared) -> dict[str, object]:
     }
 
 
-def _installed(one: Enforced) -> dict[str, object]:
+def _installed(one: InstalledLimit) -> dict[str, object]:
     return {
         "source": one.source,
         "kind": one.kind,

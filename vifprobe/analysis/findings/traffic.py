@@ -10,8 +10,8 @@ import numpy as np
 from vifprobe.analysis.findings import thresholds as t
 from vifprobe.analysis.findings.set_up import of_protocols
 from vifprobe.analysis.findings.situation import Growth, Situation, bits, finding_id, let_through, size
-from vifprobe.analysis.policer import Enforced
 from vifprobe.model.layout import SIZE_UNKNOWN, Direction, Verdict
+from vifprobe.model.limits import InstalledLimit
 from vifprobe.model.ports import hook_of
 from vifprobe.model.reading import Cells, Counts, Finding, Reading, count
 
@@ -74,7 +74,7 @@ def _p5(situation: Situation, growth: Growth) -> Iterator[Finding]:
     )
 
 
-def _covered(situation: Situation, limit: Enforced) -> float | None:
+def _covered(situation: Situation, limit: InstalledLimit) -> float | None:
     """Share of the charged bytes that is of the limit's protocol; None where it is not known."""
     if limit.protocol == "all":
         return 1.0
@@ -86,7 +86,9 @@ def _covered(situation: Situation, limit: Enforced) -> float | None:
     return count(rows[np.isin(rows["ethertype"], codes)]).charged_bytes / every if every else None
 
 
-def _within(situation: Situation, reading: Reading, direction: Direction, limit: Enforced) -> tuple[int, float] | None:
+def _within(
+    situation: Situation, reading: Reading, direction: Direction, limit: InstalledLimit
+) -> tuple[int, float] | None:
     """(bits that passed as charged, bits that the limit lets pass in this time); None where not known or above."""
     if not reading.knows_verdicts(direction) or limit.rate_bps is None or limit.at_once_bytes is None:
         return None
@@ -96,7 +98,9 @@ def _within(situation: Situation, reading: Reading, direction: Direction, limit:
     return (charged, allowed) if charged <= allowed else None
 
 
-def _p6(situation: Situation, reading: Reading, direction: Direction, limit: Enforced | None) -> Iterator[Finding]:
+def _p6(
+    situation: Situation, reading: Reading, direction: Direction, limit: InstalledLimit | None
+) -> Iterator[Finding]:
     """The limit holds as it counts, and the wire carries much more."""
     within = None if limit is None else _within(situation, reading, direction, limit)
     passed = reading.counts(direction, Verdict.PASSED)
@@ -162,7 +166,9 @@ def _p7(situation: Situation, reading: Reading, direction: Direction) -> Iterato
     )
 
 
-def _p8(situation: Situation, reading: Reading, direction: Direction, limit: Enforced | None) -> Iterator[Finding]:
+def _p8(
+    situation: Situation, reading: Reading, direction: Direction, limit: InstalledLimit | None
+) -> Iterator[Finding]:
     """The limit works; only the tap's own counters look as if it did not."""
     within = None if limit is None else _within(situation, reading, direction, limit)
     policed, offered = reading.counts(direction, Verdict.POLICED), reading.offered(direction)

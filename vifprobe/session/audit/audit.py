@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from vifprobe.analysis.findings.situation import Growth, LinkLoad, Uplink
-from vifprobe.analysis.policer import Declared, Enforced, SetUp
+from vifprobe.analysis.policer import SetUp
 from vifprobe.errors import HostError
 from vifprobe.host import declared as told
-from vifprobe.host.limits import Installed, InstalledLimit, LimitReader
+from vifprobe.host.limits import Installed, LimitReader
 from vifprobe.host.net.links import Link, LinkCounters, list_links_and_counters
 from vifprobe.host.net.uplink import UplinkSample, find_uplink, sample_uplink
-from vifprobe.host.nft.rules import RateLimit
 from vifprobe.host.ovs.meters import Meter
 from vifprobe.host.procs.load import LoadSample, sample_load
 from vifprobe.host.tc.records import TcAction
 from vifprobe.kernel.attach import is_own_filter
 from vifprobe.kernel.tcx import TcxProgram, tcx_programs
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import DeclaredLimit, InstalledLimit
 from vifprobe.model.ports import direction_at, l2_header_bytes
 from vifprobe.model.reading import Limit
 
@@ -54,10 +54,10 @@ class Look:
     gone: bool = False
 
 
-def given_limits(limits: Mapping[Direction, Limit], device: str) -> list[told.DeclaredLimit]:
+def given_limits(limits: Mapping[Direction, Limit], device: str) -> list[DeclaredLimit]:
     """Return the limits of the command line as declared limits of this interface."""
     return [
-        told.DeclaredLimit(direction, "user", "option", device, limit.declared_bps, limit.burst_bytes)
+        DeclaredLimit(direction, "user", "option", device, limit.declared_bps, limit.burst_bytes)
         for direction, limit in limits.items()
         if limit.declared_bps is not None
     ]
@@ -146,10 +146,10 @@ def set_up(
     return SetUp(
         tap=link.name,
         kind=link.kind,
-        declared=tuple(Declared(**vars(one)) for one in declared.limits) if declared else (),
-        enforced=enforced(installed, link.name) if installed else (),
+        declared=declared.limits if declared else (),
+        enforced=installed.limits if installed else (),
         elsewhere=(
-            *(one for name, found in beyond.items() for one in enforced(found, name)),
+            *(one for found in beyond.values() for one in found.limits),
             *map(_metered, meters),
         ),
         earlier=_earlier(installed, seen.tcx if seen else ()) if installed else (),
@@ -170,12 +170,6 @@ def _undecoded(installed: Installed) -> tuple[tuple[Direction, str], ...]:
     )
 
 
-def enforced(installed: Installed, device: str) -> tuple[Enforced, ...]:
-    """The limits of one interface."""
-    nft = {found.where: found.limit for found in installed.nft.policers()}
-    return tuple(_enforced(one, device, nft.get(one.where)) for one in installed.limits)
-
-
 def meters(declared: told.Declared) -> tuple[Meter, ...]:
     """The OpenFlow meters of a tap that is a port of Open vSwitch. Raises HostError where they can't be read."""
     if declared.ovs is None:
@@ -185,8 +179,8 @@ def meters(declared: told.Declared) -> tuple[Meter, ...]:
     return meters_of(declared.ovs)
 
 
-def _metered(one: Meter) -> Enforced:
-    return Enforced(
+def _metered(one: Meter) -> InstalledLimit:
+    return InstalledLimit(
         direction=Direction.OUTBOUND,
         source="ovs",
         kind="meter",
@@ -199,28 +193,6 @@ def _metered(one: Meter) -> Enforced:
         packets=one.packets,
         bytes=one.bytes,
         drops=one.drops,
-    )
-
-
-def _enforced(one: InstalledLimit, device: str, nft: RateLimit | None) -> Enforced:
-    # A shaper cuts a GSO frame into its segments, or sends it in debt; only a policer holds it against its bucket.
-    bucket_bytes = one.burst_bytes if one.kind == "police" else None
-    return Enforced(
-        direction=one.direction,
-        source=one.source,
-        kind=one.kind,
-        where=one.where,
-        device=device,
-        rate_bps=one.rate_bps,
-        burst_bytes=nft.burst_bytes if nft else one.burst_bytes,
-        rate_pps=one.rate_pps,
-        protocol=one.protocol,
-        matches_all=one.matches_all,
-        packets=one.packets,
-        bytes=one.bytes,
-        drops=one.drops,
-        default=one.default,
-        bucket_bytes=nft.bucket_bytes if nft else bucket_bytes,
     )
 
 

@@ -19,15 +19,16 @@ from vifprobe.analysis.findings.situation import Sample, Situation, let_through,
 from vifprobe.analysis.flood.bursts import BurstBucket
 from vifprobe.analysis.flood.syn_tracker import TapSynTracker
 from vifprobe.analysis.gaps import GapTracker
-from vifprobe.analysis.policer import Enforced, PolicerRow, SetUp, policer_rows
+from vifprobe.analysis.policer import PolicerRow, SetUp, policer_rows
 from vifprobe.errors import HostError
-from vifprobe.host.declared import Declared, DeclaredLimit, declared_of
+from vifprobe.host.declared import Declared, declared_of
 from vifprobe.host.limits import Installed, LimitReader
 from vifprobe.host.net.events import Event
 from vifprobe.host.net.links import Link, is_there
 from vifprobe.host.ovs.meters import Meter
 from vifprobe.host.procs import processes
 from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.limits import DeclaredLimit, InstalledLimit
 from vifprobe.model.reading import Cells, Finding, Limit, Reading, count, no_cells, subtract
 from vifprobe.process import capabilities
 from vifprobe.session.audit import audit
@@ -418,5 +419,5 @@ def passed_bytes(cells: Cells, reasons: Mapping[int, str]) -> dict[Direction, in
     return found
 
 
-def _main(set_up: SetUp) -> dict[Direction, Enforced | None]:
+def _main(set_up: SetUp) -> dict[Direction, InstalledLimit | None]:
     return {direction: set_up.main_enforced(direction) for direction in Direction}
