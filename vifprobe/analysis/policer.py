@@ -6,12 +6,10 @@ Pure: what is compared here was read elsewhere, and each record says what it doe
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from enum import Enum
 from typing import NamedTuple
 
-from vifprobe.analysis.findings import thresholds
+from vifprobe.analysis.tolerance import same_burst, same_rate
 from vifprobe.model import ports
 from vifprobe.model.layout import Direction
 from vifprobe.model.limits import DeclaredLimit, InstalledLimit, main_limit
@@ -90,35 +88,9 @@ class SetUp:
         return main_limit(self.enforced, direction)
 
 
-class InForce(Enum):
-    """Whether the limit of a direction is really there."""
-
-    THERE = "there"
-    ABSENT = "absent"
-    DIFFERS = "differs"
-    HOLES = "holes"
-    BYPASSED = "bypassed"
-    ELSEWHERE = "elsewhere"
-    UNDECLARED = "undeclared"
-    NONE = "none"
-    UNKNOWN = "unknown"
-
-
 def has_rate(limit: DeclaredLimit | InstalledLimit) -> bool:
     """Whether it limits anything at all."""
     return limit.rate_bps is not None or limit.rate_pps is not None
-
-
-def same_rate(declared: float, installed: float) -> bool:
-    """Whether two rates are the same but for rounding."""
-    return abs(declared - installed) <= thresholds.SAME_RATE * declared
-
-
-def same_burst(declared: int | None, installed: int | None) -> bool | None:
-    """Whether two bursts are the same but for the kernel's rounding to ticks; None where one is not known."""
-    if declared is None or installed is None:
-        return None
-    return abs(declared - installed) <= thresholds.SAME_BURST * declared + thresholds.BURST_ROUNDING_BYTES
 
 
 def burst_differs(declared: DeclaredLimit, enforced: InstalledLimit) -> bool:
@@ -136,32 +108,6 @@ def matches(declared: DeclaredLimit, enforced: InstalledLimit) -> bool:
             return False
         return not burst_differs(declared, enforced)
     return declared.rate_pps is not None and declared.rate_pps == enforced.rate_pps
-
-
-def in_force(set_up: SetUp, direction: Direction, proved: Collection[str] = ()) -> InForce:
-    """What a person in a hurry wants to know, from the set-up and the ids of findings (`P5-outbound`)."""
-    found = _by_set_up(set_up, direction)
-    if set_up.enforced_in(direction) and f"P5-{direction.name.lower()}" in proved:
-        return InForce.BYPASSED
-    if found in (InForce.THERE, InForce.UNDECLARED) and uncovered(set_up, direction):
-        return InForce.HOLES
-    return found
-
-
-def _by_set_up(set_up: SetUp, direction: Direction) -> InForce:
-    asked, held = set_up.declared_in(direction), set_up.enforced_in(direction)
-    if not held and enforced_past(set_up, direction):
-        return InForce.ELSEWHERE
-    if asked and not held:
-        return InForce.UNKNOWN if set_up.unknown_in(direction) else InForce.ABSENT
-    if not held:
-        return InForce.UNKNOWN if set_up.unknown_in(direction) or set_up.declared_unknown else InForce.NONE
-    main = set_up.main_declared(direction)
-    if main is None:
-        return InForce.UNDECLARED
-    if not any(matches(main, one) for one in held):
-        return InForce.DIFFERS
-    return InForce.THERE
 
 
 def enforced_past(set_up: SetUp, direction: Direction) -> list[InstalledLimit]:

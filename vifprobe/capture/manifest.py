@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 
 from vifprobe.capture.bounds import SPAN_NS_MAX, TAPS_MAX
 from vifprobe.capture.csvio import TABLES
 from vifprobe.capture.jsonio import JsonObject, dump, load, moment
 from vifprobe.errors import CaptureError
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import Doubt, LimitAnswer, LimitState, Traffic
 from vifprobe.model.reading import Limit
 from vifprobe.model.untrusted_text import quoted
 from vifprobe.version import __version__
@@ -31,6 +33,7 @@ FILES = (MANIFEST, *(table.file for table in TABLES), FINDINGS, SAMPLES)
 NOT_ENDED = "the capture did not end: it is still running, or it was killed"
 
 Json = Mapping[str, Any]
+Word = TypeVar("Word", bound=Enum)
 _COUNT_MAX = 2**72 - 1  # of what others count or set, as in the tables
 
 
@@ -63,7 +66,7 @@ class TapEntry:
 
     hooks: direction -> tcx, clsact, ingress or tracepoint. The fields from `verdicts` on are those of its last
     Reading (see vifprobe.model.reading); duration_ns and at are None until totals were written. gone_ns: when it was
-    deleted, None where it was there at the end. kind: of the device.
+    deleted, None where it was there at the end. kind: of the device. limit_states: None in earlier captures.
     """
 
     name: str
@@ -85,6 +88,7 @@ class TapEntry:
     missed_bytes: int = 0
     late_verdicts: int = 0
     recursion_misses: int = 0
+    limit_states: Mapping[Direction, LimitAnswer] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,18 @@ def _tap_json(tap: TapEntry) -> dict[str, Any]:
         "missed_bytes": tap.missed_bytes,
         "late_verdicts": tap.late_verdicts,
         "recursion_misses": tap.recursion_misses,
+        "limit_states": {
+            direction.name.lower(): _state_json(one) for direction, one in sorted((tap.limit_states or {}).items())
+        },
+    }
+
+
+def _state_json(answer: LimitAnswer) -> dict[str, Any]:
+    return {
+        "state": answer.state.value,
+        "traffic": answer.traffic.value,
+        "doubt": None if answer.doubt is None else answer.doubt.value,
+        "missed_packets": answer.missed_packets,
     }
 
 
@@ -215,6 +231,28 @@ def _missed_in(keys: JsonObject) -> dict[Direction, int]:
     return {direction: missed_in.whole(name, 0, _COUNT_MAX) for direction, name in missed_in.directions().items()}
 
 
+def _limit_states(keys: JsonObject) -> dict[Direction, LimitAnswer] | None:
+    found = keys.maybe("limit_states", dict)
+    if found is None:
+        return None
+    states = JsonObject(MANIFEST, keys.path("limit_states"), found)
+    return {direction: _limit_state(states.object(name)) for direction, name in states.directions().items()}
+
+
+def _limit_state(keys: JsonObject) -> LimitAnswer:
+    """Words that a later version added are unknown here."""
+    return LimitAnswer(
+        _member(LimitState, keys.get("state", str)) or LimitState.UNKNOWN,
+        _member(Traffic, keys.get("traffic", str)) or Traffic.UNKNOWN,
+        _member(Doubt, keys.maybe("doubt", str)),
+        keys.whole("missed_packets", 0, _COUNT_MAX),
+    )
+
+
+def _member(words: type[Word], word: str | None) -> Word | None:
+    return next((one for one in words if one.value == word), None)
+
+
 def _tap(keys: JsonObject) -> TapEntry:
     hooks, limits = keys.object("hooks"), keys.object("limits")
     return TapEntry(
@@ -237,6 +275,7 @@ def _tap(keys: JsonObject) -> TapEntry:
         missed_bytes=keys.maybe_whole("missed_bytes", 0, _COUNT_MAX) or 0,
         late_verdicts=keys.maybe_whole("late_verdicts", 0, _COUNT_MAX) or 0,
         recursion_misses=keys.maybe_whole("recursion_misses", 0, _COUNT_MAX) or 0,
+        limit_states=_limit_states(keys),
     )
 
 

@@ -11,10 +11,11 @@ import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vifprobe.analysis.limit_state import answers_of
 from vifprobe.capture import csvio
 from vifprobe.capture import rows as r
 from vifprobe.capture.codecs import printable
@@ -97,7 +98,7 @@ class Capture:
     def _reading(self, tap: TapEntry, tables: tuple[list[Any], ...], findings: list[Finding]) -> Reading:
         """The totals of a tap. tables: its rows of histogram, lost, flood, top and what_ifs."""
         histogram, lost, flood, top, what_ifs = tables
-        return Reading(
+        reading = Reading(
             tap=tap.name,
             at=tap.at or self.manifest.end or self.manifest.start,
             start_ns=tap.start_ns,
@@ -118,7 +119,9 @@ class Capture:
             kind=tap.kind,
             flood=floods_of(tap.name, flood, top),
             what_ifs=tuple(what_ifs),
+            limit_states=tap.limit_states or {},
         )
+        return replace(reading, limit_states=answers_of(reading)) if tap.limit_states is None else reading
 
 
 @contextmanager

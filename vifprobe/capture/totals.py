@@ -53,6 +53,7 @@ def _seen(entry: TapEntry, reading: Reading) -> TapEntry:
         missed_bytes=reading.missed_bytes,
         late_verdicts=reading.late_verdicts,
         recursion_misses=reading.recursion_misses,
+        limit_states=dict(reading.limit_states),
     )
 
 

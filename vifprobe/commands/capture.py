@@ -206,8 +206,9 @@ def _show(totals: Totals, manifest: Manifest, probe: Probe, output: str) -> None
     domains = {entry.name: entry.domain or "" for entry in manifest.taps}
     files: Sequence[str] = [str(path) for path in sorted(Path(output).iterdir())]
     for number, reading in enumerate(totals.readings):
-        known = probe.audit(reading.tap).declared_known
-        context = TapContext(domains[reading.tap], probe.features.reasons, known, installed_known=True)
+        audit = probe.audit(reading.tap)
+        known = (audit.declared_known, audit.installed_known)
+        context = TapContext(domains[reading.tap], probe.features.reasons, *known)
         last = number == len(totals.readings) - 1
         width, glyphs = stream_width(stream), stream_glyphs(stream)
         lines = summary_lines(

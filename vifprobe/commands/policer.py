@@ -71,23 +71,22 @@ def command(
 
 
 def _text(report: PolicerReport) -> None:
-    from vifprobe.render.text.policer import policer_lines
+    from vifprobe.render.text.policer import AuditView, policer_lines
     from vifprobe.render.text.terminal import print_lines, stream_glyphs, stream_width
 
     stream = sys.stdout
     width, glyphs = stream_width(stream), stream_glyphs(stream)
-    lines = policer_lines(
+    view = AuditView(
         report.set_up,
         report.rows,
         report.findings,
+        report.limit_states,
         report.directions,
         report.domain,
         report.notes,
-        width,
-        glyphs,
         report.gone,
     )
-    print_lines(stream, lines)
+    print_lines(stream, policer_lines(view, width, glyphs))
 
 
 def _json(report: PolicerReport) -> None:
@@ -113,11 +112,11 @@ def _json(report: PolicerReport) -> None:
 
 
 def _direction(report: PolicerReport, direction: Direction) -> dict[str, Any]:
-    from vifprobe.analysis.policer import in_force
+    from vifprobe.render.export.jsonlines import answer_object
 
     asked, held = report.set_up.main_declared(direction), report.set_up.main_enforced(direction)
     return {
-        "state": in_force(report.set_up, direction, report.proved).value,
+        **answer_object(report.limit_states[direction]),
         "declared_bps": asked.rate_bps if asked else None,
         "declared_burst_bytes": asked.burst_bytes if asked else None,
         "installed_bps": held.rate_bps if held else None,

@@ -159,7 +159,7 @@ def _view(stream: Output, probe: Probe, progress: TapProgress) -> Iterator[Show]
         def context(tap: str) -> TapContext:
             audit = probe.audit(tap)
             domain = audit.declared.domain if audit.declared else ""
-            return TapContext(domain, probe.features.reasons, audit.declared_known, installed_known=True)
+            return TapContext(domain, probe.features.reasons, audit.declared_known, audit.installed_known)
 
         with LiveScreen(stream) as screen:
             progress.show = on_last_row

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from vifprobe.model.layout import Direction
 
@@ -65,7 +66,7 @@ class InstalledLimit:
 
     @property
     def at_once_bytes(self) -> int | None:
-        """What passes at once after silence."""
+        """Bytes that pass at once after silence; None: no bound, or unknown."""
         return self.burst_bytes if self.bucket_bytes is None else self.bucket_bytes
 
 
@@ -76,3 +77,52 @@ def main_limit(limits: Iterable[InstalledLimit], direction: Direction) -> Instal
     if in_bits:
         return min(in_bits, key=lambda one: one.rate_bps or 0)
     return min((one for one in found if one.rate_pps is not None), key=lambda one: one.rate_pps or 0, default=None)
+
+
+class LimitState(Enum):
+    """State of the limit that was asked for. The values are the words of `--json` and of a capture."""
+
+    THERE = "there"  # installed as it was declared
+    UNDECLARED = "undeclared"  # installed, and nobody is known to have declared it
+    NOT_HELD = "not_held"  # nothing is wrong with how it is set, and yet more passed
+    ABSENT = "absent"  # declared, and nothing is installed
+    DIFFERS = "differs"  # another one than declared is installed
+    HOLES = "holes"  # some kinds of packets meet no limit
+    BYPASSED = "bypassed"  # packets are decided before they come to it
+    ELSEWHERE = "elsewhere"  # installed on another interface, past the tap
+    POLICED = "policed"  # packets are policed, by a limit that is not known
+    NONE = "none"  # neither declared nor installed
+    UNKNOWN = "unknown"
+    GONE = "gone"  # the tap was deleted
+
+
+class Traffic(Enum):
+    """Evidence of the packets about a limit."""
+
+    HOLDS = "holds"  # some were policed, and no more passed than the limit lets through
+    UNDER = "under"  # no more passed, and none had to be policed
+    IDLE = "idle"
+    EXCEEDS = "exceeds"  # more passed than the limit lets through
+    UNKNOWN = "unknown"
+
+
+class Doubt(Enum):
+    """Reason for which a state or the evidence of the packets is not known."""
+
+    NOT_READ = "not_read"  # a place where a limit can be was not read
+    NOT_SEEN = "not_seen"  # packets were not looked at
+    VERDICTS = "verdicts"  # what becomes of packets is not known
+    MISSED = "missed"  # packets that no figure holds (P16)
+    DECIDED_EARLIER = "decided_earlier"  # by programs that run before they are counted (P17)
+    UNWATCHED = "unwatched"  # a time without coverage
+    CHANGED = "changed"  # the limit was away, or another one, for a part of the time
+
+
+@dataclass(frozen=True)
+class LimitAnswer:
+    """The state of one direction's limit. doubt: None where nothing is in doubt. missed_packets: see Doubt.MISSED."""
+
+    state: LimitState = LimitState.UNKNOWN
+    traffic: Traffic = Traffic.UNKNOWN
+    doubt: Doubt | None = None
+    missed_packets: int = 0

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from vifprobe.model.flood import Flood
 from vifprobe.model.host_cost import HostCost
 from vifprobe.model.layout import CELL, SIZE_UNKNOWN, Direction, Expected, PacketClass, Verdict
+from vifprobe.model.limits import LimitAnswer, LimitState
 from vifprobe.model.whatif import WhatIfRow
 
 Cells = npt.NDArray[np.void]  # structured, dtype layout.CELL
@@ -162,6 +163,8 @@ class Reading:
     kind: of the device, see vifprobe.model.ports; of what is no guest's port, outbound is what it received, inbound
     what it sent.
 
+    limit_states: whether the limit of a direction is in force, where that was decided; read it with `limit_state`.
+
     repeats: an earlier reading of the tap, where nothing has come and nothing was changed since: all is as in that one
     but at, start_ns, duration_ns, host, and the measure `seconds` in flood. What was made of it can be used again.
     """
@@ -189,12 +192,19 @@ class Reading:
     queued: Cells = field(default_factory=no_cells)
     gone_ns: int | None = None
     kind: str = "tap"
+    limit_states: Mapping[Direction, LimitAnswer] = field(default_factory=dict)
     repeats: Reading | None = field(default=None, compare=False, repr=False)
 
     @property
     def gone(self) -> bool:
         """True if the tap was deleted before this reading was made: no later interval has one of it."""
         return self.gone_ns is not None
+
+    def limit_state(self, direction: Direction) -> LimitAnswer:
+        """Return the state of the limit that was asked for. Of a tap that is gone only totals have an answer."""
+        if self.gone and not self.final:
+            return LimitAnswer(LimitState.GONE)
+        return self.limit_states.get(direction, LimitAnswer())
 
     def where(
         self,

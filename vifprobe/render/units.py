@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vifprobe.model.reading import Reading
 from vifprobe.model.untrusted_text import safe
 
 UNKNOWN = "?"
@@ -37,6 +38,11 @@ class Glyphs:
 
 BLOCKS = Glyphs("utf-8", "▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇█", "·", "…")
 ASCII = Glyphs("ascii", "#", "_.:-=+*#", "|", "...", "~", "+-")
+
+
+def per_second(value: float | None, reading: Reading) -> float | None:
+    """A count of this reading as a rate; None for no count or no time."""
+    return None if value is None or reading.duration_ns <= 0 else value * 1e9 / reading.duration_ns
 
 
 def glyphs_for(encoding: str | None) -> Glyphs:

@@ -18,6 +18,7 @@ from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.findings.thresholds import FloodThresholds
 from vifprobe.analysis.flood.addresses import OwnAddresses
 from vifprobe.analysis.flood.syn_tracker import SynTracker
+from vifprobe.analysis.limit_state import answers_of
 from vifprobe.analysis.policer import SetUp
 from vifprobe.errors import CaptureError, UsageError
 from vifprobe.kernel.features import read_features, require_capabilities
@@ -160,6 +161,7 @@ class Replay:
         if snapshot.what_ifs is not None:
             rows = rows_of(snapshot.what_ifs[0], None, reading.tap, self._what_ifs)
             reading = replace(reading, what_ifs=tuple(rows))
+        reading = replace(reading, limit_states=answers_of(reading))
         if self._syn_tracker is None:
             return reading
         self._syn_tracker.end_interval()

@@ -40,6 +40,10 @@ class Coverage:
         """Its length; None: it lasted until the end of the run."""
         return None if self.end_ns is None else self.end_ns - self.start_ns
 
+    def touches(self, start_ns: int, end_ns: int) -> bool:
+        """Return True if some of it is in a span of time."""
+        return self.start_ns < end_ns and (self.end_ns is None or self.end_ns > start_ns)
+
     @property
     def words(self) -> str:
         """For events.csv and the manifest."""

@@ -108,7 +108,7 @@ class ReadingMaker:
         audited = self._auditor.taps[watched.link.ifindex].still_known(snapshot.at_ns)
         if audited is None:
             return None
-        earlier = (watched.earlier.news, watched.device.dropped)
+        earlier = (watched.earlier.news, watched.device.dropped, *watched.gaps[-1:])
         told = (len(watched.notes), earlier, watched.attribution.guessed, watched.gone_ns, snapshot.unplaced_drops)
         return (audited, told, self._host_notes())
 
@@ -185,7 +185,9 @@ class ReadingMaker:
         if self._syn_tracker is not None:
             flood = self._syn_tracker.floods(watched.number, cells, reading.duration_ns, final)
             reading = replace(reading, flood=flood)
-        return replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
+        reading = replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
+        unwatched = {gap.direction for gap in watched.gaps if gap.touches(since_ns, snapshot.at_ns)}
+        return replace(reading, limit_states=audit.limit_states.of(reading, audit.set_up(), unwatched))
 
     def _tried_out(self, counts: WhatIfCounts, watched: WatchedTap, final: bool) -> tuple[WhatIfRow, ...]:
         before = None if final else watched.what_ifs_before

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from host_fixtures import can, run
 
-from vifprobe.analysis.policer import InForce, in_force
 from vifprobe.host.declared import declared_of
 from vifprobe.host.net.events import Event
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import LimitState
 from vifprobe.model.reading import Limit
 from vifprobe.session.audit import auditor
 from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
@@ -50,7 +50,7 @@ def audit(seconds: float = 0.3) -> PolicerReport:
 def check_the_rest(found: PolicerReport) -> None:
     """What can be read is: the kernel's own limit, and the user's word."""
     assert [row.matches_declared for row in found.rows] == [True, True]
-    assert in_force(found.set_up, IN) is InForce.THERE
+    assert found.limit_states[IN].state is LimitState.THERE
     assert found.findings == ()
 
 
@@ -191,7 +191,7 @@ def test_a_qdisc_of_unknown_kind_is_no_proof_that_there_is_no_limit(
         found = audit()
         outbound = audit_tap("tap0", {Direction.OUTBOUND: LIMITS[IN]}, (Direction.OUTBOUND,), 0.1, packets=False)
     assert {one.pattern for one in found.findings} == (set() if can_limit else {"P1"})
-    assert in_force(found.set_up, IN) is (InForce.UNKNOWN if can_limit else InForce.ABSENT)
+    assert found.limit_states[IN].state is (LimitState.UNKNOWN if can_limit else LimitState.ABSENT)
     assert any(f"root {kind} 9:" in words for words in found.set_up.unknown_in(IN)) is can_limit
     # It shapes what goes to the guest, and has no say in the other direction.
     assert {one.pattern for one in outbound.findings} == {"P1"}

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from host_fixtures import run
 
-from vifprobe.analysis.policer import InForce, in_force
 from vifprobe.host.declared import declared_of
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.tcx import tcx_programs
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import LimitState
 from vifprobe.model.reading import Finding, Limit, Reading
 from vifprobe.session.audit import auditor
 from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
@@ -90,7 +90,7 @@ def test_a_guest_within_its_limit_raises_nothing(tap: Tap) -> None:
     with guest() as vm, sending(vm.tap, ordinary_packets(vm.tap), 4_000):
         found = audit(vm.tap.name, outbound=LIMIT)
     assert patterns(found) == set(), found.findings
-    assert in_force(found.set_up, OUT, found.proved) is InForce.THERE
+    assert found.limit_states[OUT].state is LimitState.THERE
     assert [row.matches_declared for row in found.rows] == [True, True]
 
 
@@ -126,7 +126,7 @@ def test_a_limit_on_the_wrong_side(tap: Tap) -> None:
     run(TBF)
     found = audit(outbound=LIMIT)
     assert patterns(found) == {"P12"}
-    assert in_force(found.set_up, OUT, found.proved) is InForce.ABSENT
+    assert found.limit_states[OUT].state is LimitState.ABSENT
 
 
 def test_no_limit_at_all(tap: Tap) -> None:
@@ -152,7 +152,7 @@ def test_a_limit_of_some_packets_only(tap: Tap) -> None:
     nft("meta protocol ip limit rate over 12500000 bytes/second burst 3200000 bytes counter drop")
     found = audit(outbound=LIMIT)
     assert patterns(found) == {"P4"}
-    assert in_force(found.set_up, OUT, found.proved) is InForce.HOLES
+    assert found.limit_states[OUT].state is LimitState.HOLES
 
 
 @pytest.mark.parametrize(("verdict", "shadowed"), [(-1, False), (2, True)])
@@ -167,7 +167,7 @@ def test_a_program_ahead_of_the_policer(tap: Tap, require: Require, verdict: int
     assert found.set_up.earlier == (f"the tcx program accelerator (id {program.id})",)
     if shadowed:
         assert only(found, "P5").evidence["seen"] == 0
-        assert in_force(found.set_up, OUT, found.proved) is InForce.BYPASSED
+        assert found.limit_states[OUT].state is LimitState.BYPASSED
 
 
 def test_a_program_in_a_filter_is_named(tap: Tap) -> None:

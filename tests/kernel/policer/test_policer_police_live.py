@@ -15,10 +15,10 @@ import pytest
 from host_fixtures import can, run
 from probe_kit import acting_while_counted
 
-from vifprobe.analysis.policer import InForce, in_force
 from vifprobe.host.declared import declared_of
 from vifprobe.kernel import libbpf
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import LimitState
 from vifprobe.model.reading import Finding, Limit
 from vifprobe.session.audit import auditor
 from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
@@ -98,7 +98,7 @@ def test_libvirts_own_set_up_raises_nothing(vm: Tap, packets: bool) -> None:
     assert patterns(found) == set(), found.findings
     assert found.domain == "instance-0000001a"
     for direction in Direction:
-        assert in_force(found.set_up, direction, found.proved) is InForce.THERE
+        assert found.limit_states[direction].state is LimitState.THERE
     assert [(row.source, row.kind, row.rate_bps, row.burst_bytes, row.matches_declared) for row in found.rows] == [
         ("libvirt", "bandwidth", 100_000_000, 3_200_000, True),
         ("tc", "police", 100_000_000, 3_200_000, True),

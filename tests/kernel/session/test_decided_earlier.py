@@ -16,13 +16,13 @@ from ahead_kit import fighting, tcx_ahead, xdp
 from probe_kit import FLOOD_SECONDS, SYN, Require, capturing, command, finish, watching
 
 from vifprobe import Probe, load
+from vifprobe.analysis.limit_state import answer_of
 from vifprobe.host.net.links import find_link
 from vifprobe.kernel.attach import has_tcx, load_empty
 from vifprobe.kernel.tcx import NewLinks, program_holders, tcx_programs
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import LimitState, Traffic
 from vifprobe.model.reading import Finding, Limit, Reading
-from vifprobe.render.context import TapContext
-from vifprobe.render.judgement import State, judge
 from vifprobe.testing.net.links import veth_pair
 from vifprobe.testing.net.macvtap import macvtap
 from vifprobe.testing.net.netns import Netns
@@ -44,9 +44,13 @@ def p17(found: Reading, hook: str, direction: str = "outbound") -> Finding | Non
     return next((one for one in found.findings if one.id == f"P17-{direction}-{hook}"), None)
 
 
-def state(reading: Reading) -> State:
-    context = TapContext(declared_known=True, installed_known=True)
-    return judge([reading], OUT, context).state
+def traffic(reading: Reading) -> Traffic:
+    """As the run decided it, and as it is decided where nobody declares or enforces a limit."""
+    found = answer_of([reading], OUT, declared_known=True, installed_known=True)
+    assert found.state is not LimitState.THERE
+    assert reading.limit_state(OUT).state is not LimitState.THERE
+    assert found.traffic is reading.limit_state(OUT).traffic
+    return found.traffic
 
 
 @contextmanager
@@ -74,7 +78,7 @@ def test_xdp_at_the_start(tap: Tap, mode: str) -> None:
     assert total.total().packets == COUNT  # it let all of them pass
     assert total.totals[tap.name].missed == 0
     assert p17(total.totals[tap.name], "xdp") is not None
-    assert state(total.totals[tap.name]) not in (State.HOLDS, State.UNDER, State.IDLE)
+    assert traffic(total.totals[tap.name]) is Traffic.UNKNOWN
 
 
 @pytest.mark.parametrize("mode", ["native", "generic", "link"])
@@ -149,7 +153,7 @@ def test_two_that_both_want_to_be_first(tap: Tap, require: Require) -> None:
     assert found.severity == "critical"
     assert final.missed > 0
     assert "fighter" in found.title
-    assert state(final) not in (State.HOLDS, State.UNDER, State.IDLE)
+    assert traffic(final) is Traffic.UNKNOWN
 
 
 def test_all_is_seen_again_once_the_other_has_gone(tap: Tap, require: Require) -> None:

@@ -33,7 +33,7 @@ from vifprobe.errors import TapError
 from vifprobe.host.net.links import find_link, is_there
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import Limit, Reading, count
-from vifprobe.render.text.policer import policer_lines
+from vifprobe.render.text.policer import AuditView, policer_lines
 from vifprobe.session.audit.snapshot import audit_tap
 from vifprobe.testing.net.links import nft_ingress_limit
 from vifprobe.testing.net.netns import Netns, private_netns
@@ -170,7 +170,8 @@ def test_deleted_while_it_is_audited(tap: Tap, packets: bool) -> None:
     assert report.duration_ns < 30e9
     assert not {finding.pattern for finding in report.findings} & {"P1", "P2"}
     assert report.set_up.main_enforced(OUT) is not None
-    shown = "".join(row.plain + "\n" for row in policer_lines(report.set_up, report.rows, report.findings, gone=True))
+    view = AuditView(report.set_up, report.rows, report.findings, report.limit_states, gone=True)
+    shown = "".join(row.plain + "\n" for row in policer_lines(view))
     assert shown.startswith(" TAP IS GONE ")
     assert "NO POLICER" not in shown
 

@@ -14,9 +14,10 @@ from vifprobe.analysis.findings import thresholds as t
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Growth, LinkLoad, Sample, Situation, Uplink
 from vifprobe.analysis.gaps import LimitEvent, LimitGap
-from vifprobe.analysis.policer import InForce, SetUp, in_force, policer_rows
+from vifprobe.analysis.limit_state import limit_answer
+from vifprobe.analysis.policer import SetUp, policer_rows
 from vifprobe.model.layout import CELL, SIZE_UNKNOWN, Direction, Ethertype, PacketClass, Verdict, size_bucket
-from vifprobe.model.limits import DeclaredLimit, InstalledLimit
+from vifprobe.model.limits import DeclaredLimit, InstalledLimit, LimitState
 from vifprobe.model.reading import Finding, Reading
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
@@ -163,7 +164,7 @@ def test_p4_a_filter_for_one_protocol() -> None:
     assert found.evidence["passed_beside_frame_bytes"] == 19_937 * 1514
     assert found.evidence["passed_beside_packets_by_class"] == {"udp": 19_937}
     assert "all but ip" in found.title
-    assert in_force(set_up, OUT) is InForce.HOLES
+    assert limit_answer(set_up, OUT).state is LimitState.HOLES
     quiet = only(Situation(set_up, reading=reading((Verdict.PASSED, 1009, 1514))), "P4")
     assert quiet.severity == "warning"
 
@@ -179,7 +180,7 @@ def test_p5_a_policer_that_sees_nothing() -> None:
     found = only(Situation(set_up, growth=(grown,)), "P5")
     assert found.severity == "critical"
     assert "accel (id 42)" in found.title
-    assert in_force(set_up, OUT, {found.id}) is InForce.BYPASSED
+    assert limit_answer(set_up, OUT, (), {found.id}).state is LimitState.BYPASSED
 
 
 def test_p5_not_for_a_policer_of_another_protocol_or_few_packets() -> None:
@@ -382,17 +383,17 @@ def test_rows_say_who_agrees_with_whom() -> None:
 @pytest.mark.parametrize(
     ("set_up", "state"),
     [
-        (CORRECT, InForce.THERE),
-        (SetUp("tap0", declared=(LIBVIRT,)), InForce.ABSENT),
-        (replace(CORRECT, enforced=(replace(POLICE, rate_bps=RATE * 8),)), InForce.DIFFERS),
-        (replace(CORRECT, declared=()), InForce.UNDECLARED),
-        (SetUp("tap0"), InForce.NONE),
-        (SetUp("tap0", declared_unknown=("Open vSwitch: no answer",)), InForce.UNKNOWN),
-        (SetUp("tap0", declared=(LIBVIRT,), enforced_unknown=("tc",)), InForce.UNKNOWN),
+        (CORRECT, LimitState.THERE),
+        (SetUp("tap0", declared=(LIBVIRT,)), LimitState.ABSENT),
+        (replace(CORRECT, enforced=(replace(POLICE, rate_bps=RATE * 8),)), LimitState.DIFFERS),
+        (replace(CORRECT, declared=()), LimitState.UNDECLARED),
+        (SetUp("tap0"), LimitState.NONE),
+        (SetUp("tap0", declared_unknown=("Open vSwitch: no answer",)), LimitState.UNKNOWN),
+        (SetUp("tap0", declared=(LIBVIRT,), enforced_unknown=("tc",)), LimitState.UNKNOWN),
     ],
 )
-def test_the_answer_for_a_person_in_a_hurry(set_up: SetUp, state: InForce) -> None:
-    assert in_force(set_up, OUT) is state
+def test_the_answer_for_a_person_in_a_hurry(set_up: SetUp, state: LimitState) -> None:
+    assert limit_answer(set_up, OUT).state is state
 
 
 @pytest.mark.parametrize(

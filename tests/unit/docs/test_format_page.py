@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import capture_kit
 import pytest
 import render_kit
 
-from vifprobe.analysis.policer import Declared, Enforced, PolicerRow, SetUp
+from vifprobe.analysis.limit_state import limit_answer
+from vifprobe.analysis.policer import PolicerRow, SetUp
 from vifprobe.capture.csvio import TABLES
 from vifprobe.capture.findings import findings_json
 from vifprobe.capture.manifest import CoverageGap, SampleCounts, to_json
@@ -24,6 +26,7 @@ from vifprobe.host.net.changes import EventKind
 from vifprobe.model.flood import Flood, Measure, Top
 from vifprobe.model.host_cost import HostCost, ScopeCost
 from vifprobe.model.layout import Direction, Ethertype, Expected, PacketClass, Verdict
+from vifprobe.model.limits import DeclaredLimit, Doubt, InstalledLimit, LimitAnswer, LimitState, Traffic
 from vifprobe.model.reading import Counts, Limit, Reading
 from vifprobe.model.records import HostScope
 from vifprobe.model.whatif import WhatIfRow
@@ -106,10 +109,15 @@ def test_every_code() -> None:
         assert f"`{kind}`" in PAGE
 
 
+@pytest.mark.parametrize("words", [LimitState, Traffic, Doubt])
+def test_every_word_for_the_state_of_a_limit(words: type[Enum]) -> None:
+    assert {row[0] for row in section(words.__name__)} == {one.value for one in words}
+
+
 def test_manifest() -> None:
     begun = capture_kit.manifest("tap0")
     (tap,) = begun.taps
-    seen = replace(tap, missed_in={OUT: 1}, limits={OUT: Limit()}, notes=("one",))
+    seen = replace(tap, missed_in={OUT: 1}, limits={OUT: Limit()}, notes=("one",), limit_states={OUT: LimitAnswer()})
     full = replace(
         begun,
         taps=(seen,),
@@ -164,13 +172,13 @@ def test_replay() -> None:
 def test_policer(capsys: pytest.CaptureFixture[str]) -> None:
     set_up = SetUp(
         "tap0",
-        (Declared(OUT, "user", "rate", "tap0", 1000, 10),),
-        (Enforced(OUT, "tc", "police", "pref 1", "tap0", 1000, 10),),
+        (DeclaredLimit(OUT, "user", "rate", "tap0", 1000, 10),),
+        (InstalledLimit(OUT, "tc", "police", "pref 1", "tap0", 1000, 10),),
         earlier=("a program",),
         enforced_unknown=("tc",),
     )
     report = PolicerReport("tap0", AT, 1, set_up, (OUT,), capture_kit.reading().findings, notes=("one",))
-    policer._json(report)
+    policer._json(replace(report, limit_states={OUT: limit_answer(set_up, OUT)}))
     check("policer --json", json.loads(capsys.readouterr().out))
     assert set(PolicerRow._fields) == {row[0] for row in section("policer.csv")}
 

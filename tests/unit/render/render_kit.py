@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vifprobe.analysis.limit_state import answers_of
 from vifprobe.model.layout import CELL, Direction, Expected, PacketClass, Verdict, size_bucket
 from vifprobe.model.reading import Cells, Finding, Limit, Reading, merge, no_cells
 from vifprobe.render.context import TapContext
@@ -76,15 +77,23 @@ def flood(factor: float = 1.0) -> Cells:
     )
 
 
-BASE = Reading(
-    TAP,
-    START,
-    0,
-    SECOND_NS,
-    flood(),
-    limits={Direction.OUTBOUND: LIMIT},
-    findings=FINDINGS,
-    queued=cell(5, 98, PacketClass.ICMP, Verdict.QUEUED, Direction.INBOUND),
+def judged(reading: Reading, context: TapContext | None = None) -> Reading:
+    """With the states of its limits, as a run that knows as much as the context says decides them."""
+    known = context or TapContext(declared_known=True, installed_known=True)
+    return replace(reading, limit_states=answers_of(reading, known.declared_known, known.installed_known))
+
+
+BASE = judged(
+    Reading(
+        TAP,
+        START,
+        0,
+        SECOND_NS,
+        flood(),
+        limits={Direction.OUTBOUND: LIMIT},
+        findings=FINDINGS,
+        queued=cell(5, 98, PacketClass.ICMP, Verdict.QUEUED, Direction.INBOUND),
+    )
 )
 
 
@@ -92,7 +101,7 @@ def unfollowed(reading: Reading = BASE) -> Reading:
     """The same where the kernel could not tell what became of the inbound packets."""
     outbound = reading.where(Direction.OUTBOUND)
     inbound = cell(1201, 98, PacketClass.ICMP, Verdict.UNKNOWN, Direction.INBOUND)
-    return replace(reading, cells=merge(outbound, inbound), queued=no_cells())
+    return judged(replace(reading, cells=merge(outbound, inbound), queued=no_cells()))
 
 
 def at(number: int, reading: Reading = BASE) -> Reading:
@@ -107,7 +116,7 @@ def history(length: int = 37) -> list[Reading]:
 
 def alone(*cells: Cells, limit: Limit = LIMIT) -> Reading:
     """A second of just these cells."""
-    return Reading(TAP, START, 0, SECOND_NS, merge(*cells), limits={Direction.OUTBOUND: limit})
+    return judged(Reading(TAP, START, 0, SECOND_NS, merge(*cells), limits={Direction.OUTBOUND: limit}))
 
 
 def text_of(lines: Iterable[Line]) -> str:

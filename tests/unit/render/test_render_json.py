@@ -23,6 +23,7 @@ from vifprobe.render.export.jsonlines import dumps, reading_line, reading_object
 from vifprobe.render.text.lines import interval_line
 
 COUNTS = ["packets", "frame_bytes", "charged_bytes", "wire_bytes"]
+LIMITS = ["declared_bps", "installed_bps", "installed_pps", "burst_bytes"]
 OUTCOMES = ["passed", "policed", "dropped"]
 
 
@@ -43,7 +44,10 @@ def test_every_key_of_the_contract_in_its_order() -> None:
     assert list(found["outbound"]) == both
     assert sorted(found["inbound"]) == sorted([*both, "queued"])
     assert list(found["outbound"]["offered"]) == COUNTS
-    assert list(found["outbound"]["limit"]) == ["declared_bps", "installed_bps", "installed_pps", "burst_bytes"]
+    assert list(found["outbound"]["limit"]) == [
+        *LIMITS,
+        *("state", "traffic", "doubt"),
+    ]
     assert list(found["outbound"]["classes"]) == [code.name.lower() for code in PacketClass]
     assert all(list(entry) == ["offered", *OUTCOMES] for entry in found["outbound"]["classes"].values())
     assert list(found["findings"][0]) == ["id", "pattern", "severity", "title"]
@@ -65,6 +69,9 @@ def test_values_come_through() -> None:
         "installed_bps": 100_000_000,
         "installed_pps": None,
         "burst_bytes": 3_200_000,
+        "state": "there",
+        "traffic": "holds",
+        "doubt": None,
     }
     syn = found["outbound"]["classes"]["tcp_syn"]
     assert (syn["offered"]["packets"], syn["policed"]["packets"]) == (90001 + 169991, 169991)
@@ -87,7 +94,10 @@ def test_unknown_is_null_and_never_0() -> None:
         assert inbound[name] is None
     assert inbound["classes"]["icmp"]["passed"] is None
     assert inbound["classes"]["udp"]["passed"]["packets"] == 0  # none was offered, so none passed
-    assert set(inbound["limit"].values()) == {None}
+    assert {inbound["limit"][name] for name in LIMITS} == {None}
+    assert (inbound["limit"]["state"], inbound["limit"]["traffic"]) == ("none", "unknown")
+    unknown = parsed(replace(kit.unfollowed(), limit_states={}))["inbound"]["limit"]
+    assert (unknown["state"], unknown["traffic"], unknown["doubt"]) == ("unknown", "unknown", None)
     assert parsed(replace(kit.BASE, verdicts=""))["verdicts"] is None
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.findings.situation import Situation
+from vifprobe.analysis.limit_state import limit_answer
 from vifprobe.analysis.policer import SetUp, policer_rows
 from vifprobe.model.layout import Direction
 from vifprobe.model.limits import DeclaredLimit, InstalledLimit
-from vifprobe.render.text.policer import policer_lines, proof
+from vifprobe.render.text.policer import AuditView, policer_lines, proof
 from vifprobe.render.units import ASCII, BLOCKS, cell_width
 
 OUT = Direction.OUTBOUND
@@ -35,16 +36,16 @@ SET_UPS = {
 
 
 def text(set_up: SetUp, width: int = 80, ascii_only: bool = False) -> list[str]:
-    lines = policer_lines(
+    view = AuditView(
         set_up,
         policer_rows(set_up),
         findings(Situation(set_up)),
+        {OUT: limit_answer(set_up, OUT)},
         (OUT,),
         "instance-0000001a",
         ("packets were not counted: no tcx, and no qdisc to put a filter into",),
-        width,
-        ASCII if ascii_only else BLOCKS,
     )
+    lines = policer_lines(view, width, ASCII if ascii_only else BLOCKS)
     return [line.plain for line in lines]
 
 

@@ -14,10 +14,12 @@ import pytest
 import render_kit as kit
 from rich.console import Console
 
+from vifprobe.analysis.limit_state import answer_of
 from vifprobe.model.layout import SIZE_UNKNOWN, Direction, Expected, PacketClass, Verdict
+from vifprobe.model.limits import Doubt, LimitState, Traffic
 from vifprobe.model.reading import Finding, Limit, Reading
 from vifprobe.render.context import TapContext
-from vifprobe.render.judgement import State, judge
+from vifprobe.render.limit_words import figures, live_badge
 from vifprobe.render.text.screen import Screen
 from vifprobe.render.units import ASCII, BLOCKS, cell_width
 
@@ -213,48 +215,58 @@ SYN_PASSED = kit.cell(90001, 54, PacketClass.TCP_SYN)
 TOO_MUCH = kit.cell(900001, 54, PacketClass.TCP_SYN)
 POLICED = kit.cell(30011, 54, PacketClass.TCP_SYN, Verdict.POLICED)
 KNOWN = TapContext(declared_known=True, installed_known=True)
+HOLDS, UNDER, IDLE, NOT_HELD = "LIMIT HOLDS", "UNDER THE LIMIT", "NO TRAFFIC", "LIMIT NOT HELD"
+ABSENT, DIFFERS, POLICED_BY = "NO POLICER", "WRONG LIMIT", "POLICED, LIMIT UNKNOWN"
+NONE, UNKNOWN, OFFERED_ONLY = "NO LIMIT ASKED FOR", "LIMIT UNKNOWN", "OFFERED ONLY"
+
+
+def known(context: TapContext) -> tuple[bool, bool]:
+    return context.declared_known, context.installed_known
 
 
 @pytest.mark.parametrize(
-    ("reading", "context", "state"),
+    ("reading", "context", "headline"),
     [
-        (kit.alone(SYN_PASSED, POLICED), KNOWN, State.HOLDS),
-        (kit.alone(SYN_PASSED), KNOWN, State.UNDER),
-        (kit.alone(), KNOWN, State.IDLE),
-        (kit.alone(TOO_MUCH), KNOWN, State.BROKEN),
-        (kit.alone(TOO_MUCH, POLICED), KNOWN, State.BROKEN),
-        (kit.alone(TOO_MUCH, limit=Limit(declared_bps=100_000_000)), KNOWN, State.ABSENT),
-        (kit.alone(SYN_PASSED, limit=Limit(declared_bps=100_000_000)), KNOWN, State.ABSENT),
-        (kit.alone(TOO_MUCH, limit=Limit(declared_bps=100_000_000)), TapContext(), State.BROKEN),
+        (kit.alone(SYN_PASSED, POLICED), KNOWN, HOLDS),
+        (kit.alone(SYN_PASSED), KNOWN, UNDER),
+        (kit.alone(), KNOWN, IDLE),
+        (kit.alone(TOO_MUCH), KNOWN, NOT_HELD),
+        (kit.alone(TOO_MUCH, POLICED), KNOWN, NOT_HELD),
+        (kit.alone(TOO_MUCH, limit=Limit(declared_bps=100_000_000)), KNOWN, ABSENT),
+        (kit.alone(SYN_PASSED, limit=Limit(declared_bps=100_000_000)), KNOWN, ABSENT),
+        (kit.alone(TOO_MUCH, limit=Limit(declared_bps=100_000_000)), TapContext(), NOT_HELD),
         # Something polices, though no policer was recognised: it is there.
-        (kit.alone(SYN_PASSED, POLICED, limit=Limit(declared_bps=100_000_000)), KNOWN, State.HOLDS),
-        (kit.alone(SYN_PASSED, limit=Limit(100_000_000, 400_000_000)), KNOWN, State.DIFFERS),
-        (kit.alone(SYN_PASSED, limit=Limit(100_000_000, 99_999_992)), KNOWN, State.UNDER),
-        (kit.alone(SYN_PASSED, POLICED, limit=Limit()), KNOWN, State.POLICING),
-        (kit.alone(SYN_PASSED, limit=Limit()), KNOWN, State.NO_LIMIT),
-        (kit.alone(SYN_PASSED, limit=Limit()), TapContext(), State.UNKNOWN),
-        (kit.alone(SYN_PASSED, limit=Limit(installed_pps=80_000)), KNOWN, State.BROKEN),
-        (kit.alone(SYN_PASSED, limit=Limit(installed_pps=90_000)), KNOWN, State.UNDER),
-        (kit.alone(kit.cell(3, 54, PacketClass.UDP, Verdict.UNKNOWN)), KNOWN, State.NO_VERDICT),
+        (kit.alone(SYN_PASSED, POLICED, limit=Limit(declared_bps=100_000_000)), KNOWN, HOLDS),
+        (kit.alone(SYN_PASSED, limit=Limit(100_000_000, 400_000_000)), KNOWN, DIFFERS),
+        (kit.alone(SYN_PASSED, limit=Limit(100_000_000, 99_999_992)), KNOWN, UNDER),
+        (kit.alone(SYN_PASSED, POLICED, limit=Limit()), KNOWN, POLICED_BY),
+        (kit.alone(SYN_PASSED, limit=Limit()), KNOWN, NONE),
+        (kit.alone(SYN_PASSED, limit=Limit()), TapContext(), UNKNOWN),
+        (kit.alone(SYN_PASSED, limit=Limit(installed_pps=80_000)), KNOWN, NOT_HELD),
+        (kit.alone(SYN_PASSED, limit=Limit(installed_pps=90_000)), KNOWN, UNDER),
+        (kit.alone(kit.cell(3, 54, PacketClass.UDP, Verdict.UNKNOWN)), KNOWN, OFFERED_ONLY),
     ],
 )
-def test_is_the_limit_working(reading: Reading, context: TapContext, state: State) -> None:
-    assert judge([reading], Direction.OUTBOUND, context).state is state
+def test_is_the_limit_working(reading: Reading, context: TapContext, headline: str) -> None:
+    """The traffic of a limit that is there, undeclared or unread decides the words."""
+    assert live_badge(answer_of([reading], Direction.OUTBOUND, *known(context))).headline == headline
 
 
 @pytest.mark.parametrize("rows", [(SYN_PASSED, POLICED), (SYN_PASSED,)])
 def test_a_limit_is_not_said_to_hold_beside_packets_that_are_not_counted(rows: tuple[Any, ...]) -> None:
     reading = replace(kit.alone(*rows), missed=7, missed_in={Direction.OUTBOUND: 7, Direction.INBOUND: 0})
-    found = judge([reading, kit.at(1, kit.alone(*rows))], Direction.OUTBOUND, KNOWN)
-    assert found.state is State.UNKNOWN
-    assert found.words[0] == "7 packets are not counted"
+    found = answer_of([reading, kit.at(1, kit.alone(*rows))], Direction.OUTBOUND, True, True)
+    assert (found.state, found.traffic, found.doubt) == (LimitState.UNKNOWN, Traffic.UNKNOWN, Doubt.MISSED)
+    assert live_badge(found).headline == UNKNOWN
+    shown_with = replace(kit.alone(*rows), limit_states={Direction.OUTBOUND: found})
+    assert figures(shown_with, Direction.OUTBOUND)[0] == "7 packets are not counted"
     inbound_only = replace(reading, missed_in={Direction.OUTBOUND: 0, Direction.INBOUND: 7})
-    assert judge([inbound_only], Direction.OUTBOUND, KNOWN).state in (State.HOLDS, State.UNDER)
+    assert live_badge(answer_of([inbound_only], Direction.OUTBOUND, True, True)).headline in (HOLDS, UNDER)
 
 
 def test_a_limit_that_is_not_held_stays_so_beside_packets_that_are_not_counted() -> None:
     reading = replace(kit.alone(TOO_MUCH, POLICED), missed=7)
-    assert judge([reading], Direction.OUTBOUND, KNOWN).state is State.BROKEN
+    assert answer_of([reading], Direction.OUTBOUND, True, True).state is LimitState.NOT_HELD
 
 
 def test_packets_without_a_size_have_a_row() -> None:
@@ -267,18 +279,19 @@ def test_packets_without_a_size_have_a_row() -> None:
 
 def test_a_burst_may_pass_once_but_not_every_interval() -> None:
     burst = kit.alone(kit.cell(350_003, 54, PacketClass.TCP_SYN), POLICED)  # 112 Mbit/s charged; the burst is 25.6 Mbit
-    first = judge([burst], Direction.OUTBOUND, KNOWN)
-    assert first.state is State.HOLDS
-    assert first.words[0] == "passes 112 of 100 Mbit/s charged (burst)"
-    assert judge([kit.at(number, burst) for number in range(5)], Direction.OUTBOUND, KNOWN).state is State.BROKEN
+    assert burst.limit_state(Direction.OUTBOUND).traffic is Traffic.HOLDS
+    assert figures(burst, Direction.OUTBOUND)[0] == "passes 112 of 100 Mbit/s charged (burst)"
+    found = answer_of([kit.at(number, burst) for number in range(5)], Direction.OUTBOUND, True, True)
+    assert (found.state, found.traffic) == (LimitState.NOT_HELD, Traffic.EXCEEDS)
 
 
 def test_the_policer_line_says_none_only_where_it_was_looked_for() -> None:
     reading = kit.alone(SYN_PASSED, limit=Limit(declared_bps=100_000_000))
-    assert "declared 100 Mbit/s · installed unknown" in shown(Screen([reading]))
-    known = shown(Screen([reading], {kit.TAP: KNOWN}))
-    assert "declared 100 Mbit/s · installed NONE ·  THEY DIFFER" in known
-    assert "NO POLICER" in known
+    unread = kit.judged(reading, TapContext())
+    assert "declared 100 Mbit/s · installed unknown" in shown(Screen([unread]))
+    read = shown(Screen([reading], {kit.TAP: KNOWN}))
+    assert "declared 100 Mbit/s · installed NONE ·  THEY DIFFER" in read
+    assert "NO POLICER" in read
     assert "declared unknown · installed unknown" in shown(Screen([NOWHERE]))
 
 

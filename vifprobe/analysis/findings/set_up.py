@@ -10,7 +10,8 @@ import numpy as np
 
 from vifprobe.analysis.findings import thresholds
 from vifprobe.analysis.findings.situation import Situation, bits, finding_id, let_through, rate_words, size
-from vifprobe.analysis.policer import InForce, burst_differs, enforced_past, in_force, matches, same_rate, uncovered
+from vifprobe.analysis.policer import burst_differs, enforced_past, matches, uncovered
+from vifprobe.analysis.tolerance import same_rate
 from vifprobe.model.layout import Direction, Ethertype, PacketClass
 from vifprobe.model.limits import DeclaredLimit, InstalledLimit
 from vifprobe.model.ports import direction_at, is_swapped
@@ -208,10 +209,9 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
     set_up = situation.set_up
     if set_up.enforced_in(direction):
         return
-    state = in_force(set_up, direction)
     asked = set_up.declared_in(direction)
     beyond = enforced_past(set_up, direction)
-    if state is InForce.ELSEWHERE and beyond:
+    if beyond:
         past = beyond[0]
         what = f"an OpenFlow meter of {past.device}" if past.kind == "meter" else f"{past.device}, not by {set_up.tap}"
         yield Finding(

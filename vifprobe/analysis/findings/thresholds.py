@@ -9,13 +9,6 @@ from difflib import get_close_matches
 
 from vifprobe.errors import UsageError
 
-#: A policer keeps whole bytes per second and a burst as a time in ticks of 64 ns: equal means within these shares.
-#: A rate that is off by kilo against kibi (2.4 %) is another rate. A burst may be off by as much: whether its unit
-#: holds 1000 or 1024 differs between releases of the programs that set it, and changes nothing that a guest could use.
-SAME_RATE = 0.01
-SAME_BURST = 0.03
-BURST_ROUNDING_BYTES = 200  # two ticks at 12.5 Gbit/s
-
 #: A link change is named as what came before a removal if it did so by at most this (ovs-vswitchd acts within 10 ms;
 #: on a loaded host its main loop takes longer).
 LINK_CHANGE_BEFORE_NS = 1_000_000_000
@@ -35,8 +28,6 @@ SHADOW_PACKETS = 1_000
 #: P6: wire rate over configured rate. An ordinary mix is at 1.08 (mean frame of 526 bytes), full frames at 1.03, SYNs
 #: at 2.1; 1.25 is reached by frames that are charged for 150 bytes.
 WIRE_OVER_RATE = 1.25
-#: Passed may exceed rate x time + burst by this, as the clocks of interval and policer are not the same.
-SLACK = 0.02
 
 #: P7: packets a second, their mean charged size, and CPUs (vhost, softirq, the guest's own process) that carry them.
 #: At 1514 bytes a frame, 100,000 packets are 1.2 Gbit/s; a host core forwards some 500,000 to 1,000,000.

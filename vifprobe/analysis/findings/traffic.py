@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vifprobe.analysis import tolerance
 from vifprobe.analysis.findings import thresholds as t
 from vifprobe.analysis.findings.set_up import of_protocols
 from vifprobe.analysis.findings.situation import Growth, Situation, bits, finding_id, let_through, size
@@ -93,7 +94,7 @@ def _within(
     if not reading.knows_verdicts(direction) or limit.rate_bps is None or limit.at_once_bytes is None:
         return None
     passed = count(let_through(reading.where(direction), situation.reasons))
-    allowed = (limit.rate_bps * reading.duration_ns / 1e9 + 8 * limit.at_once_bytes) * (1 + t.SLACK)
+    allowed = tolerance.most(limit.rate_bps, reading.duration_ns / 1e9, 8 * limit.at_once_bytes)
     charged = 8 * passed.charged_bytes
     return (charged, allowed) if charged <= allowed else None
 
@@ -142,7 +143,7 @@ def _p7(situation: Situation, reading: Reading, direction: Direction) -> Iterato
     cpus = sum(one for one in (load.guest_cpus, load.vhost_cpus, load.softirq_cpus) if one is not None)
     pps, mean = offered.packets / seconds, offered.charged_bytes / offered.packets
     rate = min(rates)
-    is_under = 8 * offered.charged_bytes <= rate * seconds * (1 + t.SLACK)
+    is_under = 8 * offered.charged_bytes <= tolerance.most(rate, seconds, 0)
     if not is_under or pps < t.OVERLOAD_PPS or mean > t.OVERLOAD_MEAN_BYTES or cpus < t.OVERLOAD_CPUS:
         return
     yield Finding(

@@ -12,6 +12,7 @@ from typing import Any
 from vifprobe.model.flood import Flood
 from vifprobe.model.host_cost import HostCost
 from vifprobe.model.layout import Direction, PacketClass, Verdict
+from vifprobe.model.limits import LimitAnswer
 from vifprobe.model.ports import direction_at, is_guest_port
 from vifprobe.model.reading import Counts, Finding, Limit, Reading
 from vifprobe.model.whatif import Share, WhatIfRow, by_limit, total
@@ -132,7 +133,7 @@ def _direction(reading: Reading, direction: Direction) -> _Object:
         code.name.lower(): _class(reading, direction, code) if code in seen else _class_unseen(watched)
         for code in PacketClass
     }
-    found["limit"] = _limit(reading.limits.get(direction, Limit()))
+    found["limit"] = {**_limit(reading.limits.get(direction, Limit())), **_state(reading, direction)}
     found["what_if"] = [_what_if(limit, rows) for limit, rows in by_limit(reading.what_ifs, direction).items()]
     found["unsized"] = _counts(reading.unsized(direction) if watched else None)
     return found
@@ -174,6 +175,21 @@ def _limit(limit: Limit) -> _Object:
         "installed_bps": _whole(limit.installed_bps),
         "installed_pps": _whole(limit.installed_pps),
         "burst_bytes": _whole(limit.burst_bytes),
+    }
+
+
+def _state(reading: Reading, direction: Direction) -> _Object:
+    if direction not in reading.directions:
+        return {"state": None, "traffic": None, "doubt": None}
+    return answer_object(reading.limit_state(direction))
+
+
+def answer_object(answer: LimitAnswer) -> _Object:
+    """Return the state of a limit in the words of vifprobe.model.limits."""
+    return {
+        "state": answer.state.value,
+        "traffic": answer.traffic.value,
+        "doubt": None if answer.doubt is None else answer.doubt.value,
     }
 
 

@@ -14,10 +14,10 @@ from vifprobe.model.layout import Direction, Expected, Verdict
 from vifprobe.model.ports import is_guest_port, word
 from vifprobe.model.reading import Counts, Finding, Limit, Reading, count
 from vifprobe.render.export import plots
-from vifprobe.render.judgement import gone_words, per_second
+from vifprobe.render.limit_words import figures, gone_words, live_badge
 from vifprobe.render.text.policer import proof
 from vifprobe.render.text.tap_view import VERDICTS_KNOWN, by_severity
-from vifprobe.render.units import UNKNOWN, bit_rate, clean, duration, packet_rate, percent, tc_size, whole
+from vifprobe.render.units import UNKNOWN, bit_rate, clean, duration, packet_rate, per_second, percent, tc_size, whole
 
 _VERDICTS = (Verdict.PASSED, Verdict.POLICED, Verdict.DROPPED, Verdict.QUEUED)
 _EVENTS_MARKED = 12  # moments drawn into a plot; all are in the table
@@ -119,7 +119,8 @@ def _finding(finding: Finding) -> dict[str, str]:
 
 def _direction(capture: Capture, reading: Reading, direction: Direction) -> DirectionView:
     limit = reading.limits.get(direction, Limit())
-    words = [f"declared {bit_rate(limit.declared_bps)}"] if limit.declared_bps is not None else []
+    words = [live_badge(reading.limit_state(direction)).headline, *figures(reading, direction)[:1]]
+    words += [f"declared {bit_rate(limit.declared_bps)}"] if limit.declared_bps is not None else []
     words += [f"installed {bit_rate(limit.installed_bps)}"] if limit.installed_bps is not None else []
     words += [f"installed {packet_rate(limit.installed_pps)}"] if limit.installed_pps is not None else []
     words += [f"burst {tc_size(limit.burst_bytes)}"] if limit.burst_bytes is not None else []

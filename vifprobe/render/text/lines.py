@@ -11,11 +11,12 @@ from collections.abc import Collection
 from decimal import Decimal
 
 from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.limits import LimitState
 from vifprobe.model.ports import direction_at, is_guest_port
 from vifprobe.model.reading import Counts, Limit, Reading
-from vifprobe.render.judgement import per_second
+from vifprobe.render.limit_words import state_words
 from vifprobe.render.text.host import host_fields
-from vifprobe.render.units import ASCII, UNKNOWN, Glyphs, clean, pad, percent
+from vifprobe.render.units import ASCII, UNKNOWN, Glyphs, clean, pad, per_second, percent
 
 #: Classes named at the end of a line.
 TOP_CLASSES = 3
@@ -86,7 +87,21 @@ def _around_host(reading: Reading, glyphs: Glyphs) -> tuple[str, str]:
         f"missed {reading.missed}",
     ]
     gone = [f"gone {reading.gone_ns / 1e9:.3f} s"] if reading.gone_ns is not None else []
-    return " ".join(fields), " ".join([f"top {_top(reading)}", *gone])
+    return " ".join(fields), " ".join(
+        [
+            f"limit {out} {_state(reading, Direction.OUTBOUND)}",
+            f"{into} {_state(reading, Direction.INBOUND)}",
+            f"top {_top(reading)}",
+            *gone,
+        ]
+    )
+
+
+def _state(reading: Reading, direction: Direction) -> str:
+    """Two words, as in JSON: of the limit, and of what packets show of it. That a tap is gone has a field already."""
+    answer = reading.limit_state(direction)
+    is_known = direction in reading.directions and answer.state is not LimitState.GONE
+    return state_words(answer) if is_known else f"{UNKNOWN} {UNKNOWN}"
 
 
 def _waiting(reading: Reading) -> str:

@@ -4,64 +4,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from vifprobe.analysis.policer import InForce, PolicerRow, SetUp, enforced_past, in_force
+from vifprobe.analysis.policer import PolicerRow, SetUp, enforced_past
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import LimitAnswer, LimitState
 from vifprobe.model.ports import is_guest_port, outbound_hook, word
 from vifprobe.model.reading import Finding
+from vifprobe.render.limit_words import badge, traffic_words
 from vifprobe.render.text.line import Line, Span, cells, head, line, natural, wrapped
 from vifprobe.render.text.tap_view import by_severity, finding_lines
 from vifprobe.render.units import BLOCKS, UNKNOWN, Glyphs, bit_rate, clean, si, tc_size
 
-#: State -> badge, style. The first words that anyone reads.
-_BADGES = {
-    InForce.THERE: ("LIMIT IS THERE", "good"),
-    InForce.ABSENT: ("NO POLICER", "bad"),
-    InForce.DIFFERS: ("WRONG LIMIT", "bad"),
-    InForce.HOLES: ("LIMIT HAS A HOLE", "bad"),
-    InForce.BYPASSED: ("LIMIT IS BYPASSED", "bad"),
-    InForce.ELSEWHERE: ("LIMIT IS ELSEWHERE", "warn"),
-    InForce.UNDECLARED: ("LIMIT, NOT DECLARED", "plain"),
-    InForce.NONE: ("NO LIMIT ASKED FOR", "plain"),
-    InForce.UNKNOWN: ("LIMIT UNKNOWN", "warn"),
-}
 _SOURCES = {"user": "the command line", "ovs": "Open vSwitch"}
 _INDENT = 9
 _NONE = "-"
 
 
-def policer_lines(
-    set_up: SetUp,
-    rows: Sequence[PolicerRow],
-    findings: Sequence[Finding],
-    directions: Sequence[Direction] = tuple(Direction),
-    domain: str = "",
-    notes: Sequence[str] = (),
-    width: int = 80,
-    glyphs: Glyphs = BLOCKS,
-    gone: bool = False,
-) -> list[Line]:
-    """The audit of one tap; `rows` of the given directions only. gone: it was deleted meanwhile."""
-    proved = {finding.id for finding in findings}
+@dataclass(frozen=True)
+class AuditView:
+    """The audit of one tap. rows: of the given directions only. gone: the tap was deleted meanwhile."""
+
+    set_up: SetUp
+    rows: Sequence[PolicerRow]
+    findings: Sequence[Finding]
+    states: Mapping[Direction, LimitAnswer]
+    directions: Sequence[Direction] = tuple(Direction)
+    domain: str = ""
+    notes: Sequence[str] = ()
+    gone: bool = False
+
+
+def policer_lines(view: AuditView, width: int = 80, glyphs: Glyphs = BLOCKS) -> list[Line]:
+    """The answer, the places that declare or enforce a limit, the findings, and what was not read."""
+    set_up = view.set_up
     words = f" {set_up.tap}: deleted during the audit; this is what was set before"
-    lines = wrapped(Span(" TAP IS GONE ", "bad"), clean(words, glyphs), width, _INDENT) if gone else []
-    lines += [row for direction in directions for row in _answer(set_up, direction, proved, width, glyphs)]
-    if domain:
-        lines.append(line(Span("guest    ", "name"), clean(domain, glyphs)))
-    lines += [Line(), *_table(rows, set_up.kind, width, glyphs)] if rows else []
+    lines = wrapped(Span(" TAP IS GONE ", "bad"), clean(words, glyphs), width, _INDENT) if view.gone else []
+    for direction in view.directions:
+        lines += _answer(set_up, direction, view.states.get(direction, LimitAnswer()), width, glyphs)
+    if view.domain:
+        lines.append(line(Span("guest    ", "name"), clean(view.domain, glyphs)))
+    lines += [Line(), *_table(view.rows, set_up.kind, width, glyphs)] if view.rows else []
     lines.append(Line())
-    for finding in by_severity(findings):
+    for finding in by_severity(view.findings):
         lines += finding_lines([finding], glyphs, width)
         lines += wrapped(Span(" " * _INDENT), clean(finding.advice, glyphs), width) if finding.advice else []
         lines += wrapped(Span("   proof ", "faint"), clean(proof(finding.evidence), glyphs), width)
-    if not findings:
+    if not view.findings:
         lines.append(line(Span("findings ", "name"), "none"))
     for words in set_up.earlier:
         lines += wrapped(Span("ahead    ", "name"), clean(f"{words} runs before the policer", glyphs), width)
     for words in set_up.not_read:
         lines += wrapped(Span("not read ", "warn"), clean(words, glyphs), width)
-    for words in notes:
+    for words in view.notes:
         lines += wrapped(Span("note     ", "name"), clean(words, glyphs), width)
     lines += wrapped(Span("         ", "faint"), _meaning(set_up.kind), width)
     return lines
@@ -73,23 +69,24 @@ def _meaning(kind: str) -> str:
     return f"outbound = from the guest ({kind} {outbound_hook(kind)}), inbound = to it"
 
 
-def _answer(set_up: SetUp, direction: Direction, proved: set[str], width: int, glyphs: Glyphs) -> list[Line]:
-    state = in_force(set_up, direction, proved)
-    badge, style = _BADGES[state]
-    words = f" {set_up.tap} {set_up.word(direction)}{_words(set_up, direction, state)}"
-    return wrapped(Span(f" {badge} ", style), clean(words, glyphs), width, _INDENT)
+def _answer(set_up: SetUp, direction: Direction, answer: LimitAnswer, width: int, glyphs: Glyphs) -> list[Line]:
+    shown = badge(answer)
+    words = f" {set_up.tap} {set_up.word(direction)}{_words(set_up, direction, answer.state)}"
+    if packets := traffic_words(answer):
+        words += f"; {packets}"
+    return wrapped(Span(f" {shown.headline} ", shown.style), clean(words, glyphs), width, _INDENT)
 
 
-def _words(set_up: SetUp, direction: Direction, state: InForce) -> str:
+def _words(set_up: SetUp, direction: Direction, state: LimitState) -> str:
     asked, held = set_up.main_declared(direction), set_up.main_enforced(direction)
     if asked is None:
         asked = next(iter(set_up.declared_in(direction)), None)
     told = "" if asked is None else f"{_rate(asked.rate_bps, asked.rate_pps)} declared by "
     told += "" if asked is None else _SOURCES.get(asked.source, asked.source)
     found = "" if held is None else f"{_rate(held.rate_bps, held.rate_pps)} installed by {held.source} {held.kind}"
-    if state is InForce.ABSENT:
+    if state is LimitState.ABSENT:
         found = "none installed"
-    elif state is InForce.ELSEWHERE:
+    elif state is LimitState.ELSEWHERE:
         past = enforced_past(set_up, direction)[0]
         found = f"{_rate(past.rate_bps, past.rate_pps)} installed on {past.device}"
     parts = [part for part in (told, found) if part]

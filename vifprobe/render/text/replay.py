@@ -33,7 +33,7 @@ def replay_lines(
     notes = [row for note in reading.notes for row in wrapped(Span("note     ", "name"), clean(note, glyphs), width)]
     sections: list[Section] = [
         fixed([tap_view.title(reading, context, direction, width, glyphs)]),
-        fixed([tap_view.headline([reading], context, direction, width, glyphs)]),
+        fixed([tap_view.headline(reading, direction, width, glyphs)]),
         fixed(tap_view.missed(reading)),
         fixed(_limit(reading.limits.get(direction, Limit()))),
         fixed(tap_view.what_if(reading, width, glyphs)),

@@ -16,16 +16,17 @@ from rich.live import Live
 from rich.text import Text
 
 from vifprobe.model.layout import Verdict
+from vifprobe.model.limits import LimitAnswer, LimitState
 from vifprobe.model.reading import Reading
 from vifprobe.render.context import TapContext
-from vifprobe.render.judgement import State, judge, per_second
+from vifprobe.render.limit_words import live_badge
 from vifprobe.render.text.host import share_line
 from vifprobe.render.text.line import STYLES, Column, Line, Span, cells, head, line
 from vifprobe.render.text.sections import Section, fit, fixed, more_line
 from vifprobe.render.text.tap_tables import ROOMY, bps, verdict_span
 from vifprobe.render.text.tap_view import main_direction, tap_sections
 from vifprobe.render.text.terminal import is_live_terminal
-from vifprobe.render.units import UNKNOWN, Glyphs, bit_rate, clean, glyphs_for, si
+from vifprobe.render.units import UNKNOWN, Glyphs, bit_rate, clean, glyphs_for, per_second, si
 
 #: Readings of a tap that are kept for its history: more than any screen is wide.
 HISTORY = 240
@@ -146,7 +147,7 @@ def _overview_row(
         counts = reading.counts(direction, verdict)
         figure = UNKNOWN if counts is None else si(per_second(counts.packets, reading))
         values.append(verdict_span(figure, verdict, counts))
-    state = judge(readings, direction, context).state
+    state = live_badge(reading.limit_state(direction))
     passed = reading.counts(direction, Verdict.PASSED)
     if columns > 7:
         values.append(bit_rate(None if passed is None else bps(passed.charged_bytes, reading)))
@@ -163,10 +164,11 @@ def _gone_row(
     reading: Reading, context: TapContext, shown: str, columns: Sequence[Column], glyphs: Glyphs
 ) -> list[str | Span]:
     """Of a tap that was deleted: nothing is known of it now."""
+    state = live_badge(LimitAnswer(LimitState.GONE))
     known: dict[str, str | Span] = {
         columns[0].title: ">" if reading.tap == shown else "",
         columns[1].title: Span(clean(reading.tap, glyphs), "name"),
-        "limit": Span(State.GONE.word, State.GONE.style),
+        "limit": Span(state.word, state.style),
         "domain": clean(context.domain, glyphs),
     }
     return [known.get(column.title, UNKNOWN) for column in columns]

@@ -10,15 +10,14 @@ from vifprobe.analysis.reconcile import ReconcileRow
 from vifprobe.capture.manifest import SAMPLES, SampleCounts
 from vifprobe.model.layout import Direction, Verdict
 from vifprobe.model.ports import is_guest_port, word
-from vifprobe.model.reading import Counts, Finding, Limit, Reading
+from vifprobe.model.reading import Counts, Finding, Reading
 from vifprobe.render.context import TapContext, losses
-from vifprobe.render.judgement import per_second
 from vifprobe.render.text import tap_view
 from vifprobe.render.text.flood import flood_lines
 from vifprobe.render.text.host import host_lines
 from vifprobe.render.text.line import Column, Line, Span, cells, flow, head, line, wrapped
 from vifprobe.render.text.tap_tables import bps, counts_of, fate_span, fates, other_direction, queue
-from vifprobe.render.units import BLOCKS, Glyphs, bit_rate, clean, duration, frame_size, percent, si, whole
+from vifprobe.render.units import BLOCKS, Glyphs, bit_rate, clean, duration, frame_size, per_second, percent, si, whole
 
 _INDENT = 9  # where text goes on below its label
 _NAMES_MAX = 24  # so many counters are named one by one
@@ -42,10 +41,10 @@ def summary_lines(
     direction = tap_view.main_direction(reading)
     return [
         tap_view.title(reading, context, direction, width, glyphs),
-        tap_view.headline([reading], context, direction, width, glyphs),
+        tap_view.headline(reading, direction, width, glyphs),
         *tap_view.gone(reading, width, glyphs),
         *tap_view.missed(reading),
-        *tap_view.policer(reading.limits.get(direction, Limit()), context, width, glyphs),
+        *tap_view.policer(reading, direction, context, width, glyphs),
         *totals_table(reading, direction, width, glyphs),
         *_lost(reading, direction, context, width, glyphs),
         *mix(reading, direction, width, glyphs),

@@ -11,7 +11,6 @@ import numpy as np
 from vifprobe.model.layout import SIZE_UNKNOWN, Direction, Expected, PacketClass, Verdict, size_range_bytes
 from vifprobe.model.ports import word
 from vifprobe.model.reading import Counts, Reading
-from vifprobe.render.judgement import per_second
 from vifprobe.render.text.line import Column, Line, Span, cells, flow, head, line
 from vifprobe.render.text.sections import Section, fixed, listed, more_line
 from vifprobe.render.units import (
@@ -22,6 +21,7 @@ from vifprobe.render.units import (
     duration,
     frame_size,
     packet_rate,
+    per_second,
     percent,
     si,
     size_range,

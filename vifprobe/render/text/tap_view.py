@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vifprobe.model.layout import Direction, PacketClass, Verdict
+from vifprobe.model.limits import LimitState
 from vifprobe.model.ports import is_guest_port, word
 from vifprobe.model.reading import Finding, Limit, Reading
 from vifprobe.model.whatif import Share, WhatIfRow, by_limit, total
 from vifprobe.render.context import Loss, TapContext, losses
-from vifprobe.render.judgement import gone_words, judge, per_second, same_rate
+from vifprobe.render.limit_words import figures, gone_words, live_badge
 from vifprobe.render.text import tap_tables
 from vifprobe.render.text.flood import flood_lines
 from vifprobe.render.text.host import host_section
@@ -24,6 +25,7 @@ from vifprobe.render.units import (
     clean,
     duration,
     packet_rate,
+    per_second,
     percent,
     tc_size,
     whole,
@@ -69,9 +71,9 @@ def tap_sections(
     tables = [beside(classes, sizes, _CLASSES_WIDTH + _GUTTER)] if width >= WIDE else [classes, sizes]
     return [
         fixed([title(reading, context, direction, width, glyphs)], gap=True),
-        fixed([headline(readings, context, direction, width, glyphs)]),
+        fixed([headline(reading, direction, width, glyphs)]),
         fixed(missed(reading)),
-        fixed(policer(reading.limits.get(direction, Limit()), context, width, glyphs)),
+        fixed(policer(reading, direction, context, width, glyphs)),
         tap_tables.totals(reading, direction, width, glyphs),
         *_where(reading, direction, context, glyphs),
         fixed(what_if(reading, width, glyphs), keep=4),
@@ -101,13 +103,11 @@ def title(reading: Reading, context: TapContext, direction: Direction, width: in
     return left.fitted(room, glyphs) + line("  ", Span(meaning, "faint"))
 
 
-def headline(
-    readings: Sequence[Reading], context: TapContext, direction: Direction, width: int, glyphs: Glyphs
-) -> Line:
+def headline(reading: Reading, direction: Direction, width: int, glyphs: Glyphs) -> Line:
     """Is the limit working? The state in reverse video, then as much of what it rests on as the line holds."""
-    found = judge(readings, direction, context)
-    badge = Span(f" {found.state.headline} ", found.state.style)
-    words = [line(Span(word, "strong")) for word in found.words]
+    found = live_badge(reading.limit_state(direction))
+    badge = Span(f" {found.headline} ", found.style)
+    words = [line(Span(word, "strong")) for word in figures(reading, direction)]
     return line(badge, " ") + one_line(words, width - len(badge.text) - 1, glyphs)
 
 
@@ -127,13 +127,13 @@ def missed(reading: Reading) -> list[Line]:
     return [line(Span(text, "bad"))]
 
 
-def policer(limit: Limit, context: TapContext, width: int, glyphs: Glyphs) -> list[Line]:
+def policer(reading: Reading, direction: Direction, context: TapContext, width: int, glyphs: Glyphs) -> list[Line]:
     """Declared and installed limit, and whether they agree."""
-    label = Span("policer  ", "name")
+    label, limit = Span("policer  ", "name"), reading.limits.get(direction, Limit())
     declared = _limit_text(limit.declared_bps, None, context.declared_known)
     installed = _limit_text(limit.installed_bps, limit.installed_pps, context.installed_known)
     burst = f" burst {tc_size(limit.burst_bytes)}" if limit.burst_bytes is not None else ""
-    agree = _agree(limit, context)
+    agree = _agree(limit, reading.limit_state(direction).state)
     parts = [line(f"declared {declared}"), line(f"installed {installed}{burst}")]
     if agree is not None:
         parts.append(line(Span("they agree", "ok") if agree else Span(" THEY DIFFER ", "bad")))
@@ -168,13 +168,11 @@ def _stopped(share: Share) -> str:
     return f"{packets} of packets, {size} of bytes"
 
 
-def _agree(limit: Limit, context: TapContext) -> bool | None:
-    """Return True if declared and installed are the same; None while either is unknown."""
-    if limit.declared_bps is not None and limit.installed_bps is not None:
-        return same_rate(limit.declared_bps, limit.installed_bps)
-    if limit.declared_bps is not None and context.installed_known:
+def _agree(limit: Limit, state: LimitState) -> bool | None:
+    """Return True if declared and installed are the same; None where either is unknown, or nothing was declared."""
+    if state in (LimitState.ABSENT, LimitState.DIFFERS):
         return False
-    return None
+    return True if limit.declared_bps is not None and limit.installed_bps is not None else None
 
 
 def _limit_text(bps: int | None, pps: int | None, known: bool) -> str:

@@ -34,6 +34,7 @@ from vifprobe.process import capabilities
 from vifprobe.session.audit import audit
 from vifprobe.session.audit.audit import Look
 from vifprobe.session.audit.limit_events import limit_events
+from vifprobe.session.audit.limit_states import LimitStates
 from vifprobe.session.audit.port_addresses import host_neighbours, own_addresses
 from vifprobe.session.decided_earlier import DeviceCheck, Earlier
 
@@ -67,7 +68,9 @@ class TapAudit:
         self.meters: tuple[Meter, ...] = ()
         self.pid: int | None = None
         self.looks: tuple[Look, ...] = ()
-        self.tracker = GapTracker(_main(self._set_up()))
+        self._limits = _main(self._set_up())
+        self.tracker = GapTracker(self._limits)
+        self.limit_states = LimitStates()
         self._window: deque[tuple[int, Cells]] = deque([(time.monotonic_ns(), no_cells())])
         self._samples: deque[Sample] = deque(maxlen=_SAMPLES)
         self._last: tuple[Finding, ...] = ()
@@ -115,11 +118,17 @@ class TapAudit:
         self._followed_news += 1
         self.installed = found
         told = limit_events(events, self.link.kind)
-        changed = self.tracker.follow(told, _main(self._set_up()), time.monotonic_ns(), passed)
+        before, now, gaps = self._limits, _main(self._set_up()), self._gaps()
+        changed = self.tracker.follow(told, now, time.monotonic_ns(), passed)
+        self.limit_states.follow(before, now, [direction for direction, *_ in self._gaps() - gaps])
+        self._limits = now
         if changed:
             self._window.clear()
             self._last_ns, self._changed_ns = 0, time.monotonic_ns()
         return changed
+
+    def _gaps(self) -> set[tuple[Direction, int, int | None]]:
+        return {(gap.direction, gap.number, gap.end_ns) for gap in self.tracker.gaps}
 
     def learn(self, declared: Declared, meters: tuple[Meter, ...], pid: int | None) -> None:
         """Take the declared limits, the meters, and the process that holds the tap."""
@@ -132,7 +141,8 @@ class TapAudit:
         were not drawn at this snapshot, what happened in the last seconds is in them, or a gap that lasts.
         """
         lasts = any(gap.end_ns is None for gap in self.tracker.gaps)
-        if lasts or snapshot_ns - max(self._busy_ns, self.earlier.ended_ns) < 2 * _WINDOW_NS:
+        is_settled = self.limit_states.is_settled
+        if lasts or not is_settled or snapshot_ns - max(self._busy_ns, self.earlier.ended_ns) < 2 * _WINDOW_NS:
             return None
         return self._followed_news, self._looked_news
 
@@ -195,6 +205,11 @@ class TapAudit:
     def declared_known(self) -> bool:
         """Return True if every place that could declare a limit was read."""
         return self.declared is not None and not self.declared.problems
+
+    @property
+    def installed_known(self) -> bool:
+        """Return True if each place that could enforce a limit was read."""
+        return not self.installed.problems
 
     def findings(
         self, reading: Reading, cells: Cells, snapshot_ns: int, reasons: Mapping[int, str]

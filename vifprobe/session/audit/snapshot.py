@@ -8,11 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Protocol
 
 from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.limit_state import limit_answer
 from vifprobe.analysis.policer import PolicerRow, SetUp, policer_rows
 from vifprobe.errors import KernelError
 from vifprobe.host.limits import installed, installed_of
@@ -20,6 +21,7 @@ from vifprobe.host.net import netns as namespaces
 from vifprobe.host.net.events import Events
 from vifprobe.host.net.links import Link, find_link, is_there
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import LimitAnswer
 from vifprobe.model.reading import Finding, Limit
 from vifprobe.session.audit.auditor import Auditor, TapAudit
 from vifprobe.session.probe import Probe
@@ -42,7 +44,7 @@ class PolicerReport:
     """The audit of one tap. at: wall clock at its end. duration_ns: how long its packets or counters were watched.
 
     domain: libvirt's name of the guest, "" where not known. notes: what was not looked at, and why. gone: the tap was
-    deleted meanwhile; all else is what was known of it before.
+    deleted meanwhile; all else is what was known of it before. limit_states: of the directions asked for.
     """
 
     tap: str
@@ -54,16 +56,12 @@ class PolicerReport:
     domain: str = ""
     notes: tuple[str, ...] = ()
     gone: bool = False
+    limit_states: Mapping[Direction, LimitAnswer] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[PolicerRow, ...]:
         """Declaring and enforcing places of the directions asked for."""
         return tuple(row for row in policer_rows(self.set_up) if row.direction in self.directions)
-
-    @property
-    def proved(self) -> frozenset[str]:
-        """Ids of the findings."""
-        return frozenset(finding.id for finding in self.findings)
 
 
 def audit_tap(
@@ -110,7 +108,8 @@ def _with_packets(
     with stoppable(probe.stop), probe:
         (last,) = deque(probe.readings(min(seconds, 1.0), seconds), maxlen=1)
         report = _report(probe.audit(tap), last.duration_ns, directions, last.findings, last.notes)
-        return replace(report, gone=last.gone)
+        states = {**report.limit_states, **last.limit_states}
+        return replace(report, gone=last.gone, limit_states=states)
 
 
 def _without_packets(
@@ -150,4 +149,15 @@ def _report(
 ) -> PolicerReport:
     domain = audit.declared.domain if audit.declared else ""
     now = datetime.now(timezone.utc)
-    return PolicerReport(audit.link.name, now, duration_ns, audit.set_up(), directions, found, domain, notes)
+    set_up, proved = audit.set_up(), {finding.id for finding in found}
+    return PolicerReport(
+        audit.link.name,
+        now,
+        duration_ns,
+        set_up,
+        directions,
+        found,
+        domain,
+        notes,
+        limit_states={one: limit_answer(set_up, one, (), proved) for one in directions},
+    )
