@@ -1,45 +1,47 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Whether a netfilter chain of the tap itself dropped a packet, or one behind it: of a bridge, of the IP stack. Asked
- * only where both are there (TRAIT_NFT_SHARED). Each answer takes a few reads of memory, whatever the packet is.
+ * Netfilter drops: was it a chain of the tap itself, or one behind it (of a bridge, of the IP stack)? Asked only where
+ * both exist (TRAIT_NFT_SHARED). Each answer takes a few reads of memory, whatever the packet is.
  *
- * Hook:   fentry of nf_hook_slow, host-wide; attached only while a tap that the tracepoints count has such chains. Else
- *         none of its own: called where an outbound packet arrives (progs/tc.c) and where it is dropped (progs/kfree_skb.c)
- * Reads:  skb->cb; this CPU's counters of packets that the IP stack has received; what nf_hook_slow is called for
- * Writes: the fourth line of the CPU's state
- * Needs:  HAS_IP_COUNTERS: offsets from BTF, and reading kernel memory from tc programs. For the tracepoint way BPF
- *         trampolines. Without, what cannot be told is counted in unplaced_drops.
+ * Hook:   fentry of nf_hook_slow, host-wide; attached only while a tap that the tracepoints count has such chains. The
+ *         other functions are called where an outbound packet arrives (progs/tc.c) and where it is dropped
+ *         (progs/kfree_skb.c)
+ * Reads:  skb->cb; this CPU's counters of packets received by the IP stack; the arguments of nf_hook_slow
+ * Writes: the fourth cache line of the CPU's state
+ * Needs:  HAS_IP_COUNTERS: offsets from BTF, and reads of kernel memory in tc programs. For the tracepoints, BPF
+ *         trampolines. Without them, drops that cannot be attributed are counted in unplaced_drops
  */
 
 /* include/uapi/linux/netfilter.h */
 #define NFPROTO_NETDEV 5
 #define NF_NETDEV_INGRESS 0
-/* Upper halves of kernel addresses. */
+/* Upper halves of kernel addresses start here. */
 #define POINTERS_FROM 0xff000000U
 
-/* Its only use is where a CPU's value lies. */
+/* Used only for the address of its value on this CPU. */
 BPF_TABLE("percpu_array", u32, u64, per_cpu_place, 1);
 
 #if HAS_IP_COUNTERS
 /* include/uapi/linux/snmp.h: InReceives, the second one; of both IP versions. */
 #define IPSTATS_MIB_INPKTS 1
 
-/* 0 where it cannot be read: no kernel address that is asked for here is 0. */
+/* 0 when it cannot be read: nothing read here is 0 in the kernel. */
 static __always_inline u64 word_at(u64 address)
 {
 	u64 word = 0;
 
 	/*
-	 * By its number: where kallsyms hides addresses, bcc takes it for missing and calls bpf_probe_read() instead, which tc
-	 * programs may not (bcc, src/cc/frontends/clang/b_frontend_action.cc).
+	 * bpf_probe_read_kernel() by its number: where kallsyms hides addresses, bcc takes the helper for missing and
+	 * calls bpf_probe_read() instead, which tc programs may not call (bcc,
+	 * src/cc/frontends/clang/b_frontend_action.cc).
 	 */
 	((long (*)(void *, u32, const void *))113)(&word, sizeof(word), (void *)address);
 	return word;
 }
 
 /*
- * What this CPU adds to the address that the kernel keeps of per-CPU memory: the difference between where a value of a
- * per-CPU map lies here and the address that the map keeps (kernel/bpf/arraymap.c, percpu_array_map_lookup_elem).
+ * The offset of this CPU's per-CPU memory: the address of a per-CPU map's value on this CPU, less the address that the
+ * map keeps (kernel/bpf/arraymap.c, percpu_array_map_lookup_elem).
  */
 static __always_inline u64 per_cpu_offset(struct cpu_state *state)
 {
@@ -53,12 +55,12 @@ static __always_inline u64 per_cpu_offset(struct cpu_state *state)
 	return verifier_widen(&state->scratch, (u64)(long)here) - word_at(map + BPF_ARRAY_PPTRS_OFFSET);
 }
 
-/* Of an skb's network namespace, the taps' own. */
+/* Addresses of the IP counters of the skb's network namespace, that of the taps. */
 static __always_inline void find_ip_counters(struct cpu_state *state, u64 skb)
 {
 	u64 mib, offset = per_cpu_offset(state);
 
-	/* Verifier: a number, where it is a tc program's context. */
+	/* Verifier: a number; in a tc program it is the context. */
 	skb = verifier_widen(&state->scratch, skb);
 	mib = word_at(word_at(skb + SKB_DEV_OFFSET) + DEV_NET_OFFSET) + NET_MIB_OFFSET;
 #if MIB_IPV6_OFFSET >= 0
@@ -67,7 +69,7 @@ static __always_inline void find_ip_counters(struct cpu_state *state, u64 skb)
 	state->ip_counter_at = word_at(mib + MIB_IP_OFFSET) + offset + IPSTATS_MIB_INPKTS * sizeof(u64);
 }
 
-/* Packets that the IP stack has received on this CPU, ever. protocol: of the two that it knows, in network order. */
+/* Number of packets that the IP stack has received on this CPU. protocol: IPv4 or IPv6, in network order. */
 static __always_inline u64 ip_received(struct cpu_state *state, u32 protocol)
 {
 #if MIB_IPV6_OFFSET >= 0
@@ -84,10 +86,10 @@ static __always_inline bool is_ip(u32 protocol)
 }
 
 /*
- * An outbound packet arrives. Behind the tap's own chains the IP stack writes the device's number into skb->cb where tc
- * has put the length: the guest chooses the length, so that a length which is that number tells nothing. But the IP stack
- * counts each packet before its first chain sees it (ip_rcv_core, ip6_rcv_core), and no other packet comes between on this
- * CPU. This CPU's own state.
+ * An outbound packet arrives. Behind the chains of the tap, the IP stack writes the device number into skb->cb, where
+ * tc has put the length. A guest chooses the length, so a length equal to that number tells nothing. But the IP stack
+ * counts each packet before its first chain sees it (ip_rcv_core, ip6_rcv_core), and no other packet is received in
+ * between on this CPU. This CPU's own state.
  */
 static __always_inline void note_ip_received(struct cpu_state *state, struct __sk_buff *skb)
 {
@@ -103,20 +105,26 @@ static __always_inline void note_ip_received(struct cpu_state *state, struct __s
 #endif
 }
 
-/* This CPU's own state. Said, and counted as the policer's: a chain of the tap is known to be there. */
+/* Count it as unplaced and as dropped by the tap's chain, because such a chain exists. This CPU's own state. */
 static __always_inline bool unplaced(struct cpu_state *state)
 {
 	state->unplaced_drops++;
 	return true;
 }
 
-/* Of a packet whose length is the tap's number. protocol: as it was dropped. */
+/*
+ * For a packet whose length is the number of the tap: true when the IP stack has not received it. protocol: at the
+ * drop.
+ */
 static __always_inline bool has_not_come_to_ip(struct cpu_state *state, u32 protocol)
 {
 	if (!is_ip(protocol))
 		return true;
 #if HAS_IP_COUNTERS
-	/* Another one than at its arrival: somebody took a tag away, before or behind the tap's chains. */
+	/*
+	 * When the protocol differs from that at arrival, somebody removed a tag, before or behind the chains of the
+	 * tap.
+	 */
 	if (state->ip_counter_at && state->protocol == protocol)
 		return ip_received(state, protocol) == state->ip_received;
 #endif
@@ -124,8 +132,8 @@ static __always_inline bool has_not_come_to_ip(struct cpu_state *state, u32 prot
 }
 
 /*
- * Is skb->cb's first word the address of a device in the tap's namespace, a bridge's? Before tc, GRO leaves an address
- * of something else there.
+ * True: the first word of skb->cb is the address of a device in the tap's namespace, a bridge. Before tc, GRO leaves
+ * another address there.
  */
 static __always_inline bool is_bridge_of(u64 word, u64 device)
 {
@@ -137,9 +145,10 @@ static __always_inline bool is_bridge_of(u64 word, u64 device)
 }
 
 /*
- * By what is in skb->cb, which every layer uses anew. tc ingress, the layer before the device's own chains, has put the
- * skb's length there, as the policer charges it but for what that adds. Behind them a bridge has 0 there, then its own
- * device's address, and ARP and br_netfilter 0; the IP stack the number of the tap.
+ * True: a chain of the tap dropped the packet. skb->cb shows it, because each layer uses it anew. tc ingress, the
+ * layer before the chains of the device, writes the length of the skb there, as the policer charges it without its
+ * additions. Behind these chains, a bridge has 0 and then the address of its device there, ARP and br_netfilter have
+ * 0, and the IP stack has the number of the tap.
  */
 static __always_inline bool by_own_chain(u64 skb, u32 location, struct cpu_state *state)
 {
@@ -149,8 +158,8 @@ static __always_inline bool by_own_chain(u64 skb, u32 location, struct cpu_state
 	if ((u32)FIELD(u32, device, DEV_IFINDEX_OFFSET) != state->ifindex)
 		return false;
 	/*
-	 * Without a tc hook of ours it is not known whether tc ingress has run. nf_hook_slow runs all chains but the bridge's
-	 * first ones.
+	 * Without our tc hook it is not known whether tc ingress has run. nf_hook_slow runs all chains but the first
+	 * ones of a bridge.
 	 */
 	if (state->traits & TRAIT_TRACED_OUTBOUND)
 		return location - state->hooks_from < state->hooks_end - state->hooks_from &&
@@ -167,17 +176,20 @@ static __always_inline bool by_own_chain(u64 skb, u32 location, struct cpu_state
 	return true;
 }
 
-/* nf_hook_slow(skb, state, entries, first): chains are run, the device's own or others'. */
+/* nf_hook_slow(skb, state, entries, first) runs the chains of the device, or others. */
 int chain(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cpu_state *state = own_state();
 	u64 address = ctx->args[0], hook = ctx->args[1];
 
-	/* Verifier: or the compiler would follow the number in the CPU's state, equal by then but no typed pointer. */
+	/* Verifier: else the compiler would use the number in the CPU's state, which is equal here but is not a typed pointer. */
 	barrier_var(address);
 	if (state->skb != address)
 		return 0;
-	/* This CPU's own state. It says of which packet, as in progs/police_exit.c; packets are counted from 1. */
+	/*
+	 * This CPU's own state. The sequence number names the packet, as in progs/police_exit.c; packets are numbered
+	 * from 1.
+	 */
 	if (FIELD(u8, hook, NF_STATE_PF_OFFSET) == NFPROTO_NETDEV && FIELD(u8, hook, NF_STATE_HOOK_OFFSET) == NF_NETDEV_INGRESS)
 		state->chained_sequence = state->sequence;
 	else

@@ -1,32 +1,32 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Counting: the few functions that write to the tables of lib/tables.c.
+ * Count a packet: the functions that write to the tables of lib/tables.c.
  *
- * Hook:   none of its own
+ * Hook:   none, called by the programs
  * Reads:  taps
- * Writes: cells, used_cells, overflow, lanes, misses, desks, bin_log
- * Needs:  nothing beyond lib/tables.c
+ * Writes: cells, used_cells, overflow, cpu_states, misses, tap_cpu_states, bin_log
+ * Needs:  as lib/tables.c
  *
- * Why a plain += is enough is told at the head of lib/tables.c.
+ * The head of lib/tables.c says why a plain += is safe.
  */
 
-/* The upper bits of a 64-bit hash that are a cell's place. */
+/* The upper bits of a 64-bit hash are the place of a cell. */
 #define CELL_HASH_SHIFT (64 - __builtin_ctz(CELLS))
 #define UNSIZED_HASH_SHIFT (64 - __builtin_ctz(UNSIZED_CELLS))
 
-/* This CPU's own. */
+/* The state of this CPU. */
 static __always_inline struct cpu_state *own_state(void)
 {
 	return SHARED(struct cpu_state, cpu_states, bpf_get_smp_processor_id(), CPU_STATES);
 }
 
-/* Where almost every packet's tap is; or it is another one's, or free. */
+/* The first slot for this ifindex. It can hold another tap, or none. */
 static __always_inline struct tap *likely_tap_of(u32 ifindex)
 {
 	return SHARED(struct tap, taps, ifindex, TAP_SLOTS);
 }
 
-/* The watched tap behind an ifindex, or NULL: this is what every other device's packets pay. */
+/* The watched tap with this ifindex, or NULL. The packets of all other devices pay for this lookup. */
 static __always_inline struct tap *tap_of(u32 ifindex)
 {
 	struct tap *tap = likely_tap_of(ifindex);
@@ -43,32 +43,32 @@ static __always_inline struct tap *tap_of(u32 ifindex)
 	return NULL;
 }
 
-/* What the tap's outbound policer charges for this length (net/sched/act_police.c: psched_l2t_ns, sch_generic.h). */
+/* The length that the outbound policer of the tap charges (net/sched/act_police.c: psched_l2t_ns, sch_generic.h). */
 static __always_inline u64 policer_charge(struct tap *tap, u64 length)
 {
-	/* Both at once, as they lie. */
+	/* mpu and overhead in one read. */
 	if (likely(!*(u32 *)&tap->mpu))
 		return length;
 	length = (u32)length + tap->overhead;
 	length = (u32)length < tap->mpu ? tap->mpu : (u32)length;
-	/* Or it would be cut to 32 bits for those, too, who don't come this far. */
+	/* Else the compiler would truncate the length to 32 bits on the common path, too. */
 	barrier_var(length);
 	return length;
 }
 
-/* The number of a tap among those of all CPUs. */
+/* Number of the tap of this key, counted over all CPUs. */
 static __always_inline u32 tap_cpu_of(struct cpu_state *state, u64 key)
 {
 	return state->cpu * TAPS + (u32)(key >> KEY_TAP_SHIFT) - 1;
 }
 
-/* By an odd factor of the run: a guest that does not know it cannot choose keys that come to the same place. */
+/* The factor is odd and random in each run: a guest does not know it, so it cannot choose keys that share a place. */
 static __always_inline u64 cell_hash(u64 key, u64 drop_key)
 {
 	return (key ^ drop_key) * LOADED(CELL_FACTOR);
 }
 
-/* Take a free cell. NULL: never, but the verifier does not know. Own CPU's cells. */
+/* Use a free cell of this CPU. NULL does not occur; the check is for the verifier. */
 static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32 place, u64 key, u64 drop_key)
 {
 	struct used_cells *used = used_cells.lookup(&tap_cpu);
@@ -82,14 +82,14 @@ static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32
 	used->places[number] = place;
 	cell->drop_key = drop_key;
 	cell->key = key;
-	/* Last, so that a reader that sees the entry counted sees it whole. */
+	/* Last: a reader that sees the new count sees the whole entry. */
 	used->count = number + 1;
 	return cell;
 }
 
 /*
- * As cell_of(), where the first place is another key's. The products of similar keys lie at equal distances (sizes 1, 2, 3
- * of one class, say), so a step of one length could meet one of them each time. Steps differ by key and grow.
+ * As cell_of(), when the first place holds another key. The hashes of similar keys (sizes 1, 2, 3 of one class) lie at
+ * equal distances, so a fixed step could meet one of them each time. The step depends on the key and grows.
  */
 static __always_inline struct cell *search_cell(u32 tap_cpu, u64 key, u64 drop_key, u64 hash)
 {
@@ -102,7 +102,7 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 key, u64 drop_k
 		u32 at;
 
 		if (i == CELL_PROBES) {
-			/* No room for another size. */
+			/* No room: count it without its size. */
 			key |= (u64)SIZE_UNKNOWN << KEY_SIZE_SHIFT;
 			hash = cell_hash(key, drop_key);
 			place = hash >> UNSIZED_HASH_SHIFT;
@@ -124,20 +124,20 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 key, u64 drop_k
 	return NULL;
 }
 
-/* Find or make this CPU's cell of a key, or of the key without its size. NULL: there is no room for either. */
+/* The cell of this CPU for a key, or for the key without its size. NULL: there is no room for either. */
 static __always_inline struct cell *cell_of(struct cpu_state *state, u64 key, u64 drop_key)
 {
 	u64 hash = cell_hash(key, drop_key);
 	u32 tap_cpu = tap_cpu_of(state, key), at = tap_cpu * CELL_SLOTS + (u32)(hash >> CELL_HASH_SHIFT);
 	struct cell *cell = cells.lookup(&at);
 
-	/* Almost every packet finds its cell in the first slot. */
+	/* Almost every packet finds its cell in the first place. */
 	if (likely(cell != NULL) && likely(cell->key == key) && likely(cell->drop_key == drop_key))
 		return cell;
 	return search_cell(tap_cpu, key, drop_key, hash);
 }
 
-/* Where a packet is counted that found no cell: by all of its key but size and reason. There is a place for each. */
+/* The counter for packets that found no cell, by their key without size and reason. One exists for each such key. */
 static __always_inline struct overflow *overflow_of(struct cpu_state *state, u64 key)
 {
 	u32 at = (state->cpu & (OVERFLOW_PARTS - 1)) * TAPS + (u32)(key >> KEY_TAP_SHIFT) - 1;
@@ -167,11 +167,11 @@ static __always_inline void count_overflow(struct cpu_state *state, u64 key, u32
 	__sync_fetch_and_add(&counts->wire_bytes, wire_bytes);
 }
 
-/* The time of a packet's arrival, where every packet needs it: reading the clock costs some 40 ns. Else 0. */
+/* Time of arrival where every packet needs it, else 0: reading the clock costs 40 ns. */
 static __always_inline u64 arrival_ns(u64 given)
 {
 #if CLOCK_IS_TSTAMP
-	return given; /* replay: the file's own times */
+	return given; /* replay: times of the file */
 #elif BIN_NS
 	return bpf_ktime_get_ns();
 #else
@@ -185,7 +185,7 @@ static __always_inline u32 tap_state_number(struct cpu_state *state, u64 key)
 	       (u32)((key >> KEY_DIRECTION_SHIFT) & 0xf);
 }
 
-/* NULL: there is none of that number. Where nothing lies on it, it is no place either, and no look is needed. */
+/* NULL: no such number. When the struct is empty, the state of the CPU stands in for it and no lookup is needed. */
 static __always_inline struct tap_cpu_state *tap_state_at(struct cpu_state *state, u32 number)
 {
 #if TAP_CPU_STATES_SHARED
@@ -203,7 +203,7 @@ static __always_inline bool is_bin_over(struct tap_cpu_state *tap_state, u64 now
 	return now - tap_state->bin.start_ns >= BIN_NS;
 }
 
-/* Enter the time bin of now: if the tap's current one on this CPU is over, it goes to the log. */
+/* Start the time bin of `now`: when the current bin of the tap on this CPU is over, append it to the log. */
 static __always_inline void turn_bin_of(struct tap_cpu_state *tap_state, struct cpu_state *state, u64 key, u64 now)
 {
 	struct bin *bin = &tap_state->bin, *logged;
@@ -216,7 +216,7 @@ static __always_inline void turn_bin_of(struct tap_cpu_state *tap_state, struct 
 		logged = bin_log.lookup(&at);
 		if (logged) {
 			*logged = *bin;
-			/* This CPU's own state; after the entry, so that a counted entry is a whole one. */
+			/* This CPU's own state. After the entry: an entry that is counted is whole. */
 			state->logged_bins++;
 		}
 		__builtin_memset(bin->counts, 0, sizeof(bin->counts));
@@ -228,14 +228,14 @@ static __always_inline void turn_bin_of(struct tap_cpu_state *tap_state, struct 
 static __always_inline void count_bin(struct cpu_state *state, u32 number, u64 key, u64 frame_bytes)
 {
 	struct tap_cpu_state *tap_state = tap_state_at(state, number);
-	/* Verifier: an index into the bin's array, which has no place for QUEUED: no packet ends as that. */
+	/* Verifier: an index into counts, which has no place for QUEUED. No packet ends as QUEUED. */
 	u32 place = (key >> KEY_VERDICT_SHIFT) & (VERDICT_QUEUED - 1);
 	struct bin_counts *counts;
 
 	if (unlikely(!tap_state))
 		return;
 	counts = &tap_state->bin.counts[place];
-	/* Own CPU's bin: no packet of this tap comes between a packet's arrival and its verdict. */
+	/* This CPU's own bin: no packet of this tap arrives here between the arrival of a packet and its verdict. */
 	counts->packets++;
 	counts->frame_bytes += frame_bytes;
 	if (((key >> KEY_PACKET_CLASS_SHIFT) & 0xff) == CLASS_TCP_SYN)
@@ -270,7 +270,7 @@ static __always_inline void miss(struct cpu_state *state, u64 key, u32 frame_byt
 	__sync_fetch_and_add(&missed->frame_bytes, frame_bytes);
 }
 
-/* One packet more. Own CPU's cell, see the head of lib/tables.c. */
+/* Count a packet in a cell of this CPU, see the head of lib/tables.c. */
 static __always_inline void add(struct cell *cell, u32 frame_bytes, u32 charged_bytes, u64 wire_bytes)
 {
 	cell->packets++;
@@ -279,7 +279,7 @@ static __always_inline void add(struct cell *cell, u32 frame_bytes, u32 charged_
 	cell->wire_bytes += wire_bytes;
 }
 
-/* Count one packet, its verdict known (or never to be known). */
+/* Count a packet whose verdict is known, or is never to be known. */
 static __always_inline void count(struct cpu_state *state, u64 key, u64 drop_key, u32 frame_bytes, u32 charged_bytes,
 				  u64 wire_bytes)
 {
@@ -295,7 +295,7 @@ static __always_inline void count(struct cpu_state *state, u64 key, u64 drop_key
 static __always_inline void settle_sample(struct cpu_state *state, u64 key, u64 drop_key);
 static __always_inline void settle_bucket(struct cpu_state *state, u64 verdict);
 
-/* Close the books on the pending packet. What the CPU's state knows of it is read where it is needed: registers are few. */
+/* Count the pending packet. Its fields are read where they are needed, because there are few registers. */
 static __always_inline void settle(struct cpu_state *state, u64 verdict, u64 drop_key)
 {
 	struct cell *cell;
@@ -313,7 +313,7 @@ static __always_inline void settle(struct cpu_state *state, u64 verdict, u64 dro
 	count_bin(state, state->tap_state_number, key, state->frame_bytes);
 }
 
-/* A header that can't be read has no class: said to be missed, not guessed. */
+/* A packet with a header that cannot be read is counted as missed. Its class is not guessed. */
 static __always_inline bool is_missed(struct cpu_state *state, u64 key, struct frame *frame)
 {
 	if (likely(!frame->unreadable))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A frame: where its bytes are and how they are read, how long it is, what Ethernet carries for it. Pure: no maps.
+ * A frame: where its bytes are, how they are read, its length, and the bytes that Ethernet carries for it. No maps.
  */
 #ifndef VIFPROBE_FRAME_H
 #define VIFPROBE_FRAME_H

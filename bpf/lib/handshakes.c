@@ -1,38 +1,38 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * How many handshakes come to their end, and how.
+ * TCP handshakes: how many complete, and how the others end.
  *
- * Hook:   none of its own; called where a packet arrives
- * Reads:  addresses and ports of TCP packets; the control of each side, set from user space
- * Writes: flows, syn_counts, and by lib/syn_sets.c what is different in SYNs
- * Needs:  nothing new; compiled out without SYN_MEASURES
+ * Hook:   none, called where a packet arrives
+ * Reads:  addresses and ports of TCP packets; the control of each tap and direction, written by user space
+ * Writes: flows, syn_counts; the sets of syn_states, by lib/syn_sets.c
+ * Needs:  as lib/tables.c. Compiled only with SYN_MEASURES
  *
- * The table of handshakes has a fixed number of places, and takes one flow in 2^shift, by a hash of its addresses and
- * ports. It is shared by all CPUs and written without a lock: a torn flow is a handshake whose end is not seen, which is
- * counted as such. Counts are per CPU, and exact.
+ * The table of flows has a fixed size. One flow in 2^shift is followed, chosen by a hash of its addresses and ports.
+ * All CPUs share the table and write it without a lock: the end of a torn flow is not seen, and it is counted as such.
+ * The counts are per CPU and exact.
  */
 #if SYN_MEASURES
 #define SHIFT_MAX 20
-/* In a flow's key, where its place begins. */
+/* Bit of a flow's key where its row number begins. */
 #define FLOW_TAP_SHIFT 16
 
-/* A handshake that was begun and has not ended. */
+/* A handshake that has begun and not ended. */
 struct flow {
 	u64 key; /* 0: free */
 	u64 started_ns;
 	u32 owner; /* tap number * DIRECTION_COUNT + direction of the SYN */
-	u8 shift;  /* it stands for 2^shift */
+	u8 shift;  /* the flow stands for 2^shift flows */
 	u8 answered;
 	u16 spare;
 	u64 spares;
 };
 
-/* Where a flow can be: two cache lines. */
+/* The entries where a flow can be: two cache lines. */
 struct flow_row {
 	struct flow way[FLOW_WAYS];
 };
 
-/* One CPU's own, of one tap and direction of the SYN. `followed` counts flows, the others what these stand for. */
+/* Counts of one CPU for one tap and direction of the SYN. `followed` counts flows, the others what they stand for. */
 struct syn_counts {
 	u64 followed;
 	u64 started;
@@ -82,7 +82,7 @@ static __always_inline struct flow_row *row_of_flow(u64 key, u64 tap)
 	return flows.lookup(&at);
 }
 
-/* Verifier: an index; assembly, because the compiler knows that it is one. */
+/* Verifier: an index. Assembly, because the compiler knows that it is in range and removes the check. */
 static __always_inline struct flow *way_in(struct flow_row *row, u64 way)
 {
 	asm volatile("%0 &= %1" : "+r"(way) : "i"(FLOW_WAYS - 1));
@@ -93,7 +93,7 @@ static __always_inline struct flow *find_flow(struct cpu_state *state, struct fl
 {
 	u64 found = FLOW_WAYS;
 
-	/* Verifier: indexed by constants; one way out of it, see verifier_widen(). */
+	/* Verifier: indexed by constants, and one state afterwards, see verifier_widen(). */
 #pragma unroll
 	for (u32 way = FLOW_WAYS; way-- > 0;)
 		if (row->way[way].key == key)
@@ -102,7 +102,7 @@ static __always_inline struct flow *find_flow(struct cpu_state *state, struct fl
 	return found < FLOW_WAYS ? way_in(row, found) : NULL;
 }
 
-/* Where a new flow goes: a free place, else the oldest one's. */
+/* The entry for a new flow: a free one, else the oldest. */
 static __always_inline struct flow *room_for_flow(struct cpu_state *state, struct flow_row *row)
 {
 	u64 oldest_ns = ~0ULL, found = 0;
@@ -120,7 +120,7 @@ static __always_inline struct flow *room_for_flow(struct cpu_state *state, struc
 	return way_in(row, verifier_widen(&state->scratch, found));
 }
 
-/* A flow loses its place: its end was not seen. Too many of those, and fewer are followed. */
+/* A flow is replaced before its end was seen. When that is frequent, fewer flows are followed. */
 static __always_inline void give_up(struct cpu_state *state, struct flow *flow, struct syn_control *control, u64 now)
 {
 	u32 owner = flow->owner;
@@ -136,7 +136,7 @@ static __always_inline void give_up(struct cpu_state *state, struct flow *flow, 
 		counts->expired += 1ULL << (flow->shift & 63);
 		return;
 	}
-	/* Unlocked: how soon the shift rises need not be exact. */
+	/* Not atomic: the exact moment at which the shift rises does not matter. */
 	if (!(++control->crowded & (FLOW_CROWD - 1)) && control->shift < SHIFT_MAX)
 		control->shift++;
 }
@@ -148,7 +148,7 @@ static __always_inline void flow_started(struct cpu_state *state, struct syn_con
 	u32 shift = control->shift & 31;
 	struct syn_counts *counts;
 
-	/* Sent again: it is as old as its first SYN. */
+	/* A SYN that is sent again: the flow is as old as its first SYN. */
 	if (flow && flow->owner == owner)
 		return;
 	counts = counts_of(state, owner);
@@ -169,7 +169,7 @@ static __always_inline void flow_started(struct cpu_state *state, struct syn_con
 	counts->started += 1ULL << shift;
 }
 
-/* SYN-ACK, RST, or what completes a handshake: the next step of the flow, if it is followed. */
+/* SYN-ACK, RST, or the packet that completes a handshake: the next step of a flow that is followed. */
 static __always_inline void flow_goes_on(struct cpu_state *state, u32 class, struct flow *flow, u32 owner, u64 *now)
 {
 	u32 flow_owner = flow->owner;
@@ -203,21 +203,21 @@ static __always_inline void flow_goes_on(struct cpu_state *state, u32 class, str
 }
 
 /*
- * Whether it is one of the share that is followed; the same for both directions. Worked out of every SYN, so in fewer
- * steps than a key: no more has to be the same for two flows than chance wants.
+ * True for the flows that are followed: one in 2^shift, the same for both directions. It is computed for each SYN, so
+ * it takes fewer steps than a key.
  */
 static __always_inline bool is_chosen(struct endpoints *ends, u32 shift)
 {
 	u64 ports = (u64)ends->source_port + ends->destination_port;
 	u64 choice = (ends->source + ends->destination + ports * MIXER) * MIXER;
 
-	/* The highest bits are 0: as many as `shift`, which may be none. */
+	/* True when the `shift` highest bits are 0; shift may be 0. */
 	return !(choice >> 1 >> (63 - (u64)shift));
 }
 
 /*
- * Most of measure_syn() for most packets: a plain frame, its handshake not followed. False: measure_syn() is to do it all.
- * data: see plain_endpoints().
+ * measure_syn() for most packets: a plain frame whose handshake is not followed. False: call measure_syn(). data: see
+ * plain_endpoints().
  */
 static __always_inline bool measure_plain_syn(struct cpu_state *state, struct tap *tap, u64 direction, void *data, u64 class)
 {
@@ -239,7 +239,7 @@ static __always_inline bool measure_plain_syn(struct cpu_state *state, struct ta
 	return true;
 }
 
-/* At arrival of any packet. now: 0 where nobody asked yet. */
+/* Called when a packet arrives. now: 0 when the clock was not read yet. */
 static __always_inline void measure_syn(struct cpu_state *state, struct tap *tap, u64 direction, struct frame *frame,
 					struct packet *packet, u64 key, u64 *now)
 {
@@ -258,7 +258,7 @@ static __always_inline void measure_syn(struct cpu_state *state, struct tap *tap
 	if (unlikely(!syn))
 		return;
 	control = &syn->control;
-	/* What only completes handshakes is looked at only while one waits for it. */
+	/* Packets that can only complete a handshake matter only while one waits for that. */
 	if (unlikely(class > CLASS_TCP_RST) && likely(!control->waiting))
 		return;
 	if (!endpoints_of(state, frame, packet, owner, control->seed, &ends))

@@ -1,21 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Inbound packets on their way: what the egress hook found out about a packet, kept until its end is seen.
+ * Inbound packets in flight: what the egress hook knows of a packet, kept until the end of the packet is seen.
  *
- * Hook:   none of its own; filled by progs/tc.c and progs/netif_receive.c, emptied by progs/kfree_skb.c and progs/xmit.c
- * Reads:  berths, flights
- * Writes: berths, flights, cells and bins
- * Needs:  nothing beyond lib/count.c
+ * Hook:   none; progs/tc.c and progs/netif_receive.c add packets, progs/kfree_skb.c and progs/xmit.c remove them
+ * Reads:  inflight_index, inflight
+ * Writes: inflight_index, inflight, cells and bins
+ * Needs:  as lib/count.c. Compiled only with FOLLOW_INBOUND
  *
- * A memory, not a ledger: packets are counted at their ends only. Whatever is lost here (two CPUs that write one place
- * at once, a full row) costs a packet its place among those queued and what the ideal bucket said of it; its end is
- * parsed from the packet itself and counted all the same. So nothing needs a lock, and nothing can leak: a place is
- * taken again by the next packet at that address, or by any other when its row is full. What went another way than to
- * the driver is missed: told by the next packet at its address, or by user space (vifprobe/kernel/tables/inflight.py).
+ * Packets are counted when they end, and only then. So an entry that is lost here (two CPUs write the same entry, or
+ * the row is full) costs two things: the packet is not shown as queued, and the decision of the ideal bucket is lost.
+ * The end of the packet is counted all the same, from its own bytes. No lock is needed, and no entry stays for ever:
+ * the next packet at the same address takes it, or any packet when the row is full. A packet that left another way
+ * than to the driver is missed: the next packet at its address shows that, or user space finds it
+ * (vifprobe/kernel/tables/inflight.py).
  */
 #if FOLLOW_INBOUND
 
-/* The addresses of a row's packets, in one cache line: finding one touches this line and the packet's own. */
+/* The addresses of the packets of a row, in one cache line: a lookup reads this line and the entry's own. */
 struct inflight_row {
 	u64 skb[INFLIGHT_WAYS];
 };
@@ -28,7 +29,10 @@ static __always_inline u32 inflight_row_of(u64 skb)
 	return (u32)(skb * 0x9e3779b97f4a7c15ULL >> 40) & (INFLIGHT_ROWS - 1);
 }
 
-/* Two CPUs that write one place at once leave a mixture: it is not taken for either's packet. */
+/*
+ * Two CPUs that write one entry at the same time leave a mixture. The checksum shows it, and it is used for neither
+ * packet.
+ */
 static __always_inline u32 checksum_of(const struct inflight *entry)
 {
 	u64 mixed = entry->skb ^ entry->key * 0x9e3779b97f4a7c15ULL ^ entry->wire_bytes << 17;
@@ -42,14 +46,14 @@ static __always_inline bool has_ended(const struct inflight *entry)
 	return entry->key >> KEY_VERDICT_SHIFT & 0xf;
 }
 
-/* Count a packet whose end is known: its key has the verdict in it. With bottom halves off, see the head of lib/tables.c. */
+/* Count a packet that has ended; its key has the verdict. With bottom halves off, see the head of lib/tables.c. */
 static __always_inline void count_ended(struct cpu_state *state, const struct inflight *entry)
 {
 	turn_bin(state, entry->key, arrival_ns(0));
 	count(state, entry->key, entry->drop_key, entry->frame_bytes, entry->charged_bytes, entry->wire_bytes);
 }
 
-/* The way of a row that holds this address, INFLIGHT_WAYS where none does. */
+/* The entry of a row that holds this address; INFLIGHT_WAYS: none. */
 static __always_inline u32 way_holding(struct cpu_state *state, const struct inflight_row *row, u64 skb)
 {
 	u32 found = INFLIGHT_WAYS;
@@ -58,19 +62,22 @@ static __always_inline u32 way_holding(struct cpu_state *state, const struct inf
 	for (u32 way = INFLIGHT_WAYS; way-- > 0;)
 		if (row->skb[way] == skb)
 			found = way;
-	/* Verifier: one state for what follows, not one a way. Whoever may be interrupted in between checks the place. */
+	/* Verifier: one state afterwards, not one per entry. Callers that can be interrupted check the entry again. */
 	return verifier_widen(&state->scratch, found);
 }
 
-/* What is at a place of a row. */
+/* The address at an entry of a row. */
 static __always_inline u64 *index_entry(struct inflight_row *row, u32 way)
 {
-	/* Verifier: an index into the row, told by its bits alone; the compiler must not know that it is one already. */
+	/*
+	 * Verifier: an index into the row, bounded by its bits. The compiler must not know that it is in range
+	 * already.
+	 */
 	barrier_var(way);
 	return &row->skb[way & (INFLIGHT_WAYS - 1)];
 }
 
-/* Keep a packet. What held its place before has ended: seen, and counted now, or unseen. */
+/* Add a packet. The packet that its entry held before has ended: seen (count it now), or unseen. */
 static __always_inline void inflight_add(struct cpu_state *state, struct inflight *new)
 {
 	u32 number = inflight_row_of(new->skb), way, place;
@@ -101,7 +108,7 @@ static __always_inline void inflight_add(struct cpu_state *state, struct infligh
 	*index_entry(row, way) = new->skb;
 }
 
-/* Give a packet's place up and tell what was in it. False: not known here. */
+/* Remove a packet, and return its entry. False: the packet is not known here. */
 static __always_inline bool inflight_remove(struct cpu_state *state, u64 skb, struct inflight *known)
 {
 	u32 number = inflight_row_of(skb), way, place;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Packet parsing: bytes in, packet class out. Pure: no maps, no side effects.
+ * Parse a frame: bytes in, packet class out. No maps, no side effects.
  *
- * Contract: headers are believed only as far as the bytes go. Every read is checked against the frame's length
- * (skb->len), and reaches data outside the skb's linear part, so a class never depends on how an skb is laid out.
+ * Contract: a header is used only as far as its bytes are there. Every read is checked against the length of the frame
+ * (skb->len). Bytes outside the linear part of the skb are read too, so the class does not depend on the layout of the
+ * skb.
  */
 #ifndef VIFPROBE_PARSE_H
 #define VIFPROBE_PARSE_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The short way for the plain frame of a tc program: one check of bounds instead of one a header. Pure: no maps.
+ * Parse a plain frame (TCP or UDP over IPv4) in a tc program: one check of bounds for all headers. No maps.
  */
 #ifndef VIFPROBE_PLAIN_H
 #define VIFPROBE_PLAIN_H

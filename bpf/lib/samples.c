@@ -1,26 +1,27 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Samples: headers of some packets, with their verdict. The first of each class and verdict, then one in M of the rest.
+ * Samples: the headers of some packets, with their verdicts. Of each class and verdict the first ones, then one in M.
  *
- * Hook:   none of its own; called where a packet arrives, and where its verdict is known
- * Reads:  samplers' mean and samples_taken, set from user space
- * Writes: samplers (in the desks of lib/tables.c), staged (lib/staged.c), samples
- * Needs:  nothing new; compiled out without SAMPLES
+ * Hook:   none, called where a packet arrives and where its verdict is known
+ * Reads:  mean of the samplers and samples_taken, written by user space
+ * Writes: the samplers (in tap_cpu_states), staged (lib/staged.c), samples
+ * Needs:  as lib/tables.c. Compiled only with SAMPLES
  *
- * A packet's headers are staged when it arrives, and go to the ring once its verdict is known. The ring is this CPU's
- * own part of a mapped array: a BPF ring buffer would take a lock and wake a thread for each record. What is written
- * over before user space has read it is counted there.
+ * The headers are staged when the packet arrives, and written to the ring when its verdict is known. The ring is this
+ * CPU's part of a mapped array: a BPF ring buffer would take a lock and wake a thread for each record. User space
+ * counts the records that are overwritten before they are read.
  *
- * Unbiased: the first SAMPLE_FIRST of a class and verdict that are looked at stand for themselves. Of the row of all
- * other packets, each is taken with probability 1/M and stands for M: intervals are uniform in 1..2M-1 (mean M, and no
- * step with periodic traffic), the first one after a change of M as if drawing had always gone on. Whether a packet is
- * one of the first depends on the packets before it alone, never on that draw.
+ * Samples are unbiased. The first SAMPLE_FIRST packets of a class and verdict that are staged stand for themselves.
+ * From the row of all other packets, each is taken with probability 1/M and stands for M packets. The intervals are
+ * uniform in 1..2M-1: their mean is M, and periodic traffic is not sampled in step. After a change of M, the first
+ * interval is drawn as if drawing had always gone on. Whether a packet is one of the first depends on the packets
+ * before it only, never on that draw.
  *
- * When traffic rises faster than user space follows, a CPU's part of the ring would be full before it is read: where half
- * of it waits, then three quarters, seven eighths and so on, M is made four times as large here.
+ * When traffic rises faster than user space follows, the ring would fill before it is read. So M becomes four times as
+ * large here each time that half of the remaining room is used up.
  */
 #if SAMPLES
-/* How many of a CPU's samples user space has read; only it writes this. */
+/* Number of samples of a CPU that user space has read. User space writes it. */
 struct samples_taken {
 	u64 count;
 };
@@ -28,21 +29,21 @@ struct samples_taken {
 BPF_F_TABLE("array", u32, struct sample, samples, CPUS * SAMPLES, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct samples_taken, samples_taken, CPUS, BPF_F_MMAPABLE);
 
-/* Uniform in 1..most. */
+/* A random number, uniform in 1..most. */
 static __always_inline u32 uniform(u64 most)
 {
 	return 1 + (u32)(((u64)bpf_get_prandom_u32() * most) >> 32);
 }
 
-/* When to look again: at the packet before the next sample, to take its time, or for a probe. */
+/* Set the next packet to look at: the one before the next sample, for its time, or the next probe. */
 static __always_inline void set_alarm(struct sampler *own)
 {
 	own->wake_at = own->next_at - 1 < own->probe_at ? own->next_at - 1 : own->probe_at;
 }
 
 /*
- * Draw with this mean from packet number `from` on, as if drawing had always gone on: the time to the next one is then
- * distributed as (2M - k) / (M (2M - 1)), k = 1..2M-1, which is the smaller one of two uniform numbers.
+ * Draw the next sample with this mean from packet number `from` on, as if drawing had always gone on: the interval k
+ * has the probability (2M - k) / (M (2M - 1)), k = 1..2M-1. That is the smaller one of two uniform numbers.
  */
 static __always_inline void draw_anew(struct sampler *own, u32 mean, u64 from)
 {
@@ -78,7 +79,10 @@ static __always_inline bool raise_interval(struct cpu_state *state, struct sampl
 	return true;
 }
 
-/* A packet that may be wanted, or the one before it. Own CPU's sampler and staging place. True: it is staged. */
+/*
+ * Stage a packet that may be sampled, or note the time of the packet before one. True: the headers are staged. This
+ * CPU's own sampler and staging buffer.
+ */
 static __always_inline bool stage_sample(struct cpu_state *state, struct tap_cpu_state *tap_state, struct frame *frame,
 				 struct packet *packet, u64 key, u64 now, u32 charged_bytes, u64 wire)
 {
@@ -116,34 +120,37 @@ static __always_inline bool stage_sample(struct cpu_state *state, struct tap_cpu
 	return true;
 }
 
-/* At arrival, after the packet before it has its verdict. True: stage_sample() at it. */
+/* True: call stage_sample() for this packet. Called at arrival, after the packet before it has its verdict. */
 static __always_inline bool is_wanted(struct tap_cpu_state *tap_state, u64 key)
 {
 	struct sampler *own = &tap_state->sampler;
 	u32 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xf;
 
 	own->seen++;
-	/* Each apart, so that each branch has its mark (lib/compiler.h). */
+	/* Three conditions, so that each branch has its mark (lib/likely.h). */
 	if (unlikely(own->seen >= own->wake_at) || unlikely(!(own->calm >> class & 1)) ||
 	    unlikely(own->mean != own->drawn_mean))
 		return true;
 	return false;
 }
 
-/* How many packets a staged one stands for; 0: not taken. what: with its verdict. */
+/* Number of packets that the staged packet stands for; 0: it is not taken. key: with its verdict. */
 static __always_inline u32 weight_of(struct cpu_state *state, struct sampler *own, struct sample *staged, u64 key)
 {
 	u64 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xf, verdict = (key >> KEY_VERDICT_SHIFT) & 3;
 	u64 kind = class * 4 + verdict;
 	u32 weight = 0;
 
-	/* Verifier: indices; assembly, because kernels before 6.2 lose sight of what the compiler makes of the above. */
+	/*
+	 * Verifier: indices. Assembly, because kernels before 6.2 lose the bounds of what the compiler makes of the
+	 * above.
+	 */
 	asm volatile("%0 &= 63" : "+r"(kind));
 	asm volatile("%0 &= 15" : "+r"(class));
 	if (staged->tentative) {
 		if (own->first[kind] < SAMPLE_FIRST) {
 			own->first[kind]++;
-			/* It is none of the row that is drawn from. */
+			/* It does not belong to the row that is drawn from. */
 			own->next_at++;
 			set_alarm(own);
 			return 1;
@@ -162,7 +169,7 @@ static __always_inline u32 weight_of(struct cpu_state *state, struct sampler *ow
 	return weight;
 }
 
-/* The staged packet's verdict is known. */
+/* The verdict of the staged packet is known: write it to the ring if it is taken. */
 static __always_inline void commit_sample(struct cpu_state *state, u64 key, u64 drop_key)
 {
 	u32 at = state->cpu * SAMPLES + ((u32)state->samples & (SAMPLES - 1)), weight;
@@ -178,7 +185,7 @@ static __always_inline void commit_sample(struct cpu_state *state, u64 key, u64 
 	staged->drop_key = drop_key;
 	staged->weight = weight;
 	*to = *staged;
-	/* This CPU's own state; after the record, so that a counted one is a whole one. */
+	/* This CPU's own state. After the record: a record that is counted is whole. */
 	state->samples++;
 }
 

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What tracepoints read of an skb and its device, at the offsets of the running kernel's BTF.
+ * Fields of an skb and of its device, as tracepoint programs read them, at the offsets from the running kernel's BTF.
  *
- * Hook:   none of its own
+ * Hook:   none, called by the programs
  * Reads:  fields of sk_buff, net_device, net, skb_shared_info and qdisc_skb_cb
  * Writes: nothing
  * Needs:  BTF
  */
-/* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
+/*
+ * A field of a kernel struct. Assembly, because bcc would turn the access into a helper call, and the verifier knows
+ * the type of `from`.
+ */
 #define FIELD(size, from, offset)                                                                \
 	({                                                                                       \
 		u64 field;                                                                       \
@@ -15,7 +18,7 @@
 		field;                                                                           \
 	})
 
-/* Tracepoints see the packets of all namespaces, and each of them numbers its devices from 1. */
+/* Tracepoints see packets of all network namespaces. Each namespace numbers its devices from 1. */
 static __always_inline bool is_of_other_netns(u64 device)
 {
 #if NS_COMMON_INUM_OFFSET >= 0
@@ -38,17 +41,17 @@ static __always_inline u32 ifindex_of(u64 skb)
 	return FIELD(u32, FIELD(u64, skb, SKB_DEV), NET_DEVICE_IFINDEX);
 }
 
-/* Has the kernel put the outer VLAN tag beside the bytes? A bit before 6.2 (vlan_present), then vlan_all != 0. */
+/* True: the kernel keeps the outer VLAN tag beside the bytes. One bit before 6.2 (vlan_present), then vlan_all != 0. */
 static __always_inline bool is_tagged(u64 skb)
 {
 	return (SKB_VLAN_BYTES == 1 ? FIELD(u8, skb, SKB_VLAN) : FIELD(u32, skb, SKB_VLAN)) & SKB_VLAN_MASK;
 }
 
 /*
- * A pointer of the skb as a plain number. Verifier: to 6.18's, what is worked out from a pointer to bytes is a pointer
- * still, and a number that such a one is added to keeps its value (kernel/bpf/verifier.c, adjust_ptr_min_max_vals): it
- * then leaves out branches that are taken. Not by verifier_widen(), which another program of this CPU could come in between in
- * process context.
+ * A pointer of the skb as a plain number. Verifier: up to 6.18, a value computed from a pointer to bytes is still a
+ * pointer, and a number to which such a pointer is added keeps its value (kernel/bpf/verifier.c,
+ * adjust_ptr_min_max_vals). Then the verifier skips branches that are taken. verifier_widen() cannot be used: in
+ * process context, another program of this CPU could run in between.
  */
 static __always_inline u64 address_in(u64 skb, u32 offset)
 {
@@ -64,7 +67,7 @@ static __always_inline struct frame frame_of(u64 skb)
 	struct frame frame = { .start = head + FIELD(u16, skb, SKB_MAC_HEADER), .tagged = is_tagged(skb) };
 	u16 gso_size = 0;
 
-	/* skb->data is at the L3 header in the one tracepoint, at the L2 header in the other. */
+	/* skb->data is at the L3 header in one tracepoint, at the L2 header in the other. */
 	frame.length = data_bytes + (u32)(address_in(skb, SKB_DATA) - frame.start);
 	frame.linear_bytes = frame.length - (u32)FIELD(u32, skb, SKB_DATA_LEN);
 	/* skb_shinfo(skb), include/linux/skbuff.h */

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A packet's headers, kept beside the CPU's states until its verdict is known.
+ * Copy the headers of a packet, and keep them until its verdict is known.
  *
- * Hook:   none of its own; called by lib/samples.c where a packet arrives
- * Reads:  the packet's headers
+ * Hook:   none, called by lib/samples.c where a packet arrives
+ * Reads:  the headers of the packet
  * Writes: staged
- * Needs:  nothing new; compiled out without SAMPLES
+ * Needs:  as lib/tables.c. Compiled only with SAMPLES
  */
 #if SAMPLES
-/* Of a sample without a tag. */
+/* Flags of a sample without a tag. */
 #define UNTAGGED_FLAGS (LAYER_3 ? SAMPLE_LAYER_3 : 0)
 
 struct sample {
@@ -38,19 +38,19 @@ static __always_inline u32 direction_of(u64 key)
 
 static __always_inline struct sample *staged_of(struct cpu_state *state, u64 key)
 {
-	/* By direction: inbound packets come while an outbound one waits for its verdict (the host's own answer). */
+	/* One per direction: inbound packets arrive while an outbound one is pending (the host's own answer). */
 	u32 at = state->cpu * DIRECTION_COUNT + direction_of(key);
 
 	return staged.lookup(&at);
 }
 
-/* How many bytes to keep: all headers; of what has no transport header that is known, L2 or IP alone. */
+/* Number of bytes to keep: all headers; of a packet without a known transport header, L2 or IP only. */
 static __always_inline u32 bytes_to_keep(struct cpu_state *state, struct frame *frame, struct packet *packet, u32 class)
 {
 	u32 bytes = packet->header_bytes;
 	u16 lengths;
 
-	/* As parse_arp(): the addresses, and not what is behind them. */
+	/* As parse_arp(): with the addresses, without what follows them. */
 	if (class == CLASS_ARP && load(frame, bytes + 4, &lengths, sizeof(lengths)))
 		bytes += ARP_FIXED_LEN + 2 * ((lengths & 0xff) + (lengths >> 8));
 	if (class == CLASS_ICMP || class == CLASS_ICMPV6)
@@ -60,7 +60,7 @@ static __always_inline u32 bytes_to_keep(struct cpu_state *state, struct frame *
 	return verifier_widen(&state->scratch, bytes);
 }
 
-/* Verifier: 1 to `most` (under 256) bytes; assembly, or the compiler would know better and leave a check out. */
+/* Verifier: 1 to `most` (below 256) bytes. Assembly, else the compiler removes a check that it knows to be true. */
 static __always_inline u64 bounded(u64 bytes, const u32 most)
 {
 	if (bytes > most)
@@ -80,11 +80,11 @@ static __always_inline void copy_traced(struct frame *frame, volatile u64 *scrat
 	u64 from = frame->start;
 	u16 tag[2];
 
-	/* Verifier: the length came out of a difference of pointers. */
+	/* Verifier: the length is a difference of pointers. */
 	bytes = verifier_widen(scratch, bytes < within_reach ? bytes : within_reach);
 	to->flags = frame->tagged ? UNTAGGED_FLAGS | SAMPLE_TAGGED : UNTAGGED_FLAGS;
 #if LAYER_3
-	/* Without the tag, which nothing before the L3 header has a place for. */
+	/* Without the tag: no L2 header precedes it. */
 	from += frame->untagged ? VLAN_TAG_LEN : 0;
 	frame->untagged = false;
 #endif
@@ -97,7 +97,7 @@ static __always_inline void copy_traced(struct frame *frame, volatile u64 *scrat
 			to->header_bytes = bytes;
 		return;
 	}
-	/* As tc will see it: the tag beside the bytes. */
+	/* As tc sees it: the tag is beside the bytes. */
 	if (bpf_probe_read_kernel(tag, sizeof(tag), (void *)(from + before)) ||
 	    bpf_probe_read_kernel(to->headers, before, (void *)from))
 		return;

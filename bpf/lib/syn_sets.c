@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What a SYN flood does, beyond the number of its packets: how many different addresses and ports. What becomes of the
- * handshakes is in lib/handshakes.c.
+ * SYN floods: how many different addresses and ports the SYNs have. lib/handshakes.c follows the handshakes.
  *
- * Hook:   none of its own; called where a packet arrives
- * Reads:  addresses and ports of TCP packets; the control of each side, set from user space
- * Writes: the sets of syn_states; in the CPU's state, the last destination
- * Needs:  nothing new; compiled out without SYN_MEASURES
+ * Hook:   none, called where a packet arrives
+ * Reads:  addresses and ports of TCP packets; the control of each tap and direction, written by user space
+ * Writes: the sets of syn_states; the last destination in the CPU's state
+ * Needs:  as lib/tables.c. Compiled only with SYN_MEASURES
  *
- * Memory is bounded whatever is spoofed: sets are HyperLogLog registers (addresses) and bitmaps (ports).
+ * The memory does not grow with the number of spoofed addresses: the sets are HyperLogLog registers (addresses) and
+ * bitmaps (ports).
  *
- * Sets are shared by all CPUs and written without a lock: a table each per CPU would be 128 times as large on a large
- * node. Two CPUs that write to the same byte at the same moment lose one of both: a port that is not marked until its
- * next SYN, or one register of 4096 that stays lower than it should. Of the destination that a CPU remembers, which it
- * notes once an interval, for that interval.
+ * All CPUs share the sets and write them without a lock: per-CPU sets would be 128 times as large on a large node.
+ * When two CPUs write the same byte at the same moment, one write is lost: a port is not marked until its next SYN, or
+ * one register of 4,096 stays too low. For the last destination of a CPU, which is written once per interval, that
+ * lasts for this interval.
  */
 #if SYN_MEASURES
 
@@ -40,12 +40,12 @@ static __always_inline struct syn_state *syn_state_of(u32 owner)
 }
 #endif
 
-/* No generation, these have 32 bits. */
+/* A value that no generation has: they have 32 bits. */
 #define NO_GENERATION (1ULL << 32)
 
 #define MIXER 0xd6e8feb86659fd93ULL
 
-/* A finalizer in the manner of MurmurHash3 and splitmix64, of a seed with an address in its lower half. */
+/* Finalizer, as in MurmurHash3 and splitmix64: for a seed combined with an address in its lower half. */
 static __always_inline u64 mixed(u64 value)
 {
 	value *= MIXER;
@@ -55,13 +55,13 @@ static __always_inline u64 mixed(u64 value)
 	return value;
 }
 
-/* The same for what is in the upper half, too. */
+/* As mixed(), for values that use the upper half, too. */
 static __always_inline u64 mixed_whole(u64 value)
 {
 	return mixed(value ^ value >> 32);
 }
 
-/* An address's hash and a port: one that is no more like that of the next port than like any other. */
+/* Hash of an address (as a hash) and a port. Neighbouring ports give unrelated hashes. */
 static __always_inline u64 mixed_endpoint(u64 address, u16 port)
 {
 	u64 value = (address + port * MIXER) * MIXER;
@@ -74,7 +74,7 @@ static __always_inline u64 mixed_ipv6(const u64 *address, u64 seed)
 	return mixed_whole(address[1] ^ mixed_whole(address[0] ^ seed));
 }
 
-/* Addresses and ports of a TCP packet, wherever its headers lie; false where they can't be read. */
+/* Addresses and ports of a TCP packet, wherever its headers are. False: they cannot be read. */
 static __always_inline bool find_endpoints(struct frame *frame, struct packet *packet, u64 seed, struct endpoints *ends)
 {
 	u32 words[2];
@@ -102,8 +102,8 @@ static __always_inline bool find_endpoints(struct frame *frame, struct packet *p
 }
 
 /*
- * The destination: almost always the one of the packet before, of the same owner, whatever else a flood makes up. Own
- * CPU's lane.
+ * Hashes of the destination. Almost always it is that of the packet before, whatever else a flood varies, so they are
+ * kept. This CPU's own state.
  */
 static __always_inline void cached_destination(struct cpu_state *state, u32 address, u32 owner, u64 seed, struct endpoints *ends)
 {
@@ -119,7 +119,7 @@ static __always_inline void cached_destination(struct cpu_state *state, u32 addr
 	ends->to = state->last_endpoint_hash;
 }
 
-/* Of a plain frame. data: its first PLAIN_TRANSPORT + 4 bytes at least. */
+/* Endpoints of a plain frame. data: at least PLAIN_TRANSPORT + 4 bytes of it. */
 static __always_inline void plain_endpoints(struct cpu_state *state, void *data, u32 owner, u64 seed, struct endpoints *ends)
 {
 	ends->source_port = *(u16 *)(data + PLAIN_TRANSPORT);
@@ -129,7 +129,7 @@ static __always_inline void plain_endpoints(struct cpu_state *state, void *data,
 	cached_destination(state, *(u32 *)(data + L2_HEADER_LEN + 16), owner, seed, ends);
 }
 
-/* Addresses and ports, with a short way for the plain frame, see parse_plain(). */
+/* Addresses and ports; fast for a plain frame, see parse_plain(). */
 static __always_inline bool endpoints_of(struct cpu_state *state, struct frame *frame, struct packet *packet, u32 owner, u64 seed,
 					 struct endpoints *ends)
 {
@@ -147,7 +147,7 @@ static __always_inline bool endpoints_of(struct cpu_state *state, struct frame *
 	return true;
 }
 
-/* How many bits are set, without a loop or a branch: a program has no instruction for it (Warren, Hacker's Delight, 5-1). */
+/* Number of bits set, without a loop or a branch: BPF has no instruction for it (Warren, Hacker's Delight, 5-1). */
 static __always_inline u32 bits_in(u64 value)
 {
 	value -= value >> 1 & 0x5555555555555555ULL;
@@ -157,15 +157,15 @@ static __always_inline u32 bits_in(u64 value)
 }
 
 /*
- * HyperLogLog: the lowest bits choose a register, which keeps the longest run of zeros in the others, plus 1. That run
- * is worked out only where it is longer than the register says: seldom.
+ * HyperLogLog: the lowest bits select a register, which keeps the longest run of zeros in the other bits, plus 1. The
+ * run is computed only when it is longer than the register says, which is rare.
  */
 static __always_inline void note_address(u8 *registers, u64 hash)
 {
 	u64 rest = hash >> HLL_BITS, at = hash, run;
 	u8 *own;
 
-	/* Verifier: an index; assembly, because kernels before 6.2 lose sight of what the compiler makes of it. */
+	/* Verifier: an index. Assembly, because kernels before 6.2 lose the bounds of what the compiler makes of it. */
 	asm volatile("%0 &= %1" : "+r"(at) : "i"(HLL_REGISTERS - 1));
 	own = &registers[at];
 	run = *own;
@@ -181,7 +181,7 @@ static __always_inline void note_port(u8 *bits, u16 port)
 	u64 host = bpf_ntohs(port), at;
 	u8 *own;
 
-	/* Or the compiler would turn the bytes round twice. */
+	/* Else the compiler would swap the bytes twice. */
 	barrier_var(host);
 	at = host >> 3;
 
@@ -199,7 +199,7 @@ static __always_inline void note_syn(struct cpu_state *state, struct syn_state *
 
 	note_address(sets->sources, ends->source);
 	note_port(sets->source_ports, ends->source_port);
-	/* The same destination as the last one's, and noted since the sets were emptied. */
+	/* The same destination as the last one, already noted in this generation. */
 	if (likely(state->last_generation == generation))
 		return;
 	note_address(sets->destinations, ends->destination);

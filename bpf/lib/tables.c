@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The tables that every way of watching shares, and what is in them. Joined in front of all others by the loader.
+ * The tables that all programs share, and their structs. The loader puts this file in front of all others.
  *
- * Hook:   none of its own
+ * Hook:   none
  * Reads:  nothing
  * Writes: nothing
- * Needs:  mmapable arrays (BPF_F_MMAPABLE)
+ * Needs:  arrays that user space can map (BPF_F_MMAPABLE)
  *
- * Every counter belongs to one CPU, so that a plain += is enough: tc programs and the tracepoints in the same call
- * chain run one after the other on that CPU with bottom halves off. CPU n's part of a table starts at n * its size.
- * User space maps the tables, adds the CPUs up and subtracts; nothing is ever reset.
+ * Each counter belongs to one CPU, so a plain += is safe: the tc programs and the tracepoints of one call chain run
+ * one after the other on that CPU, with bottom halves off. The part of CPU n in a table starts at n times the size of
+ * a part. User space maps the tables, adds up the CPUs and subtracts the last reading. Nothing is ever reset.
  */
 #include <linux/types.h>
 #include "lib/plain.h"
@@ -17,7 +17,7 @@
 #define STR(text) #text
 #define XSTR(text) STR(text)
 
-/* What is counted apart: who, what, and what became of it (layout.py, CELL_KEY_FIELDS). One cache line. */
+/* One counter per key: whose packet, which kind, and its verdict (layout.py, CELL_KEY_FIELDS). One cache line. */
 struct cell {
 	u64 key; /* 0: free */
 	u64 drop_key;  /* drop reason << 32 | low half of the address that dropped it; 0 for what was not dropped */
@@ -39,44 +39,45 @@ struct tap {
 } __attribute__((aligned(8)));
 
 #if FOLLOW_INBOUND
-/* One inbound packet on its way from the tap's egress hook to the driver. One cache line. */
+/* One inbound packet between the egress hook of the tap and the driver. One cache line. */
 struct inflight {
 	u64 skb;    /* its address; 0: no packet */
-	u64 key;   /* its key but for the verdict; with one: ended, not yet counted */
+	u64 key;   /* its key; without a verdict while it is in flight, with one when it has ended and is not counted yet */
 	u64 drop_key;
 	u64 wire_bytes;
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 iif;    /* the device that it was received on, 0: this host's own */
-	u32 checksum;   /* of the fields before, see checksum_of() */
-	u64 lost;   /* written by user space: its end went by unseen, it is counted as missed while it is here */
+	u32 checksum;   /* of the fields above, see checksum_of() */
+	u64 lost;   /* written by user space: the end was not seen, the packet counts as missed while it is here */
 	u64 spare;
 };
 #endif
 
 /*
- * One CPU's own. First line: the last packet that went through a tap's ingress hook here, while its verdict is not
- * known: either the tracepoint meets the same skb (dropped), or the next packet finds it still here (passed).
+ * The state of one CPU. First line: the pending packet, which is the last one that went through the ingress hook of a
+ * tap here. Its verdict is open: when the kfree_skb tracepoint sees the same skb, it was dropped; when the next packet
+ * arrives, it has passed.
  */
 struct cpu_state {
 	u64 skb;      /* 0: nothing pending */
 	u64 key;     /* its key but for the verdict */
-	u64 sequence; /* packets this lane has held */
+	u64 sequence; /* number of pending packets so far */
 	u32 ifindex;  /* of struct tap, with the two that follow */
 	u16 number;
-	u16 traits;   /* with PENDING_SAMPLED: its headers wait for its verdict, see lib/samples.c */
+	u16 traits;   /* with PENDING_SAMPLED: its headers are staged, see lib/samples.c */
 	u32 epoch;
-	u32 now;      /* epoch, counted up by user space twice a reading: the one field it writes meanwhile */
+	u32 now;      /* current epoch; user space increments it twice per reading, and writes no other field meanwhile */
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 wire_bytes;
-	u32 tap_state_number;     /* number of its state, by tap and direction */
-	u32 cpu;      /* whose lane it is; written by user space before anything is attached */
+	u32 tap_state_number;     /* number of its tap_cpu_state */
+	u32 cpu;      /* number of this CPU; written by user space before anything is attached */
 	u32 spare;
-	/* second line: what the ideal bucket saw of that packet, see lib/token_bucket.c */
+	/* second line: the pending packet as the ideal bucket saw it, see lib/token_bucket.c */
 	u64 pending_arrival_ns; /* its arrival; of a plain packet also where there is no bucket, see count_fast_path() */
 	u64 pending_cost_ns;
-	/* ... and where the last TCP packet went, see lib/syn_sets.c */
+	/* destination of the last TCP packet, and hashes of it, see lib/syn_sets.c */
 	u64 last_destination;
 	u64 last_destination_hash;
 	u64 last_endpoint_hash;
@@ -84,48 +85,48 @@ struct cpu_state {
 	u64 scratch; /* see verifier_widen() */
 	u64 spare_word;
 	/* third line */
-	u64 late_verdicts;  /* dropped after the packet had been settled as passed */
+	u64 late_verdicts;  /* drops that were seen after the packet had been counted as passed */
 	u64 logged_bins;
 	u64 samples;        /* written to this CPU's part of the ring, ever */
-	u64 policed_sequence; /* the packet that the police action shot last, see progs/police_exit.c */
-	u64 unplaced_drops;   /* netfilter drops whose chain could not be told */
-	u64 next_way;             /* inbound: which way of a full row goes next */
+	u64 policed_sequence; /* last packet that the police action dropped, see progs/police_exit.c */
+	u64 unplaced_drops;   /* netfilter drops whose chain is not known */
+	u64 next_way;             /* inbound: entry of a full row that is replaced next */
 	u64 third_spares[2];
-	/* fourth line: what tells netfilter chains apart, see lib/chains.c */
-	u64 ip_received;      /* packets that the IP stack had received on this CPU when the pending packet came */
-	u64 ip_counter_at;    /* addresses of this CPU's counters of them; 0: not asked for so far */
+	/* fourth line: to find the chain of a netfilter drop, see lib/chains.c */
+	u64 ip_received;      /* packets received by the IP stack on this CPU when the pending packet arrived */
+	u64 ip_counter_at;    /* addresses of this CPU's counters of them; 0: not looked up yet */
 	u64 ipv6_counter_at;
-	u64 chained_sequence; /* the packet for which a chain of its device's own was run last */
-	u32 hooks_from;       /* low half of where nf_hook_slow lies; written by user space */
+	u64 chained_sequence; /* last packet for which a chain of its own device was run */
+	u32 hooks_from;       /* address range of nf_hook_slow, low halves; written by user space */
 	u32 hooks_end;
 	u32 protocol;         /* of the pending packet as it arrived, in network order */
 	u32 spare_half;
 	u64 spare_words[2];
 #if FOLLOW_INBOUND
-	/* fifth line: the inbound packet that the driver has in its hands, see progs/xmit.c */
+	/* fifth line: the inbound packet that the driver handles now, see progs/xmit.c */
 	struct inflight in_driver;
 #endif
 };
 
 /* The ideal bucket of a tap and direction, see lib/token_bucket.c. */
 struct bucket {
-	u64 empty_ns;  /* when there would be, or was, nothing in it: now - empty_ns is what it holds */
-	u64 burst_ns;  /* what it holds at most */
-	u64 uncertain_ns; /* how much less the installed policer's bucket may hold */
+	u64 empty_ns;  /* time at which the bucket is or was empty; now - empty_ns is its fill level */
+	u64 burst_ns;  /* fill level when full */
+	u64 uncertain_ns; /* how much less the bucket of the installed policer can hold */
 	u32 mult;
 	u8 shift;
 	u8 charge; /* CHARGE_* */
 	u16 pad;
 };
 
-/* Cells of one tap on one CPU that are in use: their places among its own, in the order in which they came into use. */
+/* The used cells of one tap on one CPU: their numbers, in the order in which they came into use. */
 struct used_cells {
 	u64 count;
-	u64 overflown; /* packets that found none, see count_overflow() */
+	u64 overflown; /* packets for which no cell was free, see count_overflow() */
 	u16 places[CELL_SLOTS];
 };
 
-/* Packets that found no cell: see count_overflow(). */
+/* Packets for which no cell was free, see count_overflow(). */
 struct overflow {
 	u64 packets;
 	u64 frame_bytes;
@@ -133,11 +134,11 @@ struct overflow {
 	u64 wire_bytes;
 };
 
-/* Packets of one tap and direction whose headers could not be read, or that went another way than to the driver. */
+/* Packets of one tap and direction whose headers could not be read, or that left another way than to the driver. */
 struct missed {
 	u64 packets;
 	u64 frame_bytes;
-	u64 unannounced; /* counted, but only their end was seen, see progs/xmit.c, parse_unknown() */
+	u64 unannounced; /* counted, but only their end was seen, see parse_unknown() in progs/xmit.c */
 	u64 spare;
 };
 
@@ -150,7 +151,7 @@ struct bin_counts {
 /* One time bin of one tap and direction; counts by verdict (UNKNOWN, PASSED, POLICED, DROPPED). */
 struct bin {
 	u64 start_ns;
-	u64 tap_direction; /* tap number * DIRECTION_COUNT + direction, + 1: 0 is free */
+	u64 tap_direction; /* tap number * DIRECTION_COUNT + direction + 1; 0: free */
 	struct bin_counts counts[VERDICT_QUEUED];
 	u64 spare[2];
 };
@@ -159,23 +160,23 @@ struct bin {
 /* Which packets are sampled, see lib/samples.c. */
 struct sampler {
 	u64 seen;       /* packets of this tap and direction on this CPU */
-	u64 wake_at;    /* up to this one (by `seen`), packets of a calm class need no look */
-	u64 next_at;    /* the next one of the draw */
-	u64 probe_at;   /* the next look for a verdict that did not come so far */
+	u64 wake_at;    /* before this packet (by `seen`), packets of a calm class are skipped */
+	u64 next_at;    /* next packet to take */
+	u64 probe_at;   /* next packet to stage in order to find a verdict that has not occurred yet */
 	u64 last_ns;    /* arrival of packet number last_seen */
 	u64 last_seen;
-	u32 mean;       /* M; written by user space, and raised by raise_interval(); 0: take none */
+	u32 mean;       /* M; written by user space, raised by raise_interval(); 0: take none */
 	u32 drawn_mean; /* M of the draw that gave next_at */
 	u32 calm;       /* bit n: class n had its SAMPLE_EAGER_LOOKS */
-	u32 raises;     /* how often it raised M since user space has set it; SAMPLE_RAISES: no more */
+	u32 raises;     /* how often raise_interval() raised M since user space set it; SAMPLE_RAISES: no more */
 	/* second line and on */
 	u8 first[16 * 4];   /* taken as one of the first, by class * 4 + verdict */
-	u16 in_vain[16];   /* staged but not one of the first, by class */
+	u16 in_vain[16];   /* staged, and not one of the first, by class */
 	u64 spare_words[4];
 };
 #endif
 
-/* One CPU's own, of one tap and direction: what every packet touches is found by one look. */
+/* The state of one CPU for one tap and direction. One struct, so that one lookup finds all that a packet needs. */
 struct tap_cpu_state {
 #if SAMPLES
 	struct sampler sampler;
@@ -188,15 +189,15 @@ struct tap_cpu_state {
 #if SYN_MEASURES
 /* Of a tap and the direction of its SYNs. */
 struct syn_control {
-	u64 seed;         /* of the hashes: the same for all; a guest that doesn't know it can't choose its hashes */
-	u32 generation;   /* user space turns it: SYNs go to the sets of generation & 1 */
-	u32 shift;        /* one new flow in 2^shift is followed; raised here when too many come, set by user space */
-	u32 lookup_shift; /* the lowest shift of the last FLOW_EXPIRES_NS: what may be in the table */
+	u64 seed;         /* of all hashes; a guest does not know it, so it cannot choose its hashes */
+	u32 generation;   /* incremented by user space; SYNs are noted in the sets of generation & 1 */
+	u32 shift;        /* one new flow in 2^shift is followed; raised here when too many come, lowered by user space */
+	u32 lookup_shift; /* lowest shift of the last FLOW_EXPIRES_NS: of what can be in the table */
 	u32 spare;
 	u64 spares[5];
 	/* second line: written with each followed handshake */
-	u64 waiting;      /* flows that were answered, and not completed so far */
-	u64 crowded;      /* flows that took a living one's place */
+	u64 waiting;      /* flows that were answered and not completed yet */
+	u64 crowded;      /* flows that replaced one that had not ended */
 	u64 more_spares[6];
 };
 
@@ -207,7 +208,7 @@ struct syn_sets {
 	u8 destination_ports[PORTS / 8];
 };
 
-/* All that a SYN touches is found by one look. */
+/* One struct, so that one lookup finds all that a SYN needs. */
 struct syn_state {
 	struct syn_control control;
 	struct syn_sets sets[2];
@@ -215,24 +216,24 @@ struct syn_state {
 #endif
 
 /*
- * By CPU and tap: a guest that fills its tap's cells leaves those of other taps alone. First CELLS, found by the whole key,
- * then UNSIZED_CELLS for what found no room there, by the key without the size.
+ * By CPU and tap: a guest that fills the cells of its tap takes none from other taps. The first CELLS are found by the
+ * whole key, the UNSIZED_CELLS behind them by the key without the size, when there was no room in the first ones.
  */
 BPF_F_TABLE("array", u32, struct cell, cells, CPUS * TAPS * CELL_SLOTS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct used_cells, used_cells, CPUS * TAPS, BPF_F_MMAPABLE);
-/* A place for every key without size and reason: OVERFLOW_PARTS of them, each shared by some CPUs. */
+/* A counter for each key without size and reason. There are OVERFLOW_PARTS sets of them; some CPUs share one set. */
 BPF_F_TABLE("array", u32, struct overflow, overflow, OVERFLOW_PARTS * TAPS * OVERFLOW_KEYS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 
 /*
- * What every packet touches, in one table of one value: few pages, and its address is in the programs, where the loader
- * writes it. A lookup takes three times as many instructions.
+ * All that every packet needs, in one table with one value. It lies on few pages, and the loader writes its address
+ * into the programs: a lookup takes three times as many instructions.
  */
 struct shared {
 	struct cpu_state cpu_states[CPU_STATES];
 	struct tap taps[TAP_SLOTS];
 	struct bucket buckets[BUCKETS];
-	struct head heads[CPU_STATES]; /* own CPU's, for as long as one tc program runs */
+	struct head heads[CPU_STATES]; /* of this CPU, while one tc program runs */
 #if TAP_CPU_STATES_SHARED
 	struct tap_cpu_state tap_cpu_states[TAP_CPU_STATES];
 #endif
@@ -243,7 +244,7 @@ struct shared {
 
 BPF_F_TABLE("array", u32, struct shared, shared, 1, BPF_F_MMAPABLE);
 
-/* A constant that vifprobe writes into the compiled program as it loads it: see layout.py, Loaded. */
+/* A constant that the loader writes into the compiled program: see Loaded in vifprobe/model/layout.py. */
 #define LOADED(constant)                                                                                \
 	({                                                                                              \
 		u64 loaded;                                                                             \
@@ -252,8 +253,8 @@ BPF_F_TABLE("array", u32, struct shared, shared, 1, BPF_F_MMAPABLE);
 	})
 
 /*
- * One of an array of struct shared. Verifier: an index below `count`, which is a power of two, so that no branch is
- * needed to bound it.
+ * An element of an array of struct shared. Verifier: the index is below `count`, a power of two, so no branch has to
+ * check it.
  */
 #define SHARED(type, array, number, count)                                                               \
 	({                                                                                              \

@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The ideal token bucket: what a policer with the declared rate and burst would have said of this packet, now.
+ * The ideal token bucket: what a policer with the declared rate and burst would decide about this packet now.
  *
- * Hook:   none of its own; called where packets are counted
- * Reads:  buckets' settings, written from user space
- * Writes: buckets' filling, what is pledged in the CPU's state
- * Needs:  compare-and-exchange (5.12), as one bucket serves all CPUs that a tap's packets come in on. Without, plain and
- *         atomic additions: where two CPUs look at once, one packet too many may be said to conform. (bpf_spin_lock is
- *         not for the tracepoint's program there.)
+ * Hook:   none, called where a packet is counted
+ * Reads:  the settings of buckets, written by user space
+ * Writes: the fill level of buckets; arrival and cost of the pending packet in the CPU's state
+ * Needs:  compare-and-exchange (5.12), because all CPUs that receive packets of a tap share one bucket. Without it,
+ *         plain and atomic additions are used: when two CPUs look at the same time, one packet too many can be called
+ *         conform. (Tracepoint programs must not use bpf_spin_lock there.)
  *
- * The integers are those of act_police (net/sched/act_police.c, tcf_police_act; psched_l2t_ns): tokens are nanoseconds,
- * a packet costs (bytes * mult) >> shift of them. act_police keeps tokens and the time of their count; their difference,
- * the moment at which the bucket would be empty, says the same in one word, which one instruction can exchange.
- * vifprobe/testing/token_bucket.py is the same in Python; a test holds the two against each other.
+ * The arithmetic is that of act_police (net/sched/act_police.c, tcf_police_act; psched_l2t_ns): tokens are
+ * nanoseconds, and a packet costs (bytes * mult) >> shift of them. act_police keeps the number of tokens and the time
+ * when it was computed. Here one word holds their difference, the time at which the bucket would be empty, because one
+ * instruction can exchange one word. vifprobe/testing/token_bucket.py does the same in Python; a test compares the
+ * two.
  *
- * Where a policer is installed on the tap, its word counts within narrow bounds, because two limits of what is known are
- * no fault of it: it looks at the clock some hundred nanoseconds later than this does, and how full it was when this
- * began can't be read. See settle_bucket().
+ * Where a policer is installed on the tap, its decision is accepted within narrow bounds. Two things cannot be known:
+ * how full its bucket was at the start, and its exact time of decision, some hundred nanoseconds later. See
+ * settle_bucket().
  */
 #define COST_TRIES 32
 
@@ -38,24 +39,30 @@ static __always_inline u64 cost_of(u8 charge, u64 charged_bytes, u64 frame_bytes
 	return wire_bytes;
 }
 
-/* What is in it at `now`, were it never full. */
+/* Fill level at `now` if the bucket were never full. */
 static __always_inline s64 tokens_at(u64 now, u64 empty_ns)
 {
 	return now - empty_ns;
 }
 
-/* The bucket was full: the installed one has caught up by as much as this one let run over, clocks apart. */
+/*
+ * The bucket was full and has lost `overflow`. So the installed bucket has caught up by as much, up to the difference
+ * of the clocks.
+ */
 static __always_inline void reduce_uncertainty(struct bucket *bucket, u64 overflow)
 {
 	u64 uncertain = bucket->uncertain_ns, now = uncertain > overflow + BUCKET_SLACK_NS ? uncertain - overflow : BUCKET_SLACK_NS;
 
-	/* Not atomic: where two CPUs take off at once, and one of them in vain, it stays unsure for longer. */
+	/*
+	 * Not atomic: when two CPUs write at the same time, one reduction is lost and the bucket stays uncertain for
+	 * longer.
+	 */
 	if (now != uncertain)
 		bucket->uncertain_ns = now;
 }
 
 #if HAS_CMPXCHG
-/* What has run over by `now`. */
+/* Tokens lost by `now` because the bucket was full. */
 static __always_inline s64 overflow_at(u64 now, u64 empty_ns, s64 burst)
 {
 	s64 over = tokens_at(now, empty_ns) - burst;
@@ -63,7 +70,7 @@ static __always_inline s64 overflow_at(u64 now, u64 empty_ns, s64 burst)
 	return unlikely(over > 0) ? over : 0;
 }
 
-/* Another CPU took from it meanwhile, and left it at `seen`. */
+/* Another CPU has changed the bucket meanwhile, to `seen`: try again. */
 static __always_inline bool retry_take(struct bucket *bucket, u64 now, s64 cost, s64 least, u64 seen)
 {
 	s64 burst = bucket->burst_ns, over;
@@ -86,20 +93,20 @@ static __always_inline bool retry_take(struct bucket *bucket, u64 now, s64 cost,
 	return false;
 }
 
-/* Take the cost of a packet that came at `now` out of the bucket, if it holds `least`. */
+/* Take the cost of a packet that arrived at `now` out of the bucket, if the bucket holds at least `least`. */
 static __always_inline bool take_tokens(struct bucket *bucket, u64 now, s64 cost, s64 least)
 {
 	u64 seen = *(volatile u64 *)&bucket->empty_ns, found;
 	s64 over;
 
-	/* Most of a flood: where it is not there, nothing has run over. */
+	/* Most packets of a flood: too few tokens, so nothing was lost either. */
 	if (likely(tokens_at(now, seen) < least))
 		return false;
 	over = overflow_at(now, seen, bucket->burst_ns);
 	if (tokens_at(now, seen) - over < least)
 		return false;
 	found = __sync_val_compare_and_swap(&bucket->empty_ns, seen, seen + over + cost);
-	/* Or the compiler would make a number of whether it went well, and look at that. */
+	/* Else the compiler would compute a flag from the result and compare that. */
 	barrier_var(found);
 	if (unlikely(found != seen))
 		return retry_take(bucket, now, cost, least, found);
@@ -126,7 +133,10 @@ static __always_inline bool take_tokens(struct bucket *bucket, u64 now, s64 cost
 	if (tokens_at(now, seen) - (over > 0 ? over : 0) < least)
 		return false;
 	if (over > 0) {
-		/* What has run over is taken once, even where two CPUs see it: a store, and one of their costs is lost. */
+		/*
+		 * The overflow is subtracted once, even when two CPUs see it: this is a store, and one of the two
+		 * costs is lost.
+		 */
 		*(volatile u64 *)&bucket->empty_ns = seen + over + cost;
 		reduce_uncertainty(bucket, over);
 	} else {
@@ -136,7 +146,7 @@ static __always_inline bool take_tokens(struct bucket *bucket, u64 now, s64 cost
 }
 #endif
 
-/* EXPECTED_CONFORM or _EXCEED, in its place in the key; 0 where there is no limit. now: 0 where nobody asked yet. */
+/* EXPECTED_CONFORM or _EXCEED at its place in the key; 0 without a limit. now: 0 when the clock was not read yet. */
 static __always_inline u64 expected(struct cpu_state *state, struct tap *tap, u64 direction, u64 *now, u64 charged_bytes,
 				    u64 frame_bytes, u64 wire_bytes)
 {
@@ -149,7 +159,10 @@ static __always_inline u64 expected(struct cpu_state *state, struct tap *tap, u6
 	if (unlikely(!*now))
 		*now = bpf_ktime_get_ns();
 	cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> bucket->shift;
-	/* This CPU's own state, which holds no inbound packets; but one can come while an outbound one waits for its verdict. */
+	/*
+	 * This CPU's own state, for outbound packets only. An inbound packet can arrive while an outbound one is
+	 * pending.
+	 */
 	if (direction == DIRECTION_OUTBOUND) {
 		state->pending_arrival_ns = *now;
 		state->pending_cost_ns = cost;
@@ -158,12 +171,12 @@ static __always_inline u64 expected(struct cpu_state *state, struct tap *tap, u6
 }
 
 /*
- * It was said to conform, and policed all the same: the installed bucket holds less than its cost. If that can be, make
- * this one hold as little.
+ * The packet was expected to conform, but it was policed: the installed bucket held less than its cost. When that is
+ * possible, lower this bucket to the same level.
  */
 static __always_inline bool refund(struct bucket *bucket, struct cpu_state *state)
 {
-	/* Its cost is taken already: this is what it left. */
+	/* Its cost is taken already: this is the rest. */
 	s64 left = tokens_at(state->pending_arrival_ns, bucket->empty_ns), cost = state->pending_cost_ns;
 	s64 uncertain = bucket->uncertain_ns;
 	s64 shift = left < 0 ? 0 : left + 1;
@@ -172,15 +185,15 @@ static __always_inline bool refund(struct bucket *bucket, struct cpu_state *stat
 		return false;
 	move(bucket, shift - cost);
 	uncertain -= shift;
-	/* Neither bucket holds more than that now, nor less than nothing. Not atomic: as in reduce_uncertainty(). */
+	/* Neither bucket holds more than that now, nor less than nothing. Not atomic, as in reduce_uncertainty(). */
 	bucket->uncertain_ns = uncertain > cost ? cost : uncertain;
 	return true;
 }
 
-/* It was said to exceed, and passed all the same: its cost is taken on credit, where the bucket has no debts yet. */
+/* The packet was expected to exceed, but it passed: charge it on credit when the bucket has no debt yet. */
 static __always_inline bool charge_on_credit(struct bucket *bucket, struct cpu_state *state)
 {
-	/* What the bucket can't hold never conforms. */
+	/* A packet that costs more than a full bucket never conforms. */
 	return state->pending_cost_ns <= bucket->burst_ns && take_tokens(bucket, state->pending_arrival_ns, state->pending_cost_ns, 0);
 }
 
@@ -203,14 +216,14 @@ static __always_inline void settle_bucket(struct cpu_state *state, u64 verdict)
 
 	if (!says)
 		return;
-	/* The two are the same number: conform and passed, exceed and policed. */
+	/* The same numbers: conform and passed, exceed and policed. */
 	if (likely(says == verdict))
 		return;
 	if ((says == EXPECTED_EXCEED) == (verdict == VERDICT_POLICED))
 		return;
 	if (!(state->traits & (TRAIT_NFT_POLICER | TRAIT_TC_POLICER)))
 		return;
-	/* The reader has counted it already, as it was. */
+	/* Already counted by the reader, as it was. */
 	if ((s32)(state->now - state->epoch) >= EPOCHS_IN_FLIGHT)
 		return;
 	bucket = bucket_of(state->number, DIRECTION_OUTBOUND);

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What if another limit were installed? Further ideal buckets, each on its own: what each would have passed and stopped.
+ * Limits to try out (--what-if): each one is a further ideal bucket, and its passed and stopped packets are counted.
  *
- * Hook:   none of its own; called where a packet arrives
- * Reads:  the buckets' settings, written from user space
- * Writes: the buckets' filling, what_if_counts
- * Needs:  as lib/token_bucket.c; compiled out without WHAT_IFS
+ * Hook:   none, called where a packet arrives
+ * Reads:  the settings of what_if_buckets, written by user space
+ * Writes: the fill level of what_if_buckets, what_if_counts
+ * Needs:  as lib/token_bucket.c. Compiled only with WHAT_IFS
  *
- * Nothing is installed that could be asked, so what a bucket says at a packet's arrival stands, and is counted at once.
+ * No such limit is installed, so nothing corrects the decision of the bucket: it is counted when the packet arrives.
  */
 #if WHAT_IFS
 /* Passed, stopped. */

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
+ * A packet is freed: find out whether the tap's policer dropped it, or something else.
+ *
  * Hook:   BTF-typed raw tracepoint skb:kfree_skb, host-wide
- * Reads:  this CPU's pending packet, inbound packets on their way; fields of the skb (lib/skb.c)
+ * Reads:  the pending packet of the CPU, inbound packets in flight; fields of the skb (lib/skb.c)
  * Writes: cells and bins (the verdict of the packet)
  * Needs:  BTF; the drop reason where the tracepoint has one (HAS_REASON)
  */
@@ -207,7 +209,7 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 	struct cpu_state *state = own_state();
 	u64 skb = ctx->args[0], address = skb, reason = 0;
 
-	/* Verifier: or the compiler would follow the number in the CPU's state below, equal by then but no typed pointer. */
+	/* Verifier: else the compiler would use the number in the CPU's state, which is equal here but is not a typed pointer. */
 	barrier_var(address);
 	/* Almost every skb of the host leaves here ... */
 	if (!FOLLOW_INBOUND && state->skb != address)

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Hook:   BTF-typed raw tracepoints net:netif_receive_skb (outbound) and net:net_dev_queue (inbound), host-wide; for
- *         kernels without tcx, where a tap has no qdisc to put a filter into
- * Reads:  the packet's headers as far as they are in the skb's linear part; fields of sk_buff, net_device,
- *         skb_shared_info and qdisc_skb_cb at their offsets from the running kernel's BTF
+ * The same as progs/tc.c for taps on which no tc program can be attached: kernels without tcx, and no qdisc for a
+ * filter.
+ *
+ * Hook:   BTF-typed raw tracepoints net:netif_receive_skb (outbound) and net:net_dev_queue (inbound), host-wide
+ * Reads:  the headers of the packet in the linear part of the skb; fields of sk_buff, net_device, skb_shared_info and
+ *         qdisc_skb_cb at the offsets from the running kernel's BTF
  * Writes: as progs/tc.c
- * Needs:  BTF. Compiled only where it is needed (TRACEPOINTS).
+ * Needs:  BTF. Compiled only with TRACEPOINTS
  */
 #if TRACEPOINTS
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Hook:   fexit of tcf_police_act, host-wide
- * Reads:  this CPU's pending packet, and what the police action said of a packet
- * Writes: the pending packet's mark
- * Needs:  BPF trampolines, and the type information of act_police (a module's since 5.11)
+ * Mark a packet that the police action drops. The drop reason TC_INGRESS says that tc ingress dropped a packet, but
+ * not which action did. Attached only while a watched tap has both a policer and something else that can drop there.
  *
- * The reason TC_INGRESS says that tc ingress shot a packet, not who there. Attached only while a watched tap has both a
- * policer and something else that can shoot.
+ * Hook:   fexit of tcf_police_act, host-wide
+ * Reads:  the pending packet of the CPU; what the police action returned
+ * Writes: policed_sequence of the CPU's state
+ * Needs:  BPF trampolines, and the type information of act_police (of a module: since 5.11)
  */
 
 /* TC_ACT_SHOT of linux/pkt_cls.h. */
@@ -18,7 +18,7 @@ int police(struct bpf_raw_tracepoint_args *ctx)
 	struct cpu_state *state = own_state();
 	u64 address = ctx->args[0];
 
-	/* Verifier: or the compiler would follow the number in the CPU's state, equal by then but no typed pointer. */
+	/* Verifier: else the compiler would use the number in the CPU's state, which is equal here but is not a typed pointer. */
 	barrier_var(address);
 	if (state->skb != address || (u32)ctx->args[3] != SHOT)
 		return 0;

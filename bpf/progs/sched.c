@@ -1,21 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
+ * Who ran on the CPUs: CPU time and context switches per task, time in softirqs.
+ *
  * Hook:   BTF-typed raw tracepoints sched:sched_switch, irq:softirq_entry, irq:softirq_exit, host-wide
- * Reads:  task_struct's own counters, at their offsets from the running kernel's BTF
+ * Reads:  the counters in task_struct, at the offsets from the running kernel's BTF
  * Writes: host_cpus, task_rows, used_task_rows
- * Needs:  BTF, mmapable arrays. A text of its own: compiled and loaded apart from the packet programs.
+ * Needs:  BTF, arrays that user space can map. Compiled and loaded apart from the packet programs
  *
- * Who ran on the CPUs, by task and interval. The kernel's own per-task numbers are taken as they are when a task leaves
- * its CPU, less what they were when it came (kernel/sched/core.c, __schedule(): nvcsw or nivcsw is counted up, and
- * se.sum_exec_runtime brought up to date, before this tracepoint).
+ * When a task leaves a CPU, its counters are read, and their values from when it came are subtracted
+ * (kernel/sched/core.c, __schedule(): nvcsw or nivcsw is incremented and se.sum_exec_runtime is updated before this
+ * tracepoint).
  *
- * Each CPU has two tables of tasks, one for the interval that runs and one for the one before it. User space turns
- * `now` and a moment later, once it has seen the CPU between two switches (begun == ended), has the older table to
- * itself. A row is valid only in the interval that it names, so that nothing is ever cleared and the tables never fill
- * up with tasks that have ended.
+ * Each CPU has two tables of tasks: one for the current interval, one for the interval before. User space increments
+ * `now`. Once it has seen the CPU between two switches (begun == ended), the older table does not change any more. A
+ * row is valid only in the interval that it names, so nothing has to be cleared, and tasks that have ended do not fill
+ * the tables.
  *
- * Every word but `now` is written by its own CPU only. sched_switch runs with interrupts off (the run queue's lock), the
- * softirq programs write to words of their own, and none of them nests in itself: plain stores are enough.
+ * User space writes `now`; every other word is written by its own CPU only. sched_switch runs with interrupts off
+ * (lock of the run queue), the softirq programs write to other words, and no program interrupts itself. So plain
+ * stores are safe.
  */
 #include <linux/types.h>
 #include "lib/compiler.h"

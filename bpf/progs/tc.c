@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Hook:   tcx or clsact/ingress filter, ingress (outbound) and egress (inbound) of a tap
- * Reads:  the packet's headers, taps
- * Writes: the CPU's state's pending packet (outbound), cells and bins, samples
- * Needs:  tc programs; always returns TC_ACT_UNSPEC: it never decides a packet's fate
+ * A packet arrives: classify it and count it, or keep it as this CPU's pending packet.
+ *
+ * Hook:   tcx, or a filter at clsact/ingress: ingress (outbound) and egress (inbound) of a tap
+ * Reads:  the headers of the packet, taps
+ * Writes: the pending packet of the CPU (outbound), packets in flight (inbound), cells and bins, samples
+ * Needs:  tc programs. Returns TC_ACT_UNSPEC on every path: the program never decides about a packet
  */
 
 /* TC_ACT_UNSPEC of linux/pkt_cls.h, the same value as TCX_NEXT: "go on". */

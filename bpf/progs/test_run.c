@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Hook:   none: run by BPF_PROG_TEST_RUN, once for each frame of a file
- * Reads:  the frame's bytes; in skb->cb what user space knows of the frame (struct replayed); skb->tstamp, its time
- * Writes: cells and bins; into skb->cb the key that the frame was counted under
- * Needs:  __sk_buff context of BPF_PROG_TEST_RUN with cb and tstamp (5.5). Compiled only for a replay (REPLAY).
+ * Count the frames of a file (vifprobe replay).
  *
- * TEST_RUN takes no frame shorter than its headers, none much longer than half a page, and none with a tag beside its
- * bytes. So the frame's true length and how many of its bytes are there come beside it: what follows those bytes in
- * the skb is filling, which is never read.
+ * Hook:   none: run by BPF_PROG_TEST_RUN, once per frame
+ * Reads:  the bytes of the frame; its properties in skb->cb (CB_*); its time in skb->tstamp
+ * Writes: cells and bins; in skb->cb, the key under which the frame was counted
+ * Needs:  __sk_buff context of BPF_PROG_TEST_RUN with cb and tstamp (5.5). Compiled only with REPLAY
+ *
+ * TEST_RUN does not take a frame that is shorter than its headers, or much longer than half a page, or that has a tag
+ * beside its bytes. So user space passes the true length of the frame and the number of its bytes beside it. The rest
+ * of the skb is padding and is never read.
  */
 #if REPLAY
 

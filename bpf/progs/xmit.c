@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The end of an inbound packet's way: the driver takes it (passed), or frees it (progs/kfree_skb.c). The way is: the tap's egress
- * hook (progs/tc.c, remember), the queueing discipline, net_dev_start_xmit, the driver, net_dev_xmit.
+ * The driver takes an inbound packet (passed), or frees it (progs/kfree_skb.c). The way of an inbound packet: egress
+ * hook of the tap (progs/tc.c, inflight_add()), qdisc, net_dev_start_xmit, driver, net_dev_xmit.
  *
- * Hook:   BTF-typed raw tracepoints net:net_dev_start_xmit and net:net_dev_xmit, host-wide; the end of
+ * Hook:   BTF-typed raw tracepoints net:net_dev_start_xmit and net:net_dev_xmit, host-wide; fexit of
  *         __skb_gso_segment, or raw tracepoint skb:consume_skb
- * Reads:  packets on their way; fields of the skb (lib/skb.c), its headers where it is not known
- * Writes: the packet in the driver's hands, cells and bins
- * Needs:  BTF. Compiled only where inbound packets are followed (FOLLOW_INBOUND).
+ * Reads:  packets in flight; fields of the skb (lib/skb.c); the headers of a packet that is not in flight
+ * Writes: in_driver of the CPU's state, cells and bins
+ * Needs:  BTF. Compiled only with FOLLOW_INBOUND
  *
- * Between the two tracepoints the packet is the CPU's state's: both run on one CPU with bottom halves off (net/core/dev.c,
- * xmit_one), and the driver frees what it does not take in between. The memory of it is given up before the driver has
- * it: afterwards the guest may have read and freed it on another CPU, and its address be another packet's.
+ * Between the two tracepoints, the packet is kept in the CPU's state: both run on one CPU with bottom halves off
+ * (net/core/dev.c, xmit_one), and the driver frees what it does not take in between. The entry in flight is removed
+ * before the driver has the packet: afterwards the guest may have read it, another CPU may have freed it, and its
+ * address may be that of another packet.
  */
 #if FOLLOW_INBOUND
 
@@ -86,7 +87,7 @@ int on_xmit(struct bpf_raw_tracepoint_args *ctx)
 	u64 address = ctx->args[0], device = ctx->args[2];
 	struct tap *tap;
 
-	/* Verifier: or the compiler would follow the number in the CPU's state, equal by then but no typed pointer, see drop(). */
+	/* Verifier: else the compiler would use the number in the CPU's state, which is equal here but is not a typed pointer. */
 	barrier_var(address);
 	/* Every other device's packets leave here ... */
 	if (!state->in_driver.skb || state->in_driver.skb != address)
