@@ -81,8 +81,7 @@ PIECES = {
     _ALL: Without(),
     "placement": Without(flags=_MARKS, patch=partial(setattr, compiler, "cold_last", bytes)),
     "opposites": Without(patch=placement._OPPOSITE.clear),
-    "ends": Without(patch=partial(setattr, placement, "_SHORT_END", -1)),
-    "early": Without(patch=partial(setattr, placement, "_seldom", lambda blocks: _marked(blocks))),
+    "early": Without(patch=partial(setattr, placement, "_rare", lambda blocks: _marked(blocks))),
     "address": Without(text=_with_lookup),
     "loads": Without(text=_with_calls),
 }

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Block placement: code that is seldom run goes behind the code that almost every packet runs.
+"""Block placement: rare code is moved behind the code that almost every packet runs.
 
-Between two packets of a flood the kernel does so much that a program's code is in no first-level cache when its turn
-comes: what lies between two pieces that run is fetched for nothing. A compiler places blocks by `__builtin_expect`;
-bcc's does not, it keeps the order of the source. So `unlikely()` of bpf/lib/compiler.h leaves a mark where the seldom
-branch begins, and what can be reached only past marks is moved to the end here. The marks are taken out.
+Between two packets of a flood, the kernel runs so much code that a program is in no first-level cache when it runs
+again: rare code between common code is fetched for nothing. Compilers place blocks by `__builtin_expect`, but bcc's
+keeps the order of the source. So `unlikely()` of bpf/lib/likely.h leaves a mark where a rare branch begins. What is
+reached only through marks is moved to the end here, and the marks are removed. The README beside this has figures.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _CALL_OF_OWN = 1  # source register of a call: BPF_PSEUDO_CALL, a function of th
 #: Each condition's opposite: JEQ JNE, JGT JLE, JGE JLT, JSGT JSLE, JSGE JSLT. JSET has none.
 _OPPOSITE = {0x1: 0x5, 0x2: 0xB, 0x3: 0xA, 0x6: 0xD, 0x7: 0xC}
 _OPPOSITE |= {there: here for here, there in _OPPOSITE.items()}
-_SHORT_END = 2  # instructions: an end of so few is repeated where a jump to it would be
-#: `goto +0`: what bpf/lib/compiler.h leaves where a seldom branch begins.
+#: `goto +0`: what bpf/lib/likely.h leaves where a rare branch begins.
 MARK = bytes((0x05, 0, 0, 0, 0, 0, 0, 0))
 
 
@@ -114,27 +113,27 @@ def _target(slot: int, instruction: bytes) -> int | None:
     return slot + 1 + int(struct.unpack_from("<h", instruction, 2)[0])
 
 
-def _seldom(blocks: Sequence[_Block]) -> set[int]:
+def _rare(blocks: Sequence[_Block]) -> set[int]:
     """Marked, or leading to marked ones alone: the compiler moves what it can work out early to before a mark."""
-    seldom = {number for number, block in enumerate(blocks) if block.marked}
+    rare = {number for number, block in enumerate(blocks) if block.marked}
     found = -1
-    while found != len(seldom):
-        found = len(seldom)
+    while found != len(rare):
+        found = len(rare)
         for number, block in enumerate(blocks):
             after = set(block.successors)
-            if after and after <= seldom:
-                seldom.add(number)
-    return seldom
+            if after and after <= rare:
+                rare.add(number)
+    return rare
 
 
 def _chained(blocks: Sequence[_Block]) -> list[int]:
     """What is reached past no mark: each block with what runs after it right behind it, as far as that can be."""
-    seldom = _seldom(blocks)
+    rare = _rare(blocks)
     order: list[int] = []
     waiting, known = [0], {0}
     while waiting:
         order.append(waiting.pop())
-        following = [n for n in blocks[order[-1]].successors if n not in known and n not in seldom]
+        following = [n for n in blocks[order[-1]].successors if n not in known and n not in rare]
         known.update(following)
         waiting += following
     return order
@@ -155,11 +154,7 @@ def _joined(blocks: Sequence[_Block], order: Sequence[int]) -> bytes:
         if jump is not None:
             parts.append((jump, taken))
         if follows is not None and follows != after:
-            end = blocks[follows]
-            if end.follows is None and end.jump is None and len(end.body) <= _SHORT_END:
-                parts += [(instruction, None) for instruction in end.body]
-            else:
-                parts.append((MARK, follows))
+            parts.append((MARK, follows))
     slots, slot = [], 0
     for instruction, _ in parts:
         slots.append(slot)
