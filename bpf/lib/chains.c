@@ -182,7 +182,7 @@ int chain(struct bpf_raw_tracepoint_args *ctx)
 	struct cpu_state *state = own_state();
 	u64 address = ctx->args[0], hook = ctx->args[1];
 
-	/* Verifier: else the compiler would use the number in the CPU's state, which is equal here but is not a typed pointer. */
+	/* Verifier: else the compiler would use the equal number in the CPU's state, which is no typed pointer. */
 	barrier_var(address);
 	if (state->skb != address)
 		return 0;
@@ -190,7 +190,8 @@ int chain(struct bpf_raw_tracepoint_args *ctx)
 	 * This CPU's own state. The sequence number names the packet, as in progs/police_exit.c; packets are numbered
 	 * from 1.
 	 */
-	if (FIELD(u8, hook, NF_STATE_PF_OFFSET) == NFPROTO_NETDEV && FIELD(u8, hook, NF_STATE_HOOK_OFFSET) == NF_NETDEV_INGRESS)
+	if (FIELD(u8, hook, NF_STATE_PF_OFFSET) == NFPROTO_NETDEV &&
+	    FIELD(u8, hook, NF_STATE_HOOK_OFFSET) == NF_NETDEV_INGRESS)
 		state->chained_sequence = state->sequence;
 	else
 		state->chained_sequence = 0;

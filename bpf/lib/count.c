@@ -150,7 +150,8 @@ static __always_inline struct overflow *overflow_of(struct cpu_state *state, u64
 	return overflow.lookup(&at);
 }
 
-static __always_inline void count_overflow(struct cpu_state *state, u64 key, u32 frame_bytes, u32 charged_bytes, u64 wire_bytes)
+static __always_inline void count_overflow(struct cpu_state *state, u64 key, u32 frame_bytes, u32 charged_bytes,
+					   u64 wire_bytes)
 {
 	struct overflow *counts = overflow_of(state, key);
 	u32 tap_cpu = tap_cpu_of(state, key);

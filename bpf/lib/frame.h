@@ -11,7 +11,7 @@
 #define ETH_HEADER_LEN 14
 #define ETH_TYPE_OFFSET 12
 
-/* What the watched devices' packets begin with: all of them are tuns (LAYER_3), or none is. */
+/* What packets of the watched devices begin with: all of them are tuns (LAYER_3), or none is. */
 #if LAYER_3
 #define L2_HEADER_LEN 0
 #else
@@ -26,7 +26,7 @@
 #define UDP_LEN 8
 #define ICMP_LEN 8
 
-/* Where the transport header starts without VLAN tag and IP options. */
+/* Offset of the transport header without VLAN tag and IP options. */
 #define PLAIN_TRANSPORT (L2_HEADER_LEN + IPV4_MIN_LEN)
 
 #define TYPE_IPV4 0x0800
@@ -36,19 +36,19 @@
 #define TYPE_IPV6 0x86dd
 
 struct packet {
-	/* Whole registers: narrower ones are masked at each step. */
+	/* Whole registers: narrower types are masked at each step. */
 	u64 ethertype;
 	u64 packet_class;
 	u64 frame_bytes;  /* skb->len */
-	u32 header_bytes; /* all headers that GSO repeats in each segment: L2 up to and including TCP or UDP */
-	/* Of TCP, where they lie in the bytes: */
+	u32 header_bytes; /* all headers that GSO repeats in each segment: from L2 up to and including TCP or UDP */
+	/* Offsets in the bytes, of TCP: */
 	u32 network_offset;
 	u32 transport_offset;
 	bool is_ipv6;
-	bool is_plain;  /* they lie where those of TCP over IPv4 do without tag and options */
+	bool is_plain;  /* the offsets are those of TCP over IPv4 without tag and options */
 };
 
-/* What is read of a frame lies within so many bytes: without extension headers, and with them. */
+/* All that is read of a frame is within so many bytes: without extension headers, and with them. */
 #define HEAD_NEAR (L2_HEADER_LEN + VLAN_TAGS_MAX * VLAN_TAG_LEN + IPV4_MAX_LEN + TCP_MIN_LEN)
 #define HEAD_FAR (HEAD_NEAR + EXTENSION_REACH)
 
@@ -63,8 +63,8 @@ struct head {
 } __attribute__((aligned(8)));
 
 /*
- * Where a frame's bytes and properties come from: a tc program's context; or, in a tracepoint and in a replay, what is
- * known of the frame, and where its bytes lie.
+ * Source of the bytes and properties of a frame: the context of a tc program; or, in a tracepoint and in a replay, the
+ * known properties and the address of the bytes.
  */
 struct frame {
 	struct __sk_buff *skb; /* NULL in a tracepoint and in a replay */
@@ -88,8 +88,9 @@ struct frame {
 };
 
 /*
- * Copy the first bytes of a tc program's frame, `most` of them. A call of the helper costs 40 ns, 55 where they lie outside the
- * skb's linear part, a third of all that is done for a packet; and little more for a thousand bytes than for two.
+ * Copy the first bytes of a frame in a tc program, at most `most`. The helper call costs 40 ns, or 55 ns when the
+ * bytes are outside the linear part of the skb: a third of the work for a packet. A thousand bytes cost little more
+ * than two.
  */
 static __always_inline bool copy_head(struct frame *frame, u64 most)
 {
@@ -107,7 +108,7 @@ static __always_inline bool copy_head(struct frame *frame, u64 most)
 	return true;
 }
 
-/* Before anything is read: all that can be, where a second copy would be dear. */
+/* Copy before the first read. Copy everything that can be read when a second copy would be expensive. */
 static __always_inline bool copy_near(struct frame *frame)
 {
 	void *data = (void *)(long)frame->skb->data;
@@ -115,13 +116,13 @@ static __always_inline bool copy_near(struct frame *frame)
 	return copy_head(frame, likely(data + HEAD_NEAR <= (void *)(long)frame->skb->data_end) ? HEAD_NEAR : HEAD_FAR);
 }
 
-/* Extension headers follow. */
+/* Extension headers follow: copy as far as they can reach. */
 static __always_inline bool copy_far(struct frame *frame)
 {
 	return frame->copied != HEAD_NEAR || copy_head(frame, HEAD_FAR);
 }
 
-/* In words: a memcpy would be split into single bytes for alignment's sake. bytes: 2, 4, 8, 12 or 32. */
+/* In words: memcpy would be split into single bytes, because the alignment is not known. bytes: 2, 4, 8, 12 or 32. */
 static __always_inline void copy_words(void *to, const void *from, const u32 bytes)
 {
 	if (bytes == sizeof(u16))
@@ -130,7 +131,7 @@ static __always_inline void copy_words(void *to, const void *from, const u32 byt
 		((u32 *)to)[i] = ((u32 *)from)[i];
 }
 
-/* From the copy. False: it ends before, and so does the frame, or what is read of it. */
+/* Read from the copy. False: the copy ends before, and so does the frame, or the part of it that is read. */
 static __always_inline bool load_copied(struct frame *frame, u32 offset, void *to, const u32 bytes)
 {
 	const void *from;
@@ -138,17 +139,17 @@ static __always_inline bool load_copied(struct frame *frame, u32 offset, void *t
 
 	if (unlikely(offset + bytes > frame->copied))
 		return false;
-	/* Verifier: any value, or it would tell the offsets of all header chains apart; then an index. */
+	/* Verifier: any value, else it would distinguish the offsets of all chains of headers. Then an index. */
 	place = verifier_widen(frame->scratch, offset);
 	asm volatile("%0 &= %1" : "+r"(place) : "i"(HEAD_PLACES - 1));
 	from = (void *)frame->head + place;
-	/* Verifier: or the compiler would add this up in another order, in which it is no pointer into the table. */
+	/* Verifier: else the compiler would add this up in another order, which gives no valid pointer. */
 	barrier_var(from);
 	copy_words(to, from, bytes);
 	return true;
 }
 
-/* Copy `bytes` (a constant, see copy_words()) at `offset`. False: the frame ends before, or they can't be read. */
+/* Read `bytes` (a constant, see copy_words()) at `offset`. False: the frame ends before, or they cannot be read. */
 static __always_inline bool load(struct frame *frame, u32 offset, void *to, const u32 bytes)
 {
 	if (frame->skb)
@@ -160,7 +161,7 @@ static __always_inline bool load(struct frame *frame, u32 offset, void *to, cons
 	return bpf_probe_read_kernel(to, bytes, (void *)(frame->start + offset)) == 0;
 }
 
-/* EtherType of what follows the L2 header, in network order; of a layer 3 packet the kernel knows it. */
+/* EtherType behind the L2 header, in network order. For a layer 3 packet, the kernel knows it. */
 static __always_inline bool load_type(struct frame *frame, u16 *type)
 {
 #if LAYER_3
@@ -171,14 +172,14 @@ static __always_inline bool load_type(struct frame *frame, u16 *type)
 #endif
 }
 
-/* Where the headers lie, in one word, so that it can go through verifier_widen() at once; and back. */
+/* Offsets of the headers packed into one word, for one verifier_widen(); and unpacked. */
 static __always_inline u64 packed(const struct packet *packet)
 {
 	return packet->header_bytes | (u64)packet->transport_offset << 16 | (u64)packet->network_offset << 32 |
 	       (u64)packet->is_ipv6 << 48;
 }
 
-/* So many bits of it are used. */
+/* Number of bits used. */
 #define PACKED_BITS 49
 
 static __always_inline void unpack(u64 all, struct packet *packet)
@@ -191,8 +192,8 @@ static __always_inline void unpack(u64 all, struct packet *packet)
 }
 
 /*
- * Where a frame was parsed with all its tags: the kernel takes the outer one out of the bytes before tc runs
- * (__netif_receive_skb_core calls skb_vlan_untag), and what is counted is the frame as tc sees it.
+ * For a frame that was parsed with all its tags: the kernel removes the outer tag from the bytes before tc runs
+ * (__netif_receive_skb_core calls skb_vlan_untag), and the frame is counted as tc sees it.
  */
 static __always_inline void untag(struct frame *frame, struct packet *packet)
 {
@@ -206,7 +207,10 @@ static __always_inline void untag(struct frame *frame, struct packet *packet)
 		packet->header_bytes -= VLAN_TAG_LEN;
 }
 
-/* Too short for its tag and the type behind it: freed before tc (net/core/skbuff.c, skb_vlan_untag), so not offered. */
+/*
+ * Too short for its tag and the type behind it: freed before tc (net/core/skbuff.c, skb_vlan_untag), so it is not
+ * offered.
+ */
 static __always_inline bool ends_within_tag(struct frame *frame, struct packet *packet)
 {
 	return !frame->tagged && packet->ethertype == ETHERTYPE_VLAN &&
@@ -241,7 +245,7 @@ static __always_inline u32 size_bucket(u32 bytes)
 	return 1 + octave * SIZE_STEPS_PER_OCTAVE + (rest & (SIZE_STEPS_PER_OCTAVE - 1));
 }
 
-/* frame_bytes: with the L2 header that the device's packets have; those of a tun would get one on Ethernet. */
+/* frame_bytes: with the L2 header of the device. A packet of a tun would get one on Ethernet. */
 static __always_inline u64 on_wire(u64 frame_bytes)
 {
 	frame_bytes += ETH_HEADER_LEN - L2_HEADER_LEN;
@@ -249,8 +253,8 @@ static __always_inline u64 on_wire(u64 frame_bytes)
 }
 
 /*
- * Bytes that Ethernet carries for this frame, all segments of a GSO frame included. gso_segs is 0 for frames that a
- * guest wrote to the tap (measured on 5.10 to 6.18), so the segments are worked out from gso_size.
+ * Bytes that Ethernet carries for this frame, with all segments of a GSO frame. gso_segs is 0 for frames that a guest
+ * wrote to the tap (measured on 5.10 to 6.18), so the segments are computed from gso_size.
  */
 static __always_inline u64 wire_bytes(const struct frame *frame, const struct packet *packet)
 {

@@ -219,7 +219,8 @@ static __always_inline bool is_chosen(struct endpoints *ends, u32 shift)
  * measure_syn() for most packets: a plain frame whose handshake is not followed. False: call measure_syn(). data: see
  * plain_endpoints().
  */
-static __always_inline bool measure_plain_syn(struct cpu_state *state, struct tap *tap, u64 direction, void *data, u64 class)
+static __always_inline bool measure_plain_syn(struct cpu_state *state, struct tap *tap, u64 direction, void *data,
+					      u64 class)
 {
 	u32 owner = tap->number * DIRECTION_COUNT + direction;
 	struct endpoints ends;
@@ -280,7 +281,8 @@ static __always_inline void measure_syn(struct cpu_state *state, struct tap *tap
 		flow_goes_on(state, class, flow, owner, now);
 }
 #else
-static __always_inline bool measure_plain_syn(struct cpu_state *state, struct tap *tap, u64 direction, void *data, u64 class)
+static __always_inline bool measure_plain_syn(struct cpu_state *state, struct tap *tap, u64 direction, void *data,
+					      u64 class)
 {
 	return true;
 }

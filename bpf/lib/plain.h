@@ -7,13 +7,13 @@
 
 #include "parse.h"
 
-/* Words of a plain frame in network order, what may differ left out: see parse_plain(). */
+/* Words of a plain frame in network order, without the bits that may vary: see parse_plain(). */
 #define PLAIN_VERSION 0x45
 #define PLAIN_TYPE_AND_VERSION bpf_htonl(TYPE_IPV4 << 16 | 0x4500)
 #define PLAIN_TYPE_AND_VERSION_MASK bpf_htonl(0xffffff00)
 #define PLAIN_FRAGMENT_AND_PROTO_MASK bpf_htonl(0x1fff00ff)
 
-/* data: with as many bytes as a plain frame has at least. */
+/* data: at least as many bytes as the shortest plain frame has. */
 static __always_inline bool has_plain_version(void *data, struct frame *frame)
 {
 #if LAYER_3
@@ -24,9 +24,9 @@ static __always_inline bool has_plain_version(void *data, struct frame *frame)
 }
 
 /*
- * What almost all frames are: TCP or UDP over IPv4, no options in between, no tag in the bytes, all headers whole and in
- * the skb's linear part. Bounds are checked once and each word is read once; where this says true, it says what parse()
- * would. data: the frame's first byte.
+ * Almost all frames: TCP or UDP over IPv4, no options in between, no tag in the bytes, all headers whole and in the
+ * linear part of the skb. Bounds are checked once and each word is read once. When it returns true, the result is that
+ * of parse(). data: first byte of the frame.
  */
 static __always_inline bool parse_plain(void *data, struct frame *frame, struct packet *packet)
 {
@@ -38,7 +38,7 @@ static __always_inline bool parse_plain(void *data, struct frame *frame, struct 
 		return false;
 	proto = *(u32 *)(data + L2_HEADER_LEN + 6) & PLAIN_FRAGMENT_AND_PROTO_MASK;
 	total = bpf_ntohs(*(u16 *)(data + L2_HEADER_LEN + 2));
-	/* Lengths that don't fit, or that stand for others. */
+	/* Lengths that do not fit, or that have another meaning. */
 	if (unlikely(L2_HEADER_LEN + total > frame->length))
 		return false;
 	if (proto == bpf_htonl(PROTO_TCP)) {

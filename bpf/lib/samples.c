@@ -54,13 +54,11 @@ static __always_inline void draw_anew(struct sampler *own, u32 mean, u64 from)
 }
 
 /*
- * After packet number `at` was drawn, with half or more of the ring waiting: a mean that is larger. True: and the next
- * one is drawn with it.
- *
- * The mean changes right behind a draw, which is no moment like any other: the packets so far are then on average told
- * to be (M - 1) / 3 more than they are (M less the mean time (2M + 1) / 3 to a first draw), which a whole interval to
- * the next draw makes up for, and a draw as if it had always gone on does not. With a larger mean N a whole interval
- * makes up for (N - 1) / 3. So it is one with probability (M - 1) / (N - 1): sums stay unbiased.
+ * Packet number `at` was drawn, and half of the ring or more is unread: raise the mean. True: the next sample is drawn
+ * with it. The mean changes right after a draw, which is not a random moment. On average, the packets so far count for
+ * (M - 1) / 3 too many (M less the mean time (2M + 1) / 3 to a first draw). A whole interval up to the next draw
+ * corrects that; a draw as if drawing had always gone on does not. With a larger mean N, a whole interval corrects (N
+ * - 1) / 3. So a whole interval is used with probability (M - 1) / (N - 1), and sums stay unbiased.
  */
 static __always_inline bool raise_interval(struct cpu_state *state, struct sampler *own, u64 at)
 {

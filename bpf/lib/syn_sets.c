@@ -105,7 +105,8 @@ static __always_inline bool find_endpoints(struct frame *frame, struct packet *p
  * Hashes of the destination. Almost always it is that of the packet before, whatever else a flood varies, so they are
  * kept. This CPU's own state.
  */
-static __always_inline void cached_destination(struct cpu_state *state, u32 address, u32 owner, u64 seed, struct endpoints *ends)
+static __always_inline void cached_destination(struct cpu_state *state, u32 address, u32 owner, u64 seed,
+					       struct endpoints *ends)
 {
 	u64 last_destination = address | (u64)ends->destination_port << 32 | (owner + 1ULL) << 48;
 
@@ -120,7 +121,8 @@ static __always_inline void cached_destination(struct cpu_state *state, u32 addr
 }
 
 /* Endpoints of a plain frame. data: at least PLAIN_TRANSPORT + 4 bytes of it. */
-static __always_inline void plain_endpoints(struct cpu_state *state, void *data, u32 owner, u64 seed, struct endpoints *ends)
+static __always_inline void plain_endpoints(struct cpu_state *state, void *data, u32 owner, u64 seed,
+					    struct endpoints *ends)
 {
 	ends->source_port = *(u16 *)(data + PLAIN_TRANSPORT);
 	ends->destination_port = *(u16 *)(data + PLAIN_TRANSPORT + 2);
@@ -130,7 +132,8 @@ static __always_inline void plain_endpoints(struct cpu_state *state, void *data,
 }
 
 /* Addresses and ports; fast for a plain frame, see parse_plain(). */
-static __always_inline bool endpoints_of(struct cpu_state *state, struct frame *frame, struct packet *packet, u32 owner, u64 seed,
+static __always_inline bool endpoints_of(struct cpu_state *state, struct frame *frame, struct packet *packet,
+					 u32 owner, u64 seed,
 					 struct endpoints *ends)
 {
 	void *data = NULL;

@@ -42,7 +42,7 @@ struct tap {
 /* One inbound packet between the egress hook of the tap and the driver. One cache line. */
 struct inflight {
 	u64 skb;    /* its address; 0: no packet */
-	u64 key;   /* its key; without a verdict while it is in flight, with one when it has ended and is not counted yet */
+	u64 key;   /* its key; with a verdict when it has ended and is not counted yet */
 	u64 drop_key;
 	u64 wire_bytes;
 	u32 frame_bytes;
@@ -67,7 +67,7 @@ struct cpu_state {
 	u16 number;
 	u16 traits;   /* with PENDING_SAMPLED: its headers are staged, see lib/samples.c */
 	u32 epoch;
-	u32 now;      /* current epoch; user space increments it twice per reading, and writes no other field meanwhile */
+	u32 now;      /* current epoch; user space increments it twice a reading, and writes nothing else */
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 wire_bytes;
@@ -75,7 +75,7 @@ struct cpu_state {
 	u32 cpu;      /* number of this CPU; written by user space before anything is attached */
 	u32 spare;
 	/* second line: the pending packet as the ideal bucket saw it, see lib/token_bucket.c */
-	u64 pending_arrival_ns; /* its arrival; of a plain packet also where there is no bucket, see count_fast_path() */
+	u64 pending_arrival_ns; /* arrival; of a plain packet also without a bucket, see count_fast_path() */
 	u64 pending_cost_ns;
 	/* destination of the last TCP packet, and hashes of it, see lib/syn_sets.c */
 	u64 last_destination;
@@ -191,7 +191,7 @@ struct tap_cpu_state {
 struct syn_control {
 	u64 seed;         /* of all hashes; a guest does not know it, so it cannot choose its hashes */
 	u32 generation;   /* incremented by user space; SYNs are noted in the sets of generation & 1 */
-	u32 shift;        /* one new flow in 2^shift is followed; raised here when too many come, lowered by user space */
+	u32 shift;        /* one new flow in 2^shift is followed; raised here, lowered by user space */
 	u32 lookup_shift; /* lowest shift of the last FLOW_EXPIRES_NS: of what can be in the table */
 	u32 spare;
 	u64 spares[5];

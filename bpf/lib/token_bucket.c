@@ -51,7 +51,8 @@ static __always_inline s64 tokens_at(u64 now, u64 empty_ns)
  */
 static __always_inline void reduce_uncertainty(struct bucket *bucket, u64 overflow)
 {
-	u64 uncertain = bucket->uncertain_ns, now = uncertain > overflow + BUCKET_SLACK_NS ? uncertain - overflow : BUCKET_SLACK_NS;
+	u64 uncertain = bucket->uncertain_ns;
+	u64 now = uncertain > overflow + BUCKET_SLACK_NS ? uncertain - overflow : BUCKET_SLACK_NS;
 
 	/*
 	 * Not atomic: when two CPUs write at the same time, one reduction is lost and the bucket stays uncertain for
@@ -147,7 +148,8 @@ static __always_inline bool take_tokens(struct bucket *bucket, u64 now, s64 cost
 #endif
 
 /* EXPECTED_CONFORM or _EXCEED at its place in the key; 0 without a limit. now: 0 when the clock was not read yet. */
-static __always_inline u64 expected(struct cpu_state *state, struct tap *tap, u64 direction, u64 *now, u64 charged_bytes,
+static __always_inline u64 expected(struct cpu_state *state, struct tap *tap, u64 direction, u64 *now,
+				    u64 charged_bytes,
 				    u64 frame_bytes, u64 wire_bytes)
 {
 	struct bucket *bucket;
@@ -194,20 +196,19 @@ static __always_inline bool refund(struct bucket *bucket, struct cpu_state *stat
 static __always_inline bool charge_on_credit(struct bucket *bucket, struct cpu_state *state)
 {
 	/* A packet that costs more than a full bucket never conforms. */
-	return state->pending_cost_ns <= bucket->burst_ns && take_tokens(bucket, state->pending_arrival_ns, state->pending_cost_ns, 0);
+	return state->pending_cost_ns <= bucket->burst_ns &&
+	       take_tokens(bucket, state->pending_arrival_ns, state->pending_cost_ns, 0);
 }
 
 /*
- * The verdict is known and is not what the ideal bucket said. Where a policer is installed, take its word for what lies
- * within the bounds of what can be known:
- * - of a packet that passed, where less than its own cost was missing. The ideal bucket is in debt by that, and grants
- *   nothing until time has paid it: what passes in excess is never hidden but for one packet in all;
- * - of a packet that was policed, where the installed bucket may be that much emptier: at the start by all that this one
- *   holds, since it is not known how full that one was; less with all that has run over since and with each packet that
- *   was settled so; BUCKET_SLACK_NS each time that this one was full. What is policed without need is never hidden but
- *   for that.
- * An offset that comes about all the same (a hypervisor that stops the CPU between the two) costs one packet's wrong
- * word, not one with each packet for ever: what was taken in vain leaves the bucket no emptier than credit covers.
+ * The verdict is known and differs from what the ideal bucket expected. Where a policer is installed, its decision is
+ * accepted within these bounds. A packet that passed: when less than its own cost was missing. The ideal bucket goes
+ * into debt by that, and grants nothing until time has paid the debt. So at most one packet of excess is hidden in
+ * all. A packet that was policed: when the installed bucket can be that much emptier. At the start that is the whole
+ * fill level of this bucket, because the other one is not known. It gets less with each overflow and with each packet
+ * settled so, and BUCKET_SLACK_NS is allowed each time that this bucket was full. Nothing else that is policed without
+ * need is hidden. An offset that arises all the same (a hypervisor stops the CPU between the two decisions) costs one
+ * wrong decision, not one for each packet: the bucket is never left emptier than credit covers.
  */
 static __always_inline void settle_bucket(struct cpu_state *state, u64 verdict)
 {

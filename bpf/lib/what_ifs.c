@@ -20,7 +20,8 @@ BPF_ARRAY(what_if_buckets, struct bucket, TAPS * DIRECTION_COUNT * WHAT_IFS);
 BPF_F_TABLE("array", u32, struct what_if_count, what_if_counts, CPUS * TAPS * DIRECTION_COUNT * WHAT_IFS * CLASS_COUNT,
 	    BPF_F_MMAPABLE);
 
-static __always_inline void what_if(struct cpu_state *state, struct tap *tap, u64 direction, u64 key, u64 *now, u32 charged_bytes,
+static __always_inline void what_if(struct cpu_state *state, struct tap *tap, u64 direction, u64 key, u64 *now,
+				    u32 charged_bytes,
 				    u32 frame_bytes, u64 wire_bytes)
 {
 	u32 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xff, first, at, stopped;
@@ -40,7 +41,8 @@ static __always_inline void what_if(struct cpu_state *state, struct tap *tap, u6
 		count = what_if_counts.lookup(&at);
 		if (!bucket || !count)
 			return;
-		cost = cost_of(bucket->charge, charged_bytes, frame_bytes, wire_bytes) * bucket->mult >> (bucket->shift & 63);
+		cost = cost_of(bucket->charge, charged_bytes, frame_bytes,
+			       wire_bytes) * bucket->mult >> (bucket->shift & 63);
 		stopped = !take_tokens(bucket, *now, cost, cost);
 		/* Own CPU's counts. */
 		count->packets[stopped & 1]++;
@@ -48,6 +50,7 @@ static __always_inline void what_if(struct cpu_state *state, struct tap *tap, u6
 	}
 }
 #else
-static __always_inline void what_if(struct cpu_state *state, struct tap *tap, u64 direction, u64 key, u64 *now, u32 charged_bytes,
+static __always_inline void what_if(struct cpu_state *state, struct tap *tap, u64 direction, u64 key, u64 *now,
+				    u32 charged_bytes,
 				    u32 frame_bytes, u64 wire_bytes) {}
 #endif

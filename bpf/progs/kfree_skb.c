@@ -13,26 +13,29 @@ static __always_inline bool within(u32 location, u32 from, u32 end)
 	return location - from < end - from;
 }
 
-/* Whether what tc ingress shot was shot by the police action. */
+/* True: the police action dropped the packet at tc ingress, and nothing else there. */
 static __always_inline bool by_policer(struct cpu_state *state)
 {
-	/* Others could have: the police action was watched, see progs/police_exit.c. */
+	/* Others can drop there, too: the police action is watched, see progs/police_exit.c. */
 	if (state->traits & TRAIT_TC_MARKED)
 		return state->policed_sequence == state->sequence;
 	return !(state->traits & TRAIT_TC_FOREIGN);
 }
 
 /*
- * Whose drop it is: the tap's own policer's, or somebody else's, there or later in the call chain.
- * location: low half of the address that freed it; a function lies within [_FROM, _END) of it.
+ * Who dropped the packet: a policer of the tap (policed), or something else, there or later in the call chain
+ * (dropped). location: low half of the address of the caller that freed it; a function covers [_FROM, _END).
  */
 static __always_inline u64 verdict_of(u64 skb, u64 reason, u32 location, struct cpu_state *state)
 {
 #if HAS_REASON
-	/* Every shot at tc ingress: the police action, but any other action or program there too. */
+	/* All drops at tc ingress: by the police action, or by another action or program. */
 	bool at_tc = reason == REASON_TC_INGRESS, by_netfilter = reason == REASON_NETFILTER_DROP;
 #else
-	/* Before 5.17, inferred. tc ingress is inlined there, and so is the end of what no protocol wants. */
+	/*
+	 * Before 5.17: inferred from the location. tc ingress is inlined there, and so is the drop of packets that no
+	 * protocol takes.
+	 */
 	bool at_tc = within(location, TC_INGRESS_FROM, TC_INGRESS_END) && state->traits & TRAIT_TC_POLICER;
 	bool by_netfilter = within(location, NETFILTER_FROM, NETFILTER_END);
 #endif
@@ -42,31 +45,31 @@ static __always_inline u64 verdict_of(u64 skb, u64 reason, u32 location, struct 
 			return VERDICT_DROPPED;
 		return VERDICT_POLICED;
 	}
-	/* A netfilter drop is the tap's policer's only where an nft netdev chain hangs on the tap. */
+	/* A netfilter drop is by a policer of the tap only when the tap has an nft netdev chain ... */
 	if (unlikely(!by_netfilter) || unlikely(!(state->traits & TRAIT_NFT_POLICER)))
 		return VERDICT_DROPPED;
-	/* Where other chains than the tap's can have. */
+	/* ... and, where other chains can drop too, when it was that chain. */
 	if (unlikely(state->traits & TRAIT_NFT_SHARED) && !by_own_chain(skb, location, state))
 		return VERDICT_DROPPED;
 	return VERDICT_POLICED;
 }
 
 /*
- * The address of a freed skb is given out again at once: a pending skb's address may be on another skb by now, when
- * the packet passed long ago. What tells it apart is where it was received: not on this tap ...
+ * The address of a freed skb is reused at once. The pending packet may have passed long ago, and its address may
+ * belong to another skb. Such an skb was received elsewhere: not on this tap ...
  */
 static __always_inline bool is_foreign(u64 skb, struct cpu_state *state)
 {
-	/* 0: received nowhere yet. */
+	/* 0: not received on any device. */
 	if (FIELD(u32, skb, SKB_IIF_OFFSET) != state->ifindex)
 		return true;
-	/* ... but on a device of the same number in another network namespace ... */
+	/* ... or on a device with the same number in another network namespace ... */
 	if (in_other_netns(skb))
 		return true;
 	/*
-	 * ... or on this tap, but freed before it came to the hook: a tag that the kernel could not take out, because the
-	 * frame ends within it (net/core/skbuff.c, skb_vlan_untag). A guest can send such frames between all others.
-	 * Here skb->len is without the L2 header; of ours it is that small only where the frame was.
+	 * ... or on this tap, but freed before the hook: the kernel cannot remove a tag that ends with the frame
+	 * (net/core/skbuff.c, skb_vlan_untag). A guest can send such frames. skb->len is without the L2 header here;
+	 * of the pending packet it is that small only if the frame was.
 	 */
 	if (unlikely(FIELD(u32, skb, SKB_LEN_OFFSET) < VLAN_TAG_LEN + 2)) {
 		u16 type = bpf_ntohs((u16)FIELD(u16, skb, SKB_PROTOCOL_OFFSET));
@@ -77,27 +80,27 @@ static __always_inline bool is_foreign(u64 skb, struct cpu_state *state)
 	return false;
 }
 
-/* The pending outbound packet was freed. True: that was all there is to it. */
+/* The pending outbound packet was freed. True: nothing else has to be done. */
 static __always_inline bool drop_outbound(struct cpu_state *state, u64 skb, u64 reason, u32 location)
 {
 	u64 verdict;
 
 	if (unlikely(is_foreign(skb, state)))
 		return false;
-	/* Settled by the reader: its call chain ended long ago, this is a later fate (or a later skb). */
+	/* The reader has counted it already: its call chain ended long ago. This is a later drop, or a later skb. */
 	if (unlikely((s32)(state->now - state->epoch) >= EPOCHS_IN_FLIGHT)) {
 		state->late_verdicts++;
 		return false;
 	}
 	verdict = verdict_of(skb, reason, location, state);
 	settle(state, verdict, reason << 32 | location);
-	/* What the policer took never came to another tap, or back to this one. */
+	/* A packet that the policer dropped was never in flight to another tap, or to this one. */
 	return verdict == VERDICT_POLICED;
 }
 
 #if FOLLOW_INBOUND
 #if HAS_QDISC_REASON
-/* The reasons of queueing disciplines, a bit each; given in call chains with bottom halves off only. */
+/* Drop reasons of qdiscs, one bit each. They occur only in call chains with bottom halves off. */
 static __always_inline bool is_qdisc_reason(u64 reason)
 {
 	return reason < 128 && (reason < 64 ? QDISC_REASONS_LOW : QDISC_REASONS_HIGH) >> (reason & 63) & 1;
@@ -109,13 +112,16 @@ static __always_inline bool is_qdisc_reason(u64 reason)
 }
 #endif
 
-/* Who dropped an inbound packet that had not come to the driver yet: the tap's shaper, or a police action before it. */
+/*
+ * Verdict of an inbound packet that was dropped before the driver: policed when the shaper of the tap, or a police
+ * action before it, dropped it.
+ */
 static __always_inline u64 inbound_verdict_of(u64 reason, u32 location, u32 traits)
 {
 #if HAS_QDISC_REASON
 	bool by_shaper = is_qdisc_reason(reason), at_tc = reason == REASON_TC_EGRESS;
 #else
-	/* Inferred: the drops of a queueing discipline are freed as a list, and tc egress is inlined. */
+	/* Inferred: drops of a qdisc are freed as a list, and tc egress is inlined. */
 	bool by_shaper = within(location, FREE_LIST_FROM, FREE_LIST_END);
 	bool at_tc = within(location, TC_EGRESS_FROM, TC_EGRESS_END);
 #endif
@@ -129,10 +135,7 @@ struct ending {
 	u64 reason;
 };
 
-/*
- * The end of a known inbound packet before it came to the driver: its fate is noted in its place.
- * True: it is to be counted now, `ended` tells what.
- */
+/* A packet in flight ends before the driver has it: note its verdict in its entry. True: count it now, as `ended`. */
 static __always_inline bool end_in_queue(struct cpu_state *state, const struct ending *ending, u32 iif, u64 drop_key,
 					 struct inflight *ended, bool *known)
 {
@@ -146,14 +149,14 @@ static __always_inline bool end_in_queue(struct cpu_state *state, const struct e
 	way = way_holding(state, row, ending->address);
 	place = number * INFLIGHT_WAYS + way;
 	entry = inflight.lookup(&place);
-	/* Received elsewhere: another packet at the address of one that went away unseen. */
+	/* Received on another device: a different packet at the address of one whose end was not seen. */
 	if (!entry || entry->skb != ending->address || entry->iif != iif || entry->checksum != checksum_of(entry) ||
 	    has_ended(entry))
 		return false;
 	*known = true;
 	/*
-	 * Freed by whom? A queueing discipline that is taken away frees its packets in process context, where a packet of
-	 * this CPU could come in between and count in the same cells. Such an end waits in its place, see inflight_add().
+	 * A qdisc that is removed frees its packets in process context. A packet of this CPU could interrupt and count
+	 * in the same cells. So only the verdict is noted, and inflight_add() counts the packet.
 	 */
 	if (!is_qdisc_reason(ending->reason)) {
 		entry->drop_key = drop_key;
@@ -175,25 +178,25 @@ static __always_inline void drop_inbound(struct cpu_state *state, u64 skb, u64 r
 
 	if (!device)
 		return;
-	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX)); /* ... or here: NULL */
+	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX)); /* NULL: most of the others leave here */
 	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
 		return;
 	ending.verdict = inbound_verdict_of(reason, location, tap->traits);
 	/*
-	 * Verifier: plain numbers, the address too, and one state for what follows. Not by verifier_widen(): in process context
-	 * another program of this CPU could come in between.
+	 * Verifier: plain numbers, also for the address, and one state afterwards. verifier_widen() cannot be used: in
+	 * process context another program of this CPU could run in between.
 	 */
 	if (bpf_probe_read_kernel(&now, sizeof(now), &ending))
 		return;
 	if (state->in_driver.skb == now.address) {
-		/* The driver did not take it. From here to net_dev_xmit bottom halves are off. */
+		/* The driver dropped it. Bottom halves are off from here to net_dev_xmit. */
 		state->in_driver.skb = 0;
 		ended = state->in_driver;
 		now.verdict = VERDICT_DROPPED;
 	} else if (!end_in_queue(state, &now, (u32)FIELD(u32, skb, SKB_IIF_OFFSET), drop_key, &ended, &known)) {
 		if (known || !is_qdisc_reason(now.reason))
 			return;
-		/* Unknown, and all the same the tap's: in its queue since before the hook was there, or cut from a GSO frame. */
+		/* Not in flight, but of this tap: queued since before the start, or a segment of a GSO frame. */
 		if (!parse_unknown(state, tap, skb, &ended))
 			return;
 	}
@@ -209,9 +212,9 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 	struct cpu_state *state = own_state();
 	u64 skb = ctx->args[0], address = skb, reason = 0;
 
-	/* Verifier: else the compiler would use the number in the CPU's state, which is equal here but is not a typed pointer. */
+	/* Verifier: else the compiler would use the equal number in the CPU's state, which is no typed pointer. */
 	barrier_var(address);
-	/* Almost every skb of the host leaves here ... */
+	/* Almost every skb of the host leaves here. */
 	if (!FOLLOW_INBOUND && state->skb != address)
 		return 0;
 #if HAS_REASON

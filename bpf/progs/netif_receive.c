@@ -15,7 +15,7 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cpu_state *state = own_state();
 	u64 skb = ctx->args[0], now, key;
-	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
+	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for all other packets of the host */
 	struct packet packet;
 	struct frame frame;
 
@@ -30,7 +30,7 @@ int trace_outbound(struct bpf_raw_tracepoint_args *ctx)
 	key |= size_key(state, frame.length);
 	settle_previous(state);
 	measure_syn(state, tap, DIRECTION_OUTBOUND, &frame, &packet, key, &now);
-	/* tc at ingress charges what follows the L2 header; here qdisc_skb_cb is not filled yet. */
+	/* tc ingress charges the length without the L2 header; qdisc_skb_cb is not filled yet here. */
 	outbound(state, tap, skb, &frame, &packet, key, now, frame.length - L2_HEADER_LEN,
 		 wire_bytes(&frame, &packet));
 	return 0;
@@ -40,7 +40,7 @@ int trace_inbound(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cpu_state *state = own_state();
 	u64 skb = ctx->args[0], now, key;
-	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for every other packet of the host */
+	struct tap *tap = tap_of(ifindex_of(skb)); /* NULL for all other packets of the host */
 	struct packet packet;
 	struct frame frame;
 

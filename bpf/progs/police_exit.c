@@ -12,19 +12,19 @@
 /* TC_ACT_SHOT of linux/pkt_cls.h. */
 #define SHOT 2
 
-/* args: those of tcf_police_act (skb, action, result), and what it returned. */
+/* args: those of tcf_police_act (skb, action, result), then its return value. */
 int police(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cpu_state *state = own_state();
 	u64 address = ctx->args[0];
 
-	/* Verifier: else the compiler would use the number in the CPU's state, which is equal here but is not a typed pointer. */
+	/* Verifier: else the compiler would use the equal number in the CPU's state, which is no typed pointer. */
 	barrier_var(address);
 	if (state->skb != address || (u32)ctx->args[3] != SHOT)
 		return 0;
 	/*
-	 * This CPU's own state. It says of which packet: the next one has another number, nothing is to be cleared. Of a foreign
-	 * skb at the same address it is never asked: ours has passed then, and foreign drops are told apart before.
+	 * This CPU's own state. The sequence number names the packet, so nothing has to be cleared. A foreign skb at
+	 * the same address does not matter: our packet has passed then, and kfree_skb tells foreign skbs apart first.
 	 */
 	state->policed_sequence = state->sequence;
 	return 0;

@@ -24,9 +24,9 @@
 #include "lib/compiler.h"
 
 
-/* What one task did on one CPU in one interval. One cache line. */
+/* Counts of one task on one CPU in one interval. One cache line. */
 struct task_row {
-	u32 interval; /* valid in this one; 0: never used */
+	u32 interval; /* interval for which the row is valid; 0: never used */
 	u32 pid;
 	u32 tgid;
 	u32 flags; /* PF_* */
@@ -34,38 +34,41 @@ struct task_row {
 	u32 involuntary;
 	u64 cpu_ns;
 	u64 comm[2];
-	u64 process[2]; /* comm of its group leader */
+	u64 process[2]; /* comm of the group leader */
 };
 
-/* One CPU's sums of one interval, and the slice that ran when it began: known whole once that task left the CPU. */
+/*
+ * Sums of one CPU for one interval, and the task that ran when the interval began: known once that task has left the
+ * CPU.
+ */
 struct interval {
 	u32 interval;
-	u32 rows;          /* entries of its roster */
+	u32 rows;          /* entries of its part of used_task_rows */
 	u32 idle_switches; /* from the idle task to another */
-	u32 unnamed_voluntary; /* of tasks for which no row was free */
+	u32 unnamed_voluntary; /* switches of tasks that got no row */
 	u32 unnamed_involuntary;
 	u32 crossed_pid;
 	u64 unnamed_cpu_ns;
 	u64 crossed_from_ns;
 	u64 crossed_to_ns;
 	u64 crossed_cpu_ns;
-	u32 unseen_switches; /* at least: another task left the CPU than the one that had come */
+	u32 unseen_switches; /* at least: a task left the CPU that had not been seen coming */
 	u32 spare;
 };
 
 struct softirq {
-	u64 entered_ns; /* 0: not in it */
+	u64 entered_ns; /* 0: not in this softirq */
 	u64 ns;
 	u64 runs;
 	u64 spare;
 };
 
 struct host_cpu {
-	u32 now;     /* number of the interval, from 1; written by user space */
+	u32 now;     /* number of the current interval, from 1; written by user space */
 	u32 running; /* pid */
-	u64 begun;   /* switches; the words around are whole where begun == ended */
+	u64 begun;   /* switches; the fields are consistent when begun == ended */
 	u64 ended;
-	u64 entered_ns; /* when `running` came, and what its counters were */
+	u64 entered_ns; /* time when `running` came, and its counters then */
 	u64 entered_cpu_ns;
 	u64 entered_voluntary;
 	u64 spare[2];
@@ -77,7 +80,7 @@ BPF_F_TABLE("array", u32, struct host_cpu, host_cpus, CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct task_row, task_rows, CPUS * 2 * TASK_ROWS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u32, used_task_rows, CPUS * 2 * TASK_ROWS, BPF_F_MMAPABLE);
 
-/* A field of a kernel struct. Assembly, because bcc would make a helper call of it; the verifier knows `from`'s type. */
+/* A field of a kernel struct. Assembly, because bcc would make a helper call of it. */
 #define FIELD(size, from, offset)                                                                \
 	({                                                                                       \
 		u64 field;                                                                       \
@@ -85,7 +88,7 @@ BPF_F_TABLE("array", u32, u32, used_task_rows, CPUS * 2 * TASK_ROWS, BPF_F_MMAPA
 		field;                                                                           \
 	})
 
-/* First use of a row in this interval. */
+/* Fill a row at its first use in an interval. */
 static __always_inline void fill(struct task_row *row, u64 task, u32 pid, u32 now)
 {
 	u64 leader = FIELD(u64, task, TASK_GROUP_LEADER);
@@ -103,12 +106,12 @@ static __always_inline void fill(struct task_row *row, u64 task, u32 pid, u32 no
 	row->process[1] = FIELD(u64, leader, TASK_COMM + 8);
 }
 
-/* Find or make the row of a task. NULL: no row is free, it is counted without a name. */
+/* Find or make the row of a task. NULL: no row is free, count it without a name. */
 static __always_inline struct task_row *row_of(u32 table, struct interval *own, u64 task, u32 pid, u32 now)
 {
 	u32 home = pid * 0x9e3779b1U >> 16;
 
-	/* Verifier: a bounded loop. Rolled: almost every task is in the first place. */
+	/* Verifier: a bounded loop. Not unrolled: almost every task is in the first place. */
 #pragma nounroll
 	for (u32 i = 0; i < TASK_PROBES; i++) {
 		u32 at = table + ((home + i) & (TASK_ROWS - 1)), entry = table + own->rows;
@@ -140,8 +143,8 @@ static __always_inline void begin_interval(struct interval *own, u32 now)
 }
 
 /*
- * How long a task ran whose coming was not seen: the fair class keeps the sum as it was when the task was picked
- * (kernel/sched/fair.c, set_next_entity()). Other classes don't: what can't be true is taken for unknown, 0.
+ * Run time of a task whose arrival was not seen: the fair class stores the sum at the time when the task was picked
+ * (kernel/sched/fair.c, set_next_entity()). Other classes do not; an impossible value counts as unknown, 0.
  */
 static __always_inline u64 unseen_ns(struct host_cpu *host, u64 task, u64 cpu_ns, u64 at_ns)
 {
@@ -162,7 +165,7 @@ static __always_inline void count(u32 cpu, struct host_cpu *host, struct interva
 		host->entered_voluntary = voluntary - !preempted;
 	}
 	cpu_ns -= host->entered_cpu_ns;
-	/* 1 or 0: each time that a task leaves its CPU, one of its two counters goes up by one. */
+	/* 1 or 0: each time a task leaves its CPU, one of its two counters is incremented by one. */
 	voluntary -= host->entered_voluntary;
 	if (likely(row)) {
 		row->cpu_ns += cpu_ns;
@@ -185,7 +188,7 @@ int sched_switch(struct bpf_raw_tracepoint_args *ctx)
 	if (!host)
 		return 0;
 	host->begun++;
-	/* Before `now` is looked at: whoever reads sees that somebody may be at work in the older table. */
+	/* Before `now` is read: the reader sees that the older table may still be written. */
 	barrier();
 	now = *(volatile u32 *)&host->now;
 	own = &host->intervals[now & 1];
@@ -200,7 +203,7 @@ int sched_switch(struct bpf_raw_tracepoint_args *ctx)
 			own->crossed_cpu_ns = FIELD(u64, prev, TASK_CPU_NS) - host->entered_cpu_ns;
 		}
 	}
-	/* The first one on this CPU is no sign of another. */
+	/* The first switch on this CPU shows nothing. */
 	if (unlikely(host->running != pid && host->entered_ns))
 		own->unseen_switches++;
 	if (pid)
@@ -248,7 +251,7 @@ int softirq_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (!host)
 		return 0;
 	own = softirq_of(host, vector);
-	/* Begun before we came. */
+	/* It began before the program was attached. */
 	if (!own->entered_ns)
 		return 0;
 	ns = bpf_ktime_get_ns() - own->entered_ns;

@@ -8,7 +8,7 @@
  * Needs:  tc programs. Returns TC_ACT_UNSPEC on every path: the program never decides about a packet
  */
 
-/* TC_ACT_UNSPEC of linux/pkt_cls.h, the same value as TCX_NEXT: "go on". */
+/* TC_ACT_UNSPEC of linux/pkt_cls.h, the same value as TCX_NEXT: go on with the next program. */
 #define GO_ON (-1)
 
 static __always_inline u64 class_key(const struct packet *packet)
@@ -16,17 +16,17 @@ static __always_inline u64 class_key(const struct packet *packet)
 	return (u64)packet->ethertype << KEY_ETHERTYPE_SHIFT | (u64)packet->packet_class << KEY_PACKET_CLASS_SHIFT;
 }
 
-/* The part of the key that says whose it is; in few instructions. */
+/* The part of the key for tap and direction, in few instructions. */
 static __always_inline u64 owner_key(struct tap *tap, u64 direction)
 {
 	u64 owner_key = (tap->number + 1ULL) << (KEY_TAP_SHIFT - KEY_DIRECTION_SHIFT) | direction;
 
-	/* Or the compiler would shift each on its own, and load a constant for it. */
+	/* Else the compiler would shift each part alone, and load a constant for it. */
 	barrier_var(owner_key);
 	return owner_key << KEY_DIRECTION_SHIFT;
 }
 
-/* A packet's key but for the verdict. */
+/* The key of a packet, without its verdict. */
 static __always_inline u64 identify(struct frame *frame, u64 direction, struct tap *tap, struct cpu_state *state,
 				    struct packet *packet)
 {
@@ -43,17 +43,18 @@ static __always_inline u64 size_key(struct cpu_state *state, u32 frame_bytes)
 	return verifier_widen(&state->scratch, size_bucket(frame_bytes)) << KEY_SIZE_SHIFT;
 }
 
-/* The size part of the key: the same as the last packet's, where it was as long. */
+/* The size part of the key. The one of the last packet is used when the length is the same. */
 static __always_inline u64 size_key_quickly(struct cpu_state *state, u32 frame_bytes)
 {
-	/* This CPU's own state; both belong to one packet, whatever became of it. */
+	/* This CPU's own state. Both fields belong to one packet, whatever its verdict. */
 	if (likely(state->frame_bytes == frame_bytes))
 		return state->key & ((1ULL << KEY_PACKET_CLASS_SHIFT) - 1) << KEY_SIZE_SHIFT;
 	return (u64)size_bucket(frame_bytes) << KEY_SIZE_SHIFT;
 }
 
-/* The key of a tc program's packet but for its verdict. As identify(), with a short way for the plain frame. */
-static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, struct tap *tap, struct cpu_state *state,
+/* The key of a packet in a tc program, without its verdict: as identify(), but fast for a plain frame. */
+static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, struct tap *tap,
+					    struct cpu_state *state,
 					    struct packet *packet)
 {
 	u64 found, kind, size = size_key_quickly(state, frame->length);
@@ -72,7 +73,7 @@ static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, 
 	return verifier_widen(&state->scratch, size | kind) | owner_key(tap, direction);
 }
 
-/* An inbound packet. skb: its address; iif: where it was received. */
+/* Count an inbound packet, or add it to the packets in flight. skb: its address; iif: device that received it. */
 static __always_inline void inbound(struct cpu_state *state, struct tap *tap, u64 skb, u32 iif, struct frame *frame,
 				    struct packet *packet, u64 key, u64 now, u64 charged_bytes, u64 wire)
 {
@@ -83,17 +84,18 @@ static __always_inline void inbound(struct cpu_state *state, struct tap *tap, u6
 	key |= (u64)VERDICT_UNKNOWN << KEY_VERDICT_SHIFT;
 	key |= expected(state, tap, DIRECTION_INBOUND, &now, charged_bytes, frame->length, wire);
 	what_if(state, tap, DIRECTION_INBOUND, key, &now, charged_bytes, frame->length, wire);
-	/* At its arrival, its verdict not known yet. */
-	if (unlikely(is_wanted(tap_state, key)) && stage_sample(state, tap_state, frame, packet, key, now, charged_bytes, wire))
+	/* At arrival; its verdict is not known yet. */
+	if (unlikely(is_wanted(tap_state, key)) &&
+	    stage_sample(state, tap_state, frame, packet, key, now, charged_bytes, wire))
 		commit_sample(state, key, 0);
 #if FOLLOW_INBOUND
 	struct inflight entry = { .skb = verifier_widen(&state->scratch, skb), .key = key, .wire_bytes = wire,
 				 .frame_bytes = frame->length, .charged_bytes = charged_bytes, .iif = iif };
 
-	/* Counted at its end. */
+	/* It is counted when it ends. */
 	inflight_add(state, &entry);
 #else
-	/* Offered, its outcome not followed. */
+	/* Count it as offered; its outcome is not followed. */
 	turn_bin_of(tap_state, state, key, now);
 	count(state, key, 0, frame->length, charged_bytes, wire);
 #endif
@@ -104,24 +106,28 @@ static __always_inline u32 outbound_state_number(struct cpu_state *state, struct
 	return (state->cpu * TAPS + tap->number) * DIRECTION_COUNT + DIRECTION_OUTBOUND;
 }
 
-/* What the CPU's state knows of a packet that is pending from now on; its headers and its address come last. */
+/* Make a packet pending; its sample and its address follow. */
 static __always_inline void publish_pending(struct cpu_state *state, struct tap *tap)
 {
 	u64 epoch;
 
 	/* This CPU's own state. */
 	state->sequence++;
-	/* Which tap, all in one word. */
+	/* Number and traits of the tap, in one word. */
 	*(u64 *)&state->ifindex = *(u64 *)&tap->ifindex;
-	/* While the reader waits (odd), a packet belongs to the next epoch: only what began before is waited for. */
+	/*
+	 * While the reader waits (odd epoch), a packet belongs to the next epoch: the reader waits only for packets
+	 * from before.
+	 */
 	epoch = (u64)state->now + 1;
-	/* Assembly: in 32 bits, the compiler would load the mask. */
+	/* Assembly: the compiler would load the mask from a constant. */
 	asm volatile("%0 &= -2" : "+r"(epoch));
 	state->epoch = epoch;
 }
 
-/* What it is and how long, in the CPU's state as well; before publish_pending(). charged_bytes: what its policer charges. */
-static __always_inline void store_pending(struct cpu_state *state, u64 key, u64 frame_bytes, u64 charged_bytes, u64 wire)
+/* Store key and lengths of a packet, before publish_pending(). charged_bytes: what the policer charges. */
+static __always_inline void store_pending(struct cpu_state *state, u64 key, u64 frame_bytes, u64 charged_bytes,
+					  u64 wire)
 {
 	/* This CPU's own state. */
 	state->key = key;
@@ -130,7 +136,7 @@ static __always_inline void store_pending(struct cpu_state *state, u64 key, u64 
 	state->wire_bytes = wire;
 }
 
-/* An outbound packet: it is pending now; the one before it is settled, see settle_previous(). skb: its address. */
+/* Make an outbound packet pending. settle_previous() has settled the one before it. skb: its address. */
 static __always_inline void outbound(struct cpu_state *state, struct tap *tap, u64 skb, struct frame *frame,
 				     struct packet *packet, u64 key, u64 now, u64 charged_bytes, u64 wire)
 {
@@ -148,12 +154,16 @@ static __always_inline void outbound(struct cpu_state *state, struct tap *tap, u
 	publish_pending(state, tap);
 	if (unlikely(state->traits & TRAIT_NFT_SHARED) && frame->skb)
 		note_ip_received(state, frame->skb);
-	if (unlikely(is_wanted(tap_state, key)) && stage_sample(state, tap_state, frame, packet, key, now, charged_bytes, wire))
+	if (unlikely(is_wanted(tap_state, key)) &&
+	    stage_sample(state, tap_state, frame, packet, key, now, charged_bytes, wire))
 		state->traits |= PENDING_SAMPLED;
 	state->skb = skb;
 }
 
-/* The packet before an outbound one has passed. First of all: the bucket settles with one before it looks at the next. */
+/*
+ * The pending packet has passed, because another one arrives. Done first: the ideal bucket is corrected before it is
+ * used for the next packet.
+ */
 static __always_inline void settle_previous(struct cpu_state *state)
 {
 	if (state->skb)
@@ -161,10 +171,10 @@ static __always_inline void settle_previous(struct cpu_state *state)
 }
 
 /*
- * Most outbound packets: TCP or UDP over IPv4, see parse_plain(), without tag and GSO, in the time bin that runs. What is
- * seldom ends this way and comes back to no place on it: a compiler that has to keep everything for such a place keeps it
- * on the stack, which was a fifth of all instructions. False: the packet is for count_slow_path(), which begins anew but for
- * the clock and the packet before; what has been done until then does no harm when done twice.
+ * Most outbound packets: TCP or UDP over IPv4 (see parse_plain()), without tag and GSO, in the current time bin. Rare
+ * cases leave the fast path and never rejoin it: where paths join, the compiler keeps everything on the stack, which
+ * took a fifth of all instructions. False: call count_slow_path(), which starts again, except for the clock and the
+ * packet before. What was done until then may be done twice.
  */
 static __always_inline bool count_fast_path(struct __sk_buff *skb)
 {
@@ -178,7 +188,7 @@ static __always_inline bool count_fast_path(struct __sk_buff *skb)
 
 	settle_previous(state);
 	now = arrival_ns(skb->tstamp);
-	/* Kept there, as all that describes the packet, rather than on the stack. This CPU's own state. */
+	/* Stored in the state, like all fields of the packet, instead of on the stack. This CPU's own state. */
 	state->pending_arrival_ns = now;
 	tap = likely_tap_of(skb->ifindex);
 	if (unlikely(tap->ifindex != skb->ifindex) || unlikely(skb->gso_size) || unlikely(skb->vlan_present))
@@ -199,7 +209,8 @@ static __always_inline bool count_fast_path(struct __sk_buff *skb)
 	barrier();
 	now = state->pending_arrival_ns;
 	charged_bytes = state->charged_bytes;
-	key = state->key | expected(state, tap, DIRECTION_OUTBOUND, &now, charged_bytes, state->frame_bytes, state->wire_bytes);
+	key = state->key | expected(state, tap, DIRECTION_OUTBOUND, &now, charged_bytes, state->frame_bytes,
+				    state->wire_bytes);
 	what_if(state, tap, DIRECTION_OUTBOUND, key, &now, charged_bytes, state->frame_bytes, state->wire_bytes);
 	state->key = key;
 	publish_pending(state, tap);
@@ -208,16 +219,17 @@ static __always_inline bool count_fast_path(struct __sk_buff *skb)
 		note_ip_received(state, skb);
 	if (unlikely(is_wanted(tap_state, state->key))) {
 		frame.length = state->frame_bytes;
-		/* For the length of its headers. */
+		/* Again, for the length of the headers. */
 		if (parse_plain((void *)(long)skb->data, &frame, &packet) &&
-		    stage_sample(state, tap_state, &frame, &packet, state->key, state->pending_arrival_ns, state->charged_bytes, state->wire_bytes))
+		    stage_sample(state, tap_state, &frame, &packet, state->key, state->pending_arrival_ns,
+				 state->charged_bytes, state->wire_bytes))
 			state->traits |= PENDING_SAMPLED;
 	}
 	state->skb = (u64)(long)skb;
 	return true;
 }
 
-/* Any packet. Of an outbound one, count_fast_path() has settled the packet before it and read the clock. */
+/* Any packet. For an outbound one, count_fast_path() has settled the packet before and read the clock. */
 static __always_inline void count_slow_path(struct __sk_buff *skb)
 {
 	struct tap *tap = tap_of(skb->ifindex);
@@ -228,7 +240,7 @@ static __always_inline void count_slow_path(struct __sk_buff *skb)
 
 	frame.scratch = &state->scratch;
 	frame.head = SHARED(struct head, heads, state->cpu, CPU_STATES);
-	/* There is one: what a tracepoint does without is not compiled into this. */
+	/* Not NULL: the code for tracepoints is not compiled into this path. */
 	__builtin_assume(skb != NULL);
 	if (unlikely(!tap))
 		return;
@@ -238,9 +250,10 @@ static __always_inline void count_slow_path(struct __sk_buff *skb)
 	measure_syn(state, tap, direction, &frame, &packet, key, &now);
 	/* wire_len is the length that the policer charges: qdisc_skb_cb(skb)->pkt_len, set before tc runs. */
 	if (unlikely(direction == DIRECTION_INBOUND))
-		inbound(state, tap, (u64)(long)skb, skb->ingress_ifindex, &frame, &packet, key, now, skb->wire_len, wire);
+		inbound(state, tap, (u64)(long)skb, skb->ingress_ifindex, &frame, &packet, key, now, skb->wire_len,
+			wire);
 	else
-		/* The context pointer of a tc program is the skb's address: the tracepoint gets the same. */
+		/* The context pointer of a tc program is the address of the skb, which the tracepoint gets, too. */
 		outbound(state, tap, (u64)(long)skb, &frame, &packet, key, now, skb->wire_len, wire);
 }
 

@@ -13,11 +13,11 @@
  */
 #if REPLAY
 
-/* Places in skb->cb. */
-#define CB_CAPTURED 0 /* bytes of the frame that are there */
-#define CB_LENGTH 1   /* bytes that the frame had */
-#define CB_WINDOW 2   /* not 0: they are in `window`, because the skb can't hold them */
-#define CB_KEY 3     /* out: the cell's key, lower and upper half; 0 where a header was not there */
+/* Words of skb->cb. */
+#define CB_CAPTURED 0 /* bytes of the frame that are present */
+#define CB_LENGTH 1   /* length of the frame */
+#define CB_WINDOW 2   /* not 0: the bytes are in `window`, because the skb is too small */
+#define CB_KEY 3     /* out: key of the cell, lower and upper half; 0 when a header was missing */
 
 struct window {
 	u8 bytes[REPLAY_WINDOW];
@@ -25,7 +25,7 @@ struct window {
 
 BPF_F_TABLE("array", u32, struct window, window, 1, BPF_F_MMAPABLE);
 
-/* The latest time so far: for a packet that is older than the one before it the ideal bucket sees no time pass. */
+/* Latest time so far. For a packet that is older than the one before, no time passes for the ideal bucket. */
 BPF_ARRAY(latest_ns, u64, 1);
 
 static __always_inline u64 *latest(u64 *now)
@@ -33,7 +33,7 @@ static __always_inline u64 *latest(u64 *now)
 	u32 first = 0;
 	u64 *known = latest_ns.lookup(&first);
 
-	/* One thread runs the file's frames one after the other. */
+	/* One thread runs the frames of the file, one after the other. */
 	if (known && *known < *now)
 		*known = *now;
 	else if (known)
@@ -69,12 +69,12 @@ int replay(struct __sk_buff *skb)
 	key = identify(&frame, direction, tap, state, &packet);
 	if (is_missed(state, key, &frame))
 		return GO_ON;
-	/* A frame that ends within its tag gets to no tc hook: counted as it is. */
+	/* A frame that ends within its tag reaches no tc hook: it is counted as it is. */
 	if (!ends_within_tag(&frame, &packet))
 		untag(&frame, &packet);
 	key |= size_key(state, frame.length);
 	wire = wire_bytes(&frame, &packet);
-	/* What tc charges: at ingress without the L2 header (skb->data is behind it), at egress with it. */
+	/* The length that tc charges: at ingress without the L2 header (skb->data is behind it), at egress with it. */
 	charged = frame.length;
 	if (direction == DIRECTION_OUTBOUND)
 		charged -= charged < ETH_HEADER_LEN ? charged : ETH_HEADER_LEN;

@@ -30,7 +30,10 @@ static __always_inline void unannounced(struct cpu_state *state, u64 key)
 		__sync_fetch_and_add(&missed->unannounced, 1); /* Atomic: see miss(). */
 }
 
-/* A packet that comes to its end unknown: queued since before the hook was there, or a segment of a GSO frame. */
+/*
+ * Fill in an entry for a packet that is not in flight: queued since before the start, or a segment of a GSO frame.
+ * False: it cannot be read.
+ */
 static __always_inline bool parse_unknown(struct cpu_state *state, struct tap *tap, u64 skb, struct inflight *found)
 {
 	struct frame frame = frame_of(skb);
@@ -44,7 +47,7 @@ static __always_inline bool parse_unknown(struct cpu_state *state, struct tap *t
 	found->drop_key = 0;
 	found->wire_bytes = wire_bytes(&frame, &packet);
 	found->frame_bytes = frame.length;
-	/* A segment has its frame's control block, and with it the whole frame's length. */
+	/* The control block of a segment is that of its frame, with the length of the whole frame. */
 	found->charged_bytes = frame.gso_size ? FIELD(u32, skb, SKB_CB + QDISC_CB_PKT_LEN) : frame.length;
 	return true;
 }
@@ -64,48 +67,49 @@ int on_start_xmit(struct bpf_raw_tracepoint_args *ctx)
 	struct tap *tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
 	struct cpu_state *state;
 
-	/* Every other device's packets leave here. */
+	/* The packets of all other devices leave here. */
 	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
 		return 0;
 	state = own_state();
-	/* Verifier: a number, no pointer: sums are done with it. */
+	/* Verifier: a number, not a pointer, because it is used in arithmetic. */
 	address = verifier_widen(&state->scratch, skb);
-	/* A device above this one (a bridge) has it in its hands: it has handed it on. */
+	/* A device above this one (a bridge) has the packet: it has passed it on. */
 	if (unlikely(state->in_driver.skb))
 		passed(state);
-	if (likely(inflight_remove(state, address, &state->in_driver)) || parse_unknown(state, tap, skb, &state->in_driver))
+	if (likely(inflight_remove(state, address, &state->in_driver)) ||
+	    parse_unknown(state, tap, skb, &state->in_driver))
 		state->in_driver.skb = address;
 	else
 		state->in_driver.skb = 0;
 	return 0;
 }
 
-/* net_dev_xmit(skb, rc, dev, length). The skb may be gone: its address is a number only. */
+/* net_dev_xmit(skb, rc, dev, length). The skb may be freed: its address is used as a number only. */
 int on_xmit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cpu_state *state = own_state();
 	u64 address = ctx->args[0], device = ctx->args[2];
 	struct tap *tap;
 
-	/* Verifier: else the compiler would use the number in the CPU's state, which is equal here but is not a typed pointer. */
+	/* Verifier: else the compiler would use the equal number in the CPU's state, which is no typed pointer. */
 	barrier_var(address);
-	/* Every other device's packets leave here ... */
+	/* The packets of all other devices leave here ... */
 	if (!state->in_driver.skb || state->in_driver.skb != address)
 		return 0;
-	/* ... but for those that a watched bridge hands on. */
+	/* ... except those that a watched bridge passes on. */
 	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
 	if (!tap || !(tap->traits & TRAIT_INBOUND))
 		return 0;
 	if (unlikely((u32)ctx->args[1] == NETDEV_TX_BUSY))
-		state->in_driver.skb = 0; /* Back to the queue with it: looked at anew when it comes again. */
+		state->in_driver.skb = 0; /* requeued: it is seen again when it comes back */
 	else
 		passed(state);
 	return 0;
 }
 
 /*
- * __skb_gso_segment(skb, features, tx_path) has returned. A frame that the kernel cut up is no packet any more (it is
- * consumed, which no drop tracepoint tells); its segments are packets, and come to their ends one by one.
+ * __skb_gso_segment(skb, features, tx_path) has returned. A frame that was segmented is not a packet any more (it is
+ * consumed, which no drop tracepoint shows). Its segments are packets, and each ends on its own.
  */
 int on_gso_segmented(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -114,16 +118,16 @@ int on_gso_segmented(struct bpf_raw_tracepoint_args *ctx)
 	u64 segments;
 
 	segments = verifier_widen(&state->scratch, ctx->args[3]);
-	/* NULL: left whole; an error: the caller frees it. */
+	/* NULL: not segmented; an error: the caller frees the frame. */
 	if (segments && segments < ERRORS_FROM)
 		inflight_remove(state, verifier_widen(&state->scratch, ctx->args[0]), &whole);
 	return 0;
 }
 
 /*
- * consume_skb(skb, ...): the same where the kernel lets nobody look at its functions; every consumed skb pays for it.
- * Any other packet that is consumed before it was seen with the driver went another way (redirected), or its end was
- * hidden: some kernels run no tracepoint programs in certain tasks.
+ * consume_skb(skb, ...): the same for kernels without fexit; it runs for each consumed skb. Any other packet that is
+ * consumed before the driver had it left another way (redirected), or its end was hidden: some kernels run no
+ * tracepoint programs in certain tasks.
  */
 int on_consume_skb(struct bpf_raw_tracepoint_args *ctx)
 {
