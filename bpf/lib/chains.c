@@ -3,18 +3,13 @@
  * Netfilter drops: was it a chain of the tap itself, or one behind it (of a bridge, of the IP stack)? Asked only where
  * both exist (TRAIT_NFT_SHARED). Each answer takes a few reads of memory, whatever the packet is.
  *
- * Hook:   fentry of nf_hook_slow, host-wide; attached only while a tap that the tracepoints count has such chains. The
- *         other functions are called where an outbound packet arrives (progs/tc.c) and where it is dropped
- *         (progs/kfree_skb.c)
- * Reads:  skb->cb; this CPU's counters of packets received by the IP stack; the arguments of nf_hook_slow
+ * Hook:   none, called where an outbound packet arrives (lib/arrival.c) and where it is dropped (progs/kfree_skb.c)
+ * Reads:  skb->cb; this CPU's counters of packets received by the IP stack
  * Writes: the fourth cache line of the CPU's state
- * Needs:  HAS_IP_COUNTERS: offsets from BTF, and reads of kernel memory in tc programs. For the tracepoints, BPF
- *         trampolines. Without them, drops that cannot be attributed are counted in unplaced_drops
+ * Needs:  HAS_IP_COUNTERS: offsets from BTF, and reads of kernel memory in tc programs. Without it, drops that cannot be
+ *         attributed are counted in unplaced_drops
  */
 
-/* include/uapi/linux/netfilter.h */
-#define NFPROTO_NETDEV 5
-#define NF_NETDEV_INGRESS 0
 /* Upper halves of kernel addresses start here. */
 #define POINTERS_FROM 0xff000000U
 
@@ -174,26 +169,4 @@ static __always_inline bool by_own_chain(u64 skb, u32 location, struct cpu_state
 	if (unlikely(length == state->ifindex))
 		return has_not_come_to_ip(state, FIELD(u16, skb, SKB_PROTOCOL_OFFSET));
 	return true;
-}
-
-/* nf_hook_slow(skb, state, entries, first) runs the chains of the device, or others. */
-int chain(struct bpf_raw_tracepoint_args *ctx)
-{
-	struct cpu_state *state = own_state();
-	u64 address = ctx->args[0], hook = ctx->args[1];
-
-	/* Verifier: else the compiler would use the equal number in the CPU's state, which is no typed pointer. */
-	barrier_var(address);
-	if (state->skb != address)
-		return 0;
-	/*
-	 * This CPU's own state. The sequence number names the packet, as in progs/police_exit.c; packets are numbered
-	 * from 1.
-	 */
-	if (FIELD(u8, hook, NF_STATE_PF_OFFSET) == NFPROTO_NETDEV &&
-	    FIELD(u8, hook, NF_STATE_HOOK_OFFSET) == NF_NETDEV_INGRESS)
-		state->chained_sequence = state->sequence;
-	else
-		state->chained_sequence = 0;
-	return 0;
 }

@@ -27,7 +27,7 @@ from vifprobe.kernel.toolchain.instructions import MapOf, Number, ValueOf, linke
 from vifprobe.kernel.toolchain.source import source_directory, source_text
 from vifprobe.model.layout import TAPS_MAX, Bucket, Direction, Loaded
 
-#: The function that runs netfilter chains (bpf/lib/chains.c).
+#: The function that runs netfilter chains (bpf/progs/nf_hook_slow.c).
 _RUNS_CHAINS = "nf_hook_slow"
 
 
