@@ -2,7 +2,7 @@
 """The tables of a capture folder: one row type a CSV file, whose fields are the columns, in order.
 
 Nothing else names a column: header, writer, reader and tests take names, order and types from here. Columns are only
-ever added, at the end. What a whole number may be: analysis.quantities. None, "" and the codes in `codecs.EMPTY_CODES`
+ever added, at the end. What a whole number may be: model.quantities. None, "" and the codes in `codecs.EMPTY_CODES`
 are an empty cell: unknown.
 """
 

@@ -44,7 +44,7 @@ def command(code: str | None) -> None:
 
 
 def page_text() -> str:
-    """Return docs/findings.md: inside the installed package, or beside it in a checkout."""
+    """Return docs/findings.md: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for place in (package / PAGE, package.parent / PAGE):
         if place.is_file():

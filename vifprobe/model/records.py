@@ -48,7 +48,7 @@ BIN = np.dtype(
 
 
 class SampleFlag(IntFlag):
-    """Bits of a sample's `flags`. SERVICE_TAG: the tag beside the bytes was of type 0x88a8, else 0x8100.
+    """Bits of a sample's `flags`. SERVICE_TAG: the tag next to the bytes was of type 0x88a8, else 0x8100.
 
     LAYER_3: a tun's packet, whose bytes begin with the L3 header.
     """

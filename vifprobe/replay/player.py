@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recording through the kernel's own program: joins packet file and kernel side into a Reading, as probe.py does."""
+"""A recording through the kernel's own program: packet file and kernel side joined into a Reading."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class HostCollector:
         )
 
     def of_tap(self, tap: str, pid: int | None, packets: int, duration_ns: int) -> HostCost | None:
-        """The last interval beside a tap's reading; packets: offered in that reading. None: nothing counted yet."""
+        """Last interval, for a tap's reading; packets: offered in that reading. None: nothing counted yet."""
         own = self._offered.setdefault(tap, _Offered())
         own.packets += packets
         own.ns += duration_ns

@@ -50,7 +50,7 @@ class ReadingMaker:
         self._idle: dict[int, _Idle] = {}  # by tap number
 
     def snapshot(self, patience_seconds: float | None = None, final: bool = False) -> Snapshot:
-        """Packets, and beside them what the host did in the same time."""
+        """Return the counts of packets, and read the host cost of the same time."""
         if self._host is None:
             self._began_ns = time.monotonic_ns()
             return self._counters.snapshot(patience_seconds)

@@ -398,7 +398,7 @@ class WatchedTap:
         self.gaps = [replace(gap, end_ns=now_ns) if gap.hook and gap.end_ns is None else gap for gap in self.gaps]
 
     def try_out(self, limits: Sequence[WhatIf], programs: Programs) -> None:
-        """Have other limits' buckets beside the packets of both directions."""
+        """Try --what-if limits on the packets of both directions."""
         for direction in Direction:
             for place, limit in enumerate(limits):
                 programs.set_what_if(self.number, turned(self.link.kind, direction), place, limit.bucket)

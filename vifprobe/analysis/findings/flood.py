@@ -10,7 +10,7 @@
 | S5 | the flood has one target |
 
 S1 and S4 exclude each other. A flood that the policer lets through although it should not is P1 to P6, S6 is in
-`findings_bursts`.
+`bursts`.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 
 | pattern | in |
 |---|---|
-| P1, P4, P11, P12, P13: how limits are set | findings_set_up |
-| P2, P3, P9: what changed, and what came of it | findings_events |
-| P5, P6, P7, P8, P10, P14, P15: what the traffic shows | findings_traffic |
-| P16: packets that could not be counted | findings_missed |
-| P17: programs that decide packets before they are counted | findings_ahead |
-| S1 to S5: what its SYNs are | findings_flood |
-| S6: what its bursts are | findings_bursts |
+| P1, P4, P11, P12, P13: how limits are set | set_up |
+| P2, P3, P9: what changed, and what came of it | events |
+| P5, P6, P7, P8, P10, P14, P15: what the traffic shows | traffic |
+| P16: packets that could not be counted | missed |
+| P17: programs that decide packets before they are counted | ahead |
+| S1 to S5: what its SYNs are | flood |
+| S6: what its bursts are | bursts |
 
 Pure: what is known comes in a :class:`Situation`. The numbers from which on something counts are in `thresholds`.
 """

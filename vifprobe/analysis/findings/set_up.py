@@ -244,7 +244,7 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
 
 
 def _p13(situation: Situation, direction: Direction) -> Iterator[Finding]:
-    """Open vSwitch can't add its `ingress` qdisc beside a `clsact` one: "File exists"."""
+    """Open vSwitch can't add its `ingress` qdisc next to a `clsact` one: "File exists"."""
     set_up = situation.set_up
     asked = [one for one in set_up.declared_in(direction) if one.source == "ovs"]
     police = [one for one in set_up.enforced_in(direction) if one.kind == "police"]
