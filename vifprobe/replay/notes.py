@@ -44,7 +44,7 @@ class ReplayNotes:
         if remarks.cut_bytes:
             yield f"the file ends within a packet: its last {remarks.cut_bytes:,} bytes were left out"
         if remarks.lost_packets:
-            yield f"the recording program lost {remarks.lost_packets:,} packets before it could write them"
+            yield f"the recording program reports that {remarks.lost_packets:,} packets were lost"
         if self.cut:
             yield (
                 f"{self.cut:,} frames were recorded cut short: they count with their whole length, and by their "
