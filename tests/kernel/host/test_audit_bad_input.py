@@ -154,7 +154,7 @@ def test_libvirts_files_that_are_no_good(tap: Tap, tmp_path: Path) -> None:
     assert time.monotonic() - began < 20
     told = {problem.split(": ")[1].rpartition("/")[2]: problem for problem in found.set_up.declared_unknown}
     assert told.keys() == {"bomb.xml", "bomb16.xml", "broken.xml", "huge.xml", "pipe.xml"}
-    for name, says in (("bomb", "DOCTYPE"), ("bomb16", "no UTF-8"), ("huge", "longer than"), ("pipe", "no file")):
+    for name, says in (("bomb", "DOCTYPE"), ("bomb16", "not UTF-8"), ("huge", "longer than"), ("pipe", "not a file")):
         assert says in told[f"{name}.xml"]
     check_the_rest(found)
 

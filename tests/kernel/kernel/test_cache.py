@@ -297,11 +297,11 @@ def test_a_directory_that_cannot_be_written_is_no_error(
 def test_only_entries_are_ever_removed(
     tap: Tap, tmp_path: Path, compilations: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest entries and what killed runs have left unfinished go; files of others stay, however many and old."""
+    """Entries used longest ago and what killed runs have left go; files of others stay, however many and old."""
     place = use(tmp_path / "cache", monkeypatch)
     place.mkdir(mode=0o700)
     foreign = [place / f"{number}.json" for number in range(40)]
-    for path in (*foreign, *(place / f"{number:064x}.json" for number in range(40)), place / f".{'0' * 16}.new"):
+    for path in (*foreign, *(place / f"{number:064x}.json" for number in range(140)), place / f".{'0' * 16}.new"):
         path.write_text("x")
         os.utime(path, (1, 1))
     with Probe(tap.name):
@@ -309,7 +309,30 @@ def test_only_entries_are_ever_removed(
     assert compilations == ["once"]
     left = set(place.iterdir())
     assert set(foreign) <= left
-    assert len(left) == len(foreign) + 32
+    assert len(left) == len(foreign) + 128
+
+
+def test_an_entry_that_is_used_outlives_newer_ones(
+    tap: Tap, tmp_path: Path, compilations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What most runs need is made first, and must not go because others are made after it."""
+    place = use(tmp_path / "cache", monkeypatch)
+    with Probe(tap.name):
+        pass
+    (used,) = place.iterdir()
+    os.utime(used, (1, 1))
+    for number in range(140):
+        path = place / f"{number:064x}.json"
+        path.write_text("x")
+        os.utime(path, (2, 2))
+    with Probe(tap.name):
+        pass
+    assert used.stat().st_mtime > 2
+    with Probe(tap.name, bin_ns=1_000_000):  # is written, and makes the others go
+        pass
+    assert len(compilations) == 2
+    assert used.exists()
+    assert len(list(place.iterdir())) == 128
 
 
 def test_a_directory_in_a_sticky_one_is_roots_own(

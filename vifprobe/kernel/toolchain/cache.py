@@ -27,7 +27,7 @@ from vifprobe.process.trust import open_trusted, root_uids
 #: Set to another directory, or to nothing for no cache.
 VARIABLE = "VIFPROBE_CACHE"
 _DEFAULT = "/var/cache/vifprobe"
-_KEPT = 32  # newest entries; one a number of taps, bin width and version
+_KEPT = 128  # entries, those that were used last; one a number of taps, bin width and version: 10 MB in all
 _ENTRY_BYTES_MAX = 64 << 20  # 40 to 90 kB are usual
 _ENTRY_NAME = re.compile(r"[0-9a-f]{64}\.json|\.[0-9a-f]{16}\.new")
 _COMPILERS = ("/usr/lib/python3/dist-packages/bcc/version.py", "/usr/lib/python3/site-packages/bcc/version.py")
@@ -44,6 +44,9 @@ def compiled(text: str, directory: Path, flags: list[str]) -> Compiled:
             found = compile_apart(text, directory, flags)
             with suppress(OSError):
                 _write(place, key, found)
+        else:
+            with suppress(OSError):  # the time says when it was used last
+                os.utime(f"{key}.json", dir_fd=place, follow_symlinks=False)
         return found
 
 
@@ -119,7 +122,7 @@ def _digest(key: str, content: str) -> str:
 
 
 def _write(place: int, key: str, found: Compiled) -> None:
-    """Whole or not at all; the oldest entries go."""
+    """Whole or not at all; the entries go that were not used for longest."""
     new, name = f".{secrets.token_hex(8)}.new", f"{key}.json"
     try:
         with os.fdopen(
