@@ -15,7 +15,7 @@ from pathlib import Path
 
 _CLONE_NEWNS = 0x20000
 _CLONE_NEWNET = 0x40000000
-_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_RDONLY = 4096, 16384, 1 << 18, 1
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_RDONLY, _MS_REMOUNT = 4096, 16384, 1 << 18, 1, 32
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 #: include/uapi/asm/unistd_64.h, and AUDIT_ARCH_X86_64
 _BPF_CALL, _ARCHITECTURE = 321, 0xC000003E
@@ -96,6 +96,15 @@ def _deleted_directory() -> None:
         os.chdir(directory)
 
 
+def _read_only_directory() -> None:
+    """The current directory, with all that is below it."""
+    place = str(Path.cwd())
+    _own_mounts()
+    _mount(place, place, flags=_MS_BIND)
+    _mount("none", place, flags=_MS_BIND | _MS_REMOUNT | _MS_RDONLY)
+    os.chdir(place)
+
+
 def _environment(**changes: str | None) -> Callable[[], None]:
     def change() -> None:
         for name, value in changes.items():
@@ -115,6 +124,7 @@ SURROUNDINGS: dict[str, Callable[[], None]] = {
     "little memory": _limit(resource.RLIMIT_AS, 200 << 20),
     "no locked memory": _limit(resource.RLIMIT_MEMLOCK, 0),
     "deleted directory": _deleted_directory,
+    "read-only directory": _read_only_directory,
     "no home": _environment(HOME=None, USER=None, LOGNAME=None, PATH=None),
     "ascii": _environment(LANG="C", LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
     "no terminal": _environment(TERM=None, COLUMNS="1", LINES="1"),

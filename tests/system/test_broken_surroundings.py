@@ -16,6 +16,7 @@ import pytest
 from broken_kit import SURROUNDINGS
 from command_kit import COMMAND, Ended, environment
 
+from vifprobe import cli
 from vifprobe.capture.manifest import TapEntry, begin
 from vifprobe.capture.writer import CaptureWriter, Totals
 from vifprobe.model.reading import Reading, no_cells
@@ -29,6 +30,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "seccomp": ("not permitted", "seccomp"),
     "little memory": ("memory", "allocate", "failed to map"),
     "deleted directory": ("current directory", "no such file", "no such folder"),
+    "read-only directory": ("read-only file system",),
     "no libbpf": ("libbpf",),
     "no bcc": ("bcc",),
     "no proc": ("/proc", "no such file", "process"),
@@ -39,6 +41,8 @@ CAUSES: dict[str, tuple[str, ...]] = {
 #: Here each command goes a way of its own; elsewhere some are enough.
 EVERY = ("plain user", "seccomp", "48 files", "no proc")
 SOME = ("taps", "watch", "report", "doctor")
+#: What writes, for a directory in which nothing can be written.
+WRITING = ("watch --csv", "capture", "report -o", "replay -o")
 FRAME = f.eth(f.ipv4(f.tcp(f.TcpFlag.SYN)), f.EtherType.IPV4)
 
 
@@ -58,6 +62,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "replay": ["replay", recording],
         "doctor": ["doctor"],
         "cleanup": ["cleanup"],
+        "explain": ["explain", "P11"],
+        "watch --csv": ["watch", "tap0", "--duration", "100ms", "--csv", str(out / "watch.csv")],
+        "report -o": ["report", capture, "-o", str(out / "page.html")],
+        "replay -o": ["replay", recording, "-o", str(out / "replay")],
     }
 
 
@@ -76,12 +84,18 @@ def problem(name: str, ended: Ended) -> str:
         return f"exit code {ended.code}: {ended.err[-500:]}"
     if ended.code in (1, 2) and "error: " not in ended.err.lower() and not ended.out:
         return f"no error text: {ended.err[-500:]}"
+    if name == "read-only directory" and ended.code != 1:
+        return f"exit code {ended.code}, although nothing can be written"
     causes = CAUSES.get(name)
     if causes and ended.code == 1 and not any(cause in (ended.err + ended.out).lower() for cause in causes):
         return f"the cause is not named: {ended.err[-500:]}"
     if causes is None and ended.code != 0:
         return f"exit code {ended.code}, although nothing that it needs is missing: {ended.err[-500:]}"
     return ""
+
+
+def test_the_table_has_every_command(tmp_path: Path) -> None:
+    assert {label.split()[0] for label in commands(tmp_path)} == set(cli.COMMANDS)
 
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
@@ -101,7 +115,14 @@ def test_every_command(name: str, tap: Tap, tmp_path: Path) -> None:
 
     try:
         with ThreadPoolExecutor(3) as pool:
-            problems = [found for found in pool.map(one, wanted if name in EVERY else SOME) if found]
+            labels = (
+                [*{*wanted} - {*WRITING}, "capture"]
+                if name in EVERY
+                else WRITING
+                if name == "read-only directory"
+                else SOME
+            )
+            problems = [found for found in pool.map(one, labels) if found]
     finally:
         os.close(namespace)
     assert problems == [], "\n\n".join(problems)
