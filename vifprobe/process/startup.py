@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _KEPT = ("TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ", "COLUMNS", "LINES", "NO_COLOR", "USER", "LOGNAME")
 _KEPT_BEGINNINGS = ("LC_", "SUDO_", "PKEXEC_", "DOAS_", "VIFPROBE_")
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
-_LIBRARIES = ("click", "numpy", "rich")
+_LIBRARIES = ("click", "numpy", "pyroute2", "rich")
 
 #: Whether the process runs the command line, and nothing that a caller of the Python API has in it.
 is_command = False

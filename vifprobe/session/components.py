@@ -13,7 +13,7 @@ from vifprobe.analysis.flood.syn_tracker import SynTracker
 from vifprobe.errors import TapError
 from vifprobe.host.limits import LimitReader
 from vifprobe.host.net.events import Events
-from vifprobe.host.net.links import Link, find_link
+from vifprobe.host.net.links import Link, QuickLook, find_link, quick_look
 from vifprobe.host.net.names import shown
 from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.features import Features, read_features, read_trace_fields, require_capabilities
@@ -68,15 +68,19 @@ def make_components(wanted: ProbeConfig, stack: ExitStack) -> Components:
 
     TapError, KernelError, HostError: as Probe says.
     """
-    links = [find_link(name) for name in wanted.names]
-    _require_one_layer(links)
-    require_capabilities()
-    features = read_features()
-    settings = _settings(wanted, links)
     with ThreadPoolExecutor(1) as pool:
-        # The compiler runs outside Python's lock: the host side is read meanwhile.
-        compiling = pool.submit(make_programs, settings, features)
-        stack.callback(_close, compiling)
+        # Compiler and verifier run outside Python's lock: pyroute2 is imported and the host side read meanwhile.
+        early = _begin_early(wanted, pool, stack)
+        links = [find_link(name) for name in wanted.names]
+        _require_one_layer(links)
+        seen = QuickLook(links[0].ifindex, not is_layer_3(links[0].kind))
+        if early and early.seen == seen:
+            features, compiling = early.features, early.programs
+        else:
+            require_capabilities()
+            features = read_features()
+            hooked = at_hooks(links, wanted.directions)
+            compiling = _begin(_settings(wanted, seen, hooked), features, pool, stack)
         events = stack.enter_context(Events(link.ifindex for link in links))
         limits = LimitReader()
         found = limits.read(links)
@@ -95,20 +99,46 @@ def make_components(wanted: ProbeConfig, stack: ExitStack) -> Components:
     return Components(features, events, programs, counters, watched, auditor, hooks, host, syn_tracker, limits)
 
 
+@dataclass(frozen=True)
+class _Early:
+    """Programs that are being made before all is known of the taps, and what for."""
+
+    seen: QuickLook
+    features: Features
+    programs: Future[Programs]
+
+
+def _begin_early(wanted: ProbeConfig, pool: ThreadPoolExecutor, stack: ExitStack) -> _Early | None:
+    """Begin with what an ioctl says of the first tap; None where that is not enough to tell what will be wanted."""
+    seen = quick_look(wanted.names[0])
+    if seen is None or len(set(wanted.directions)) < len(Direction):  # one alone: which hook, the kind decides
+        return None
+    require_capabilities()
+    features = read_features()
+    settings = _settings(wanted, seen, tuple(sorted(Direction)))
+    return _Early(seen, features, _begin(settings, features, pool, stack))
+
+
+def _begin(settings: Settings, features: Features, pool: ThreadPoolExecutor, stack: ExitStack) -> Future[Programs]:
+    compiling = pool.submit(make_programs, settings, features)
+    stack.callback(_close, compiling)
+    return compiling
+
+
 def _close(compiling: Future[Programs]) -> None:
     """Close the programs, also if nobody has used them."""
     if compiling.exception() is None:
         compiling.result().close()
 
 
-def _settings(wanted: ProbeConfig, links: Sequence[Link]) -> Settings:
-    """Return the settings that the programs are compiled for."""
-    traced = not has_tcx(links[0].ifindex)
-    follows = wanted.follow_inbound and Direction.INBOUND in at_hooks(links, wanted.directions)
+def _settings(wanted: ProbeConfig, first: QuickLook, hooked: Sequence[Direction]) -> Settings:
+    """Return the settings that the programs are compiled for. first: of the taps. hooked: the hooks to watch."""
+    traced = not has_tcx(first.ifindex)
+    follows = wanted.follow_inbound and Direction.INBOUND in hooked
     fields = read_trace_fields() if follows or traced else None
     deep = wanted.samples_per_second > 0
     return Settings(
-        taps=len(links),
+        taps=len(wanted.names),
         bin_ns=wanted.bin_ns,
         cpus=possible_cpus(),
         trace=fields if traced else None,
@@ -116,7 +146,7 @@ def _settings(wanted: ProbeConfig, links: Sequence[Link]) -> Settings:
         samples=deep,
         syn=deep,
         what_ifs=len(wanted.what_ifs),
-        layer_3=is_layer_3(links[0].kind),
+        layer_3=not first.has_ethernet,
     )
 
 

@@ -14,6 +14,10 @@ from vifprobe.host.tc import reader
 from vifprobe.host.tc.objects import TCMSG
 from vifprobe.host.tc.records import TcQdisc
 
+# include/uapi/linux/if_link.h
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_QDISC, IFLA_MASTER = 1, 3, 4, 6, 10
+IFLA_TXQLEN, IFLA_LINKINFO, IFLA_PROMISCUITY, IFLA_CARRIER = 13, 18, 30, 33
+
 TAP = Link("tap0", 5, "tap", "02:00:00:00:00:05", 1500, True, 0, "", 1, True, 0x1003, 0, 1000, "pfifo_fast", "")
 BRIDGE = Link("br0", 9, "bridge", "02:00:00:00:00:09", 1500, True, 0, "", 1, True, 0x1003, 0, 1000, "noqueue", "")
 
@@ -21,22 +25,22 @@ BRIDGE = Link("br0", 9, "bridge", "02:00:00:00:00:09", 1500, True, 0, "", 1, Tru
 def link_message(link: Link, kind: int = links.RTM_NEWLINK, family: int = 0, more: bytes = b"") -> Message:
     flags = link.flags & ~1 | link.up
     body = struct.pack("=BxHiII", family, link.arp_type, link.ifindex, flags, 0)
-    body += attribute(links.IFLA_IFNAME, link.name.encode() + b"\0")
-    body += attribute(links.IFLA_ADDRESS, bytes.fromhex(link.mac.replace(":", "")))
+    body += attribute(IFLA_IFNAME, link.name.encode() + b"\0")
+    body += attribute(IFLA_ADDRESS, bytes.fromhex(link.mac.replace(":", "")))
     for number, value in (
-        (links.IFLA_MTU, link.mtu),
-        (links.IFLA_MASTER, link.master_ifindex),
-        (links.IFLA_TXQLEN, link.tx_queue_length),
-        (links.IFLA_PROMISCUITY, link.promiscuity),
+        (IFLA_MTU, link.mtu),
+        (IFLA_MASTER, link.master_ifindex),
+        (IFLA_TXQLEN, link.tx_queue_length),
+        (IFLA_PROMISCUITY, link.promiscuity),
     ):
         body += attribute(number, struct.pack("=I", value))
-    body += attribute(links.IFLA_CARRIER, bytes([bool(link.carrier)]))
-    body += attribute(links.IFLA_QDISC, link.qdisc.encode() + b"\0")
+    body += attribute(IFLA_CARRIER, bytes([bool(link.carrier)]))
+    body += attribute(IFLA_QDISC, link.qdisc.encode() + b"\0")
     if link.kind == "tap":
         info = attribute(1, b"tun\0") + attribute(2, attribute(3, b"\2"))
     else:
         info = attribute(1, link.kind.encode() + b"\0")
-    return Message(kind, 0, 0, 0, body + attribute(links.IFLA_LINKINFO, info) + more)
+    return Message(kind, 0, 0, 0, body + attribute(IFLA_LINKINFO, info) + more)
 
 
 def tc_message(kind: int, ifindex: int, handle: int, parent: int, name: str = "ingress", info: int = 0) -> Message:

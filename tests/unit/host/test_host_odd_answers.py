@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import struct
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -190,7 +191,7 @@ def test_ovs_ofctl() -> None:
 
 def test_netlink_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neighbours, whose reader takes addresses apart; and datagrams cut and damaged on the way."""
-    good = neighbours._NDMSG.pack(2, 7, 2, 0, 1) + attribute(1, bytes(4)) + attribute(2, bytes(6))
+    good = struct.pack("=BxxxiHBB", 2, 7, 2, 0, 1) + attribute(1, bytes(4)) + attribute(2, bytes(6))
     rng = random.Random(SEED)
     bodies = [good, good.replace(bytes([2]), b"\x0a", 1), b"", good[:11], good[:17]]
     bodies += [damage_bytes(good, rng) for _ in range(2000)]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vifprobe.host.net.links import RTM_DELLINK, RTM_NEWLINK, Link, parse
-from vifprobe.host.net.netlink import Message, attributes, text
+from vifprobe.host.net.netlink import Message, reading
 from vifprobe.host.tc import reader
-from vifprobe.host.tc.objects import BLOCK_IFINDEX, TCA_KIND, TCMSG, header, hook_of, qdisc, tc_class, tc_filter
+from vifprobe.host.tc.objects import BLOCK_IFINDEX, header, hook_of, kind_of, qdisc, tc_class, tc_filter
 from vifprobe.host.tc.records import TcAction, TcClass, TcFilter, TcQdisc
 
 #: link_new: an interface of a watched name that was not there. link_change without a visible change is reported, too:
@@ -48,8 +48,7 @@ _TC_KINDS: dict[int, EventKind] = {
     reader.RTM_NEWTFILTER: "filter_new",
     reader.RTM_DELTFILTER: "filter_del",
 }
-_IFINFO_BYTES = 16
-_IFLA_NEW_NETNSID, _IFLA_NEW_IFINDEX = 45, 49
+_MOVED = ("IFLA_NEW_NETNSID", "IFLA_NEW_IFINDEX")
 
 # Fields of Link whose change is told, and how they are called by ip-link(8). `up` has event kinds of its own.
 _TOLD = {
@@ -130,8 +129,9 @@ class Watched:
         self._forget(link.ifindex)
         if not was_watched:
             return []
-        found = attributes(message.body, _IFINFO_BYTES)
-        moved = _IFLA_NEW_NETNSID in found or _IFLA_NEW_IFINDEX in found
+        with reading():
+            found = message.decoded(RTM_NEWLINK)
+            moved = any(found.get_attr(name) is not None for name in _MOVED)
         return [LinkChange(link.ifindex, "link_del", "moved to another namespace" if moved else "deleted", link)]
 
     def _new_link(self, link: Link) -> list[LinkChange]:
@@ -178,7 +178,7 @@ class Watched:
         if found is None:
             # All of a pref are deleted by one message without a handle; and a new matchall is announced without its
             # settings (cls_matchall.c, mall_change: *arg = head, which is the former one): dump to learn them.
-            of_kind = text(attributes(message.body, TCMSG.size).get(TCA_KIND)) or "unknown"
+            of_kind = kind_of(message) or "unknown"
             many = "s" if kind == "filter_del" else ""
             return LinkChange(ifindex, kind, f"{of_kind} filter{many} of pref {info >> 16} at {hook}")
         acts = "".join(f", {_action(action)}" for action in found.actions)

@@ -8,19 +8,18 @@ reads for a second.
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vifprobe.host.net.changes import NO_CHANGE, EventKind, LinkChange, Watched
 from vifprobe.host.net.links import RTM_GETLINK, Link, list_links, request
-from vifprobe.host.net.netlink import NETLINK_ROUTE, Message, Netlink, NetlinkError, messages
+from vifprobe.host.net.netlink import Message, Netlink, NetlinkError, messages, subscribe
 from vifprobe.host.net.receiver import Received, Receiver
 from vifprobe.host.net.senders import Sender, Senders
-from vifprobe.host.nft.events import SO_RCVBUFFORCE, NftChange, Transactions, subscribed
+from vifprobe.host.nft.events import NftChange, Transactions, subscribed
 from vifprobe.host.procs import processes
-from vifprobe.host.tc.objects import TCMSG, qdisc
-from vifprobe.host.tc.reader import RTM_GETQDISC, RTM_NEWQDISC
+from vifprobe.host.tc.objects import qdisc
+from vifprobe.host.tc.reader import RTM_GETQDISC, RTM_NEWQDISC, request_of
 from vifprobe.host.tc.records import TcClass, TcFilter, TcQdisc
 
 _GROUPS = 1 << 0 | 1 << 3  # RTMGRP_LINK, RTMGRP_TC
@@ -75,7 +74,7 @@ class Events:
     """
 
     def __init__(self, ifindexes: Iterable[int]) -> None:
-        route = _subscribe()
+        route = subscribe(_GROUPS, _RECEIVE_BUFFER_BYTES)
         try:
             self._watched = Watched(ifindexes, list_links(), _qdiscs())
             self._receiver = Receiver(route)
@@ -191,21 +190,7 @@ def _event(at_ns: int, change: LinkChange, sender: Sender | None) -> Event:
     )
 
 
-def _subscribe() -> socket.socket:
-    try:
-        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
-    except OSError as error:
-        raise NetlinkError(f"netlink: no socket ({error.strerror}).", code=error.errno or 0) from error
-    try:
-        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
-    except OSError:  # not root: as much as net.core.rmem_max allows
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-    made.setblocking(False)
-    made.bind((0, _GROUPS))
-    return made
-
-
 def _qdiscs() -> list[TcQdisc]:
     with Netlink() as netlink:
-        rows = netlink.dump(RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+        rows = netlink.dump(RTM_GETQDISC, request_of())
     return [qdisc(row) for row in rows if row.type == RTM_NEWQDISC]

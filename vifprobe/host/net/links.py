@@ -7,14 +7,16 @@ Source: RTM_GETLINK, include/uapi/linux/if_link.h.
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import socket
 import struct
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 from vifprobe.errors import TapError
 from vifprobe.host.net import names
-from vifprobe.host.net.netlink import Message, Netlink, NetlinkError, attribute, attributes, text, u8, u32
+from vifprobe.host.net.netlink import Message, Netlink, NetlinkError, encoded, reading
 
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
@@ -26,31 +28,14 @@ ARPHRD_NONE = 65534
 
 IFF_UP = 0x1
 
-IFLA_ADDRESS = 1
-IFLA_IFNAME = 3
-IFLA_MTU = 4
-IFLA_QDISC = 6
-IFLA_MASTER = 10
-IFLA_TXQLEN = 13
-IFLA_LINKINFO = 18
-IFLA_IFALIAS = 20
 IFLA_STATS64 = 23
-IFLA_EXT_MASK = 29
-IFLA_PROMISCUITY = 30
-IFLA_NUM_TX_QUEUES = 31
-IFLA_CARRIER = 33
 IFLA_XDP = 43
-_IFLA_INFO_KIND = 1
-_IFLA_INFO_DATA = 2
-_IFLA_TUN_TYPE = 3
 _TUN_TYPE_TUN = 1  # IFF_TUN
-#: IFLA_XDP_DRV_PROG_ID, IFLA_XDP_SKB_PROG_ID, IFLA_XDP_HW_PROG_ID
-_XDP_MODES = {5: "native", 6: "generic", 7: "offloaded"}
+_XDP_MODES = {"IFLA_XDP_DRV_PROG_ID": "native", "IFLA_XDP_SKB_PROG_ID": "generic", "IFLA_XDP_HW_PROG_ID": "offloaded"}
 
+_SIOCGIFHWADDR = 0x8927
+_IFREQ = struct.Struct("=16sH22x")  # struct ifreq: name, sa_family (hardware type)
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
-
-_IFINFO = struct.Struct("=BxHiII")
-_STATS64 = struct.Struct("=8Q")  # the head of struct rtnl_link_stats64
 
 
 class XdpProgram(NamedTuple):
@@ -112,12 +97,10 @@ class LinkCounters:
 
 def request(ifindex: int = 0, with_stats: bool = False, name: str = "") -> bytes:
     """Body of an RTM_GETLINK: by ifindex, by name, or with neither for a dump."""
-    body = _IFINFO.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0)
-    if name:
-        body += attribute(IFLA_IFNAME, name.encode("utf-8", "surrogateescape") + b"\0")
+    attributes: list[tuple[str, object]] = [("IFLA_IFNAME", name)] if name else []
     if not with_stats:
-        body += attribute(IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
-    return body
+        attributes.append(("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS))
+    return encoded(RTM_GETLINK, {"family": socket.AF_UNSPEC, "index": ifindex}, attributes)
 
 
 def parse(message: Message, link_names: dict[int, str] | None = None) -> Link:
@@ -125,46 +108,45 @@ def parse(message: Message, link_names: dict[int, str] | None = None) -> Link:
 
     Raises NetlinkError where the message can't be taken apart.
     """
-    if len(message.body) < _IFINFO.size:
-        raise NetlinkError("netlink: a link message without a header.")
-    _, arp_type, ifindex, flags, _ = _IFINFO.unpack_from(message.body)
-    found = attributes(message.body, _IFINFO.size)
-    master = u32(found.get(IFLA_MASTER)) or 0
-    carrier = u8(found.get(IFLA_CARRIER))
+    with reading():
+        return _link(message.decoded(RTM_NEWLINK), link_names or {})
+
+
+def _link(found: Any, link_names: dict[int, str]) -> Link:
+    told = found.get_attr
+    master, carrier = told("IFLA_MASTER", 0), told("IFLA_CARRIER")
     return Link(
-        name=text(found.get(IFLA_IFNAME)) or "",
-        ifindex=ifindex,
-        kind=_kind(arp_type, found.get(IFLA_LINKINFO)),
-        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
-        mtu=u32(found.get(IFLA_MTU)) or 0,
-        up=bool(flags & IFF_UP),
+        name=told("IFLA_IFNAME", ""),
+        ifindex=found["index"],
+        kind=_kind(found["ifi_type"], told("IFLA_LINKINFO")),
+        mac=told("IFLA_ADDRESS", b"").hex(":"),
+        mtu=told("IFLA_MTU", 0),
+        up=bool(found["flags"] & IFF_UP),
         master_ifindex=master,
-        master_name=(link_names or {}).get(master, ""),
-        arp_type=arp_type,
+        master_name=link_names.get(master, ""),
+        arp_type=found["ifi_type"],
         carrier=None if carrier is None else bool(carrier),
-        flags=flags,
-        promiscuity=u32(found.get(IFLA_PROMISCUITY)) or 0,
-        tx_queue_length=u32(found.get(IFLA_TXQLEN)) or 0,
-        qdisc=text(found.get(IFLA_QDISC)) or "",
-        alias=text(found.get(IFLA_IFALIAS)) or "",
-        tx_queues=u32(found.get(IFLA_NUM_TX_QUEUES)) or 1,
-        xdp=_xdp(found.get(IFLA_XDP, b"")),
+        flags=found["flags"],
+        promiscuity=told("IFLA_PROMISCUITY", 0),
+        tx_queue_length=told("IFLA_TXQLEN", 0),
+        qdisc=told("IFLA_QDISC", ""),
+        alias=told("IFLA_IFALIAS", ""),
+        tx_queues=told("IFLA_NUM_TX_QUEUES", 1) or 1,
+        xdp=_xdp(told("IFLA_XDP")),
     )
 
 
-def _xdp(data: bytes) -> tuple[XdpProgram, ...]:
-    found = attributes(data)
-    ids = {mode: u32(found.get(kind)) for kind, mode in _XDP_MODES.items()}
+def _xdp(found: Any) -> tuple[XdpProgram, ...]:
+    ids = {mode: found.get_attr(name) for name, mode in _XDP_MODES.items()} if found is not None else {}
     return tuple(XdpProgram(mode, number) for mode, number in ids.items() if number)
 
 
-def _kind(arp_type: int, link_info: bytes | None) -> str:
-    info = attributes(link_info) if link_info else {}
-    kind = text(info.get(_IFLA_INFO_KIND)) or ""
+def _kind(arp_type: int, info: Any) -> str:
+    kind: str = info.get_attr("IFLA_INFO_KIND", "") if info is not None else ""
     if kind == "tun":
-        data = attributes(info.get(_IFLA_INFO_DATA, b""))
-        is_layer_3 = u8(data.get(_IFLA_TUN_TYPE)) == _TUN_TYPE_TUN or arp_type == ARPHRD_NONE
-        return "tun" if is_layer_3 else "tap"
+        data = info.get_attr("IFLA_INFO_DATA")
+        is_tun = data is not None and data.get_attr("IFLA_TUN_TYPE") == _TUN_TYPE_TUN
+        return "tun" if is_tun or arp_type == ARPHRD_NONE else "tap"
     if kind:
         return kind
     return {ARPHRD_ETHER: "ethernet", ARPHRD_LOOPBACK: "loopback"}.get(arp_type, "")
@@ -172,8 +154,13 @@ def _kind(arp_type: int, link_info: bytes | None) -> str:
 
 def parse_counters(message: Message) -> LinkCounters | None:
     """The counters of a link message; None where it carries none."""
-    stats = attributes(message.body, _IFINFO.size).get(IFLA_STATS64, b"")
-    return LinkCounters(*_STATS64.unpack_from(stats)) if len(stats) >= _STATS64.size else None
+    with reading():
+        return _counters(message.decoded(RTM_NEWLINK))
+
+
+def _counters(found: Any) -> LinkCounters | None:
+    stats = found.get_attr("IFLA_STATS64")
+    return None if stats is None else LinkCounters(**{one.name: stats[one.name] for one in fields(LinkCounters)})
 
 
 def list_links() -> tuple[Link, ...]:
@@ -187,10 +174,29 @@ def list_links_and_counters() -> tuple[tuple[Link, LinkCounters | None], ...]:
 
 
 def _dump(with_stats: bool) -> tuple[tuple[Link, LinkCounters | None], ...]:
-    with Netlink() as netlink:
-        rows = [row for row in netlink.dump(RTM_GETLINK, request(with_stats=with_stats)) if row.type == RTM_NEWLINK]
-    link_names = {link.ifindex: link.name for link in map(parse, rows)}
-    return tuple((parse(row, link_names), parse_counters(row) if with_stats else None) for row in rows)
+    with Netlink() as netlink, reading():
+        rows = netlink.dump(RTM_GETLINK, request(with_stats=with_stats))
+        found = [row.decoded(RTM_NEWLINK) for row in rows if row.type == RTM_NEWLINK]
+        link_names = {one["index"]: one.get_attr("IFLA_IFNAME", "") for one in found}
+        return tuple((_link(one, link_names), _counters(one) if with_stats else None) for one in found)
+
+
+class QuickLook(NamedTuple):
+    """What an ioctl tells of a device."""
+
+    ifindex: int
+    has_ethernet: bool
+
+
+def quick_look(name: str) -> QuickLook | None:
+    """A device before there is netlink, which takes pyroute2's import; None where there is none of this name."""
+    try:
+        ifindex = socket.if_nametoindex(name)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+            found = fcntl.ioctl(control, _SIOCGIFHWADDR, _IFREQ.pack(os.fsencode(name), 0))
+    except (OSError, ValueError, struct.error):
+        return None
+    return QuickLook(ifindex, _IFREQ.unpack(found)[1] == ARPHRD_ETHER)
 
 
 def find_link(name: str) -> Link:

@@ -7,21 +7,15 @@ Source: RTM_GETNEIGH, include/uapi/linux/neighbour.h.
 from __future__ import annotations
 
 import socket
-import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from vifprobe.host.net.netlink import Netlink, attributes
+from vifprobe.host.net.netlink import Netlink, encoded, reading
 
-RTM_GETNEIGH = 30
-NDA_DST = 1
-NDA_LLADDR = 2
+RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
 #: NUD_NONE, NUD_INCOMPLETE, NUD_FAILED: nobody has answered.
 _NO_ANSWER = (0x00, 0x01, 0x20)
-
 _ADDRESS_BYTES = {socket.AF_INET: 4, socket.AF_INET6: 16}
-
-_NDMSG = struct.Struct("=BxxxiHBB")
 
 
 class Neighbour(NamedTuple):
@@ -35,13 +29,13 @@ class Neighbour(NamedTuple):
 def neighbours() -> list[Neighbour]:
     """Those of the calling thread's network namespace. Raises NetlinkError."""
     found = []
-    with Netlink() as netlink:
-        for message in netlink.dump(RTM_GETNEIGH, _NDMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            if len(message.body) < _NDMSG.size:
+    with Netlink() as netlink, reading():
+        for message in netlink.dump(RTM_GETNEIGH, encoded(RTM_GETNEIGH, {"family": socket.AF_UNSPEC})):
+            if message.type != RTM_NEWNEIGH:
                 continue
-            family, ifindex, state, _, _ = _NDMSG.unpack_from(message.body)
-            told = attributes(message.body, _NDMSG.size)
-            ip, mac = told.get(NDA_DST, b""), told.get(NDA_LLADDR, b"")
-            if len(ip) == _ADDRESS_BYTES.get(family) and state not in _NO_ANSWER and len(mac) == 6:
-                found.append(Neighbour(ifindex, ip_address(ip), ":".join(f"{byte:02x}" for byte in mac)))
+            one = message.decoded(RTM_NEWNEIGH)
+            ip, mac = one.get_attr("NDA_DST", b""), one.get_attr("NDA_LLADDR", b"")
+            is_known = len(ip) == _ADDRESS_BYTES.get(one["family"]) and one["state"] not in _NO_ANSWER
+            if is_known and len(mac) == 6:
+                found.append(Neighbour(one["ifindex"], ip_address(ip), mac.hex(":")))
     return found

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking the kernel over netlink: dump, get, and taking messages and attributes apart. Standard library only.
+"""Asking the kernel over netlink: sockets, requests and messages are pyroute2's, decoded by vifprobe.host.net.nla.
 
-pyroute2 is not used here, for two reasons: importing it costs 0.2 s and 20 MB in each run of a tool that has to be
-on the screen in under a second, and what a policer audit needs (act_police's 64-bit rates, packet rates and times,
-bpf ids, shared blocks, the legacy police form) it does not decode. It is a second reader of the same objects in
-tests/kernel/test_second_reader.py. Everything here only asks: there is no request that changes anything.
+Kept here: what a message and a dump's end say, since pyroute2's Marshal takes a dump that failed (an error in
+NLMSG_DONE) or changed under the reader (NLM_F_DUMP_INTR) for whole, decodes rows that nobody wants, and takes an
+answer from any process. docs/netlink.md has what was measured. Everything here only asks: there is no request that
+changes anything. pyroute2 is imported with the first request: 0.1 s that `report`, `diff` and --help don't pay.
 
 Source: include/uapi/linux/netlink.h, net/netlink/af_netlink.c.
 """
@@ -16,8 +16,9 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from vifprobe.errors import HostError
 
@@ -35,6 +36,7 @@ _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _SOL_NETLINK = 270
 _NETLINK_EXT_ACK = 11
+_SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 _NLMSGERR_ATTR_MSG = 1
 _ATTRIBUTE_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
@@ -67,6 +69,39 @@ class Message(NamedTuple):
     sequence: int
     port: int
     body: bytes
+
+    def decoded(self, kind: int) -> Any:
+        """The message, by the class that is registered for messages like `kind` (RTM_NEWLINK, RTM_NEWQDISC, ...).
+
+        Attributes are taken apart when they are asked for; `reading` turns what can't be true into NetlinkError.
+        """
+        from vifprobe.host.net import nla
+
+        found = nla.MESSAGES[kind](_HEADER.pack(_HEADER.size + len(self.body), *self[:4]) + self.body)
+        found.decode()
+        return found
+
+
+def encoded(kind: int, fields: dict[str, int], attributes: Iterable[tuple[str, object]] = ()) -> bytes:
+    """Body of a request, by the class that is registered for it."""
+    from vifprobe.host.net import nla
+
+    message: Any = nla.MESSAGES[kind]()
+    message.update(fields)
+    message["attrs"] = [list(one) for one in attributes]
+    message.encode()
+    return bytes(message.data[_HEADER.size :])
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """In its block pyroute2's NetlinkDecodeError becomes NetlinkError."""
+    from vifprobe.host.net.nla import NetlinkDecodeError
+
+    try:
+        yield
+    except NetlinkDecodeError as error:
+        raise NetlinkError(f"netlink: {error.exception}.") from error
 
 
 def align(length: int) -> int:
@@ -145,6 +180,39 @@ def text(value: bytes | None) -> str | None:
     return None if value is None else os.fsdecode(value.split(b"\0", 1)[0])
 
 
+def _route_socket() -> Any:
+    """pyroute2's socket without an event loop. Raises OSError."""
+    from pyroute2 import IPRSocket
+
+    made = IPRSocket()
+    _ = made.socket  # which opens it
+    return made
+
+
+def subscribe(groups: int, buffer_bytes: int) -> Any:
+    """pyroute2's socket that gets the notifications of some groups, not blocking. Raises NetlinkError."""
+    try:
+        made = _route_socket()
+    except OSError as error:
+        raise _no_socket(NETLINK_ROUTE, error) from error
+    try:
+        made.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+    except OSError:  # not root: as much as net.core.rmem_max allows
+        made.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+    made.socket.setblocking(False)
+    # Not by pyroute2's bind, which takes a port that is no process's id.
+    made.socket.bind((0, groups))
+    return made
+
+
+def _no_socket(protocol: int, error: OSError) -> NetlinkError:
+    return NetlinkError(
+        f"netlink protocol {protocol}: no socket ({error.strerror}).",
+        "The kernel lacks it, or a sandbox (seccomp, RestrictAddressFamilies=) forbids AF_NETLINK.",
+        code=error.errno or 0,
+    )
+
+
 class Netlink:
     """A netlink socket in the network namespace of the calling thread. One request at a time; not for two threads.
 
@@ -153,14 +221,15 @@ class Netlink:
 
     def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+            if protocol == NETLINK_ROUTE:
+                self._opened = _route_socket()
+                self._socket: socket.socket = self._opened.socket
+            else:  # pyroute2's for it has an event loop (docs/netlink.md)
+                self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+                self._opened = self._socket
             self._socket.bind((0, 0))
         except OSError as error:
-            raise NetlinkError(
-                f"netlink protocol {protocol}: no socket ({error.strerror}).",
-                "The kernel lacks it, or a sandbox (seccomp, RestrictAddressFamilies=) forbids AF_NETLINK.",
-                code=error.errno or 0,
-            ) from error
+            raise _no_socket(protocol, error) from error
         self._socket.settimeout(ANSWER_TIMEOUT_SECONDS)
         self._sequence = 0
         try:
@@ -176,7 +245,7 @@ class Netlink:
 
     def close(self) -> None:
         """Close the socket."""
-        self._socket.close()
+        self._opened.close()
 
     def get(self, kind: int, body: bytes) -> Message:
         """One question, one answer. Raises NetlinkError with the kernel's code (ENODEV, ENOENT, ...)."""

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from vifprobe.host.net.link_storm import LinkStorms, mute
 from vifprobe.host.net.netlink import RECEIVE_BYTES, port_of
@@ -49,10 +50,11 @@ class Received:
 
 
 class Receiver:
-    """From `start` to `close`. sockets: non-blocking; nft can be added later."""
+    """From `start` to `close`. route: from netlink.subscribe; nft can be added later."""
 
-    def __init__(self, route: socket.socket) -> None:
-        self._socket = route
+    def __init__(self, route: Any) -> None:
+        self._route = route
+        self._socket: socket.socket = route.socket
         self._nft_socket: socket.socket | None = None
         self._ready, self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), os.eventfd(0, os.EFD_CLOEXEC)
         self._queue: deque[Received] = deque()
@@ -100,7 +102,7 @@ class Receiver:
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         self._poll.close()
-        self._socket.close()
+        self._route.close()
         if self._nft_socket is not None:
             self._nft_socket.close()
         os.close(self._ready)

@@ -12,15 +12,17 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
-from vifprobe.host.net.netlink import NETLINK_NETFILTER, Message, attribute_list, attributes, be, text
+from vifprobe.host.net.netlink import NETLINK_NETFILTER, Message, reading
 from vifprobe.host.nft.hooks import is_loaded
-from vifprobe.host.nft.rules import FAMILIES, GENMSG_BYTES
+from vifprobe.host.nft.rules import FAMILIES, GETGEN, GETRULE, GETTABLE
 
 _GROUP = 7  # NFNLGRP_NFTABLES
 SO_RCVBUFFORCE = 33  # include/uapi/asm-generic/socket.h
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _NEW_GENERATION = 15
+_GENMSG_BYTES = 4  # struct nfgenmsg
 _NEW_RULE, _DELETE_RULE, _DESTROY_RULE = 6, 8, 28
 #: Elements of sets are left out: they change a thousand times a second on some hosts, and set no limit.
 _SAID = {
@@ -37,10 +39,6 @@ _SAID = {
     _DESTROY_RULE: "rule deleted",
     31: "object deleted",
 }
-_GENERATION_PID, _GENERATION_NAME = 2, 3
-_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
-_EXPR_NAME = 1
-
 
 @dataclass(frozen=True)
 class NftChange:
@@ -97,25 +95,36 @@ class Transactions:
         kind = message.type & 0xFF
         if message.type >> 8 != _SUBSYSTEM:
             return None
+        if len(message.body) < _GENMSG_BYTES:
+            return None
         if kind == _NEW_GENERATION:
-            return self._end(attributes(message.body, GENMSG_BYTES))
-        family = FAMILIES.get(message.body[0]) if message.body else None
+            with reading():
+                return self._end(message.decoded(GETGEN))
+        family = FAMILIES.get(message.body[0])
         words = _SAID.get(kind)
         if family is None or words is None:
             return None
-        found = attributes(message.body, GENMSG_BYTES)
-        table = text(found.get(_TABLE)) or ""
-        self._said[f"{family} {table}", words] += 1
-        if kind in (_DELETE_RULE, _DESTROY_RULE):
-            chain, handle = text(found.get(_RULE_CHAIN)) or "", be(found.get(_RULE_HANDLE)) or 0
-            self._deleted.add(f"{family} {table} {chain} rule {handle}")
-        elif kind == _NEW_RULE:
-            names = (attributes(one).get(_EXPR_NAME) for _, one in attribute_list(found.get(_RULE_EXPRESSIONS, b"")))
-            # A named limit is an objref.
-            self._adds_limit |= any(text(name) in ("limit", "objref") for name in names)
+        with reading():
+            self._gather(kind, f"{family} ", words, message)
         return None
 
-    def _end(self, generation: dict[int, bytes]) -> NftChange | None:
+    def _gather(self, kind: int, family: str, words: str, message: Message) -> None:
+        # Of whatever object: the table's name is the first attribute of each.
+        table = family + message.decoded(GETTABLE).get_attr("NFTA_TABLE_NAME", "")
+        self._said[table, words] += 1
+        if kind not in (_NEW_RULE, _DELETE_RULE, _DESTROY_RULE):
+            return
+        rule = message.decoded(GETRULE)
+        if kind == _NEW_RULE:
+            listed = rule.get_attr("NFTA_RULE_EXPRESSIONS")
+            expressions = [one.get_value() for one in listed["attrs"]] if listed is not None else []
+            # A named limit is an objref.
+            self._adds_limit |= any(one.get_attr("NFTA_EXPR_NAME") in ("limit", "objref") for one in expressions)
+        else:
+            chain, handle = rule.get_attr("NFTA_RULE_CHAIN", ""), rule.get_attr("NFTA_RULE_HANDLE", 0)
+            self._deleted.add(f"{table} {chain} rule {handle}")
+
+    def _end(self, generation: Any) -> NftChange | None:
         said, deleted, adds_limit = self._said, frozenset(self._deleted), self._adds_limit
         self._clear()
         if not said:
@@ -125,8 +134,8 @@ class Transactions:
             f"{table}: " + ", ".join(_many(number, what) for (one, what), number in said.items() if one == table)
             for table in tables
         )
-        comm = text(generation.get(_GENERATION_NAME))
-        return NftChange("nft " + "; ".join(words), deleted, adds_limit, be(generation.get(_GENERATION_PID)), comm)
+        pid, comm = generation.get_attr("NFTA_GEN_PROC_PID"), generation.get_attr("NFTA_GEN_PROC_NAME")
+        return NftChange("nft " + "; ".join(words), deleted, adds_limit, pid, comm)
 
 
 def _many(number: int, what: str) -> str:

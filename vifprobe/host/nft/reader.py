@@ -11,29 +11,29 @@ import errno
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from vifprobe.host.net.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, attribute, attributes, be, text
+from vifprobe.host.net.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, encoded, reading
 from vifprobe.host.nft.hooks import has_legacy_chains, is_loaded
 from vifprobe.host.nft.rules import (
-    CHAIN_HOOK,
     FAMILIES,
-    GENMSG_BYTES,
+    GETCHAIN,
+    GETGEN,
+    GETOBJ,
+    GETRULE,
+    GETTABLE,
     BaseChain,
     Counter,
     RateLimit,
     Rule,
     StatefulObject,
     base_chain,
+    chain_of_rule,
+    dormant_table,
+    is_hooked,
     rule,
     stateful_object,
+    table_of_object,
 )
 
-_SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_GETGEN, _GENERATION_ID = _SUBSYSTEM | 16, 1
-_GETTABLE, _GETCHAIN, _GETRULE, _GETOBJ = _SUBSYSTEM | 1, _SUBSYSTEM | 4, _SUBSYSTEM | 7, _SUBSYSTEM | 19
-_TABLE_NAME, _TABLE_FLAGS = 1, 2
-_TABLE_DORMANT = 0x1
-_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE = 1, 2, 3
-_OBJECT_TABLE = 1
 _NO_NF_TABLES = (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 
 
@@ -227,8 +227,10 @@ class NftReader:
 
 
 def _generation(netlink: Netlink) -> int:
-    found = attributes(netlink.get(_GETGEN, bytes(GENMSG_BYTES)).body, GENMSG_BYTES)
-    return be(found.get(_GENERATION_ID)) or 0
+    with reading():
+        found = netlink.get(GETGEN, encoded(GETGEN, {})).decoded(GETGEN)
+        number: int = found.get_attr("NFTA_GEN_ID", 0)
+        return number
 
 
 class _Reader:
@@ -263,17 +265,14 @@ class _Reader:
         found = []
         for number, family in FAMILIES.items():
             asleep = self._dormant_tables(number)
-            chains = (base_chain(row) for row in self._dump(_GETCHAIN, number))
+            chains = (base_chain(row) for row in self._dump(GETCHAIN, number))
             found += [chain for chain in chains if chain and (family, chain.table) not in asleep]
         return found
 
     def has_other_chains(self) -> bool:
         """Whether any chain sees packets elsewhere than on a device itself."""
-        for row in self._netlink.dump(_GETCHAIN, bytes(GENMSG_BYTES)):  # of all families
-            is_hooked = CHAIN_HOOK in attributes(row.body, GENMSG_BYTES)
-            if is_hooked and row.body[0] in FAMILIES and base_chain(row) is not None:
-                continue
-            if is_hooked:
+        for row in self._netlink.dump(GETCHAIN, encoded(GETCHAIN, {})):  # of all families
+            if is_hooked(row) and (row.body[0] not in FAMILIES or base_chain(row) is None):
                 return True
         return False
 
@@ -297,11 +296,10 @@ class _Reader:
         key = (base.family, base.table, chain)
         if key not in self._rules:
             objects = self._objects_of(base)
-            which = attribute(_RULE_TABLE, _string(base.table)) + attribute(_RULE_CHAIN, _string(chain))
-            rows = self._dump(_GETRULE, _family_number(base), which)
+            rows = self._dump(GETRULE, _family_number(base), _place(base, chain))
             # Kernels that ignore the filter send the rules of all chains.
             wanted = (base.table, chain)
-            self._rules[key] = [rule(row, objects) for row in rows if _chain_of(row) == wanted]
+            self._rules[key] = [rule(row, objects) for row in rows if chain_of_rule(row) == wanted]
         elif key in self._is_renewed:
             self._is_renewed.discard(key)
             self._rules[key] = self._with_counters(base, chain, self._rules[key])
@@ -314,32 +312,28 @@ class _Reader:
         if not counted:
             return rules
         objects, found = self._objects_of(base), list(rules)
-        where = attribute(_RULE_TABLE, _string(base.table)) + attribute(_RULE_CHAIN, _string(chain))
+        fields = {"nfgen_family": _family_number(base)}
         for place in counted:
-            handle = attribute(_RULE_HANDLE, rules[place].handle.to_bytes(8, "big"))
-            row = self._netlink.get(_GETRULE, bytes((_family_number(base), 0, 0, 0)) + where + handle)
+            where = [*_place(base, chain), ("NFTA_RULE_HANDLE", rules[place].handle)]
+            row = self._netlink.get(GETRULE, encoded(GETRULE, fields, where))
             found[place] = rule(row, objects)
         return found
 
     def _objects_of(self, base: BaseChain) -> dict[tuple[int, str], StatefulObject]:
         key = (base.family, base.table)
         if key not in self._objects:
-            rows = self._dump(_GETOBJ, _family_number(base), attribute(_OBJECT_TABLE, _string(base.table)))
-            mine = [row for row in rows if text(attributes(row.body, GENMSG_BYTES).get(_OBJECT_TABLE)) == base.table]
+            rows = self._dump(GETOBJ, _family_number(base), [("NFTA_OBJ_TABLE", base.table)])
+            mine = [row for row in rows if table_of_object(row) == base.table]
             self._objects[key] = dict(stateful_object(row) for row in mine)
         return self._objects[key]
 
     def _dormant_tables(self, family: int) -> set[tuple[str, str]]:
         """Tables that are switched off (`flags dormant`): their chains see nothing."""
-        rows = (attributes(row.body, GENMSG_BYTES) for row in self._dump(_GETTABLE, family))
-        return {
-            (FAMILIES[family], text(row.get(_TABLE_NAME)) or "")
-            for row in rows
-            if (be(row.get(_TABLE_FLAGS)) or 0) & _TABLE_DORMANT
-        }
+        found = (dormant_table(row) for row in self._dump(GETTABLE, family))
+        return {(FAMILIES[family], name) for name in found if name is not None}
 
-    def _dump(self, kind: int, family: int, filters: bytes = b"") -> list[Message]:
-        rows = self._netlink.dump(kind, bytes((family, 0, 0, 0)) + filters)
+    def _dump(self, kind: int, family: int, where: Iterable[tuple[str, object]] = ()) -> list[Message]:
+        rows = self._netlink.dump(kind, encoded(kind, {"nfgen_family": family}, where))
         return [row for row in rows if row.body[:1] == bytes((family,))]
 
 
@@ -347,10 +341,6 @@ def _family_number(chain: BaseChain) -> int:
     return next(number for number, name in FAMILIES.items() if name == chain.family)
 
 
-def _chain_of(row: Message) -> tuple[str | None, str | None]:
-    found = attributes(row.body, GENMSG_BYTES)
-    return text(found.get(_RULE_TABLE)), text(found.get(_RULE_CHAIN))
-
-
-def _string(value: str) -> bytes:
-    return value.encode("utf-8", "surrogateescape") + b"\0"
+def _place(base: BaseChain, chain: str) -> list[tuple[str, object]]:
+    """Attributes of a request for a chain's rules."""
+    return [("NFTA_RULE_TABLE", base.table), ("NFTA_RULE_CHAIN", chain)]

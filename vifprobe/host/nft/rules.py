@@ -1,37 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """nft chains, rules and stateful objects out of netlink messages.
 
-Source: include/uapi/linux/netfilter/nf_tables.h. All numbers of nf_tables are in network order.
+Decoded by vifprobe.host.net.nla.nft, which names the kernel's sources.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from vifprobe.host.net.netlink import Message, attribute_list, attributes, be, text
+from vifprobe.host.net.netlink import Message, reading
 
-GENMSG_BYTES = 4  # struct nfgenmsg: family, version, res_id
+#: nlmsg_type of messages of each kind: the subsystem (NFNL_SUBSYS_NFTABLES) and NFT_MSG_GET*.
+GETTABLE, GETCHAIN, GETRULE, GETGEN, GETOBJ = (10 << 8 | number for number in (1, 4, 7, 16, 19))
 
 FAMILIES = {1: "inet", 5: "netdev"}
 _HOOKS = {("netdev", 0): "ingress", ("netdev", 1): "egress", ("inet", 5): "ingress"}
 
-_CHAIN_TABLE, _CHAIN_NAME, CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
-_HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICE, _HOOK_DEVICES = 1, 2, 3, 4
-_DEVICE_NAME, _DEVICE_PREFIX = 1, 2
-_RULE_HANDLE, _RULE_EXPRESSIONS = 3, 4
-_EXPR_NAME, _EXPR_DATA = 1, 2
-_LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
-_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_OBJREF_TYPE, _OBJREF_NAME = 1, 2
-_OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA, _OBJECT_USE = 2, 3, 4, 5
 OBJECT_COUNTER, OBJECT_LIMIT = 1, 4
-_LOOKUP_DREG = 3
-_IMMEDIATE_DATA, _DATA_VERDICT = 2, 2
-_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _VERDICTS = {0: "drop", 1: "accept", 3: "queue", -1: "continue", -2: "break", -5: "return"}
 _JUMP, _GOTO = -3, -4
+_TABLE_DORMANT = 0x1  # NFT_TABLE_F_DORMANT
 
 # Expressions that let every packet go on to the next one; `limit` does not, but is looked at by itself.
 _UNCONDITIONAL = {"limit", "counter", "objref", "immediate", "log", "meta", "notrack"}
@@ -123,91 +113,135 @@ class StatefulObject:
 
 def base_chain(message: Message) -> BaseChain | None:
     """An NFT_MSG_NEWCHAIN message; None for a chain that is not hooked on devices."""
-    family = FAMILIES.get(message.body[0], "") if message.body else ""
-    found = attributes(message.body, GENMSG_BYTES)
-    hook = attributes(found.get(CHAIN_HOOK, b""))
-    name = _HOOKS.get((family, be(hook.get(_HOOK_NUMBER)) or 0)) if hook else None
-    if name is None:
-        return None
-    devices = []
-    if _HOOK_DEVICES in hook:
-        for kind, value in attribute_list(hook[_HOOK_DEVICES]):
-            devices.append((text(value) or "") + ("*" if kind == _DEVICE_PREFIX else ""))
-    elif _HOOK_DEVICE in hook:
-        devices.append(text(hook[_HOOK_DEVICE]) or "")
-    return BaseChain(
-        family=family,
-        table=text(found.get(_CHAIN_TABLE)) or "",
-        name=text(found.get(_CHAIN_NAME)) or "",
-        hook=name,
-        priority=_signed(hook.get(_HOOK_PRIORITY)),
-        devices=tuple(devices),
-        policy_drops=be(found.get(_CHAIN_POLICY)) == 0,  # NF_DROP
-    )
+    with reading():
+        found = message.decoded(GETCHAIN)
+        family, hook = FAMILIES.get(found["nfgen_family"], ""), found.get_attr("NFTA_CHAIN_HOOK")
+        name = _HOOKS.get((family, hook.get_attr("NFTA_HOOK_HOOKNUM", 0))) if hook is not None else None
+        if name is None:
+            return None
+        return BaseChain(
+            family=family,
+            table=found.get_attr("NFTA_CHAIN_TABLE", ""),
+            name=found.get_attr("NFTA_CHAIN_NAME", ""),
+            hook=name,
+            priority=hook.get_attr("NFTA_HOOK_PRIORITY", 0),
+            devices=_devices(hook),
+            policy_drops=found.get_attr("NFTA_CHAIN_POLICY") == 0,  # NF_DROP
+        )
+
+
+def _devices(hook: Any) -> tuple[str, ...]:
+    several, one = hook.get_attr("NFTA_HOOK_DEVS"), hook.get_attr("NFTA_HOOK_DEV")
+    if several is None:
+        return () if one is None else (one,)
+    return tuple(each.get_value() + "*" * (each.name == "NFTA_DEVICE_PREFIX") for each in several["attrs"])
+
+
+def is_hooked(message: Message) -> bool:
+    """Whether the chain of an NFT_MSG_NEWCHAIN message sees packets without being jumped to."""
+    with reading():
+        return message.decoded(GETCHAIN).get_attr("NFTA_CHAIN_HOOK") is not None
+
+
+def dormant_table(message: Message) -> str | None:
+    """Name of the table of an NFT_MSG_NEWTABLE message, if it is switched off (`flags dormant`)."""
+    with reading():
+        found = message.decoded(GETTABLE)
+        name: str = found.get_attr("NFTA_TABLE_NAME", "")
+        return name if found.get_attr("NFTA_TABLE_FLAGS", 0) & _TABLE_DORMANT else None
 
 
 def stateful_object(message: Message) -> tuple[tuple[int, str], StatefulObject]:
     """((type, name), content) of an NFT_MSG_NEWOBJ message."""
-    found = attributes(message.body, GENMSG_BYTES)
-    kind = be(found.get(_OBJECT_TYPE)) or 0
-    data = attributes(found.get(_OBJECT_DATA, b""))
-    key = (kind, text(found.get(_OBJECT_NAME)) or "")
-    if kind == OBJECT_COUNTER:
-        return key, StatefulObject(counter=_counter(data, (be(found.get(_OBJECT_USE)) or 0) > 1))
-    return key, StatefulObject(limit=_limit(data) if kind == OBJECT_LIMIT else None)
+    with reading():
+        found = message.decoded(GETOBJ)
+        kind, data = found.get_attr("NFTA_OBJ_TYPE", 0), found.get_attr("NFTA_OBJ_DATA")
+        key = (kind, found.get_attr("NFTA_OBJ_NAME", ""))
+        if kind == OBJECT_COUNTER:
+            return key, StatefulObject(counter=_counter(data, found.get_attr("NFTA_OBJ_USE", 0) > 1))
+        return key, StatefulObject(limit=_limit(data) if kind == OBJECT_LIMIT else None)
+
+
+def table_of_object(message: Message) -> str:
+    """The table of an NFT_MSG_NEWOBJ message."""
+    with reading():
+        name: str = message.decoded(GETOBJ).get_attr("NFTA_OBJ_TABLE", "")
+        return name
+
+
+def chain_of_rule(message: Message) -> tuple[str, str]:
+    """Table and chain of an NFT_MSG_NEWRULE message."""
+    with reading():
+        found = message.decoded(GETRULE)
+        return found.get_attr("NFTA_RULE_TABLE", ""), found.get_attr("NFTA_RULE_CHAIN", "")
 
 
 def rule(message: Message, objects: Mapping[tuple[int, str], StatefulObject]) -> Rule:
     """An NFT_MSG_NEWRULE message, named counters and limits looked up in `objects`."""
-    found = attributes(message.body, GENMSG_BYTES)
+    with reading():
+        return _rule(message.decoded(GETRULE), objects)
+
+
+def _rule(found: Any, objects: Mapping[tuple[int, str], StatefulObject]) -> Rule:
     limit: RateLimit | None = None
     before: Counter | None = None
     after: Counter | None = None
     verdict, conditions, matches_all = "", b"", True
-    for _, element in attribute_list(found.get(_RULE_EXPRESSIONS, b"")):
-        parts = attributes(element)
-        name = text(parts.get(_EXPR_NAME)) or ""
-        data = attributes(parts.get(_EXPR_DATA, b""))
-        named = objects.get((be(data.get(_OBJREF_TYPE)) or 0, text(data.get(_OBJREF_NAME)) or ""))
-        referred = (named or StatefulObject()) if name == "objref" else StatefulObject()
+    listed = found.get_attr("NFTA_RULE_EXPRESSIONS")
+    for element in listed["attrs"] if listed is not None else ():
+        parts = element.get_value()
+        name, data = parts.get_attr("NFTA_EXPR_NAME", ""), parts.get_attr("NFTA_EXPR_DATA")
+        referred = _referred(data, objects) if name == "objref" else StatefulObject()
         here = _counter(data, False) if name == "counter" else referred.counter
         this_limit = _limit(data) if name == "limit" else referred.limit
         if this_limit is not None and limit is None:
             limit, before, after = this_limit, after, None
         elif here is not None:
             after = here
-        elif name == "immediate" and _DATA_VERDICT in attributes(data.get(_IMMEDIATE_DATA, b"")):
-            verdict = _verdict(attributes(attributes(data[_IMMEDIATE_DATA])[_DATA_VERDICT]))
+        elif name == "immediate" and (said := _verdict(data)) is not None:
+            verdict = said
         elif name == "reject":
             verdict = "reject"
         elif name not in ("limit", "counter", "objref", "log"):
-            conditions += element
+            conditions += element.raw
             matches_all &= name in _UNCONDITIONAL
-            if name == "lookup" and be(data.get(_LOOKUP_DREG)) == 0:  # NFT_REG_VERDICT
+            if name == "lookup" and data is not None and data.get_attr("NFTA_LOOKUP_DREG") == 0:  # NFT_REG_VERDICT
                 verdict = "map"
-    return Rule(be(found.get(_RULE_HANDLE)) or 0, limit, before, after, verdict, conditions, matches_all)
+    return Rule(found.get_attr("NFTA_RULE_HANDLE", 0), limit, before, after, verdict, conditions, matches_all)
 
 
-def _verdict(data: dict[int, bytes]) -> str:
-    code = _signed(data.get(_VERDICT_CODE))
+def _referred(data: Any, objects: Mapping[tuple[int, str], StatefulObject]) -> StatefulObject:
+    """A named counter or limit; an empty one where it is of another kind."""
+    if data is None:
+        return StatefulObject()
+    key = (data.get_attr("NFTA_OBJREF_IMM_TYPE", 0), data.get_attr("NFTA_OBJREF_IMM_NAME", ""))
+    return objects.get(key, StatefulObject())
+
+
+def _verdict(data: Any) -> str | None:
+    """Of an immediate expression; None where it loads a value."""
+    for name in ("NFTA_IMMEDIATE_DATA", "NFTA_DATA_VERDICT"):
+        data = data.get_attr(name) if data is not None else None
+    if data is None:
+        return None
+    code: int = data.get_attr("NFTA_VERDICT_CODE", 0)
     if code in (_JUMP, _GOTO):
-        return f"{'jump' if code == _JUMP else 'goto'} {text(data.get(_VERDICT_CHAIN)) or ''}"
+        return f"{'jump' if code == _JUMP else 'goto'} {data.get_attr('NFTA_VERDICT_CHAIN', '')}"
     return _VERDICTS.get(code if code < 0 else code & 0xFF, f"verdict {code}")  # the rest: number of the queue
 
 
-def _counter(data: dict[int, bytes], shared: bool) -> Counter:
-    return Counter(be(data.get(_COUNTER_PACKETS)) or 0, be(data.get(_COUNTER_BYTES)) or 0, shared)
+def _counter(data: Any, shared: bool) -> Counter:
+    if data is None:
+        return Counter(0, 0, shared)
+    return Counter(data.get_attr("NFTA_COUNTER_PACKETS", 0), data.get_attr("NFTA_COUNTER_BYTES", 0), shared)
 
 
-def _limit(data: dict[int, bytes]) -> RateLimit:
-    rate = be(data.get(_LIMIT_RATE)) or 0
-    unit_seconds = be(data.get(_LIMIT_UNIT)) or 1
-    burst = be(data.get(_LIMIT_BURST)) or 0
-    over = bool((be(data.get(_LIMIT_FLAGS)) or 0) & 1)  # NFT_LIMIT_F_INV
-    if be(data.get(_LIMIT_TYPE)) == 1:  # NFT_LIMIT_PKT_BYTES
+def _limit(data: Any) -> RateLimit | None:
+    if data is None:
+        return None
+    rate, burst = data.get_attr("NFTA_LIMIT_RATE", 0), data.get_attr("NFTA_LIMIT_BURST", 0)
+    unit_seconds = data.get_attr("NFTA_LIMIT_UNIT") or 1
+    over = bool(data.get_attr("NFTA_LIMIT_FLAGS", 0) & 1)  # NFT_LIMIT_F_INV
+    if data.get_attr("NFTA_LIMIT_TYPE") == 1:  # NFT_LIMIT_PKT_BYTES
         return RateLimit(rate * 8 // unit_seconds, burst, rate + burst, over=over)
     return RateLimit(rate_pps=rate / unit_seconds, burst_packets=burst, over=over)
-
-
-def _signed(value: bytes | None) -> int:
-    return struct.unpack(">i", value)[0] if value is not None and len(value) == 4 else 0

@@ -11,11 +11,11 @@ import errno
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
-from vifprobe.host.net.netlink import Message, Netlink, NetlinkError
-from vifprobe.host.tc.objects import TCMSG, header, hook_of, qdisc, tc_class, tc_filter
+from vifprobe.host.net.netlink import Message, Netlink, NetlinkError, encoded
+from vifprobe.host.tc.objects import header, hook_of, qdisc, tc_class, tc_filter
 from vifprobe.host.tc.records import (
     CLSACT_EGRESS,
     CLSACT_INGRESS,
@@ -60,6 +60,12 @@ class TcState:
         return ((found, action) for found in self.filters for action in found.actions if action.kind == "police")
 
 
+@lru_cache(4096)
+def request_of(ifindex: int = 0, parent: int = 0) -> bytes:
+    """Body of an RTM_GETQDISC, RTM_GETTCLASS or RTM_GETTFILTER."""
+    return encoded(RTM_GETQDISC, {"family": socket.AF_UNSPEC, "index": ifindex, "parent": parent})
+
+
 def read_tc_of(ifindexes: Iterable[int]) -> dict[int, TcState]:
     """Ifindex -> what is installed, from one dump of the qdiscs. An interface that is gone has nothing installed."""
     return TcReader().read(ifindexes)
@@ -79,7 +85,7 @@ class TcReader:
         with Netlink() as netlink:
             # The kernel has no way to ask for one interface's qdiscs: it sends all, those of others are skipped unread.
             rows: dict[int, list[Message]] = {ifindex: [] for ifindex in wanted}
-            for message in netlink.dump(RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+            for message in netlink.dump(RTM_GETQDISC, request_of()):
                 if message.type == RTM_NEWQDISC:
                     own = rows.get(header(message)[0])
                     if own is not None:
@@ -108,7 +114,7 @@ def waiting_of(ifindexes: Iterable[int]) -> dict[int, int]:
     """
     wanted, found = set(ifindexes), {}
     with Netlink() as netlink:
-        for message in netlink.dump(RTM_GETQDISC, TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        for message in netlink.dump(RTM_GETQDISC, request_of()):
             if message.type == RTM_NEWQDISC and header(message)[0] in wanted:
                 one = qdisc(message)
                 if one.parent == "root" and one.stats.queue_packets is not None:
@@ -196,7 +202,7 @@ class _Reader:
 
     def _dump(self, kind: int, parent: int, what: str) -> list[Message]:
         try:
-            return self._netlink.dump(kind, TCMSG.pack(socket.AF_UNSPEC, self.ifindex, 0, parent, 0))
+            return self._netlink.dump(kind, request_of(self.ifindex, parent))
         except NetlinkError as error:
             if error.errno not in _GONE:
                 self._problems.append(f"{what}: {error.message}")
