@@ -91,7 +91,7 @@ def play(vm: Guest, folder: Path) -> int:
         "  histogram.csv  packets by class, size and verdict",
         "  timeline.csv   packets by verdict, every 10 ms",
         "  drops.csv      who dropped packets, and why",
-        "  reconcile.csv  held against the kernel's own counters",
+        "  reconcile.csv  compared with the kernel's own counters",
     )
     print(f"To read one:  column -s, -t {shlex.quote(str(folder))}/histogram.csv | less -S", flush=True)
     return 0

@@ -57,7 +57,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 #: For what is read: one of these is in the error.
 READ = {
     "fifo": ("no process writes to this fifo", "is not a network namespace", "not a directory"),
-    "folder": ("is a directory", "is not a network namespace", "not there, so this is no capture"),
+    "folder": ("is a directory", "is not a network namespace", "no such file: this is not a capture"),
     "40 GiB": ("longer than", "begins with 00 00 00 00", "not a directory", "is not a network namespace"),
     "/dev/zero": ("not a regular file", "begins with 00 00 00 00", "not a directory", "is not a network namespace"),
     "socket": ("not a regular file", "no such device or address", "not a directory", "is not a network namespace"),
@@ -69,13 +69,13 @@ READ = {
 WRITTEN = {
     "fifo": ("no process reads this fifo", "not a regular file", "not a directory"),
     "folder": ("not a regular file",),
-    "40 GiB": ("there is one already", "not a directory"),
+    "40 GiB": ("file exists", "not a directory"),
     "/dev/zero": ("a symbolic link, which is not followed",),
     "device": ("not a regular file", "not a directory"),
     "socket": ("not a regular file", "not a directory"),
     "dangling link": ("a symbolic link, which is not followed",),
     "link to itself": ("a symbolic link, which is not followed",),
-    "empty": ("there is one already", "not a directory"),
+    "empty": ("file exists", "not a directory"),
 }
 for table in (READ, WRITTEN):
     table["4 TiB"] = table["40 GiB"]
