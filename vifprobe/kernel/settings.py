@@ -27,10 +27,10 @@ UNSIZED_SHARE = 8
 CPUS_PER_OVERFLOW = 32
 OVERFLOW_PARTS_MAX = 4
 BIN_LOG_ENTRIES = 4096
-#: Desks that share a table of one value with what else every packet touches, 320 bytes each; more have one of their
-#: own: older kernels take no value above 4 MiB (KMALLOC_MAX_SIZE; kernel/bpf/arraymap.c, array_map_alloc_check).
+#: Up to so many tap_cpu_states (320 bytes each) are in the table `shared`. More have their own table, because older
+#: kernels take no value above 4 MiB (KMALLOC_MAX_SIZE; kernel/bpf/arraymap.c, array_map_alloc_check).
 TAP_CPU_STATES_SHARED = 4096
-#: Taps whose SYN measures do, 96 KiB each.
+#: Up to so many taps have their syn_states (96 KiB each) in `shared`.
 SYN_STATES_SHARED = 16
 #: Samples of all CPUs that wait for the reader, 192 bytes each, and how many of them are one CPU's.
 SAMPLES_WAITING = 16384
@@ -42,7 +42,7 @@ FLOWS_PER_TAP = (256, 16384)
 FLOWS = 262144
 #: When so many flows have taken the place of living ones, half as many new ones are followed; a power of two.
 FLOW_CROWD = 1024
-#: Inbound packets on their way that are remembered, all CPUs together: a tap's queue is 1000 packets long.
+#: Entries for inbound packets in flight, all CPUs together: the queue of a tap is 1000 packets long.
 INFLIGHT_PER_TAP = 2048
 INFLIGHT_MIN = 8192
 INFLIGHT_MAX = 262_144
@@ -116,7 +116,7 @@ class Settings:
 
     @property
     def inflight_rows(self) -> int:
-        """Rows of the memory of inbound packets on their way: a power of two."""
+        """Rows of the table of inbound packets in flight: a power of two."""
         return _power_of_two(min(INFLIGHT_MAX, max(INFLIGHT_MIN, self.taps * INFLIGHT_PER_TAP))) // INFLIGHT_WAYS
 
     def flags(self, features: Features) -> list[str]:

@@ -35,7 +35,7 @@ def test_late_verdicts_and_recursion_misses_are_told(
         readings = probe.readings(0.1, 0.7)
         quiet = next(readings)
         (programs,) = attached
-        programs.table("lanes", writable=True)["late_verdicts"][0] += 1009
+        programs.table("cpu_states", writable=True)["late_verdicts"][0] += 1009
         (drop,) = [fd for name, fd in programs.named() if name == "drop"]
         monkeypatch.setattr(libbpf, "recursion_misses", lambda fd: 13 * (fd == drop))
         *others, total = readings
