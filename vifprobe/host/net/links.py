@@ -176,9 +176,18 @@ def list_links_and_counters() -> tuple[tuple[Link, LinkCounters | None], ...]:
 def _dump(with_stats: bool) -> tuple[tuple[Link, LinkCounters | None], ...]:
     with Netlink() as netlink, reading():
         rows = netlink.dump(RTM_GETLINK, request(with_stats=with_stats))
-        found = [row.decoded(RTM_NEWLINK) for row in rows if row.type == RTM_NEWLINK]
-        link_names = {one["index"]: one.get_attr("IFLA_IFNAME", "") for one in found}
-        return tuple((_link(one, link_names), _counters(one) if with_stats else None) for one in found)
+        found = [_row(row, with_stats) for row in rows if row.type == RTM_NEWLINK]
+    link_names = {link.ifindex: link.name for link, _ in found}
+    return tuple(
+        (replace(link, master_name=link_names.get(link.master_ifindex, "")) if link.master_ifindex else link, counters)
+        for link, counters in found
+    )
+
+
+def _row(row: Message, with_stats: bool) -> tuple[Link, LinkCounters | None]:
+    """One at a time: decoded, thousands of them take megabytes."""
+    found = row.decoded(RTM_NEWLINK)
+    return _link(found, {}), _counters(found) if with_stats else None
 
 
 class QuickLook(NamedTuple):
