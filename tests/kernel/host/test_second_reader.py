@@ -214,4 +214,3 @@ def test_nft_limits_and_their_counters(tap: Tap, require: Require) -> None:
             assert (rule.limit.rate_pps, rule.limit.burst_packets) == (
                 told["limit"]["rate"], told["limit"]["burst"],
             )  # fmt: skip
-

@@ -40,6 +40,7 @@ _SAID = {
     31: "object deleted",
 }
 
+
 @dataclass(frozen=True)
 class NftChange:
     """One transaction that touched families that see interfaces. detail: what it did, in words.

@@ -93,5 +93,3 @@ class ndmsg(nlmsg):
     __slots__ = ()
     fields = pyroute2_ndmsg.fields
     nla_map = ((1, "NDA_DST", "cdata"), (2, "NDA_LLADDR", "cdata"))
-
-
