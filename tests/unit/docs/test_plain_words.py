@@ -20,6 +20,12 @@ PAGES = (
     "docs/limitations.md",
     "docs/architecture.md",
     "docs/cost.md",
+    "docs/flood.md",
+    "docs/host-cost.md",
+    "docs/incident.md",
+    "docs/kernels.md",
+    "docs/netlink.md",
+    "docs/security.md",
 )
 
 
