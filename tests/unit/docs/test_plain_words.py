@@ -15,6 +15,7 @@ WORDS = re.compile(
 )
 PAGES = (
     "README.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/findings.md",
     "docs/limitations.md",
