@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read what the programs count: maps as numpy arrays, without a system call a cell.
+"""Read what the programs count: maps as numpy arrays, without a system call for each cell.
 
 | module | reads |
 |---|---|
@@ -7,7 +7,7 @@
 | `counters`, `cells` | packets by key |
 | `timeline` | time bins |
 | `samples`, `syn` | sampled headers; SYN measures |
-| `inflight` | inbound packets between the hook and their end |
+| `inflight` | inbound packets in flight: between the hook and their verdict |
 | `sched`, `slices` | CPU time and context switches |
-| `swapped` | turns hooks into the guest's directions |
+| `swapped` | translates hooks into the guest's directions |
 """

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from vifprobe.kernel.load import Programs
 from vifprobe.model.layout import CELL, OVERFLOW_KEY_FIELDS, OVERFLOW_SHAPE, SIZE_UNKNOWN, cell_key, take_apart
 
-#: What a cell counts.
+#: Counters of a cell.
 COUNTERS = ("packets", "frame_bytes", "charged_bytes", "wire_bytes")
 #: Counters under a key as the kernel keeps it, see layout.CELL_KEY_FIELDS.
 _KEYED = np.dtype([(name, np.uint64) for name in ("key", "drop_key", *COUNTERS)])
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class CellTable:
-    """Each tap's cells on each CPU, the lists of those in use, and the counts of what found no cell."""
+    """Cells of each tap and CPU, the lists of used cells, and the overflow counts of packets without a cell."""
 
     def __init__(self, programs: Programs) -> None:
         settings = programs.settings
@@ -33,12 +33,12 @@ class CellTable:
         self._places = np.zeros(0, np.int64)
 
     def close(self) -> None:
-        """Give the tables' memory back."""
+        """Unmap the tables."""
         for table in ("_cells", "_used", "_overflow"):
             self.__dict__.pop(table, None)
 
     def read(self) -> Array:
-        """What is counted now, as the kernel keeps it: a key comes once a CPU."""
+        """Return the current counts in the kernel's form: a key can occur once for each CPU."""
         counts = self._used["count"].copy()
         if not np.array_equal(counts, self._counts):
             self._places, self._counts = self._places_of(counts.astype(np.int64)), counts
@@ -49,14 +49,14 @@ class CellTable:
         return np.concatenate([found, self._overflown()])
 
     def _places_of(self, used: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where the cells in use are. used: how many, by CPU and tap."""
+        """Return the positions of the used cells. used: number of used cells, by CPU and tap."""
         owners = np.repeat(np.arange(len(used)), used)
         number = np.arange(len(owners)) - np.repeat(np.cumsum(used) - used, used)
         places: npt.NDArray[np.int64] = owners * self._slots + self._used["places"][owners, number]
         return places
 
     def _overflown(self) -> Array:
-        """What found no cell, without size and reason."""
+        """Return the counts of packets that found no cell; size and drop reason are not kept."""
         parts = []
         for tap in np.flatnonzero(self._used["overflown"].reshape(-1, self._taps).any(axis=0)):
             own = self._overflow[:, tap]
@@ -71,7 +71,7 @@ class CellTable:
 
 
 def single(packets: Array) -> Array:
-    """Single packets in the shape that `CellTable.read` gives."""
+    """Return single packets in the shape that `CellTable.read` returns."""
     rows = np.zeros(len(packets), _KEYED)
     rows["packets"] = 1
     for name in ("key", "drop_key", *COUNTERS[1:]):
@@ -80,7 +80,7 @@ def single(packets: Array) -> Array:
 
 
 def decoded(*parts: Array) -> Array:
-    """What `CellTable.read` and `single` give -> rows of layout.CELL, every key once, in the order of their taps."""
+    """Merge results of `CellTable.read` and `single` into rows of layout.CELL: every key once, ordered by tap."""
     raw = np.concatenate(parts)
     raw = raw[np.lexsort((raw["drop_key"], raw["key"]))]
     first = np.flatnonzero(np.append(True, (np.diff(raw["key"]) != 0) | (np.diff(raw["drop_key"]) != 0))[: len(raw)])

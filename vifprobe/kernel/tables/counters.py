@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's counters as numpy arrays: mapped once, read without a system call a cell.
+"""The kernel's counters as numpy arrays: mapped once, read without a system call for each cell.
 
-A packet is counted when its verdict is known. The last packet of each CPU is pending on that CPU; whether its
-call chain has ended is told by epochs: the reader counts the epoch up (odd: packets belong to the next even one), waits
-until all chains of before have ended, counts it up again, and from then on the kernel side leaves the verdict of a
-packet from before alone. So every count read here is final, and any two readings subtract exactly.
+A packet is counted when its verdict is known. The last packet of each CPU is pending on that CPU.
 
-Inbound packets are counted at their end; those on their way are listed in a table of their own, and are the queue.
+Epochs show whether the call chain of a pending packet has ended. The reader increments the epoch (odd: packets belong
+to the next even one). It waits until all earlier chains have ended, and increments the epoch again. From then on the
+kernel side does not change the verdict of an earlier packet. So every count read here is final, and the difference of
+any two readings is exact.
+
+Inbound packets are counted when their verdict is known. Those in flight are listed in a separate table: they are the
+queue.
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ from vifprobe.model.layout import (
 )
 from vifprobe.model.records import SynMeasures
 
-#: For the kernel side's few instructions between asking for the epoch and counting, when a packet that had passed is
-#: dropped in another chain (a queue's end, say) at this very moment. Later ones it refuses, see `late_verdicts`.
+#: Covers the few instructions of the kernel side between reading the epoch and counting, for a passed packet that
+#: another chain (the end of a queue, for example) drops at this moment. Later drops are refused: see `late_verdicts`.
 LATE_VERDICT_SECONDS = 0.001
 _RETRIES = 100
 _VERDICT_SHIFT = cell_key_shifts()["verdict"][0]
@@ -54,13 +57,17 @@ Array = npt.NDArray[Any]
 class Snapshot:
     """Cumulative counts since the tables were made.
 
-    cells: rows of layout.CELL, every key once, all verdicts final but QUEUED: inbound packets that have no verdict yet.
-    unannounced: inbound packets of which only the end was seen, by tap number: they waited since before the start, or
-    were cut from a longer frame. missed_packets, missed_bytes: a header could not be read, or the packet's end went by
-    unseen (see Inflight); by tap number and direction. late_verdicts: dropped after they had been settled as passed.
-    recursion_misses: events that the kernel kept from the programs, see Programs. unplaced_drops: netfilter drops
-    counted as policed although which chain did it could not be told. what_ifs: None where no limit is tried out, else
-    packets and frame bytes (passed, stopped) by tap, direction, limit and class.
+    - at_ns: monotonic clock.
+    - cells: rows of layout.CELL, every key once. All verdicts are final but QUEUED: inbound packets in flight.
+    - missed_packets, missed_bytes: packets whose header could not be read, or whose end was not observed (see
+      Inflight); by tap number and direction.
+    - late_verdicts: packets dropped after they had been settled as passed.
+    - recursion_misses: events for which the kernel did not run the programs, see Programs.
+    - unannounced: inbound packets of which only the end was observed, by tap number. They were queued before the start,
+      or are segments of a longer frame.
+    - unplaced_drops: netfilter drops counted as policed although the chain that dropped is unknown.
+    - what_ifs: packets and frame bytes (passed, stopped) by tap, direction, limit and class. None where no what-if
+      limit is set.
     """
 
     at_ns: int
@@ -74,16 +81,16 @@ class Snapshot:
     what_ifs: Array | None = None
 
     def cells_of(self, number: int) -> Array:
-        """One tap's cells, by its number."""
+        """Return the cells of one tap, by its number."""
         begin, end = np.searchsorted(self.cells["tap"], (number, number + 1))
         rows: Array = self.cells[begin:end]
         return rows
 
 
 class Counters:
-    """Reads (and at the start fills) the tables that bpf/lib/tables.c declares.
+    """Reader of the tables that bpf/lib/tables.c declares. Fills some of them at the start.
 
-    swapped: numbers of the taps whose egress is outbound; all that is read here is in the guest's directions.
+    All results are in the guest's directions. swapped: numbers of the taps whose egress is outbound.
     """
 
     def __init__(self, programs: Programs, swapped: Collection[int] = ()) -> None:
@@ -101,7 +108,7 @@ class Counters:
         self._grace = Grace()
 
     def close(self) -> None:
-        """Give the tables' memory back, which keeps them in the kernel; only what is lost can be asked for after it."""
+        """Unmap the tables, which frees them in the kernel. After this only `lost_bins` and `lost_samples` work."""
         for reader in (self._samples, self._syn, self._bins, self._inflight, self._cells):
             if reader is not None:
                 reader.close()
@@ -110,9 +117,13 @@ class Counters:
         self._grace.close()
 
     def watch(self, ifindex: int, number: int, traits: int, overhead_bytes: int = 0, mpu_bytes: int = 0) -> None:
-        """Count the device from now on, under this tap number. May be called again to change the rest.
+        """Count the device from now on, under this tap number. A later call with the same ifindex changes the rest.
 
-        overhead_bytes, mpu_bytes: what its outbound policer adds to a packet's charge, and the least that it charges.
+        - ifindex: of the device.
+        - number: tap number.
+        - traits: bits of layout.TapTrait.
+        - overhead_bytes: added by the outbound policer to the charge of each packet.
+        - mpu_bytes: minimum charge of the outbound policer.
         """
         slots = (ifindex + np.arange(TAP_PROBES)) & (len(self._taps) - 1)
         for slot in slots:
@@ -120,32 +131,36 @@ class Counters:
                 self._taps["number"][slot] = number
                 self._taps["traits"][slot] = traits
                 self._taps["overhead"][slot], self._taps["mpu"][slot] = overhead_bytes, mpu_bytes
-                self._taps["ifindex"][slot] = ifindex  # last: the kernel side looks at it first
+                self._taps["ifindex"][slot] = ifindex  # last: the kernel side compares it first
                 return
         raise KernelError(f"no free place for ifindex {ifindex} in the table of watched taps.")
 
     def snapshot(self, patience_seconds: float | None = None) -> Snapshot:
-        """All counts, every one final. Takes 5 to 20 ms of waiting (see wait_for_call_chains), next to no CPU time.
+        """Return all counts, every one final.
 
-        Where it would take longer than `patience_seconds`, the last packet of a CPU can be left to a later snapshot.
+        Waits for 5 to 20 ms (see wait_for_call_chains) and uses hardly any CPU time. Where the wait would exceed
+        `patience_seconds` (None: no limit), the last packet of a CPU can be left to a later snapshot.
         """
         self._turn_epoch(patience_seconds)
         for _ in range(_RETRIES):
             before = self._cpu_states.copy()
-            # Before what was written off: that is counted here when its place is taken, and would be counted twice.
+            # Read before the entries written off: when such an entry is reused, it is counted here, and would be
+            # counted twice.
             misses = self._misses.copy()
             ended = self._inflight.look().ended
             cells = self._cells.read()
             settled = self._settled(before)
-            # After the cells: a packet that ends meanwhile is in neither, and comes with the next reading.
+            # Read after the cells: a packet that ends in between is in neither, and comes with the next reading.
             inflight = self._inflight.look()
-            # A settled packet that left its slot meanwhile may be in neither, too: look again.
+            # A settled packet that left its slot in between can be in neither, too: read again.
             if np.array_equal(settled["sequence"], self._cpu_states["sequence"][settled["cpu"]]) and np.array_equal(
                 ended, inflight.ended
             ):
                 break
         else:
-            raise KernelError("the counters could not be read: a pending packet changed at every look.")
+            raise KernelError(
+                f"the counters could not be read: a pending packet changed during each of {_RETRIES} reads."
+            )
         cpu_states = self._cpu_states.copy()
         open_ones = (settled, inflight.queued, inflight.ended)
         lost_packets, lost_bytes = _by_direction(inflight.lost, misses.shape[1:])
@@ -162,7 +177,7 @@ class Counters:
         )
 
     def _what_ifs_now(self) -> Array | None:
-        """Counts by tap, direction, limit and class."""
+        """Return the what-if counts by tap, direction, limit and class; None without what-if limits."""
         if self._what_ifs is None:
             return None
         counts = self._what_ifs
@@ -172,17 +187,17 @@ class Counters:
         return self._swapped.table(summed)
 
     def write_off(self, waiting: Callable[[Iterable[int]], Mapping[int, int]]) -> bool:
-        """Find inbound packets whose end was not seen: see Inflight.write_off."""
+        """Find inbound packets whose end was not observed: see Inflight.write_off."""
         return self._inflight.write_off(waiting)
 
     def cells_now(self) -> Array:
-        """The cells as they are, without waiting, as rows of layout.CELL; without packets whose verdict is open."""
+        """Return the current cells as rows of layout.CELL, without waiting; packets without a verdict are left out."""
         return self._swapped.rows(decoded(self._cells.read()))
 
     def take_bins(self, final: bool = False) -> Array:
-        """Time bins that ended since the last call, as rows of layout.BIN; with `final`, the current ones too.
+        """Return time bins that ended since the last call, as rows of layout.BIN; with `final`, the open ones too.
 
-        The same bin can come in parts (one a CPU). `final` only once, after detaching.
+        The same bin can come in parts (one for each CPU). Use `final` only once, after detaching.
         """
         if self._bins is None:
             return np.zeros(0, BIN)
@@ -197,16 +212,18 @@ class Counters:
 
     @property
     def lost_bins(self) -> int:
-        """Time bins that were written over before they were taken."""
+        """Return the number of time bins that were overwritten before they were read."""
         return self._bins.lost if self._bins is not None else 0
 
     def settle(self) -> None:
-        """Wait until packets that are in the hooks now have their verdict."""
+        """Wait until all packets now in the hooks have their verdict."""
         self._turn_epoch()
 
     def take_samples(self, final: bool = False) -> Array:
-        """Samples since the last call, as rows of layout.SAMPLE in the order of their time; none without `samples` in
-        the settings. Sets the means anew, so that what comes until the next call fits. `final`: see take_bins.
+        """Return the samples since the last call, as rows of layout.SAMPLE ordered by time.
+
+        Returns none without `samples` in the settings. Adapts the means, so that the samples until the next call fit
+        into the rings. `final`: see take_bins.
         """
         if self._samples is None:
             return np.zeros(0, SAMPLE)
@@ -216,7 +233,7 @@ class Counters:
         return self._swapped.rows(self._samples.take(self._cpu_states, cpus))
 
     def adapt_samples(self) -> float:
-        """Set the means anew, as take_samples does; how full the fullest CPU's ring is of samples not taken yet."""
+        """Adapt the means, as take_samples does. Return the used fraction of the fullest CPU's ring, 0 to 1."""
         if self._samples is None:
             return 0.0
         self._samples.adapt()
@@ -224,22 +241,22 @@ class Counters:
 
     @property
     def lost_samples(self) -> int:
-        """Samples that were written over before they were taken."""
+        """Return the number of samples that were overwritten before they were read."""
         return self._samples.lost if self._samples is not None else 0
 
     def syn_measures(self) -> SynMeasures | None:
-        """What is known of SYNs beyond their number, None without `syn` in the settings; ends an interval."""
+        """Return the SYN measures and end their interval; None without `syn` in the settings."""
         return None if self._syn is None else self._swapped.measures(self._syn.take())
 
     @property
     def samples(self) -> Samples | None:
-        """To say how many samples to take; None without `samples` in the settings."""
+        """The reader of samples, on which sampling rates are set; None without `samples` in the settings."""
         return self._samples
 
     def _turn_epoch(self, patience_seconds: float | None = None) -> None:
-        """After it, packets pending from before are EPOCHS_IN_FLIGHT old, and their chains have ended.
+        """Increment the epoch: packets that were pending before are EPOCHS_IN_FLIGHT old, their chains have ended.
 
-        Where that takes longer than `patience_seconds` they stay pending: a later call goes on waiting for the same.
+        Where that takes longer than `patience_seconds` they stay pending: a later call continues the same wait.
         """
         if not self._grace.is_pending:
             self._cpu_states["now"] += 1
@@ -248,7 +265,7 @@ class Counters:
             time.sleep(LATE_VERDICT_SECONDS)
 
     def _settled(self, cpu_states: Array) -> Array:
-        """Pending packets whose verdict is final: passed. With their CPU."""
+        """Return pending packets whose verdict is final: passed. Each row has its CPU."""
         age = (cpu_states["now"] - cpu_states["epoch"]).astype(np.int32)  # wraps as the kernel's does
         where = np.flatnonzero((cpu_states["skb"] != 0) & (age >= EPOCHS_IN_FLIGHT))
         names = [*COUNTERS[1:], "key", "sequence"]
@@ -263,7 +280,7 @@ class Counters:
 
 
 def _by_direction(packets: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Packets and frame bytes of single packets, by tap number and direction."""
+    """Return packets and frame bytes of single packets, by tap number and direction."""
     key = take_apart(packets["key"])
     numbers, bytes_ = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     np.add.at(numbers, (key["tap"], key["direction"]), 1)
@@ -272,7 +289,7 @@ def _by_direction(packets: Array, shape: tuple[int, ...]) -> tuple[Array, Array]
 
 
 def _by_what_if(programs: Programs) -> Array:
-    """The kernel's table, by CPU, tap, direction, limit and class."""
+    """Return the kernel's table, by CPU, tap, direction, limit and class."""
     settings = programs.settings
     shape = (settings.cpus, settings.taps, len(Direction), settings.what_ifs, len(PacketClass))
     return programs.table("what_if_counts").reshape(shape)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inbound packets in flight, as bpf/lib/inflight.c records them: those that wait, have ended, or are lost.
+"""Inbound packets in flight, as bpf/lib/inflight.c records them: queued, ended or lost.
 
-The end of a packet can go by unseen: another program redirects it, or the kernel runs no tracepoint program just then.
-Its entry is reused in time, and then it counts as missed. Until then it looks like one that waits. So the packets that
-have been in flight for some readings are compared with the number of packets that wait by the qdisc's own count. What
-is too much is written off, the oldest first: its entry is marked as lost and counts as missed. Should such a packet end
-after all, it counts with its verdict, and the mark goes with its entry.
+The end of a packet can pass unobserved: another program redirects it, or the kernel runs no tracepoint program at that
+moment. Its entry is reused later, and then the packet counts as missed. Until then it looks like a queued packet.
+
+So the packets that have been in flight for some readings are compared with the queue length that the qdisc reports.
+The excess is written off, the oldest first: such an entry is marked as lost and counts as missed. If such a packet
+ends later, it counts with its verdict, and the mark goes with its entry.
 """
 
 from __future__ import annotations
@@ -19,21 +20,26 @@ import numpy.typing as npt
 from vifprobe.kernel.load import Programs
 from vifprobe.model.layout import Verdict, cell_key_shifts, take_apart
 
-#: Fields that are read of an inbound packet in flight (struct inflight of bpf/lib/tables.c).
+#: Fields read from an inbound packet in flight (struct inflight of bpf/lib/tables.c).
 IN_FLIGHT = np.dtype(
     [(name, np.uint64) for name in ("skb", "key", "drop_key", "frame_bytes", "charged_bytes", "wire_bytes")]
 )
 _VERDICT_SHIFT, _VERDICT_MASK = cell_key_shifts()["verdict"]
 _OPEN = np.uint64(_VERDICT_MASK << _VERDICT_SHIFT)
 _QUEUED = np.uint64(Verdict.QUEUED << _VERDICT_SHIFT)
-#: Readings at which a packet must have been in flight before: by then it is in the queue.
+#: Readings for which a packet must have been in flight: by then it is in the queue.
 _READINGS = 2
 
 Array = npt.NDArray[Any]
 
 
 class InflightPackets(NamedTuple):
-    """Rows of IN_FLIGHT. queued: with that verdict. ended: with their verdict, in no cell yet. lost: missed."""
+    """Packets in flight, as rows of IN_FLIGHT.
+
+    - queued: no verdict yet; their key says QUEUED.
+    - ended: with their verdict, not yet counted in a cell.
+    - lost: written off, count as missed.
+    """
 
     queued: Array
     ended: Array
@@ -41,34 +47,34 @@ class InflightPackets(NamedTuple):
 
 
 class Inflight:
-    """Reads the table of inbound packets in flight. It is empty where inbound packets are not followed."""
+    """Reader of the table of inbound packets in flight. The table is empty where inbound packets are not followed."""
 
     def __init__(self, programs: Programs) -> None:
         self._follows = programs.settings.follow is not None
         if self._follows:
             self._index = programs.table("inflight_index")
             self._inflight = programs.table("inflight", writable=True)
-            # By entry: the packet that was there at the last reading, and at how many readings in a row.
+            # By entry: the packet of the last reading, and the number of consecutive readings with it.
             self._identities = np.zeros(len(self._inflight), np.uint64)
             self._readings = np.zeros(len(self._inflight), np.uint16)
 
     def close(self) -> None:
-        """Give the tables' memory back."""
+        """Unmap the tables."""
         for table in ("_index", "_inflight"):
             self.__dict__.pop(table, None)
 
     def look(self) -> InflightPackets:
-        """All packets in flight, now."""
+        """Return all packets in flight now."""
         rows, is_lost = self._read()[:2]
         open_ = rows["key"] & _OPEN == 0
         rows["key"][open_ & ~is_lost] |= _QUEUED
         return InflightPackets(rows[open_ & ~is_lost], rows[~open_], rows[open_ & is_lost])
 
     def write_off(self, waiting: Callable[[Iterable[int]], Mapping[int, int]]) -> bool:
-        """Mark packets that cannot be waiting any more as lost.
+        """Mark packets that cannot be queued any more as lost.
 
-        waiting: returns the packets in the queues of taps, by tap number; taps whose queue is not known are left out.
-        False: no packet is in flight, so the queues need not be read again.
+        waiting: callback that returns the queue lengths in packets, by tap number; taps with an unknown queue length
+        are left out. Return False where no packet is in flight: the queues need not be read again.
         """
         if not self._follows:
             return False
@@ -78,7 +84,7 @@ class Inflight:
             return len(places) > 0
         identities, numbers = self._identities[old], take_apart(self._inflight["key"][old])["tap"]
         lengths = waiting([int(number) for number in np.unique(numbers)])
-        # A packet that is still here was here all the time: if anywhere, in the queue when that was counted.
+        # A packet that is still here was here all the time: it was in the queue when the length was read.
         still = (_identity(self._inflight[old]) == identities) & (self._index["skb"].reshape(-1)[old] != 0)
         for number, length in lengths.items():
             own = old[still & (numbers == number)]
@@ -88,13 +94,13 @@ class Inflight:
         return True
 
     def _read(self) -> tuple[Array, Array, Array]:
-        """(Rows, True for those that are marked as lost, entry numbers)."""
+        """Return (rows, True for each row marked as lost, entry numbers)."""
         if not self._follows:
             return np.zeros(0, IN_FLIGHT), np.zeros(0, bool), np.zeros(0, np.int64)
         addresses = self._index["skb"].flatten()
         where = np.flatnonzero(addresses)
         known = self._inflight[where]
-        # Reused for another packet since, or being written now: counted with the next reading.
+        # Entries that were reused for another packet, or are being written now, are counted with the next reading.
         whole = known["skb"] == addresses[where]
         known, where = known[whole], where[whole]
         rows = np.zeros(len(known), IN_FLIGHT)
@@ -103,7 +109,7 @@ class Inflight:
         return rows, known["lost"] != 0, where
 
     def _count_readings(self) -> Array:
-        """Entry numbers of the packets that wait now; counts at how many readings each was there."""
+        """Return the entry numbers of the queued packets. Counts the consecutive readings of each one."""
         rows, is_lost, where = self._read()
         places: Array = where[(rows["key"] & _OPEN == 0) & ~is_lost]
         identities = _identity(self._inflight[places])
@@ -115,6 +121,6 @@ class Inflight:
 
 
 def _identity(packets: Array) -> Array:
-    """Numbers that tell a packet from others in its entry."""
-    told: Array = np.bitwise_xor(packets["skb"], packets["checksum"].astype(np.uint64) << np.uint64(32))
-    return told
+    """Return numbers that distinguish a packet from others in the same entry."""
+    identity: Array = np.bitwise_xor(packets["skb"], packets["checksum"].astype(np.uint64) << np.uint64(32))
+    return identity

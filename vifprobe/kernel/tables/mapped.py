@@ -12,7 +12,11 @@ import numpy.typing as npt
 class MappedArray:
     """The values of an array map made with BPF_F_MMAPABLE, in the kernel's own memory.
 
-    rows: shape (entries,), dtype `leaf`. The mapping lives as long as `rows` or a view of it does.
+    - map_fd: of the map; not needed after the mapping is made.
+    - leaf: dtype of a value.
+    - entries: number of values.
+    - writable: True where values are written, too.
+    - rows: shape (entries,), dtype `leaf`. The mapping lives as long as `rows` or a view of it does.
     """
 
     def __init__(self, map_fd: int, leaf: np.dtype[np.void], entries: int, writable: bool = False) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The maps that `bpf/*.c` declare, made in the kernel: read as numpy arrays, written a value at a time."""
+"""The maps that `bpf/*.c` declare, created in the kernel: read as numpy arrays, written one value at a time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from vifprobe.kernel.toolchain.compiled import MapShape
 
 
 class Tables:
-    """All of one compilation's. fds: in the order in which the code knows them.
+    """All maps of one compilation.
 
-    KernelError where the kernel refuses one; nothing is left of the others then.
+    Raises KernelError where the kernel refuses a map; the others are freed then. fds: in the order of `shapes`, which
+    is the order of the numbers in the compiled code.
     """
 
     def __init__(self, shapes: Sequence[MapShape]) -> None:
@@ -31,26 +32,26 @@ class Tables:
                 self.fds.append(libbpf.create_map(shape.name, shape.kind, *sizes, shape.flags))
         except OSError as error:
             self.close()
-            raise KernelError(f"the kernel refuses the table {shape.name}: {error.strerror}.") from error
+            raise KernelError(f"BPF map {shape.name} can't be created: {error.strerror}.") from error
 
     def rows(self, name: str, writable: bool = False) -> npt.NDArray[np.void]:
-        """A table's values, or an array in the only value of one: the kernel's own memory, no copy."""
+        """Return the values of a table, or of an array in the only value of a table: kernel memory, no copy."""
         place, member = self._find(name)
         rows = MappedArray(self.fds[place], self._leaf(place), self._shapes[place].entries, writable).rows
         return rows[member][0] if member else rows
 
     def fd(self, name: str) -> int:
-        """A table's."""
+        """Return the fd of a table."""
         return self.fds[self._find(name)[0]]
 
     def blank(self, name: str) -> npt.NDArray[np.void]:
-        """A row to be filled in, for `write`; shape (1,)."""
+        """Return a row of zeros to fill in for `write`; shape (1,)."""
         place, member = self._find(name)
         leaf = self._leaf(place)
         return np.zeros(1, leaf[member].base if member else leaf)
 
     def write(self, name: str, number: int, value: npt.NDArray[np.void]) -> None:
-        """Replace a row as a whole; OSError where the kernel refuses it."""
+        """Replace a whole row; raises OSError where the kernel refuses it."""
         place, member = self._find(name)
         if member:
             self.rows(name, writable=True)[number] = value[0]
@@ -58,13 +59,13 @@ class Tables:
         libbpf.update_map(self.fds[place], number.to_bytes(4, sys.byteorder), value.tobytes())
 
     def close(self) -> None:
-        """Give the fds back; harmless when called again."""
+        """Close the fds; harmless when called again."""
         for fd in self.fds:
             os.close(fd)
         self.fds.clear()
 
     def _find(self, name: str) -> tuple[int, str]:
-        """A table's place; or the place of the one that has an array of this name in it, and that name."""
+        """Return (index of the table, ""), or (index of the table that contains an array of this name, the name)."""
         names = [shape.name for shape in self._shapes]
         if name in names:
             return names.index(name), ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampled packets' headers out of the ring that bpf/lib/samples.c writes, and how many are taken."""
+"""Sampled headers from the ring that bpf/lib/samples.c writes, and the control of the sampling rate."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from vifprobe.model.layout import (
     take_apart,
 )
 
-#: Taken at most, all taps and CPUs together, beyond the first of each class and verdict.
+#: Samples per second at most, all taps and CPUs together, beyond the first ones of each class and verdict.
 SAMPLES_PER_SECOND = 20_000
-#: One in so many until the first look at the rates: 15,625 of a million packets/s.
+#: One packet of this number is sampled until the rates are first measured: 15,625 of a million packets/s.
 FIRST_MEAN = 64
-_ENOUGH_SECONDS = 0.005  # a rate over less than that says nothing
+_ENOUGH_SECONDS = 0.005  # a rate over a shorter time is not reliable
 _COUNTED = ("frame_bytes", "charged_bytes", "wire_bytes", "weight")
 _COPIED = ("at_ns", "gap_ns", *_COUNTED, "header_bytes", "flags", "vlan_tci")
 
@@ -36,10 +36,13 @@ Array = npt.NDArray[Any]
 
 
 class Samples:
-    """The ring's reader. A record is final once it is there.
+    """Reader of the ring. A record is final once it is in the ring.
 
-    lost: written over before they were read. per_second: how many are wanted at most; the means follow it. Where
-    traffic rises faster than they do, the kernel side raises them itself (bpf/lib/samples.c, raise_interval()).
+    The means follow the packet rates. Where traffic rises faster than the means are set, the kernel side raises them
+    itself (bpf/lib/samples.c, raise_interval()).
+
+    - lost: number of samples that were overwritten before they were read.
+    - per_second: maximum number of samples per second.
     """
 
     def __init__(self, programs: Programs, per_second: int = SAMPLES_PER_SECOND) -> None:
@@ -47,10 +50,10 @@ class Samples:
         self._cpus = settings.cpus
         self._ring = programs.table("samples").reshape(self._cpus, -1)
         self._staged = programs.table("staged").reshape(self._cpus, len(Direction))
-        # Both sides write `mean` and `raises`: the newer one holds, and the kernel side raises it again if need be.
+        # Both sides write `mean` and `raises`: the last write wins, and the kernel side raises it again if needed.
         samplers = programs.table("tap_cpu_states", writable=True)["sampler"][: settings.tap_cpu_states]
         self._samplers = samplers.reshape(self._cpus, -1, len(Direction))
-        self._told = programs.table("samples_taken", writable=True)["count"]
+        self._read = programs.table("samples_taken", writable=True)["count"]
         self._taken = np.zeros(self._cpus, np.int64)
         self._seen = np.zeros(self._samplers.shape, np.int64)
         self._seen_ns = time.monotonic_ns()
@@ -60,35 +63,36 @@ class Samples:
         self._samplers["mean"] = FIRST_MEAN
 
     def close(self) -> None:
-        """Give the tables' memory back; only `lost` can be asked for after it."""
-        for table in ("_ring", "_staged", "_samplers", "_told"):
+        """Unmap the tables. After this only `lost` can be used."""
+        for table in ("_ring", "_staged", "_samplers", "_read"):
             self.__dict__.pop(table, None)
 
     def take_one_in(self, mean: int) -> None:
-        """One in `mean` from now on, whatever the rates; 0 for none at all, not even the first ones."""
+        """Sample one packet in `mean` from now on, at any rate; 0: none at all, not even the first ones."""
         if not 0 <= mean <= SAMPLE_MEAN_MAX:
-            raise ValueError(f"one in {mean}: between 0 and {SAMPLE_MEAN_MAX}")
+            raise ValueError(f"mean {mean}: not between 0 and {SAMPLE_MEAN_MAX}")
         self._fixed = True
         self._samplers["raises"] = SAMPLE_RAISES
         self._samplers["mean"] = mean
 
     def means(self) -> Array:
-        """M of each tap and direction, shape (taps, directions)."""
+        """Return the mean of each tap and direction: one packet of this number is sampled. Shape (taps, directions)."""
         means: Array = self._samplers["mean"][0].copy()
         return means
 
     def seen(self) -> Array:
-        """Packets that came to the samplers, exact, shape (taps, directions)."""
+        """Return the exact number of packets offered to the samplers, shape (taps, directions)."""
         seen: Array = self._samplers["seen"].sum(axis=0, dtype=np.int64)
         return seen
 
     def waiting(self, cpu_states: Array) -> float:
-        """How full the fullest CPU's ring is of records that were not taken yet."""
+        """Return the fraction of the fullest CPU's ring that unread records use."""
         return float((cpu_states["samples"].astype(np.int64) - self._taken).max()) / self._ring.shape[1]
 
     def take(self, cpu_states: Array, settled: Sequence[int] | Array = ()) -> Array:
-        """Rows of layout.SAMPLE that are new since the last call, by time. settled: CPUs whose staged outbound packet
-        is known to have passed; only once, at the end.
+        """Return the rows of layout.SAMPLE that are new since the last call, ordered by time.
+
+        settled: CPUs whose staged outbound packet is known to have passed; given only once, at the end.
         """
         parts = [self._new(cpu, cpu_states) for cpu in range(self._cpus)]
         parts += [
@@ -101,11 +105,11 @@ class Samples:
     def _new(self, cpu: int, cpu_states: Array) -> Array:
         rows, lost, head = unread(self._ring[cpu], int(self._taken[cpu]), lambda: int(cpu_states["samples"][cpu]))
         self.lost += lost
-        self._taken[cpu] = self._told[cpu] = head
+        self._taken[cpu] = self._read[cpu] = head
         return rows
 
     def _passed(self, cpu: int, key: np.uint64) -> Array:
-        """The staged packet, taken as commit_sample() of bpf/lib/samples.c would have. key: of the CPU's state."""
+        """Return the staged packet as commit_sample() of bpf/lib/samples.c would write it. key: of the CPU's state."""
         row = self._staged[cpu, Direction.OUTBOUND : Direction.OUTBOUND + 1].copy()
         row["key"] = key  # the kernel side writes it with the verdict
         fields = take_apart(row["key"])
@@ -121,9 +125,9 @@ class Samples:
         return row
 
     def adapt(self) -> None:
-        """Set each mean so that about `per_second` are taken, each tap and direction its share, and rings don't fill.
+        """Set each mean so that about `per_second` samples are taken and the rings do not fill.
 
-        Powers of two, so that a steady rate keeps its mean.
+        Each tap and direction gets an equal share. Means are powers of two, so that a steady rate keeps its mean.
         """
         if self._fixed:
             return
@@ -134,7 +138,7 @@ class Samples:
         new, self._seen, self._seen_ns = seen - self._seen, seen, now_ns
         total = max(1, int(new.sum()))
         busiest = new.sum(axis=(1, 2)).max() / total
-        # Half a ring until the next call, if it comes as late as this one did.
+        # At most half a ring until the next call, if the interval stays as long as the last one.
         wanted = min(float(self.per_second), self._ring.shape[1] / 2 / seconds / max(busiest, 1 / self._cpus))
         rates = new.sum(axis=0) / seconds
         share = max(wanted, 1.0) / max(1, int((rates > 0).sum()))
@@ -151,7 +155,7 @@ def _decode(raw: Array) -> Array:
     rows["location"] = raw["drop_key"] & np.uint64(0xFFFFFFFF)
     for name in _COPIED:
         rows[name] = raw[name]
-    # Behind the headers are those of an earlier packet.
+    # The bytes after the headers belong to an earlier packet.
     valid = np.arange(rows["headers"].shape[1]) < rows["header_bytes"][:, np.newaxis]
     rows["headers"] = np.where(valid, raw["headers"], 0)
     return rows

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who ran on this host's CPUs: the programs of `bpf/progs/sched.c`, and their tables read interval by interval.
+"""CPU time and context switches by thread: the programs of `bpf/progs/sched.c`, their tables read at each interval.
 
-An interval ends when its number is counted up on every CPU (`turn`). Once each CPU has been seen between two switches
-since, nothing writes to its tables any more, and they are read (`read`). A slice of CPU time that had begun by then and
-was not over is cut in two by its times: its beginning is in the CPU's own words, or, if it has ended since, the kernel
-side has put it down whole as the slice that crossed the turn.
+An interval ends when its number is incremented on every CPU (`turn`). Once each CPU has been observed between two
+switches after that, nothing writes to the tables of the interval any more, and they are read (`read`).
+
+A slice of CPU time that was running at the turn is split by its times. Its start is in the CPU's state (struct
+host_cpu). If it has ended since, the kernel side has recorded it whole as the slice that crossed the turn.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from vifprobe.model.records import HOST_TASK
 Array = npt.NDArray[Any]
 
 SOURCE = "progs/sched.c"
-#: Tasks that a CPU can tell apart in one interval, and slots tried for one; others are counted without their names.
+#: Tasks with a row of their own on one CPU in one interval, and slots tried for one; others are counted as unnamed.
 TASK_ROWS = 1024
 TASK_PROBES = 8
-#: The programs, by their tracepoints.
+#: The tracepoints; each program has the name of its tracepoint.
 _TRACEPOINTS = ("sched_switch", "softirq_entry", "softirq_exit")
-#: What bpf/progs/sched.c calls them -> member of task_struct.
+#: Name in bpf/progs/sched.c -> member of task_struct.
 _MEMBERS = {
     "TASK_PID": "pid",
     "TASK_TGID": "tgid",
@@ -56,23 +57,28 @@ _MEMBERS = {
 }
 _COUNTS = ("voluntary", "involuntary", "cpu_ns")
 _NOBODY = np.zeros(0, HOST_TASK)
-#: The same of the sched_entity in it.
+#: Name in bpf/progs/sched.c -> member of the sched_entity in task_struct.
 _ENTITY_MEMBERS = {"TASK_CPU_NS": "sum_exec_runtime", "TASK_PICKED_CPU_NS": "prev_sum_exec_runtime"}
 _READ_RETRIES = 40
-#: Stores of a program that saw the older interval's number are in memory by then, by far.
+#: More than long enough for the stores of a program that read the older interval's number to reach memory.
 SETTLE_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
 class HostCounts:
-    """One interval of the whole host. Monotonic clock.
+    """Counts of one interval of the whole host. Monotonic clock.
 
-    tasks: rows of records.HOST_TASK, every thread that ran once. voluntary, involuntary, idle_switches, busy_ns: by CPU
-    number; switches from tasks, from the idle task, and the time that tasks ran. unnamed: what tasks did for which no
-    row was free (in those four too). softirq_ns, softirq_runs: shape (2, CPUs), NET_TX and NET_RX. bound_ns: what the
-    CPU times of all tasks together may be off by. unseen_switches: switches (at least) that the tracepoint did not tell
-    of. unseen_cpus: CPUs that did not switch once, so that it is not known what runs there, if anything.
-    recursion_misses: events that the kernel kept from the programs, since the start.
+    - start_ns, duration_ns: of the interval.
+    - tasks: rows of records.HOST_TASK, one for each thread that ran.
+    - voluntary, involuntary: switches from tasks, by CPU number.
+    - idle_switches: switches from the idle task, by CPU number.
+    - busy_ns: time that tasks ran, by CPU number.
+    - unnamed: counts of tasks for which no row was free; the four above contain them.
+    - softirq_ns, softirq_runs: shape (2, CPUs), NET_TX and NET_RX.
+    - bound_ns: error bound of the sum of all tasks' CPU times.
+    - unseen_switches: minimum number of switches that the tracepoint did not report.
+    - unseen_cpus: CPUs without a switch so far: the task that runs there, if any, is unknown.
+    - recursion_misses: events since the start for which the kernel did not run the programs.
     """
 
     start_ns: int
@@ -92,12 +98,15 @@ class HostCounts:
 
 
 def flags(cpus: int) -> list[str]:
-    """The compiler's -D flags, offsets and argument places from the running kernel's BTF. KernelError: it lacks one."""
+    """Return the compiler's -D flags: offsets and argument numbers from the running kernel's BTF.
+
+    Raises KernelError where the BTF lacks one.
+    """
     with Btf() as btf:
         # (preempt, prev, next), (preempt, prev_state, prev, next) or (preempt, prev, next, prev_state).
         tasks = btf.tracepoint_pointers("sched_switch", "task_struct")
         if len(tasks) != 2:
-            raise KernelError("this kernel's tracepoint sched:sched_switch does not tell of two tasks.")
+            raise KernelError("this kernel's tracepoint sched:sched_switch does not have two task_struct arguments.")
         values: dict[str, int] = {name: btf.offset_bytes("task_struct", member) for name, member in _MEMBERS.items()}
         entity = btf.offset_bytes("task_struct", "se")
         values |= {name: entity + btf.offset_bytes("sched_entity", member) for name, member in _ENTITY_MEMBERS.items()}
@@ -107,9 +116,10 @@ def flags(cpus: int) -> list[str]:
 
 
 class HostCounters:
-    """The scheduler's and the softirqs' tracepoints, attached from the making to `close`. They end with the process.
+    """Programs on the scheduler's and the softirqs' tracepoints, attached until `close` or the end of the process.
 
-    KernelError: this kernel lacks a tracepoint or its type information, or refuses a program; nothing is left then.
+    Raises KernelError where this kernel lacks a tracepoint or its type information, or refuses a program. Nothing
+    stays attached then.
     """
 
     def __init__(self) -> None:
@@ -122,7 +132,7 @@ class HostCounters:
             self._open()
         except OSError as error:
             self.close()
-            raise KernelError(f"what the host does can't be counted: {error.strerror}.") from error
+            raise KernelError(f"CPU time and context switches can't be counted: {error.strerror}.") from error
         except BaseException:
             self.close()
             raise
@@ -134,7 +144,7 @@ class HostCounters:
         self._owed = np.zeros(0, HOST_TASK)
         self._busy_owed = np.zeros(self._cpus, np.int64)
         visit_cpus()
-        # What ran before the first turn belongs to no interval.
+        # CPU time before the first turn belongs to no interval.
         self.snapshot()
 
     def _open(self) -> None:
@@ -173,24 +183,24 @@ class HostCounters:
 
     @property
     def recursion_misses(self) -> int:
-        """Events that the kernel kept from the programs, since they were loaded (since 5.12; before, 0)."""
+        """Return the number of events since loading for which the kernel did not run the programs (0 before 5.12)."""
         return sum(libbpf.recursion_misses(fd) for fd in self._programs)
 
     def snapshot(self) -> HostCounts:
-        """The interval since the last turn, or since the making."""
+        """End the interval that began at the last turn, or at the start, and return its counts."""
         self.turn()
         time.sleep(SETTLE_SECONDS)
         return self.read()
 
     def turn(self) -> None:
-        """End the interval, now; `read` it before the next turn."""
+        """End the interval now. `read` must follow before the next turn."""
         self._number += 1
         self._before_ns, self._turned_ns = self._turned_ns, time.monotonic_ns()
         self._host["now"] = self._number + 1
         self._softirqs_before, self._softirqs = self._softirqs, np.maximum(self._softirqs_now(), self._softirqs)
 
     def read(self) -> HostCounts:
-        """The interval that the last turn ended; to be called SETTLE_SECONDS after it at the earliest."""
+        """Return the interval that the last turn ended. Call it SETTLE_SECONDS after that turn at the earliest."""
         host = self._whole()
         before, self._slices = self._slices, crossing(host, self._number, self._turned_ns, self._no_tick)
         ended = host["intervals"][:, self._number & 1].copy()
@@ -224,10 +234,10 @@ class HostCounters:
         )
 
     def _whole(self) -> Array:
-        """All CPUs' words, each CPU's from between two switches.
+        """Return the state of all CPUs (struct host_cpu), each one read between two switches.
 
-        A program takes less than a microsecond, with interrupts off: only one whose CPU a hypervisor has stopped keeps
-        us waiting. What it does is then left to the next interval, and what runs there is not known in this one.
+        A program takes less than a microsecond, with interrupts off: the read only waits where a hypervisor has
+        stopped a CPU. Such a CPU's counts are left to the next interval, and its running task is unknown in this one.
         """
         host = self._host.copy()
         torn = np.arange(self._cpus)
@@ -243,13 +253,13 @@ class HostCounters:
         return host
 
     def _listed(self, used: Array) -> tuple[Array, Array]:
-        """CPU and row of each task of the interval that has ended."""
+        """Return CPU and row of each task of the interval that has ended."""
         tables = (np.arange(self._cpus) * 2 + (self._number & 1)) * TASK_ROWS
         places = [self._used_rows[table : table + count] for table, count in zip(tables, used, strict=True)]
         return np.repeat(np.arange(self._cpus), used), self._rows[np.concatenate(places)]
 
     def _tasks(self, rows: Array, slices: tuple[tuple[Slices, int], ...]) -> Array:
-        """Rows of all CPUs, and slices that began or end in another interval, by thread."""
+        """Return the rows of all CPUs by thread, with the slices that cross the ends of the interval."""
         found = np.zeros(len(rows), HOST_TASK)
         for name in ("pid", "tgid", *_COUNTS):
             found[name] = rows[name]
@@ -268,8 +278,10 @@ class HostCounters:
         return _by_thread(np.concatenate(parts))
 
     def _settled(self, tasks: Array) -> Array:
-        """Tasks with no less than no time: a running slice that was held to be longer than it was (by bound_ns at most)
-        is made up for in the next interval, so that the sum of all is right.
+        """Return the tasks without negative CPU times.
+
+        A running slice can have been estimated too long (by bound_ns at most). The difference is deducted in the next
+        interval, so that the sum over all intervals is right.
         """
         owed = self._owed[np.isin(self._owed["pid"], tasks["pid"])]
         tasks = _by_thread(np.concatenate([tasks, owed]))
@@ -281,7 +293,7 @@ class HostCounters:
         return shown
 
     def _identity(self, pid: int, found: Array) -> Array:
-        """A row that names a thread and counts nothing."""
+        """Return a row with a thread's names and counts of zero."""
         own = found[found["pid"] == pid][:1]
         if not len(own):
             own = self._identities.get(pid, _NOBODY)
@@ -293,7 +305,7 @@ class HostCounters:
         return row
 
     def _softirqs_now(self) -> Array:
-        """Shape (2, 2, CPUs): ns, what runs now included, and runs; of NET_TX and NET_RX."""
+        """Return ns (with the running softirq) and runs of NET_TX and NET_RX; shape (2, 2, CPUs)."""
         now = time.monotonic_ns()
         raw = self._host["softirqs"].copy()
         inside = np.where(raw["entered_ns"] != 0, now - raw["entered_ns"].astype(np.int64), 0)
@@ -302,7 +314,7 @@ class HostCounters:
 
 
 def _by_thread(rows: Array) -> Array:
-    """Each thread once, its counts added up. Names: of the row of it that came first."""
+    """Return one row for each thread: the sum of its counts, with the names of its first row."""
     pids, first, where = np.unique(rows["pid"], return_index=True, return_inverse=True)
     merged: Array = rows[first]
     for name in _COUNTS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slices of CPU time that an interval's end cut in two: how much of each lies before it, and how exact that is."""
+"""Slices of CPU time that cross the end of an interval: the part of each before it, and the error bound."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
 @dataclass(frozen=True)
 class Slices:
-    """The slice that ran on each CPU when an interval ended. pid 0: idle, or not known yet.
+    """The slice that ran on each CPU when an interval ended.
 
-    ns: how much of it had run by then. bound_ns: by how much that may be too much: time that interrupts or a hypervisor
-    took from it, where the kernel accounts those apart.
+    - pid: of the thread; 0: idle, or not known yet.
+    - ns: CPU time of the slice up to that moment.
+    - bound_ns: maximum by which `ns` is too high: time that interrupts or a hypervisor took from the slice, where the
+      kernel accounts those separately.
     """
 
     pid: Array
@@ -35,14 +37,14 @@ class Slices:
 
 
 def no_slices(cpus: int) -> Slices:
-    """All CPUs idle."""
+    """Return slices for idle CPUs."""
     return Slices(*(np.zeros(cpus, np.int64) for _ in range(3)))
 
 
 def share(start_ns: int, turned_ns: int, end_ns: int, cpu_ns: int) -> tuple[int, int]:
-    """How much CPU time of a slice that has ended lies before the turn, and by how much that may be off.
+    """Return the CPU time before the turn of a slice that has ended, and its error bound; both in ns.
 
-    Where the kernel accounts interrupts apart, cpu_ns is less than the slice took.
+    Where the kernel accounts interrupts separately, cpu_ns is less than the duration of the slice.
     """
     whole, ran = end_ns - start_ns, min(max(turned_ns - start_ns, 0), end_ns - start_ns)
     if whole <= 0:
@@ -52,7 +54,10 @@ def share(start_ns: int, turned_ns: int, end_ns: int, cpu_ns: int) -> tuple[int,
 
 
 def _running(pid: int, ran_ns: int, entered_cpu_ns: int, no_tick: bool) -> tuple[int, int]:
-    """The same of a slice that still runs, by the clock; the kernel's own account of it is a tick old at most."""
+    """Return CPU time and error bound of a slice that still runs, by the clock; both in ns.
+
+    The kernel's own accounting of the slice is one tick old at most.
+    """
     if not pid or ran_ns <= 0:
         return 0, 0
     accounted = _accounted_ns(pid)
@@ -63,7 +68,10 @@ def _running(pid: int, ran_ns: int, entered_cpu_ns: int, no_tick: bool) -> tuple
 
 
 def _accounted_ns(pid: int) -> int | None:
-    """First field of /proc/PID/schedstat (proc_pid_schedstat in fs/proc/base.c): up to the last tick or switch."""
+    """Return a thread's CPU time up to the last tick or switch; None where it has ended.
+
+    Source: first field of /proc/PID/schedstat (proc_pid_schedstat in fs/proc/base.c).
+    """
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_bytes().split()[0])
     except (OSError, IndexError):
@@ -71,10 +79,12 @@ def _accounted_ns(pid: int) -> int | None:
 
 
 def crossing(host: Array, number: int, turned_ns: int, no_tick: set[int]) -> Slices:
-    """What ran on each CPU when an interval ended, and how long it had.
+    """Return the slice that ran on each CPU when an interval ended.
 
-    host: each CPU's words (struct host_cpu of bpf/progs/sched.c), read after that. number: of the interval.
-    no_tick: CPUs that the kernel does not interrupt for accounting (nohz_full).
+    - host: state of each CPU (struct host_cpu of bpf/progs/sched.c), read after the end.
+    - number: of the interval.
+    - turned_ns: end of the interval, monotonic clock.
+    - no_tick: CPUs that the kernel does not interrupt for accounting (nohz_full).
     """
     slices = no_slices(len(host))
     after = host["intervals"][:, (number + 1) & 1]
@@ -92,7 +102,7 @@ def crossing(host: Array, number: int, turned_ns: int, no_tick: set[int]) -> Sli
 
 
 def thread_from_proc(pid: int) -> Array:
-    """Who a thread is that has not left its CPU since it is counted."""
+    """Return the names of a thread that has not left its CPU since counting began, from /proc, as a HOST_TASK row."""
     row = np.zeros(1, HOST_TASK)
     row["pid"] = row["tgid"] = pid
     try:
@@ -102,12 +112,12 @@ def thread_from_proc(pid: int) -> Array:
         row["process"] = Path(f"/proc/{status['Tgid'].strip()}/comm").read_bytes().rstrip(b"\n")[:15]
         row["is_kernel"] = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[6]) & PF_KTHREAD != 0
     except (OSError, KeyError, ValueError, IndexError):
-        pass  # ended meanwhile: known by its number alone
+        pass  # it has ended: only its number is known
     return row
 
 
 def listed_cpus(name: str) -> set[int]:
-    """CPUs in one of the lists of /sys/devices/system/cpu; empty where it is empty, or not there."""
+    """Return the CPUs in a list of /sys/devices/system/cpu; empty where the list is empty or missing."""
     try:
         words = Path(f"/sys/devices/system/cpu/{name}").read_text().strip().split(",")
     except OSError:
@@ -117,8 +127,10 @@ def listed_cpus(name: str) -> set[int]:
 
 
 def visit_cpus() -> None:
-    """Run on each CPU for a moment: who runs there is known from a switch on, and a guest that spins on an idle host
-    may not be switched from for seconds. Isolated CPUs are left alone: they are named as not seen until they switch.
+    """Run on each CPU for a moment, to cause a switch there.
+
+    The running task of a CPU is known only after a switch, and a guest that spins on an idle host can run for seconds
+    without one. Isolated CPUs are not visited: they are reported as unseen until they switch.
     """
     allowed = os.sched_getaffinity(0)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel side's directions, which are hooks named as those of a tap, turned into those that the guest sees."""
+"""Translate the kernel side's directions (the hooks, named as those of a tap) into the guest's directions."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Array = npt.NDArray[Any]
 
 
 class Swapped:
-    """numbers: of the taps whose egress is outbound (see vifprobe.model.ports)."""
+    """Translation for taps whose egress is outbound. numbers: of these taps (see vifprobe.model.ports)."""
 
     def __init__(self, numbers: Collection[int] = ()) -> None:
         self._numbers = sorted(numbers)
 
     def rows(self, rows: Array) -> Array:
-        """Records with the fields `tap` and `direction`, changed in place."""
+        """Translate records with the fields `tap` and `direction`, in place."""
         if self._numbers and len(rows):
             rows["direction"] ^= np.isin(rows["tap"], self._numbers).astype(np.uint8)
         return rows
 
     def table(self, table: Array) -> Array:
-        """An array by tap, direction and whatever else."""
+        """Return an array by tap, direction and any further axes, translated."""
         if not self._numbers:
             return table
         turned = table.copy()
@@ -36,7 +36,7 @@ class Swapped:
         return turned
 
     def measures(self, found: SynMeasures) -> SynMeasures:
-        """All that is by tap and direction in them."""
+        """Return SYN measures with all fields by tap and direction translated."""
         if not self._numbers:
             return found
         return replace(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time bins: each CPU's log of those that ended, the ones that are still open, and packets that are in none yet."""
+"""Time bins: each CPU's log of ended bins, the open bins, and packets that are in no bin yet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Array = npt.NDArray[Any]
 
 
 class Bins:
-    """Reads the timeline. The same bin can come in parts (one a CPU). lost: written over before they were taken."""
+    """Reader of the timeline. The same bin can come in parts (one for each CPU).
+
+    lost: number of bins that were overwritten before they were read.
+    """
 
     def __init__(self, programs: Programs) -> None:
         settings = programs.settings
@@ -29,19 +32,19 @@ class Bins:
         self.lost = 0
 
     def close(self) -> None:
-        """Give the tables' memory back."""
+        """Unmap the tables."""
         for table in ("_open", "_log"):
             self.__dict__.pop(table, None)
 
     def take(self, cpu_states: Array, final: bool = False) -> Array:
-        """Bins that ended since the last call, as rows of layout.BIN; with `final`, the open ones too."""
+        """Return the bins that ended since the last call, as rows of layout.BIN; with `final`, the open ones too."""
         parts = [self._logged(cpu_states, cpu) for cpu in range(self._cpus)]
         if final:
             parts.append(self._open[self._open["tap_direction"] != 0])
         return _decoded(np.concatenate(parts))
 
     def pending(self, packets: Array) -> Array:
-        """Pending packets (by `cpu`), which no bin has, in the open bin of their CPU."""
+        """Return pending packets (by `cpu`), which are in no bin yet, in the open bin of their CPU."""
         rows = _single(packets)
         current = (packets["cpu"] * (len(self._open) // self._cpus)) + (
             rows["tap"].astype(np.int64) * len(Direction) + rows["direction"]
@@ -50,7 +53,7 @@ class Bins:
         return rows
 
     def ongoing(self, packets: Array) -> Array:
-        """Inbound packets on their way, which no bin has, in the bin of now."""
+        """Return inbound packets in flight, which are in no bin yet, in the current bin."""
         rows = _single(packets)
         rows["start_ns"] = time.monotonic_ns() // self._bin_ns * self._bin_ns
         return rows
@@ -63,7 +66,7 @@ class Bins:
 
 
 def _single(packets: Array) -> Array:
-    """One row a packet, its time left out."""
+    """Return one row for each packet, without its time."""
     key = take_apart(packets["key"])
     rows = np.zeros(len(packets), BIN)
     for name in ("tap", "direction", "verdict"):
@@ -75,7 +78,7 @@ def _single(packets: Array) -> Array:
 
 
 def _decoded(raw: Array) -> Array:
-    """Kernel bins -> one row a verdict, empty ones left out."""
+    """Split kernel bins into one row for each verdict; empty ones are left out."""
     parts = []
     for verdict in range(raw["counts"].shape[1] if len(raw) else 0):
         counts = raw["counts"][:, verdict]
