@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hang a tc program on a tap: a tcx link where the kernel has it, else a filter in the qdisc that is there.
+"""Attach a tc program to a tap: as a tcx link where the kernel supports it, else as a filter in the existing qdisc.
 
-A qdisc is never created here unless asked for: with `clsact` on a port, OVS and libvirt can't add their `ingress` qdisc
-("File exists"), and the port stays without its policer.
+A qdisc is created only on request: with `clsact` on a port, OVS and libvirt can't add their `ingress` qdisc ("File
+exists"), and the port stays without its policer.
 """
 
 from __future__ import annotations
@@ -19,54 +19,57 @@ from vifprobe.model.layout import Direction
 #: r0 = -1 (TC_ACT_UNSPEC); exit
 _GO_ON = bytes.fromhex("b7000000ffffffff 9500000000000000")
 
-#: Place of our own filters: ahead of all others, under a handle that says whose they are ("vp").
+#: Position of vifprobe's filters: before all others. The handle identifies them ("vp").
 FILTER_PREF = 1
 FILTER_HANDLE = 0x7670
 PROGRAM_NAME_PREFIX = "vifprobe_"
 
 
 def is_own_filter(pref: int, handle: str, program_name: str) -> bool:
-    """Whether a bpf filter is one that vifprobe made. handle: as tc prints it, `0x7670`."""
+    """Return True for a bpf filter made by vifprobe. handle: as tc prints it, `0x7670`."""
     return pref == FILTER_PREF and handle == f"{FILTER_HANDLE:#x}" and program_name.startswith(PROGRAM_NAME_PREFIX)
 
 
 class NoHookError(KernelError):
-    """No tc hook can be had on a tap: neither tcx nor a place in a qdisc."""
+    """A tap has no usable tc hook: neither tcx nor a qdisc that takes a filter."""
 
 
 class Attachment(Protocol):
-    """A program on a hook; `hook` is the manifest's word for it."""
+    """A program attached to a hook."""
 
     @property
     def hook(self) -> str:
-        """tcx, clsact, ingress or tracepoint."""
+        """Name of the hook in the manifest: tcx, clsact, ingress or tracepoint."""
 
     def detach(self) -> None:
-        """Take it off; harmless when the device or the qdisc is gone."""
+        """Detach the program; harmless when the device or the qdisc is gone."""
 
 
 class OwnQdisc:
-    """A clsact qdisc that the user asked for, on a tap that had no ingress side. KernelError: it can't be made."""
+    """A clsact qdisc that the user asked for, on a tap without an ingress or clsact qdisc.
+
+    Raises KernelError where it can't be created.
+    """
 
     def __init__(self, tap: str, ifindex: int) -> None:
         self._tap, self._ifindex = tap, ifindex
         try:
             libbpf.create_clsact(ifindex)
         except OSError as error:
-            raise KernelError(f"{tap}: no clsact qdisc could be made: {error.strerror}.") from error
+            raise KernelError(f"{tap}: can't create a clsact qdisc: {error.strerror}.") from error
 
     def remove(self, is_empty: bool) -> None:
-        """Take it away again, unless somebody has put a filter of theirs into it meanwhile."""
+        """Delete the qdisc if `is_empty`: filters that others have added to it are kept."""
         if is_empty:
             try:
                 libbpf.destroy_clsact(self._ifindex)
             except OSError as error:
-                raise KernelError(f"{self._tap}: its clsact qdisc stays: {error.strerror}.") from error
+                raise KernelError(f"{self._tap}: can't delete its clsact qdisc: {error.strerror}.") from error
 
 
 @dataclass
 class TcxAttachment:
-    """A tcx link: vanishes with the process, even on SIGKILL."""
+    """A tcx link: removed with the process, even on SIGKILL."""
 
     fd: int
     hook: str = "tcx"
@@ -80,24 +83,24 @@ class TcxAttachment:
 
 @dataclass(frozen=True)
 class TracepointAttachment:
-    """The host-wide tracepoints, told to count this tap too. They are attached and detached once for all taps."""
+    """The host-wide tracepoints, which count this tap too. They are attached and detached once for all taps."""
 
     hook: str = "tracepoint"
 
     def detach(self) -> None:
-        """Nothing of its own."""
+        """Do nothing: the programs of all taps are detached together."""
 
 
 @dataclass
 class FilterAttachment:
-    """A direct-action bpf filter in an existing qdisc. Outlives a killed process: `vifprobe cleanup` finds it."""
+    """A direct-action bpf filter in an existing qdisc. Stays after SIGKILL: `vifprobe cleanup` removes it."""
 
     ifindex: int
     ingress: bool
     hook: str
 
     def detach(self) -> None:
-        """Delete our own pref and handle, nothing else."""
+        """Delete the filter with vifprobe's pref and handle, and no other."""
         try:
             libbpf.detach_filter(self.ifindex, self.ingress, FILTER_PREF, FILTER_HANDLE)
         except OSError as error:
@@ -106,19 +109,19 @@ class FilterAttachment:
 
 
 def load_empty() -> int:
-    """A tc program that does nothing but go on; its fd. OSError where the kernel refuses it."""
+    """Load a tc program that only returns TC_ACT_UNSPEC; return its fd. Raises OSError where the kernel refuses it."""
     return libbpf.load_tc_program("vifprobe_empty", _GO_ON)
 
 
 def has_tcx(ifindex: int) -> bool:
-    """Whether this kernel takes tcx links (6.6 and later): tried on this device, with a program that does nothing."""
+    """Return True where this kernel has tcx links (6.6 and later): tried on this device, with an empty program."""
     fd = load_empty()
     try:
         os.close(libbpf.attach_tcx(fd, ifindex, ingress=True))
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False
-        if error.errno == errno.ERANGE:  # as many as it takes are there: to attach says so
+        if error.errno == errno.ERANGE:  # the maximum number is attached: attach() reports that
             return True
         raise
     finally:
@@ -129,22 +132,26 @@ def has_tcx(ifindex: int) -> bool:
 def attach(program_fd: int, tap: str, ifindex: int, direction: Direction, qdisc: str | None) -> Attachment:
     """Attach the program of a direction to a tap.
 
-    qdisc: the kind of the ingress-side qdisc that the tap has ("ingress", "clsact"), None where it has none. A
-    KernelError says what is wrong (NoHookError: no tc hook on this kernel and tap); nothing is left behind.
+    Raises KernelError (NoHookError: no tc hook on this kernel and tap); nothing stays attached then.
+
+    - program_fd: of the tc program.
+    - tap, ifindex: of the device.
+    - direction: OUTBOUND attaches at ingress, INBOUND at egress.
+    - qdisc: kind of the tap's ingress-side qdisc ("ingress", "clsact"); None where it has none.
     """
     ingress = direction == Direction.OUTBOUND
     try:
         return TcxAttachment(libbpf.attach_tcx(program_fd, ifindex, ingress))
     except OSError as error:
         if error.errno == errno.ENODEV:
-            raise KernelError(f"{tap}: the interface went away.") from error
+            raise KernelError(f"{tap}: the interface was deleted.") from error
         if error.errno == errno.EPERM:
             raise KernelError(f"{tap}: the kernel does not permit a BPF link here.", "Run it with sudo.") from error
         if error.errno == errno.ERANGE:
             hook = "ingress" if ingress else "egress"
             raise KernelError(
-                f"{tap}: as many tcx programs are at its {hook} as the kernel takes.",
-                "`bpftool net show` lists them: one must go first.",
+                f"{tap}: the maximum number of tcx programs is attached at its {hook} hook.",
+                "List them with `bpftool net show`, and detach one first.",
             ) from error
         if error.errno != errno.EINVAL:
             raise KernelError(f"{tap}: tcx: {error.strerror}.") from error
@@ -157,9 +164,9 @@ def _attach_filter(program_fd: int, tap: str, ifindex: int, ingress: bool, qdisc
     try:
         libbpf.attach_filter(program_fd, ifindex, ingress, FILTER_PREF, FILTER_HANDLE, qdisc)
     except OSError as error:
-        # Taken: by another kind of filter (OVS puts its matchall there), or by a filter that a killed run left.
+        # The pref is in use: by another kind of filter (OVS adds its matchall there), or by a filter of a killed run.
         raise NoHookError(
-            f"{tap}: no filter could be added to its {qdisc} qdisc at pref {FILTER_PREF}: {error.strerror}.",
-            "A filter of a run that was killed? `vifprobe cleanup` removes it.",
+            f"{tap}: can't add a filter to its {qdisc} qdisc at pref {FILTER_PREF}: {error.strerror}.",
+            "If a killed run left its filter there, remove it with `vifprobe cleanup`.",
         ) from error
     return FilterAttachment(ifindex, ingress, qdisc)

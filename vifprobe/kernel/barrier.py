@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wait until every packet that is in the kernel's hands on any CPU has come to the end of its call chain."""
+"""Wait until every packet that any CPU is processing has reached the end of its call chain."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 # asm/unistd.h; membarrier(2) has no wrapper in the C library
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "ppc64le": 365, "s390x": 356, "riscv64": 283}
 _CMD_GLOBAL = 1
-#: Where the kernel does not tell: a chain takes microseconds, a hypervisor above may stop its CPU for a while.
+#: Used without membarrier(2): a chain takes microseconds, but a hypervisor can stop its CPU for some time.
 GUESSED_SECONDS = 0.02
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def wait_for_call_chains() -> bool:
-    """Return when all chains that have begun by now have ended. False: only likely, by having waited for a while.
+    """Wait until all call chains that have begun by now have ended.
+
+    Return False where that is only likely: after a fixed wait of GUESSED_SECONDS.
 
     A packet goes from tc to its end under rcu_read_lock and with bottom halves off (net/core/dev.c,
-    netif_receive_skb_internal), so an RCU grace period outlasts it, however long its CPU is stopped in between.
-    membarrier(2) with MEMBARRIER_CMD_GLOBAL is one (kernel/sched/membarrier.c): 5 to 20 ms asleep, no CPU time. With
-    one CPU it returns at once, and whoever runs on that CPU has no chain underneath. With nohz_full it is refused.
+    netif_receive_skb_internal). So an RCU grace period outlasts it, however long its CPU is stopped in between.
+    membarrier(2) with MEMBARRIER_CMD_GLOBAL is such a period (kernel/sched/membarrier.c): 5 to 20 ms asleep, no CPU
+    time. With one CPU it returns at once: while the caller runs on that CPU, no chain is interrupted there. With
+    nohz_full it is refused.
     """
     number = _MEMBARRIER.get(os.uname().machine)
     if number is not None and _libc.syscall(number, _CMD_GLOBAL, 0, 0) == 0:
@@ -33,7 +36,7 @@ def wait_for_call_chains() -> bool:
 
 
 class Grace:
-    """The same, for who can't wait for long: where CPUs are scarce, a grace period takes a second."""
+    """Wait of limited length for call chains: where CPUs are scarce, a grace period takes a second."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "grace")
@@ -41,13 +44,13 @@ class Grace:
 
     @property
     def is_pending(self) -> bool:
-        """Whether an earlier wait was given up and not taken up again since."""
+        """Return True while an earlier wait that ran out of time has not been completed."""
         return self._waiting is not None
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait so long at most (None: as long as it takes) for all chains that had begun when the wait began first.
+        """Wait for all call chains that had begun when the wait first began.
 
-        False: not all have ended. The next call goes on with the same wait.
+        seconds: maximum; None for no limit. Return False where not all have ended: the next call continues this wait.
         """
         if seconds is None and self._waiting is None:
             wait_for_call_chains()
@@ -59,5 +62,5 @@ class Grace:
         return True
 
     def close(self) -> None:
-        """End the thread; an outstanding wait comes to its end first."""
+        """End the thread, after a pending wait has ended."""
         self._pool.shutdown()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The running kernel's own type information: struct offsets and enum names that no build-time header can know."""
+"""The running kernel's own type information (BTF): struct offsets and enum values, which differ between kernels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class _Type(NamedTuple):
 
 
 class Btf:
-    """BTF of vmlinux, read with libbpf. A context manager: the C side's copy is freed on leaving."""
+    """BTF of vmlinux, read with libbpf. A context manager: libbpf's copy is freed on exit.
+
+    Raises KernelError where the kernel has no BTF.
+    """
 
     def __init__(self, path: Path = VMLINUX) -> None:
         self._lib = library()
@@ -39,9 +42,9 @@ class Btf:
         self._btf = self._lib.btf__parse_raw(str(path).encode()) if path.exists() else None
         if not self._btf:
             raise KernelError(
-                f"this kernel offers no type information ({path}).",
-                "Struct offsets are read from there and never guessed.",
-                "It takes a kernel built with CONFIG_DEBUG_INFO_BTF: all current distribution kernels are.",
+                f"this kernel has no BTF type information ({path}).",
+                "vifprobe reads struct offsets from it and never guesses them.",
+                "Use a kernel built with CONFIG_DEBUG_INFO_BTF, as all current distribution kernels are.",
             )
 
     def __enter__(self) -> Btf:
@@ -51,18 +54,18 @@ class Btf:
         self._lib.btf__free(self._btf)
 
     def offset_bytes(self, struct_name: str, member: str) -> int:
-        """Byte offset of a member, looked for in anonymous members too; KernelError where there is none."""
+        """Return the byte offset of a member, also of one in an anonymous member. Raises KernelError without it."""
         found = self.offset_bits(struct_name, member)
         if found is None:
             raise KernelError(f"struct {struct_name} of this kernel has no member {member}.")
         return found // 8
 
     def offset_bits(self, struct_name: str, member: str) -> int | None:
-        """Bit offset of a member (of a bitfield, say); None where the struct has none of that name."""
+        """Return the bit offset of a member (of a bitfield, for example); None without a member of that name."""
         return self._member(self._find(struct_name, _KIND_STRUCT), member)
 
     def enum(self, name: str) -> dict[str, int]:
-        """Names and values of an enum; empty where the kernel has none of that name."""
+        """Return the names and values of an enum; empty where the kernel has none of that name."""
         number = self._lib.btf__find_by_name_kind(self._btf, name.encode(), _KIND_ENUM)
         if number <= 0:
             return {}
@@ -71,9 +74,9 @@ class Btf:
         return {self._name(at): value for at, value in _ENUM_VALUE.iter_unpack(entries)}
 
     def function_id(self, name: str, module: Path | None = None) -> int | None:
-        """BTF id of a function that is not inlined everywhere; None where there is none of that name.
+        """Return the BTF id of a function; None where there is none of that name, or it is inlined everywhere.
 
-        module: the file of a module's type information, which goes on where vmlinux's ends.
+        module: file of a module's BTF, whose ids continue those of vmlinux; None for vmlinux.
         """
         if module is None:
             found = self._lib.btf__find_by_name_kind(self._btf, name.encode(), _KIND_FUNC)
@@ -86,11 +89,11 @@ class Btf:
         return int(found) if found > 0 else None
 
     def tracepoint_id(self, name: str) -> int:
-        """BTF id of a raw tracepoint's type, which a typed program names when it is loaded."""
+        """Return the BTF id of a raw tracepoint's type, with which a typed program is loaded."""
         return self._find(f"btf_trace_{name}", _KIND_TYPEDEF)
 
     def tracepoint_arguments(self, name: str) -> int:
-        """Number of arguments that a raw tracepoint's program gets; 0 where the kernel has no such tracepoint.
+        """Return the number of arguments of a raw tracepoint's program; 0 where the kernel has no such tracepoint.
 
         ``typedef void (*btf_trace_NAME)(void *data, arguments...)``, include/trace/bpf_probe.h.
         """
@@ -101,7 +104,7 @@ class Btf:
         return self._type(pointer.target).entries - 1
 
     def tracepoint_pointers(self, name: str, struct_name: str) -> list[int]:
-        """Which arguments of a raw tracepoint, counted from 0, are pointers to a struct; [] where there is none such.
+        """Return the numbers of a raw tracepoint's arguments, from 0, that are pointers to a struct; [] without any.
 
         The order of arguments changes between kernels: they have types in BTF, but no names.
         """
@@ -119,7 +122,7 @@ class Btf:
         return head.kind == _KIND_PTR and head.target == wanted
 
     def _find(self, name: str, kind: int) -> int:
-        # Kept: libbpf goes through all types each time, some milliseconds.
+        # Cached: libbpf searches all types each time, which takes some milliseconds.
         if (name, kind) not in self._found:
             self._found[name, kind] = int(self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind))
         number = self._found[name, kind]
@@ -136,7 +139,7 @@ class Btf:
         return (self._lib.btf__name_by_offset(self._btf, offset) or b"").decode()
 
     def _member(self, number: int, wanted: str) -> int | None:
-        """Offset in bits. Anonymous structs and unions (struct_group) are searched, typedefs of them are not."""
+        """Return the offset in bits. Anonymous structs and unions (struct_group) are searched, but no typedefs."""
         head = self._type(number)
         members = ctypes.string_at(head.address, head.entries * _MEMBER.size)
         for name_at, type_number, offset in _MEMBER.iter_unpack(members):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tries each thing that vifprobe needs of this kernel and host. Attaches to nothing but the loopback device."""
+"""Test each kernel and host feature that vifprobe needs. Only the loopback device gets a program attached."""
 
 from __future__ import annotations
 
@@ -30,7 +30,14 @@ _JIT = Path("/proc/sys/net/core/bpf_jit_enable")
 
 @dataclass(frozen=True)
 class Found:
-    """One check. state: ok, degraded or missing. cost: what its lack means. remedy: how to get it."""
+    """Result of one check.
+
+    - name: of the check.
+    - state: ok, degraded or missing.
+    - detail: what was found.
+    - cost: effect of a degraded or missing feature.
+    - remedy: how to get the feature.
+    """
 
     name: str
     state: str
@@ -40,7 +47,7 @@ class Found:
 
 
 def checkup() -> Iterator[Found]:
-    """All checks, in the order in which a run needs them. A check that needs a missing piece is left out."""
+    """Run all checks, in the order in which a run needs them. Checks that depend on a missing feature are left out."""
     yield Found("kernel", "ok", kernel_version())
     permitted = _permitted()
     yield permitted
@@ -62,7 +69,7 @@ def checkup() -> Iterator[Found]:
 
 
 def _permitted() -> Found:
-    """Whether BPF programs may be loaded: tried, for capabilities alone do not say so."""
+    """Check by loading a program that BPF is permitted: capabilities alone do not prove it."""
     try:
         if missing := missing_capabilities():
             lacking = f"lacks {', '.join(missing)}"
@@ -84,7 +91,7 @@ def _jit() -> Found:
     try:
         enabled = _JIT.read_text().strip() != "0"
     except OSError:
-        enabled = True  # a kernel that always compiles (CONFIG_BPF_JIT_ALWAYS_ON) may not show the switch
+        enabled = True  # with CONFIG_BPF_JIT_ALWAYS_ON the file can be missing
     if enabled:
         return Found("BPF JIT", "ok", "programs run as machine code")
     return Found("BPF JIT", "degraded", "off", "each packet costs several times more", f"echo 1 > {_JIT}")
@@ -119,7 +126,7 @@ def _programs(features: Features) -> Iterator[Found]:
 
 
 def _inbound(features: Features) -> Found:
-    """Loaded, not attached: attaching would cost every packet of the host, if for a moment only."""
+    """Load the programs without attaching them: attached programs slow every packet of the host."""
     lacking = "what becomes of packets to the guest is unknown (offered only), and with it P14, bypass and overpoliced"
     try:
         fields = read_trace_fields()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this kernel and this process can do. Probed, never concluded from a version number."""
+"""Features of this kernel and rights of this process. Always probed, never derived from a version number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "C
 #: QDISC_DROP (5.18); QDISC_OVERLIMIT, QDISC_CONGESTED, CAKE_FLOOD, FQ_BAND_LIMIT, FQ_FLOW_LIMIT and others (6.14)
 _QDISC_REASONS = ("QDISC_", "CAKE_", "FQ_")
 _REASON_PREFIXES = ("SKB_DROP_REASON_", "SKB_")
-#: What bpf/progs/kfree_skb.c calls them -> struct and member.
+#: Name in bpf/progs/kfree_skb.c -> struct and member.
 _MEMBERS = {
     "SKB_DEV": ("sk_buff", "dev"),
     "SKB_LEN": ("sk_buff", "len"),
@@ -33,7 +33,7 @@ _MEMBERS = {
     "NS_COMMON_INUM": ("ns_common", "inum"),
 }
 _NETNS_MEMBERS = ("DEV_NET", "NET_NS", "NS_COMMON_INUM")
-#: What bpf/lib/chains.c calls them -> struct and member; -1 where this kernel has none (ipv6_statistics: CONFIG_IPV6).
+#: Name in bpf/lib/chains.c -> struct and member; -1 where this kernel has none (ipv6_statistics: CONFIG_IPV6).
 _CHAIN_MEMBERS = {
     "NET_MIB": ("net", "mib"),
     "MIB_IP": ("netns_mib", "ip_statistics"),
@@ -42,7 +42,7 @@ _CHAIN_MEMBERS = {
     "NF_STATE_PF": ("nf_hook_state", "pf"),
     "NF_STATE_HOOK": ("nf_hook_state", "hook"),
 }
-#: Without these the IP stack's counters can't be found.
+#: Members needed to find the IP stack's counters.
 IP_COUNTER_MEMBERS = ("DEV_NET", "NET_MIB", "MIB_IP", "BPF_ARRAY_PPTRS")
 
 #: r0 = 0; *(u64 *)(r10 - 8) = r0; lock *(u64 *)(r10 - 8) ? r0 : r0; exit
@@ -59,14 +59,17 @@ _NOTHING = bytes.fromhex("b700000000000000 9500000000000000")
 
 @dataclass(frozen=True)
 class Features:
-    """kfree_skb_btf_id: of the tracepoint's type. has_drop_reason: kfree_skb tells why (since 5.17).
+    """Drop-related features of the running kernel.
 
-    offsets_bytes: of the struct members that bpf/progs/kfree_skb.c reads, by its names for them; -1: not in this
-        kernel.
-    reasons: reason number -> name as tracefs prints it (TC_INGRESS, NETFILTER_DROP, …), empty before 5.17.
-    tc_ingress, netfilter: where the functions lie that free what they drop there: (low half of the start, of the end).
-    Looked up only before 5.17, else (0, 0). tc_egress, free_list: the same for drops at egress, looked up only where no
-    queueing discipline has a drop reason (before 5.18).
+    - kfree_skb_btf_id: BTF id of the tracepoint's type.
+    - offsets_bytes: offsets of the struct members that bpf/progs/kfree_skb.c and bpf/lib/chains.c read, by their names
+      there; -1: not in this kernel.
+    - has_drop_reason: kfree_skb has the reason as an argument (since 5.17).
+    - reasons: reason number -> name as tracefs prints it (TC_INGRESS, NETFILTER_DROP, …); empty before 5.17.
+    - tc_ingress, netfilter: address ranges of the functions that free packets dropped there: (low half of the start, of
+      the end). Looked up only before 5.17, else (0, 0).
+    - tc_egress, free_list: address ranges for drops at egress. Looked up only where no queueing discipline has a drop
+      reason (before 5.18), else (0, 0).
     """
 
     kfree_skb_btf_id: int
@@ -80,16 +83,16 @@ class Features:
 
     @property
     def qdisc_reasons(self) -> frozenset[int]:
-        """Numbers of the reasons for which queueing disciplines drop (include/net/dropreason-core.h)."""
+        """Return the numbers of the queueing disciplines' drop reasons (include/net/dropreason-core.h)."""
         return frozenset(number for number, name in self.reasons.items() if name.startswith(_QDISC_REASONS))
 
     def reason_number(self, name: str) -> int | None:
-        """The running kernel's number of a reason, None where it has none of that name."""
+        """Return the running kernel's number of a reason; None where it has none of that name."""
         return next((number for number, known in self.reasons.items() if known == name), None)
 
 
 def read_features() -> Features:
-    """Ask the running kernel's BTF."""
+    """Return the features, read from the running kernel's BTF. Raises KernelError."""
     with Btf() as btf:
         # (skb, location, reason[, rx_sk]); before commit c504e5c2f964 of 5.17 (skb, location).
         has_reason = btf.tracepoint_arguments("kfree_skb") >= 3
@@ -112,7 +115,7 @@ def read_features() -> Features:
 
 
 def _offsets_bytes(btf: Btf) -> dict[str, int]:
-    # CONFIG_NET_NS=n: there is one namespace, and no device says which.
+    # CONFIG_NET_NS=n: there is one namespace, and devices have no member for it.
     has_netns = Path("/proc/self/ns/net").exists()
     found = {
         name: btf.offset_bytes(struct, member) if has_netns or name not in _NETNS_MEMBERS else -1
@@ -134,7 +137,7 @@ def _plain(name: str) -> str:
 
 
 _TRACEPOINTS = ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "net_dev_xmit", "consume_skb")
-#: What bpf/lib/skb.c calls them -> struct and member.
+#: Name in bpf/lib/skb.c -> struct and member.
 _TRACE_FIELDS = {
     "SKB_DEV": ("sk_buff", "dev"),
     "SKB_LEN": ("sk_buff", "len"),
@@ -155,9 +158,11 @@ _TRACE_FIELDS = {
 
 @dataclass(frozen=True)
 class TraceFields:
-    """Offsets for bpf/lib/skb.c, by name there; BTF ids of what the programs of bpf/progs hang on, by name.
+    """Offsets and BTF ids for the tracepoint programs.
 
-    __skb_gso_segment: 0 where this kernel's type information does not have it.
+    - offsets_bytes: for bpf/lib/skb.c, by the names there.
+    - btf_ids: of the tracepoints and functions that the programs of bpf/progs attach to, by name. __skb_gso_segment: 0
+      where the kernel's BTF does not have it.
     """
 
     offsets_bytes: dict[str, int]
@@ -165,7 +170,10 @@ class TraceFields:
 
 
 def read_trace_fields() -> TraceFields:
-    """Ask the running kernel's BTF. Needed to follow inbound packets, and on kernels without tcx."""
+    """Return the fields, read from the running kernel's BTF. Raises KernelError.
+
+    Needed to follow inbound packets, and on kernels without tcx.
+    """
     with Btf() as btf:
         offsets = {name: btf.offset_bytes(*field) for name, field in _TRACE_FIELDS.items()}
         bit = btf.offset_bits("sk_buff", "vlan_present")
@@ -179,7 +187,7 @@ def read_trace_fields() -> TraceFields:
 
 
 def capabilities() -> set[str]:
-    """Effective capabilities of this process, of those that matter here."""
+    """Return the effective capabilities of this process, of those that vifprobe uses. Raises KernelError."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError as error:
@@ -190,14 +198,14 @@ def capabilities() -> set[str]:
 
 
 def missing_capabilities() -> list[str]:
-    """Names of the capabilities that are needed and not there; CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON."""
+    """Return the names of the missing capabilities; CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON."""
     have = capabilities()
     wanted = ["CAP_NET_ADMIN"] if "CAP_SYS_ADMIN" in have else ["CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"]
     return [name for name in wanted if name not in have]
 
 
 def require_capabilities() -> None:
-    """Raise KernelError naming those that are missing: before the kernel says no more than "not permitted"."""
+    """Raise KernelError with the names of missing capabilities: the kernel itself only says "not permitted"."""
     if missing := missing_capabilities():
         raise KernelError(
             f"not permitted: this process lacks {', '.join(missing)}.",
@@ -207,17 +215,17 @@ def require_capabilities() -> None:
 
 
 def require_bpf() -> None:
-    """Raise KernelError where bpf() is refused whatever the capabilities are: tried with a program that does nothing.
+    """Raise KernelError where bpf() is refused despite the capabilities: tried with an empty program.
 
-    Other errors are left to whoever loads the programs that are needed.
+    Other errors are ignored here: loading the real programs reports them.
     """
     try:
         os.close(libbpf.load_tc_program("vifprobe_probe", _NOTHING))
     except PermissionError as error:
         raise KernelError(
             f"not permitted: the kernel refuses bpf() ({error.strerror}), although no capability is missing.",
-            "Seen with seccomp of a container (docker --security-opt) or a service (SystemCallFilter=), with a "
-            "security module, and with kernel lockdown.",
+            "Known causes: seccomp of a container (docker --security-opt) or a service (SystemCallFilter=), a "
+            "security module, kernel lockdown.",
         ) from error
     except OSError:
         pass
@@ -225,13 +233,13 @@ def require_bpf() -> None:
 
 @cache
 def takes_cmpxchg() -> bool:
-    """Whether programs may compare and exchange (5.12, commit 5ffa25502b5a): asked with one that does nothing else."""
+    """Return True where programs can use atomic cmpxchg (5.12, commit 5ffa25502b5a): tried with a minimal program."""
     return _takes(_CMPXCHG)
 
 
 @cache
 def takes_kernel_reads() -> bool:
-    """Whether tc programs may read kernel memory: not where the kernel is locked down (kernel_lockdown(7))."""
+    """Return True where tc programs may read kernel memory; False under kernel lockdown (kernel_lockdown(7))."""
     return _takes(_READ_KERNEL)
 
 
@@ -244,5 +252,5 @@ def _takes(code: bytes) -> bool:
 
 
 def kernel_version() -> str:
-    """`uname -r`."""
+    """Return the kernel release, as `uname -r`."""
     return os.uname().release

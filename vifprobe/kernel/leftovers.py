@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a killed run can leave: its tc filters, on kernels without tcx. Everything else vanishes with the process."""
+"""tc filters of a killed run, on kernels without tcx. Everything else is removed with the process."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vifprobe.process.capabilities import Capability, raised
 
 
 def is_orphan(program_id: int) -> bool:
-    """Whether no process holds this program any more: the run that made the filter has ended without taking it off.
+    """Return True where no process holds this program: the run that made the filter ended without detaching it.
 
-    Looks through all processes' descriptors; only asked where a filter of ours is met.
+    Searches the descriptors of all processes; used only where a filter of vifprobe is found.
     """
     line = f"prog_id:\t{program_id}\n".encode()
     with raised(Capability.SYS_PTRACE):
@@ -28,11 +28,11 @@ def is_orphan(program_id: int) -> bool:
 
 
 def remove_filter(tap: str, ifindex: int, ingress: bool) -> bool:
-    """Delete our own filter from a tap's ingress or egress side; False where there is none (any more)."""
+    """Delete vifprobe's filter from a tap's ingress or egress side; return False where there is none."""
     try:
         libbpf.detach_filter(ifindex, ingress, FILTER_PREF, FILTER_HANDLE)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
             return False
-        raise KernelError(f"{tap}: the filter could not be deleted: {error.strerror}.") from error
+        raise KernelError(f"{tap}: can't delete the filter: {error.strerror}.") from error
     return True

@@ -132,7 +132,10 @@ class _TcOpts(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """libbpf.so.1, its pointers typed and its own messages silenced (errors come back as errno)."""
+    """Return libbpf.so.1 with typed pointers. Its own messages are off (errors come back as errno).
+
+    Raises KernelError where it can't be loaded.
+    """
     try:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
@@ -157,53 +160,55 @@ def library() -> ctypes.CDLL:
 
 
 def _check(result: int) -> int:
-    """Result of a libbpf call (negative: -errno), or OSError."""
+    """Return the result of a libbpf call; raise OSError for a negative one (-errno)."""
     if result < 0:
         raise OSError(-result if -result in errno.errorcode else ctypes.get_errno(), os.strerror(-result))
     return result
 
 
-#: Loads a program under the name that it is given; its fd.
+#: Callback that loads a program under the given name and returns its fd.
 Load = Callable[[str], int]
 
 
 def create_map(name: str, kind: int, key_bytes: int, value_bytes: int, entries: int, flags: int) -> int:
-    """BPF_MAP_CREATE; fd of the map. OSError."""
+    """Create a map (BPF_MAP_CREATE); return its fd. Raises OSError."""
     options = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
     sizes = (key_bytes, value_bytes, entries)
     return _check(library().bpf_map_create(kind, name.encode(), *sizes, ctypes.byref(options)))
 
 
 def update_map(map_fd: int, key: bytes, value: bytes) -> None:
-    """BPF_MAP_UPDATE_ELEM: a whole value. OSError."""
+    """Replace a whole value (BPF_MAP_UPDATE_ELEM). Raises OSError."""
     _check(library().bpf_map_update_elem(map_fd, key, value, ctypes.c_uint64(0)))
 
 
 def load_tc_program(name: str, code: bytes) -> int:
-    """Load compiled code as a tc program; its fd. OSError: refused, with the verifier's last words."""
+    """Load compiled code as a tc program; return its fd. Raises OSError with the last lines of the verifier's log."""
     return _load(BPF_PROG_TYPE_SCHED_CLS, name, code)
 
 
 def load_typed_tracepoint(name: str, code: bytes, attach_btf_id: int) -> int:
-    """Load compiled code as a BTF-typed raw tracepoint program (5.5 and later): its arguments are read directly,
-    where an untyped one needs a helper call a field. bcc 0.26 can't. fd of the program; OSError as above.
+    """Load compiled code as a BTF-typed raw tracepoint program (5.5 and later); return its fd.
+
+    Its arguments are read directly, where an untyped one needs a helper call for each field. bcc 0.26 can't load it.
+    Raises OSError as load_tc_program does.
     """
     return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_RAW_TP, attach_btf_id)
 
 
 def load_function_entry(name: str, code: bytes, attach_btf_id: int) -> int:
-    """Load compiled code to run whenever a function of vmlinux is called (5.5 and later), with its arguments.
+    """Load compiled code that runs at each call of a vmlinux function, with its arguments; return its fd.
 
-    Attached as a typed tracepoint is. fd of the program; OSError as above.
+    Needs 5.5 or later. Attach it with attach_typed_tracepoint. Raises OSError as load_tc_program does.
     """
     return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_FENTRY, attach_btf_id)
 
 
 def load_function_exit(name: str, code: bytes, attach_btf_id: int, btf_fd: int) -> int:
-    """Load compiled code to run whenever a kernel function returns (5.5 and later), with its arguments and its result.
+    """Load compiled code that runs at each return of a kernel function, with its arguments and result; return its fd.
 
-    btf_fd: of the type information of the function's module, 0 for vmlinux. Attached as a typed tracepoint is. fd of
-    the program; OSError as above.
+    Needs 5.5 or later. btf_fd: of the BTF of the function's module; 0 for vmlinux. Attach it with
+    attach_typed_tracepoint. Raises OSError as load_tc_program does.
     """
     return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_FEXIT, attach_btf_id, btf_fd)
 
@@ -223,42 +228,43 @@ def _load(
     # BPF_OBJ_NAME_LEN is 16, its last byte 0
     arguments = (name.encode()[:15], b"GPL", code, ctypes.c_size_t(len(code) // 8), ctypes.byref(options))
     try:
-        # libbpf asks for the log by itself when a load fails.
+        # libbpf requests the log itself when a load fails.
         return _check(library().bpf_prog_load(kind, *arguments))
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}: {_last_words(log.value.decode(errors='replace'))}") from error
 
 
 def _last_words(log: str) -> str:
-    """Where the verifier stopped: the last lines of its log but for the statistics."""
+    """Return the last lines of the verifier's log without the statistics: the place where it stopped."""
     lines = [line for line in log.splitlines() if line and not line.startswith(("processed ", "verification time"))]
     return "; ".join(lines[-3:])
 
 
 def attach_typed_tracepoint(program_fd: int) -> int:
-    """Attach it; the fd is the attachment, which vanishes with the process."""
+    """Attach the program; return the fd of the link, which is removed with the process. Raises OSError."""
     return _check(library().bpf_raw_tracepoint_open(None, program_fd))
 
 
 def load_iterator(name: str, code: bytes, attach_btf_id: int) -> int:
-    """Load compiled code to be called for each object of a kind. fd of the program; OSError as above."""
+    """Load compiled code that is called for each object of a kind; return its fd. Raises OSError as load_tc_program."""
     return _load(BPF_PROG_TYPE_TRACING, name, code, BPF_TRACE_ITER, attach_btf_id)
 
 
 def attach_iterator(program_fd: int) -> int:
-    """Attach it; fd of the link. OSError."""
+    """Attach an iterator program; return the fd of the link. Raises OSError."""
     return _check(library().bpf_link_create(program_fd, 0, BPF_TRACE_ITER, None))
 
 
 def open_iterator(link_fd: int) -> int:
-    """BPF_ITER_CREATE: an fd that gives, read to its end, what the program writes. OSError."""
+    """Return an fd from which the output of the program is read to its end (BPF_ITER_CREATE). Raises OSError."""
     return _check(library().bpf_iter_create(link_fd))
 
 
 def attach_tcx(program_fd: int, ifindex: int, ingress: bool) -> int:
-    """Link a program at the head of a device's tcx programs; fd of the link, which vanishes with the process.
+    """Link a program at the head of a device's tcx programs; return the fd of the link.
 
-    OSError EINVAL: the kernel has no tcx (before 6.6). Position: BPF_F_BEFORE relative to nothing is the head.
+    The link is removed with the process. Raises OSError; EINVAL: the kernel has no tcx (before 6.6). Position:
+    BPF_F_BEFORE without a reference program means the head.
     """
     options = _LinkCreateOpts(sz=ctypes.sizeof(_LinkCreateOpts), flags=BPF_F_BEFORE)
     hook = BPF_TCX_INGRESS if ingress else BPF_TCX_EGRESS
@@ -266,24 +272,24 @@ def attach_tcx(program_fd: int, ifindex: int, ingress: bool) -> int:
 
 
 def create_clsact(ifindex: int) -> None:
-    """`tc qdisc add dev X clsact`. OSError EEXIST: there is an ingress or clsact qdisc."""
+    """Create a qdisc: `tc qdisc add dev X clsact`. Raises OSError; EEXIST: an ingress or clsact qdisc exists."""
     hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS)
     _check(library().bpf_tc_hook_create(ctypes.byref(hook)))
 
 
 def destroy_clsact(ifindex: int) -> None:
-    """`tc qdisc del dev X clsact`, with every filter in it."""
+    """Delete a qdisc with all its filters: `tc qdisc del dev X clsact`. Raises OSError."""
     hook = _TcHook(sz=ctypes.sizeof(_TcHook), ifindex=ifindex, attach_point=BPF_TC_INGRESS | BPF_TC_EGRESS)
     _check(library().bpf_tc_hook_destroy(ctypes.byref(hook)))
 
 
 def attach_filter(program_fd: int, ifindex: int, ingress: bool, pref: int, handle: int, qdisc: str = "") -> None:
-    """`tc filter add dev X ingress pref P handle H bpf direct-action`, in the qdisc that is there.
+    """Add a filter to the existing qdisc: `tc filter add dev X ingress pref P handle H bpf direct-action`.
 
-    Of a qdisc of kind `ingress`, the parent is `ffff:`, as libvirt and Open vSwitch name it: the kernel shows all
+    For a qdisc of kind `ingress`, the parent is `ffff:`, as libvirt and Open vSwitch name it: the kernel shows all
     filters of a block with the parent that was named last (net/sched/cls_api.c, block->classid).
 
-    OSError ENOENT/EINVAL: no ingress or clsact qdisc; EEXIST: pref and handle are taken.
+    Raises OSError. ENOENT, EINVAL: no ingress or clsact qdisc. EEXIST: pref and handle are in use.
     """
     hook, options = _tc(program_fd, ifindex, ingress, pref, handle)
     if qdisc == "ingress":
@@ -292,7 +298,7 @@ def attach_filter(program_fd: int, ifindex: int, ingress: bool, pref: int, handl
 
 
 def detach_filter(ifindex: int, ingress: bool, pref: int, handle: int) -> None:
-    """`tc filter del dev X ingress pref P handle H bpf`: this one filter and nothing else."""
+    """Delete one filter: `tc filter del dev X ingress pref P handle H bpf`. Raises OSError."""
     hook, options = _tc(0, ifindex, ingress, pref, handle)
     _check(library().bpf_tc_detach(ctypes.byref(hook), ctypes.byref(options)))
 
@@ -304,10 +310,14 @@ def _tc(program_fd: int, ifindex: int, ingress: bool, pref: int, handle: int) ->
 
 
 def test_run(program_fd: int, frame: bytes, context: bytes = b"", repeat: int = 1) -> tuple[int, int]:
-    """Run a tc program on a frame without a device (BPF_PROG_TEST_RUN); (return value, ns per run).
+    """Run a tc program on a frame without a device (BPF_PROG_TEST_RUN); return (return value, ns per run).
 
-    context: a struct __sk_buff to start from. OSError EINVAL: the kernel refuses the frame (under 14 bytes, IPv4 cut
-    short).
+    Raises OSError; EINVAL: the kernel refuses the frame (under 14 bytes, or truncated IPv4).
+
+    - program_fd: of the tc program.
+    - frame: its bytes.
+    - context: initial struct __sk_buff; b"" for the kernel's default.
+    - repeat: number of runs.
     """
     data = ctypes.cast(ctypes.c_char_p(frame), ctypes.c_void_p)
     options = TestRunOpts(sz=ctypes.sizeof(TestRunOpts), data_in=data, data_size_in=len(frame), repeat=repeat)
@@ -320,7 +330,7 @@ def test_run(program_fd: int, frame: bytes, context: bytes = b"", repeat: int = 
 
 
 def object_info(fd: int, size_bytes: int = 256) -> bytes:
-    """What the kernel says of an fd: struct bpf_prog_info, bpf_map_info or bpf_link_info, as far as it fills them."""
+    """Return struct bpf_prog_info, bpf_map_info or bpf_link_info of an fd, up to the length that the kernel fills."""
     buffer = ctypes.create_string_buffer(size_bytes)
     length = ctypes.c_uint32(size_bytes)
     _check(library().bpf_obj_get_info_by_fd(fd, buffer, ctypes.byref(length)))
@@ -328,6 +338,6 @@ def object_info(fd: int, size_bytes: int = 256) -> bytes:
 
 
 def recursion_misses(program_fd: int) -> int:
-    """How often the kernel did not run the program because it ran already on that CPU (since 5.12; before, 0)."""
+    """Return how often the kernel skipped the program because it was already running on that CPU (0 before 5.12)."""
     info = object_info(program_fd)
     return struct.unpack_from("=Q", info, _RECURSION_MISSES_AT)[0] if len(info) >= _RECURSION_MISSES_AT + 8 else 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All BPF programs and links, from the kernel's own iterators: to open one by its id, or ask for ids, takes
-CAP_SYS_ADMIN.
+"""All BPF programs and links, listed by the kernel's own iterators.
 
-A program of ours is called once for each object and writes numbers of it into what is read. It takes CAP_BPF and
-CAP_PERFMON. Source: kernel/bpf/{bpf_iter,prog_iter,link_iter}.c; Linux 5.9 and later, links 5.19 and later.
+BPF_PROG_GET_FD_BY_ID and the like need CAP_SYS_ADMIN. An iterator needs CAP_BPF and CAP_PERFMON: the kernel calls
+vifprobe's program once for each object, and the program writes the object's numbers to the output. Source:
+kernel/bpf/{bpf_iter,prog_iter,link_iter}.c; Linux 5.9 and later, links 5.19 and later.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ _PLACE = -24  # of the entry, in the stack
 
 
 def program_names() -> dict[int, str]:
-    """Id -> name, "" where it has none. OSError, KernelError: this kernel has no such iterator, or not permitted."""
+    """Return id -> name of all programs; "" for a program without a name.
+
+    Raises OSError or KernelError where this kernel has no such iterator, or does not permit it.
+    """
     found = _PROGRAM.iter_unpack(_read(_programs()))
     return {number: os.fsdecode(name.split(b"\0", 1)[0]) for number, name in found}
 
 
 def link_ids() -> set[int]:
-    """Of all links. Raises as program_names does."""
+    """Return the ids of all links. Raises as program_names does."""
     return {number for (number,) in _LINK.iter_unpack(_read(_links()))}
 
 
@@ -66,7 +69,7 @@ def _links() -> int:
 
 
 def _attached(target: str, code: bytes) -> int:
-    """A program on an iterator, for as long as this process lives."""
+    """Attach a program to an iterator until this process ends; return the fd of the link."""
     with Btf() as btf:
         btf_id = btf.function_id(f"bpf_iter_{target}")
     if btf_id is None:
@@ -79,7 +82,11 @@ def _attached(target: str, code: bytes) -> int:
 
 
 def _code(pointers: Sequence[int], words: Sequence[int]) -> bytes:
-    """Offsets: of pointers to follow from the object on, and of the 32-bit words to write of what that leads to."""
+    """Return the code of an iterator program.
+
+    - pointers: offsets of the pointers to follow, starting at the object.
+    - words: offsets of the 32-bit words to write, in the struct that the pointers lead to.
+    """
     # struct bpf_iter__bpf_prog: meta, prog (NULL after the last one); struct bpf_iter_meta: seq.
     code = [
         _step(_LOAD_64, 6, 1, 8),
@@ -103,5 +110,5 @@ def _code(pointers: Sequence[int], words: Sequence[int]) -> bytes:
 
 
 def _step(opcode: int, to: int = 0, source: int = 0, offset: int = 0, number: int = 0) -> bytes:
-    """One instruction: struct bpf_insn."""
+    """Return one instruction: struct bpf_insn."""
     return struct.pack("=BBhi", opcode, to | source << 4, offset, number)

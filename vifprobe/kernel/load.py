@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs and tables of `bpf/*.c`, made for this host: sized, compiled (or taken from the cache), loaded."""
+"""Load the programs and tables of `bpf/*.c` for this host: sized, compiled (or read from the cache), loaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ _RUNS_CHAINS = "nf_hook_slow"
 
 
 class Programs:
-    """The tables, and the programs that share them. A program is loaded when it is first asked for."""
+    """The tables, and the programs that share them. A program is loaded at its first use.
+
+    Raises KernelError for a wrong number of taps, missing capabilities, or refused tables.
+
+    - settings, features: that the programs were compiled for.
+    - unfollowed: why inbound packets are not followed; "" where they are, or where that was not asked for.
+    """
 
     def __init__(self, settings: Settings, features: Features) -> None:
         self.settings = settings
@@ -47,8 +53,8 @@ class Programs:
             )
         self._fds: dict[str, int] = {}
         self._misses_before = 0  # of programs that were unloaded
-        # Of this run only: whoever does not know it cannot choose keys that hash to one place. Odd, so that no two keys
-        # have the same product.
+        # Random for each run: a sender that does not know it can't choose keys with the same hash. Odd, so that no two
+        # keys have the same product.
         self._cell_factor = secrets.randbits(64) | 1
         self._compiled = compiled(source_text(), source_directory(), settings.flags(features))
         self._tables = Tables(self._compiled.maps)
@@ -56,18 +62,21 @@ class Programs:
         states["cpu"] = np.arange(len(states))
 
     def table(self, name: str, writable: bool = False) -> npt.NDArray[np.void]:
-        """A table's values as a numpy array: the kernel's own memory, no copy."""
+        """Return the values of a table as a numpy array: kernel memory, no copy."""
         return self._tables.rows(name, writable)
 
     def set_bucket(self, tap_number: int, direction: Direction, bucket: Bucket) -> None:
-        """Hold a tap's packets of one direction against this limit from now on, beginning with a full bucket.
+        """Compare a tap's packets of one direction with this limit from now on, starting with a full bucket.
 
-        Where the tap's traits have the direction's LIMIT: see Counters.watch.
+        Takes effect where the tap's traits have the direction's LIMIT: see Counters.watch. Raises KernelError.
         """
         self._write_bucket("buckets", tap_number * len(Direction) + direction, bucket)
 
     def set_what_if(self, tap_number: int, direction: Direction, number: int, bucket: Bucket) -> None:
-        """Try this limit out on a tap's packets of one direction; before they are counted."""
+        """Set a what-if limit of a tap and direction, before the tap is counted. Raises KernelError.
+
+        number: of the limit, from 0.
+        """
         place = (tap_number * len(Direction) + direction) * self.settings.what_ifs + number
         self._write_bucket("what_if_buckets", place, bucket)
 
@@ -84,28 +93,28 @@ class Programs:
             raise KernelError(f"the ideal bucket could not be set: {error.strerror}.") from error
 
     def tc_program_fd(self, direction: Direction) -> int:
-        """The tc program of one direction: the one program, with the direction written where it asks for it."""
+        """Return the fd of the tc program of one direction. Both are one program with another constant."""
         program = f"vifprobe_{direction.name.lower()}"
-        if program in self._fds:  # asked for by each of hundreds of taps: to write the code anew takes milliseconds
+        if program in self._fds:  # used by each of hundreds of taps: linking the code again takes milliseconds
             return self._fds[program]
         code = self._code("observe", direction)
         return self._load(program, lambda name: libbpf.load_tc_program(name, code))
 
     def replay_program_fd(self, direction: Direction) -> int:
-        """The program for a file's frames, as if they came through the tap in this direction."""
+        """Return the fd of the program for a file's frames, which counts them as packets of this direction."""
         code = self._code("replay", direction)
         return self._load(f"vifprobe_replay_{direction.name.lower()}", lambda name: libbpf.load_tc_program(name, code))
 
     def load(self, directions: Iterable[Direction]) -> None:
-        """Have what will be attached loaded, so that attaching it takes no time."""
+        """Load the programs that will be attached, so that attaching them takes no time."""
         self._load_drop()
         for direction in directions:
             self.tc_program_fd(direction)
 
     def attach_verdicts(self) -> None:
-        """Attach the tracepoint that learns what was dropped, of the taps in the calling thread's network namespace.
+        """Attach the program on skb:kfree_skb, which sees drops in the calling thread's network namespace.
 
-        It goes away with the process.
+        The link is removed with the process. Raises KernelError.
         """
         fd = self._load_drop()
         try:
@@ -119,15 +128,16 @@ class Programs:
         return self._load("vifprobe_drop", lambda name: libbpf.load_typed_tracepoint(name, code, btf_id))
 
     def watch_chains(self) -> None:
-        """From now on, note for which packets a chain of their own device is run; harmless when called again.
+        """Record from now on which packets run a netfilter chain of their own device; harmless when called again.
 
-        Needed for taps that the tracepoints count. KernelError where it can't be done. It goes away with the process.
+        Needed for taps that the tracepoints count. The link is removed with the process. Raises KernelError where the
+        function can't be watched.
         """
         if "chain link" in self._fds:
             return
         (runs,) = function_ranges(_RUNS_CHAINS)
         if runs == (0, 0):
-            raise KernelError("/proc/kallsyms is hidden.")
+            raise KernelError("/proc/kallsyms shows no addresses.")
         states = self.table("cpu_states", writable=True)
         states["hooks_from"], states["hooks_end"] = runs
         with Btf() as btf:
@@ -143,14 +153,14 @@ class Programs:
             raise KernelError(f"{_RUNS_CHAINS} can't be watched: {error.strerror}.") from error
 
     def unwatch_chains(self) -> None:
-        """The reverse; harmless when not watched."""
+        """Undo watch_chains; harmless when not watched."""
         for held in ("chain link", "vifprobe_chain"):
             self._unload(held)
 
     def watch_police(self) -> None:
-        """From now on, mark the packets that the kernel's police action shoots; harmless when called again.
+        """Mark from now on the packets that the kernel's police action drops; harmless when called again.
 
-        KernelError where it can't be watched. It goes away with the process.
+        The link is removed with the process. Raises KernelError where the action can't be watched.
         """
         if "police link" in self._fds:
             return
@@ -165,22 +175,22 @@ class Programs:
             function.close()
 
     def unwatch_police(self) -> None:
-        """The reverse; harmless when not watched. act_police can be unloaded again."""
+        """Undo watch_police, so that act_police can be unloaded; harmless when not watched."""
         for held in ("police link", "vifprobe_police"):
             self._unload(held)
 
     def load_followers(self) -> None:
-        """Have the programs that follow inbound packets loaded; KernelError where this kernel does not take one.
+        """Load the programs that follow inbound packets. Raises KernelError where this kernel refuses one.
 
-        At once, as far as there are CPUs: the kernel's verifier takes some 50 ms for each.
+        They are loaded in parallel: the kernel's verifier takes some 50 ms for each.
         """
         follow = self.settings.follow
-        assert follow is not None  # noqa: S101 - whoever follows packets has asked for these programs
+        assert follow is not None  # noqa: S101 - only called with `follow` in the settings
         with ThreadPoolExecutor() as pool:
             loading = [
                 pool.submit(self._trace, "on_start_xmit", follow.btf_ids["net_dev_start_xmit"]),
                 pool.submit(self._load_drop),
-                # What remembers a packet is larger than what only counts it.
+                # The program that records packets in flight is larger than the one that only counts them.
                 pool.submit(self.tc_program_fd, Direction.INBOUND),
                 pool.submit(self._trace, "on_xmit", follow.btf_ids["net_dev_xmit"]),
             ]
@@ -190,16 +200,16 @@ class Programs:
             self.load_tracepoints()
 
     def attach_followers(self) -> None:
-        """Attach what sees inbound packets come to the driver and leave it, in the calling thread's network namespace.
+        """Attach the programs that see inbound packets enter and leave the driver.
 
-        Goes away with the process.
+        They work in the calling thread's network namespace. The links are removed with the process. Raises KernelError.
         """
         follow = self.settings.follow
-        assert follow is not None  # noqa: S101 - whoever follows packets has asked for these programs
+        assert follow is not None  # noqa: S101 - only called with `follow` in the settings
         ends = (
             ("on_xmit", "net_dev_xmit"),
             ("on_start_xmit", "net_dev_start_xmit"),
-        )  # in this order: none stays half seen
+        )  # in this order: a packet whose start is seen has its end seen, too
         for name, tracepoint in ends:
             try:
                 fd = self._trace(name, follow.btf_ids[tracepoint])
@@ -217,13 +227,14 @@ class Programs:
             self._fds["on_gso_segmented link"] = libbpf.attach_typed_tracepoint(fd)
 
     def detach_followers(self) -> None:
-        """See no more packets come to the driver; those in its hands still end. Harmless when not attached."""
+        """Stop following new inbound packets; those in the driver still get their end. Harmless when not attached."""
         for held in ("on_gso_segmented link", "on_start_xmit link"):
             self._unload(held)
 
     def attach_tracepoints(self) -> None:
-        """Attach the tracepoint way: taps with a TRACED trait, in the calling thread's network namespace, are counted
-        by it. Goes away with the process.
+        """Attach the tracepoint programs that count taps with a TRACED trait.
+
+        They work in the calling thread's network namespace. The links are removed with the process. Raises KernelError.
         """
         for name, fd in self.load_tracepoints().items():
             if f"{name} link" in self._fds:
@@ -234,15 +245,15 @@ class Programs:
                 raise KernelError(f"tracepoint for {name}: {error.strerror}.") from error
 
     def detach_tracepoints(self) -> None:
-        """The reverse; harmless when not attached. The programs go too: they know one network namespace."""
+        """Undo attach_tracepoints; harmless when not attached. Unloads the programs: they are for one namespace."""
         for name in ("trace_outbound", "trace_inbound"):
             for held in (f"{name} link", f"vifprobe_{name}"):
                 self._unload(held)
 
     def load_tracepoints(self) -> dict[str, int]:
-        """Have their programs ready, so that attaching them takes no time; fds by name."""
+        """Load the tracepoint programs, so that attaching them takes no time; return their fds by name."""
         trace = self.settings.trace
-        assert trace is not None  # noqa: S101 - whoever asks for a trait has asked for these programs
+        assert trace is not None  # noqa: S101 - only called with `trace` in the settings
         return {
             "trace_outbound": self._trace("trace_outbound", trace.btf_ids["netif_receive_skb"]),
             "trace_inbound": self._trace("trace_inbound", trace.btf_ids["net_dev_queue"]),
@@ -253,7 +264,7 @@ class Programs:
         return self._load(f"vifprobe_{name}", lambda program: libbpf.load_typed_tracepoint(program, code, btf_id))
 
     def detach_verdicts(self) -> None:
-        """No verdicts from now on; harmless when not attached."""
+        """Stop recording verdicts; harmless when not attached."""
         self.unwatch_police()
         self.unwatch_chains()
         self._unload("link")
@@ -261,11 +272,11 @@ class Programs:
 
     @property
     def loaded(self) -> tuple[int, ...]:
-        """Fds of the programs that are loaded."""
+        """Return the fds of the loaded programs."""
         return tuple(fd for _, fd in self.named())
 
     def named(self) -> list[tuple[str, int]]:
-        """The same, each after its name without the `vifprobe_`."""
+        """Return (name without `vifprobe_`, fd) of the loaded programs."""
         return [(name[9:], fd) for name, fd in self._fds.items() if name.startswith("vifprobe_")]
 
     def close(self) -> None:
@@ -276,9 +287,10 @@ class Programs:
         self._tables.close()
 
     def _code(self, function: str, direction: Direction = Direction.OUTBOUND) -> bytes:
-        """A program's code, to be loaded into the kernel.
+        """Return the code of a program, ready to load. Tracepoint programs are for the thread's network namespace.
 
-        direction: of a tc program. Tracepoints: for packets of the calling thread's network namespace.
+        - function: name of the program in bpf/progs.
+        - direction: of a tc program; unused in others.
         """
         constants = {
             Loaded.DIRECTION: Number(direction),
@@ -298,7 +310,7 @@ class Programs:
 
     @property
     def recursion_misses(self) -> int:
-        """Events that the kernel kept from the programs, since the first of them was loaded (since 5.12; before, 0)."""
+        """Return the number of events since loading for which the kernel did not run the programs (0 before 5.12)."""
         loaded = [fd for name, fd in self._fds.items() if name.startswith("vifprobe_")]
         return self._misses_before + sum(map(libbpf.recursion_misses, loaded))
 
@@ -307,14 +319,14 @@ class Programs:
             try:
                 self._fds[name] = load(name)
             except OSError as error:
-                raise KernelError(f"this kernel does not take the program {name}: {error.strerror}.") from error
+                raise KernelError(f"this kernel refuses the program {name}: {error.strerror}.") from error
         return self._fds[name]
 
 
 def make_programs(settings: Settings, features: Features) -> Programs:
-    """The programs; where this kernel does not take those that follow inbound packets, the ones that only count them.
+    """Return the programs, without those that follow inbound packets where this kernel refuses them.
 
-    `settings.follow` of the programs then is None, and `unfollowed` says why.
+    `settings.follow` of the result is None then, and `unfollowed` has the reason. Raises KernelError as Programs does.
     """
     programs = Programs(settings, features)
     if settings.follow is None:
@@ -329,7 +341,7 @@ def make_programs(settings: Settings, features: Features) -> Programs:
 
 
 def _own_netns() -> int:
-    """The number in `net:[4026531840]`; 0 without CONFIG_NET_NS."""
+    """Return the inode of the thread's network namespace (`net:[4026531840]`); 0 without CONFIG_NET_NS."""
     try:
         return Path("/proc/thread-self/ns/net").stat().st_ino
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's police action as a function to watch (bpf/progs/police_exit.c): where its type information is.
+"""BTF of the kernel's police action, to which bpf/progs/police_exit.c attaches.
 
 Source: net/sched/act_police.c, tcf_police_act; kernel/bpf/btf.c (BPF_BTF_GET_NEXT_ID, names of modules).
 """
@@ -22,7 +22,7 @@ _held: list[int] = []
 
 
 def hold() -> None:
-    """Have the module's type information at hand for as long as the process lives: to find it takes CAP_SYS_ADMIN."""
+    """Open the module's BTF and keep it until the process ends: finding it later needs CAP_SYS_ADMIN."""
     if VMLINUX.with_name(_MODULE).exists():
         with suppress(KernelError):
             _held.append(_module_fd(_MODULE))
@@ -43,20 +43,26 @@ class _BtfInfo(ctypes.Structure):
 
 @dataclass(frozen=True)
 class PoliceFunction:
-    """btf_id: of the function. btf_fd: of its module's type information, to be closed; 0 where it is built in."""
+    """BTF of the police function.
+
+    - btf_id: of the function.
+    - btf_fd: of its module's BTF; 0 where it is built in. The caller calls `close`.
+    """
 
     btf_id: int
     btf_fd: int
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self.btf_fd:
             os.close(self.btf_fd)
 
 
 def police_function() -> PoliceFunction:
-    """Where the police action is. Raises KernelError where it can't be watched: act_police is not loaded, or the kernel
-    has no type information of modules (before 5.11).
+    """Return the BTF of the police action.
+
+    Raises KernelError where it can't be watched: act_police is not loaded, or the kernel has no BTF of modules (before
+    5.11).
     """
     module = VMLINUX.with_name(_MODULE)
     is_module = module.exists()
@@ -68,11 +74,11 @@ def police_function() -> PoliceFunction:
 
 
 def _module_fd(name: str) -> int:
-    """Descriptor of a module's type information, by its name."""
+    """Return a descriptor of a module's BTF, by the module's name. Raises KernelError."""
     lib, number = library(), ctypes.c_uint32(0)
     while lib.bpf_btf_get_next_id(number, ctypes.byref(number)) == 0:
         fd = lib.bpf_btf_get_fd_by_id(number)
-        if fd < 0:  # gone since, or not ours to see
+        if fd < 0:  # unloaded since, or not permitted
             continue
         if _name(fd) == name:
             return int(fd)
@@ -80,9 +86,9 @@ def _module_fd(name: str) -> int:
     if _held:
         return os.dup(_held[0])
     raise KernelError(
-        f"the type information of the module {name} is not to be had: that takes CAP_SYS_ADMIN, which a run gives up "
-        "once it counts.",
-        "Start it again now that the module is loaded.",
+        f"the type information of the module {name} is not available: reading it needs CAP_SYS_ADMIN, which a run "
+        "drops once it counts.",
+        "Restart vifprobe now that the module is loaded.",
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `bpf/*.c` are compiled for: the sizes of their tables, and what of them is wanted on this kernel."""
+"""Compile-time settings of `bpf/*.c`: the sizes of the tables, and the parts that are enabled."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from vifprobe.kernel.features import (
 )
 from vifprobe.model.layout import FLOW_WAYS, INFLIGHT_WAYS, OVERFLOW_SHAPE, Direction
 
-#: Cells of one tap on one CPU, powers of two: as many as fit into so many bytes for all taps and CPUs, within these
-#: bounds; and a part of them beside, for keys without a size. See bpf/README.md for what they add up to.
+#: Bounds of the number of cells of one tap on one CPU, a power of two: as many as fit into CELLS_BYTES for all taps and
+#: CPUs. One in UNSIZED_SHARE is added for keys without a size. bpf/README.md has the total memory.
 CELLS = (128, 2048)
 CELLS_BYTES = 16 << 20
 CELL_BYTES = 64
 UNSIZED_CELLS_MIN = 32
 UNSIZED_SHARE = 8
-#: CPUs that share a place for what finds no cell, and how many such places there are at most: see `overflow_parts`.
+#: CPUs that share a part of the overflow table, and the maximum number of parts: see `overflow_parts`.
 CPUS_PER_OVERFLOW = 32
 OVERFLOW_PARTS_MAX = 4
 BIN_LOG_ENTRIES = 4096
-#: Up to so many tap_cpu_states (320 bytes each) are in the table `shared`. More have their own table, because older
-#: kernels take no value above 4 MiB (KMALLOC_MAX_SIZE; kernel/bpf/arraymap.c, array_map_alloc_check).
+#: Up to this number, tap_cpu_states (320 bytes each) are in the table `shared`. More have their own table, because
+#: older kernels limit a value to 4 MiB (KMALLOC_MAX_SIZE; kernel/bpf/arraymap.c, array_map_alloc_check).
 TAP_CPU_STATES_SHARED = 4096
-#: Up to so many taps have their syn_states (96 KiB each) in `shared`.
+#: Up to this number of taps, syn_states (96 KiB each) are in `shared`.
 SYN_STATES_SHARED = 16
-#: Samples of all CPUs that wait for the reader, 192 bytes each, and how many of them are one CPU's.
+#: Ring entries of all CPUs for unread samples, 192 bytes each, and the bounds of one CPU's share.
 SAMPLES_WAITING = 16384
 SAMPLES_PER_CPU = (1024, 8192)
-#: Samples of each class and verdict that are taken first, per tap, direction and CPU; a byte counts them.
+#: Number of first packets of each class and verdict that are always sampled, per tap, direction and CPU; fits a byte.
 SAMPLE_FIRST = 16
 #: Handshakes of a tap that can be followed at once, 32 bytes each; of all taps together.
 FLOWS_PER_TAP = (256, 16384)
 FLOWS = 262144
-#: When so many flows have taken the place of living ones, half as many new ones are followed; a power of two.
+#: After this number of evictions of live flows, half as many new ones are followed; a power of two.
 FLOW_CROWD = 1024
 #: Entries for inbound packets in flight, all CPUs together: the queue of a tap is 1000 packets long.
 INFLIGHT_PER_TAP = 2048
@@ -50,17 +50,20 @@ INFLIGHT_MAX = 262_144
 
 @dataclass(frozen=True)
 class Settings:
-    """What the C source is compiled for.
+    """Compile-time settings of the C source.
 
-    taps: how many are watched. bin_ns: width of the timeline's bins, 0 for no timeline. cpus: of this machine. trace:
-    where the tracepoint way is wanted too, for taps that no tc hook can be had on. follow: where inbound packets are
-    followed to their end; else they are counted as offered, their outcome unknown. tstamp_clock: packets come at their
-    skb->tstamp (BPF_PROG_TEST_RUN), not now. samples: whether headers of some packets are kept.
-    syn: whether addresses, ports and handshakes of TCP are measured.
-    replay: whether the program for a file's frames is wanted.
-    no_cmpxchg: the ideal bucket as on kernels before 5.12, though this one has better. what_ifs: how many limits
-    are tried out. layer_3: whether the devices are tuns, whose packets have no Ethernet header (see
-    vifprobe.model.ports).
+    - taps: number of watched taps.
+    - bin_ns: width of the timeline's bins; 0 for no timeline.
+    - cpus: number of possible CPUs of this machine.
+    - trace: fields for the tracepoint programs, for taps without a usable tc hook; None to leave the programs out.
+    - follow: fields for following inbound packets to their end. None: they count as offered, their outcome is unknown.
+    - tstamp_clock: packets arrive at their skb->tstamp (BPF_PROG_TEST_RUN) instead of now.
+    - samples: sample packet headers.
+    - syn: measure addresses, ports and handshakes of TCP.
+    - replay: include the program for a file's frames.
+    - no_cmpxchg: use the ideal bucket of kernels before 5.12, even where cmpxchg exists.
+    - what_ifs: number of what-if limits.
+    - layer_3: the devices are tuns, whose packets have no Ethernet header (see vifprobe.model.ports).
     """
 
     taps: int = 1
@@ -78,49 +81,52 @@ class Settings:
 
     @property
     def cells(self) -> int:
-        """Slots of each tap on each CPU for cells with a size, a power of two."""
+        """Return the number of cells with a size of each tap on each CPU, a power of two."""
         least, most = CELLS
         return min(most, max(least, _power_of_two_within(CELLS_BYTES // (CELL_BYTES * self.cpus * self.taps))))
 
     @property
     def unsized_cells(self) -> int:
-        """Slots beside these for cells without a size, a power of two."""
+        """Return the number of additional cells without a size, a power of two."""
         return max(UNSIZED_CELLS_MIN, self.cells // UNSIZED_SHARE)
 
     @property
     def overflow_parts(self) -> int:
-        """Places for what finds no cell, a power of two. Some CPUs share one: too many would wait for each other."""
+        """Return the number of parts of the overflow table, a power of two.
+
+        Some CPUs share a part. With too many CPUs on one part, they would wait for each other.
+        """
         return min(OVERFLOW_PARTS_MAX, _power_of_two(-(-self.cpus // CPUS_PER_OVERFLOW)))
 
     @property
     def tap_cpu_states(self) -> int:
-        """One a CPU, tap and direction."""
+        """Return the number of tap_cpu_states: one for each CPU, tap and direction."""
         return self.cpus * self.taps * len(Direction)
 
     @property
     def tap_slots(self) -> int:
-        """Slots of the table of watched taps, a power of two."""
+        """Return the number of slots of the table of watched taps, a power of two."""
         return _power_of_two(max(64, 8 * self.taps))
 
     @property
     def samples_per_cpu(self) -> int:
-        """Places of each CPU's ring of samples, a power of two; 0 for none."""
+        """Return the number of entries of each CPU's ring of samples, a power of two; 0 without sampling."""
         least, most = SAMPLES_PER_CPU
         return min(most, max(least, _power_of_two(SAMPLES_WAITING // max(self.cpus, 1)))) if self.samples else 0
 
     @property
     def flows(self) -> int:
-        """Handshakes of each tap that can be followed at once, a power of two."""
+        """Return the number of handshakes that can be followed at once on each tap, a power of two."""
         least, most = FLOWS_PER_TAP
         return min(most, max(least, _power_of_two_within(FLOWS // self.taps)))
 
     @property
     def inflight_rows(self) -> int:
-        """Rows of the table of inbound packets in flight: a power of two."""
+        """Return the number of rows of the table of inbound packets in flight, a power of two."""
         return _power_of_two(min(INFLIGHT_MAX, max(INFLIGHT_MIN, self.taps * INFLIGHT_PER_TAP))) // INFLIGHT_WAYS
 
     def flags(self, features: Features) -> list[str]:
-        """The compiler's -D flags."""
+        """Return the compiler's -D flags."""
         values: dict[str, int | str] = {
             "CPUS": self.cpus,
             "CPU_STATES": _power_of_two(self.cpus),
@@ -154,7 +160,7 @@ class Settings:
                 min(features.offsets_bytes[name] for name in IP_COUNTER_MEMBERS) >= 0 and takes_kernel_reads()
             ),
             **{f"{member}_OFFSET": offset for member, offset in features.offsets_bytes.items()},
-            # -1: this kernel has no such reason, or none at all.
+            # -1: this kernel does not have this reason, or has no drop reasons.
             "REASON_TC_INGRESS": _or_none(features.reason_number("TC_INGRESS")),
             "REASON_NETFILTER_DROP": _or_none(features.reason_number("NETFILTER_DROP")),
             "TC_INGRESS_FROM": f"{features.tc_ingress[0]}u",
@@ -174,7 +180,7 @@ class Settings:
 
 
 def _inbound_values(features: Features) -> dict[str, int | str]:
-    """What bpf/progs/kfree_skb.c needs to know to say whose the drop of an inbound packet is."""
+    """Return the constants with which bpf/progs/kfree_skb.c attributes the drop of an inbound packet."""
     bits = sum(1 << number for number in features.qdisc_reasons)
     return {
         "HAS_QDISC_REASON": int(bits != 0),
@@ -189,7 +195,7 @@ def _inbound_values(features: Features) -> dict[str, int | str]:
 
 
 def possible_cpus() -> int:
-    """Highest CPU number that this kernel can ever use, plus one."""
+    """Return the highest possible CPU number of this kernel, plus one."""
     ranges = Path("/sys/devices/system/cpu/possible").read_text().strip()
     return int(ranges.split(",")[-1].split("-")[-1]) + 1
 
@@ -203,5 +209,5 @@ def _power_of_two(least: int) -> int:
 
 
 def _power_of_two_within(most: int) -> int:
-    """The largest one; 1 where there is none."""
+    """Return the largest power of two that is not above `most`; 1 where there is none."""
     return 1 << max(most.bit_length() - 1, 0)

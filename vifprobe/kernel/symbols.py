@@ -19,8 +19,9 @@ _lock = threading.Lock()
 
 
 def hold() -> None:
-    """Open the list now, for as long as the process lives: whoever had CAP_SYSLOG then is shown addresses from then on
-    (kallsyms_open of kernel/kallsyms.c).
+    """Open the list now, and keep it open until the process ends.
+
+    The kernel checks CAP_SYSLOG at open time and shows addresses from then on (kallsyms_open of kernel/kallsyms.c).
     """
     with suppress(OSError):
         _held.append(KALLSYMS.open("rb"))
@@ -36,7 +37,7 @@ def _text() -> bytes:
 
 @cache
 def _functions() -> tuple[list[int], list[str]]:
-    """Low halves of the addresses of all functions, ascending, and their names; empty where they are hidden."""
+    """Return the low halves of all function addresses, ascending, and the names; empty where they are hidden."""
     found = []
     for line in _text().decode().splitlines():
         address, kind, name = line.split()[:3]
@@ -49,17 +50,20 @@ def _functions() -> tuple[list[int], list[str]]:
 
 
 def function_at(low_address: int) -> str | None:
-    """The function around an address, by its low 32 bits (kernel text lies within 2 GiB); None where not known."""
+    """Return the function that contains an address, given by its low 32 bits; None where it is unknown.
+
+    Kernel text lies within 2 GiB.
+    """
     addresses, names = _functions()
     place = bisect_right(addresses, low_address) - 1
     return names[place] if place >= 0 else None
 
 
 def function_ranges(*names: str) -> tuple[tuple[int, int], ...]:
-    """Low halves of each function's first address and of the one behind it, (0, 0) where not known.
+    """Return (start, end) of each function: low halves of the addresses; (0, 0) where unknown.
 
-    Copies that the compiler made for some callers (``name.constprop.0``, ``name.isra.0``) are the function, too. The
-    kernel lists its own functions by address: the text is searched, which takes half the time of taking it apart.
+    Copies that the compiler made for some callers (``name.constprop.0``, ``name.isra.0``) count as the function. The
+    kernel lists its own functions by address. The text is searched, which takes half the time of parsing it.
     """
     text = _text()
     return tuple(_range(name.encode(), text) for name in names)

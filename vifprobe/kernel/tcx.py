@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which BPF programs are linked to a device's tcx hooks: they run before any qdisc and can decide before its policer.
+"""BPF programs linked to a device's tcx hooks. They run before any qdisc, so they can drop before its policer.
 
-netlink does not tell of them. Source: include/uapi/linux/bpf.h (BPF_PROG_QUERY), kernel/bpf/tcx.c; Linux 6.6 and later.
+netlink does not report them. Source: include/uapi/linux/bpf.h (BPF_PROG_QUERY), kernel/bpf/tcx.c; Linux 6.6 and later.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ _NAME_AT, _NAME_BYTES = 64, 16  # struct bpf_prog_info: name
 
 
 class TcxProgram(NamedTuple):
-    """A program on a tcx hook, in the order in which they run. name: "" where it can't be read. own: vifprobe's."""
+    """A program on a tcx hook.
+
+    - id: of the program.
+    - name: "" where it can't be read.
+    - own: True for vifprobe's own program.
+    """
 
     id: int
     name: str
@@ -38,7 +43,7 @@ class TcxProgram(NamedTuple):
 
 
 class _QueryOpts(ctypes.Structure):
-    """struct bpf_prog_query_opts of libbpf 1.0: what later ones add is left alone."""
+    """struct bpf_prog_query_opts of libbpf 1.0, without the members of later versions."""
 
     _fields_ = (
         ("sz", ctypes.c_size_t),
@@ -52,12 +57,15 @@ class _QueryOpts(ctypes.Structure):
 
 
 def tcx_programs(ifindex: int, ingress: bool) -> tuple[TcxProgram, ...]:
-    """The programs on one side of a device; none on kernels without tcx. OSError: not permitted, or no such device."""
+    """Return the programs on one hook of a device in the order in which they run; none on kernels without tcx.
+
+    Raises OSError where it is not permitted, or the device does not exist.
+    """
     return tuple(_program(number) for number in tcx_program_ids(ifindex, ingress))
 
 
 def tcx_program_ids(ifindex: int, ingress: bool) -> tuple[int, ...]:
-    """Their ids alone: one system call. OSError: as tcx_programs."""
+    """Return the program ids of a hook, with one system call. Raises OSError as tcx_programs does."""
     ids = (ctypes.c_uint32 * _PROGRAMS_MAX)()
     options = _QueryOpts(
         sz=ctypes.sizeof(_QueryOpts), prog_ids=ctypes.cast(ids, ctypes.c_void_p), prog_cnt=_PROGRAMS_MAX
@@ -77,7 +85,7 @@ def _program(number: int) -> TcxProgram:
 
 
 def program_name(number: int) -> str:
-    """Name of a loaded program by its id, as `bpftool prog` lists it; "" where it has none or is gone."""
+    """Return the name of a loaded program by its id, as `bpftool prog` lists it; "" without a name or program."""
     fd = libbpf.library().bpf_prog_get_fd_by_id(number)
     if fd == -errno.EPERM:
         with suppress(OSError, KernelError):
@@ -95,9 +103,10 @@ def program_name(number: int) -> str:
 
 
 def program_holders(wanted: Collection[int], seconds: float = _SCAN_SECONDS) -> dict[int, tuple[str, ...]]:
-    """Processes that hold programs or links to them: program id -> `comm (pid 812)` of each; own ones left out.
+    """Return program id -> `comm (pid 812)` of each process that holds the program or a link to it.
 
-    Looks through descriptors of all processes, for `seconds` at most: what is not found by then is not told.
+    This process is left out. Searches the descriptors of all processes for `seconds` at most, so the result can be
+    incomplete.
     """
     lines = {f"prog_id:\t{number}\n".encode(): number for number in wanted}
     found: dict[int, dict[str, None]] = {}
@@ -116,7 +125,7 @@ def program_holders(wanted: Collection[int], seconds: float = _SCAN_SECONDS) -> 
 
 
 def _bpf_descriptors(process: str) -> Iterator[bytes]:
-    """What /proc says of a process's descriptors of programs and links (kernel/bpf/syscall.c, *_show_fdinfo)."""
+    """Return fdinfo of a process's descriptors of programs and links (kernel/bpf/syscall.c, *_show_fdinfo)."""
     with suppress(OSError):  # it has ended
         for fd in Path(f"{process}/fd").iterdir():
             with suppress(OSError):
@@ -131,10 +140,10 @@ def _comm(process: str) -> str:
 
 
 class NewLinks:
-    """Tells whether BPF links were made since the last look: of XDP programs that are linked netlink tells nothing.
+    """Detects BPF links made since the last call: netlink does not report XDP programs that are attached by a link.
 
-    One system call where there are none: ids only grow (kernel/bpf/syscall.c, bpf_link_prime: idr_alloc_cyclic).
-    Without CAP_SYS_ADMIN, all are listed; where the kernel does not do that (before 5.19), there may always be some.
+    Takes one system call where there are none: ids only grow (kernel/bpf/syscall.c, bpf_link_prime: idr_alloc_cyclic).
+    Without CAP_SYS_ADMIN all links are listed. Where the kernel can't list them (before 5.19), the result is True.
     """
 
     def __init__(self) -> None:
@@ -142,9 +151,9 @@ class NewLinks:
         self.is_new()
 
     def is_new(self) -> bool:
-        """Whether there are; False where the kernel has no links (before 5.7), or does not tell."""
+        """Return True where links were made; False where the kernel has no links (before 5.7) or refuses the query."""
         is_new, number = False, ctypes.c_uint32()
-        # Those that end meanwhile are passed over; a look ends in any case.
+        # Links that are freed during the loop are skipped; the loop is bounded.
         for _ in range(_LINKS_MAX):
             result = libbpf.library().bpf_link_get_next_id(self._last, ctypes.byref(number))
             if result == -errno.EPERM:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of a file through `bpf/progs/test_run.c`, one BPF_PROG_TEST_RUN each, without allocating anything for a frame.
+"""Run `bpf/progs/test_run.c` on frames of a file: one BPF_PROG_TEST_RUN each, without an allocation for each frame.
 
-TEST_RUN's device is the loopback of the calling thread's network namespace: a number and no more. No packet goes
-through it, and the program hangs on nothing, so that no other packet ever meets it.
+TEST_RUN's device is the loopback of the calling thread's network namespace: only its number is used. No packet goes
+through it, and the program is not attached, so it never runs on another packet.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from vifprobe.kernel.libbpf import TestRunOpts, library
 from vifprobe.kernel.load import Programs
 from vifprobe.model.layout import REPLAY_WINDOW_BYTES, Direction
 
-#: LOOPBACK_IFINDEX of include/net/flow.h: in every namespace the same.
+#: LOOPBACK_IFINDEX of include/net/flow.h: the same in every namespace.
 LOOPBACK = 1
 
-# struct __sk_buff, include/uapi/linux/bpf.h; of what follows TEST_RUN takes only zeros from user space.
+# struct __sk_buff, include/uapi/linux/bpf.h; TEST_RUN requires zeros in the members after these.
 _SKB_BYTES, _CB_OFFSET, _TSTAMP_OFFSET = 192, 48, 152
-#: What TEST_RUN takes whatever the page holds beside it: a page less headroom and struct skb_shared_info (net/bpf/
-#: test_run.c, bpf_test_init). Of longer frames the bytes are in the table `window`.
+#: Longest frame that TEST_RUN takes: a page less headroom and struct skb_shared_info (net/bpf/test_run.c,
+#: bpf_test_init). The bytes of longer frames are in the table `window`.
 SKB_MAX_BYTES = 3584
-#: ... and what it wants at least: an Ethernet header and the fixed IPv4 or IPv6 header (bpf_prog_test_run_skb).
+#: Shortest frame that TEST_RUN takes: an Ethernet header and the fixed IPv4 or IPv6 header (bpf_prog_test_run_skb).
 _ETHERNET_BYTES = 14
 _IP_MIN_BYTES = {b"\x08\x00": 34, b"\x86\xdd": 54}
 SKB_MIN_BYTES = max(_IP_MIN_BYTES.values())
 
 
 class FrameRunner:
-    """Shows frames that lie in `memory` to the program.
+    """Runs the program on frames in `memory`. Raises KernelError as Programs does.
 
-    memory: what frames are read into. At least SKB_MIN_BYTES must follow the place where a frame begins. Raises
-    KernelError as Programs does.
+    - programs: made with `replay` in the settings.
+    - direction: of all frames.
+    - memory: buffer of the frames. At least SKB_MIN_BYTES must follow the start of each frame.
     """
 
     def __init__(self, programs: Programs, direction: Direction, memory: bytearray) -> None:
@@ -57,10 +58,16 @@ class FrameRunner:
         self._put_time = struct.Struct("=Q").pack_into
 
     def show(self, at: int, captured: int, length: int, time_ns: int) -> None:
-        """Count the frame whose first `captured` bytes of `length` lie at memory[at:], come at `time_ns` (over 0)."""
+        """Count one frame. Raises KernelError where the kernel refuses to run the program.
+
+        - at: offset of its first byte in the memory.
+        - captured: number of its bytes in the memory.
+        - length: of the whole frame, in bytes.
+        - time_ns: arrival, over 0.
+        """
         options = self._options
         options.data_in = self._start + at
-        options.data_size_out = 0  # where the kernel put the last frame's length: now a limit, if it stayed
+        options.data_size_out = 0  # the kernel wrote the last frame's length here, and would take it as a limit
         is_long = captured > SKB_MAX_BYTES
         if is_long:
             options.data_size_in = SKB_MAX_BYTES
@@ -74,11 +81,11 @@ class FrameRunner:
         if result:
             raise KernelError(
                 f"the kernel refuses to run the program on a frame of {length} bytes: {os.strerror(-result)}.",
-                "BPF_PROG_TEST_RUN with a context is there from 5.5 on.",
+                "BPF_PROG_TEST_RUN with a context needs kernel 5.5 or later.",
             )
 
     def key_of(self, at: int, captured: int, length: int, time_ns: int) -> int:
-        """Count it as `show` does; the key of the cell that it was counted in (layout.CELL_KEY_FIELDS), 0: missed."""
+        """Count a frame as `show` does; return the key of its cell (layout.CELL_KEY_FIELDS), 0: missed."""
         self._options.ctx_out, self._options.ctx_size_out = self._answer_start, _SKB_BYTES
         self.show(at, captured, length, time_ns)
         return int.from_bytes(self._answer[_CB_OFFSET + 12 : _CB_OFFSET + 20], sys.byteorder)
@@ -86,8 +93,9 @@ class FrameRunner:
 
 @contextmanager
 def on_one_cpu() -> Iterator[None]:
-    """Keep the calling thread on the CPU that it is on: the kernel side's books are kept by CPU, and a packet's time
-    since the one before it is known where both are in the same ones.
+    """Keep the calling thread on its current CPU.
+
+    The kernel side's state is per CPU: the time since the previous packet is known only on the same CPU.
     """
     before = os.sched_getaffinity(0)
     cpu = ctypes.CDLL(None).sched_getcpu()
@@ -99,9 +107,9 @@ def on_one_cpu() -> Iterator[None]:
 
 
 def is_refused(frame: bytes | bytearray | memoryview, captured: int) -> bool:
-    """Whether TEST_RUN refuses these bytes, or could, as they are: so that it needs their number told beside it.
+    """Return True where TEST_RUN refuses, or can refuse, a frame of these bytes: their number is passed separately.
 
-    frame: begins with its first 14 bytes, where it has as many.
+    frame: holds at least the first 14 bytes of the frame, if it has as many. captured: number of captured bytes.
     """
     if captured > SKB_MAX_BYTES or captured < _ETHERNET_BYTES:
         return True

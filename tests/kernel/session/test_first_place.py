@@ -54,5 +54,5 @@ def test_a_hook_that_is_full(tap: Tap, require: Require) -> None:
                 program = load_empty()
                 stack.callback(os.close, program)
                 stack.callback(os.close, libbpf.attach_tcx(program, tap.ifindex, ingress=True))
-        with pytest.raises(KernelError, match="as many tcx programs"), Probe(tap.name):
+        with pytest.raises(KernelError, match="maximum number of tcx programs"), Probe(tap.name):
             pass

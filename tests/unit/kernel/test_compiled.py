@@ -149,5 +149,5 @@ int either(struct __sk_buff *skb)
 def test_code_that_is_cut_off() -> None:
     kept = json.loads(MADE.to_json())
     kept["code"]["drop"] = base64.b64encode(CODE[:8]).decode()
-    with pytest.raises(ValueError, match="drop: the last instruction is cut off"):
+    with pytest.raises(ValueError, match="drop: the last instruction is truncated"):
         Compiled.from_json(json.dumps(kept))

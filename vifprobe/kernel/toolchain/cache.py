@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled code kept on disk: bcc takes most of the time to the first screen.
+"""Cache of compiled code on disk: compiling with bcc takes most of the time to the first screen.
 
-What is read here is loaded into the kernel. So the directory and all above it must be such that root alone can change
-them, and entries must be root's own; anything wrong with an entry is as if it were not there. Key: hash of all that
-compiling depends on.
+Entries are loaded into the kernel. So only root may be able to change the directory and its parents, and entries must
+be owned by root. An invalid entry is ignored. Key: hash of everything that the result of compiling depends on.
 """
 
 from __future__ import annotations
@@ -27,14 +26,19 @@ from vifprobe.process.trust import open_trusted, root_uids
 #: Set to another directory, or to nothing for no cache.
 VARIABLE = "VIFPROBE_CACHE"
 _DEFAULT = "/var/cache/vifprobe"
-_KEPT = 128  # entries, those that were used last; one a number of taps, bin width and version: 10 MB in all
+_KEPT = 128  # most recently used entries; one for each number of taps, bin width and version: 10 MB in all
 _ENTRY_BYTES_MAX = 64 << 20  # 40 to 90 kB are usual
 _ENTRY_NAME = re.compile(r"[0-9a-f]{64}\.json|\.[0-9a-f]{16}\.new")
 _COMPILERS = ("/usr/lib/python3/dist-packages/bcc/version.py", "/usr/lib/python3/site-packages/bcc/version.py")
 
 
 def compiled(text: str, directory: Path, flags: list[str]) -> Compiled:
-    """From the cache, else from bcc (and then into the cache). Raises KernelError as compile_apart."""
+    """Return the code from the cache, else compile and cache it. Raises KernelError as compile_apart does.
+
+    - text: the C text.
+    - directory: of the C text, with `include/` in it.
+    - flags: -D flags.
+    """
     with _place() as place:
         if place is None:
             return compile_apart(text, directory, flags)
@@ -45,16 +49,16 @@ def compiled(text: str, directory: Path, flags: list[str]) -> Compiled:
             with suppress(OSError):
                 _write(place, key, found)
         else:
-            with suppress(OSError):  # the time says when it was used last
+            with suppress(OSError):  # mtime is the time of the last use
                 os.utime(f"{key}.json", dir_fd=place, follow_symlinks=False)
         return found
 
 
 @contextmanager
 def _place() -> Iterator[int | None]:
-    """The cache directory's fd, made if need be; None where it is not to be trusted or can't be had.
+    """Open the cache directory, created if needed; None where it is not trusted or can't be opened.
 
-    All that follows goes through the fd: the directory that was looked at is the one that is used.
+    All accesses use this fd, so the directory that was checked is the one that is used.
     """
     name = setting(VARIABLE, _DEFAULT)
     try:
@@ -84,7 +88,7 @@ def _open(path: Path) -> int:
     about = os.fstat(place)
     if about.st_uid != os.geteuid() or about.st_mode & 0o022:
         os.close(place)
-        raise PermissionError(errno.EPERM, "not a directory of our own", str(path))
+        raise PermissionError(errno.EPERM, "not owned by this user, or writable by others", str(path))
     return place
 
 
@@ -99,30 +103,30 @@ def _key(text: str, directory: Path, flags: list[str]) -> str:
 
 def _read(place: int, key: str) -> Compiled | None:
     try:
-        told, content = _own_text(place, f"{key}.json").split("\n", 1)
-        return Compiled.from_json(content) if told == _digest(key, content) else None
+        digest, content = _own_text(place, f"{key}.json").split("\n", 1)
+        return Compiled.from_json(content) if digest == _digest(key, content) else None
     except (OSError, ValueError):
         return None
 
 
 def _own_text(place: int, name: str) -> str:
-    """Content of a plain file that nobody else could have written; OSError, ValueError."""
+    """Return the content of a regular file that only this user can write. Raises OSError, ValueError."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     with os.fdopen(os.open(name, flags, dir_fd=place), encoding="utf-8") as stream:
         about = os.fstat(stream.fileno())
         is_own = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o022
         if not is_own or about.st_size > _ENTRY_BYTES_MAX:
-            raise PermissionError(errno.EPERM, "not an entry of our own", name)
+            raise PermissionError(errno.EPERM, "not a regular file that only this user can write", name)
         return stream.read(about.st_size + 1)
 
 
 def _digest(key: str, content: str) -> str:
-    """Of an entry under this key: one that was copied from another key does not count."""
+    """Return the digest of an entry with its key, so that an entry copied from another key is invalid."""
     return hashlib.sha256(f"{key}\n{content}".encode()).hexdigest()
 
 
 def _write(place: int, key: str, found: Compiled) -> None:
-    """Whole or not at all; the entries go that were not used for longest."""
+    """Write an entry atomically, and delete the least recently used entries."""
     new, name = f".{secrets.token_hex(8)}.new", f"{key}.json"
     try:
         with os.fdopen(
@@ -131,13 +135,13 @@ def _write(place: int, key: str, found: Compiled) -> None:
             content = found.to_json()
             stream.write(f"{_digest(key, content)}\n{content}")
         with suppress(OSError):
-            os.rmdir(name, dir_fd=place)  # nothing but a directory is in the way of a file
+            os.rmdir(name, dir_fd=place)  # only a directory prevents the rename
         os.rename(new, name, src_dir_fd=place, dst_dir_fd=place)
     except BaseException:
         with suppress(OSError):
             os.unlink(new, dir_fd=place)
         raise
-    # Files that a killed run has left unfinished are among them.
+    # These include unfinished files of a killed run.
     entries = [entry for entry in os.scandir(place) if _ENTRY_NAME.fullmatch(entry.name)]
     entries.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime)
     for entry in entries[:-_KEPT]:

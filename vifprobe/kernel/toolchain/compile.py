@@ -24,17 +24,17 @@ from vifprobe.process.trust import problem
 
 
 def import_bcc() -> Any:
-    """The distribution's bcc module, or a KernelError that says where it comes from."""
+    """Return the distribution's bcc module. Raises KernelError with the packages to install."""
     _require_trusted_bcc()
     try:
         import bcc
-    except (ImportError, OSError) as error:  # OSError: a library that it needs is missing, or finds no memory
+    except (ImportError, OSError) as error:  # OSError: a library is missing, or out of memory
         raise KernelError(
             f"Python's bcc module can't be imported: {error}.",
-            *(f"Not looked for in {place}: {why}." for place, why in dropped.items()),
-            "It comes from the distribution: python3-bpfcc (Debian, Ubuntu), python3-bcc (RHEL, Fedora, SUSE).",
-            "The package named bcc on PyPI is an unrelated project: never install that one.",
-            "In a virtual environment, make it with --system-site-packages on the system's own python3.",
+            *(f"Not searched: {place}: {why}." for place, why in dropped.items()),
+            "Install the distribution's package: python3-bpfcc (Debian, Ubuntu), python3-bcc (RHEL, Fedora, SUSE).",
+            "Do not install the package named bcc from PyPI: it is an unrelated project.",
+            "Create a virtual environment with --system-site-packages, on the system's own python3.",
         ) from error
     if not hasattr(bcc, "BPF"):
         raise KernelError(
@@ -45,34 +45,39 @@ def import_bcc() -> Any:
 
 
 def _require_trusted_bcc() -> None:
-    """KernelError where it lies in a directory that others can write: what it makes is loaded into the kernel."""
+    """Raise KernelError where others can write bcc's directory: its output is loaded into the kernel."""
     spec = PathFinder.find_spec("bcc", sys.path)
     if os.geteuid() == 0 and spec is not None and spec.origin and (why := problem(Path(spec.origin).parent)):
         raise KernelError(
             f"Python's bcc module is not imported from {spec.origin}: {why}.",
-            "Root would run what others can change there. Take that right away (chown, chmod go-w).",
+            "Root would run code that others can change. Remove their write permission (chown, chmod go-w).",
         )
 
 
 def compile_text(text: str, directory: Path, flags: list[str]) -> Compiled:
-    """Compile; KernelError where it can't be done. directory: of the C text, with `include/` in it.
+    """Compile C text. Raises KernelError where that fails.
 
-    bcc creates the maps as it compiles; they are given up again, so that compiled and cached code are loaded one way.
+    bcc creates the maps as it compiles. They are freed again, so that compiled and cached code are loaded in the same
+    way.
+
+    - text: the C text.
+    - directory: of the C text, with `include/` in it.
+    - flags: -D flags.
     """
     bcc = import_bcc()
-    # bcc looks there for kernel headers: bpf/include stands in for them, see bpf/README.md.
+    # bcc searches this directory for kernel headers: bpf/include replaces them, see bpf/README.md.
     os.environ["BCC_KERNEL_SOURCE"] = str(directory)
     system = [f"-I/usr/include/{sysconfig.get_config_var('MULTIARCH') or ''}", "-I/usr/include"]
     include = [f"-I{directory}", f"-I{directory / 'include'}", *system]
     try:
         module = bcc.BPF(text=text.encode(), cflags=[*include, *flags, "-Wno-macro-redefined"])
-    except Exception as error:  # bcc raises plain Exception; the compiler's own words went to stderr
+    except Exception as error:  # bcc raises plain Exception; the compiler's messages went to stderr
         if missing := missing_capabilities():
             lacking = ", ".join(missing)
             raise KernelError(f"not permitted: this process lacks {lacking}.", "Run it with sudo.") from error
         raise KernelError(
             f"bcc could not compile the programs or create their tables: {error}.",
-            "Seen where linux-libc-dev (linux/types.h) is not installed, and where memory for the tables is short.",
+            "Known causes: linux-libc-dev (linux/types.h) is not installed; not enough memory for the tables.",
         ) from error
     try:
         return _extract(module)
@@ -83,7 +88,8 @@ def compile_text(text: str, directory: Path, flags: list[str]) -> Compiled:
 def _extract(module: Any) -> Compiled:
     from bcc import libbcc
 
-    # bcc's own Python never asks for names, and so leaves these two without types. Indexing gives functions of our own.
+    # bcc's Python does not use these two functions and leaves them without types. Indexing returns new function
+    # objects, so the types are set on ours only.
     count_of, name_of = libbcc.lib["bpf_num_tables"], libbcc.lib["bpf_table_name"]
     count_of.argtypes, name_of.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t]
     count_of.restype, name_of.restype = ctypes.c_size_t, ctypes.c_char_p
@@ -93,7 +99,7 @@ def _extract(module: Any) -> Compiled:
         name = name_of(module.module, number)
         table = module[name]
         places[table.map_fd] = number
-        # Of a per-CPU table, bcc's Leaf is an array: all CPUs' values.
+        # For a per-CPU table, bcc's Leaf is an array with the values of all CPUs.
         value = np.dtype(getattr(table, "sLeaf", table.Leaf))
         leaf = np.lib.format.dtype_to_descr(value)
         kind = libbcc.lib.bpf_table_type_id(module.module, number)
@@ -106,7 +112,7 @@ def _extract(module: Any) -> Compiled:
 
 
 def _by_place(code: bytes, places: dict[int, int]) -> bytes:
-    """The code with each map's fd replaced by its place in the list of maps."""
+    """Return the code with each map's fd replaced by the map's index in the list of maps."""
     moved = bytearray(code)
     for at, fd in map_loads(code):
         struct.pack_into("<i", moved, at, places[fd])

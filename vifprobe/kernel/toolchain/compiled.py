@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled programs and the shapes of their maps, as text: read back with nothing taken on trust."""
+"""Compiled programs and the shapes of their maps, as text. Reading checks every value."""
 
 from __future__ import annotations
 
@@ -22,14 +22,20 @@ _MAP_BYTES_MAX = 1 << 40  # far above what a host has
 _MAPS_MAX, _PROGRAMS_MAX, _DEPTH_MAX = 256, 256, 16
 _INSTRUCTION_BYTES = 8
 _PROGRAM_BYTES_MAX = 1_000_000 * _INSTRUCTION_BYTES  # BPF_COMPLEXITY_LIMIT_INSNS, include/linux/bpf.h
-#: A program of `bpf/*.c` starts so, and a map; a condition around them starts and ends so.
+#: Start of a program or a map in `bpf/*.c`; start and end of a condition around them.
 _DECLARED = re.compile(r"int (\w+)\(struct \w+ \*\w+\)|BPF_F_TABLE\((?:[^,]+,){3} (\w+),|BPF_ARRAY\((\w+),")
 _CONDITION = re.compile(r"#\s*(if|elif|else|endif)\w*\s*(.*)")
 
 
 @dataclass(frozen=True)
 class MapShape:
-    """A map as the C text declares it. leaf: dtype of its values, as numpy describes it in a .npy file."""
+    """A map as the C text declares it.
+
+    - name, kind, flags: name, BPF_MAP_TYPE_* and BPF_F_* flags.
+    - key_bytes, value_bytes: sizes.
+    - entries: maximum number of entries.
+    - leaf: dtype of a value, as numpy describes it in a .npy file.
+    """
 
     name: str
     kind: int
@@ -42,24 +48,24 @@ class MapShape:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Code of each program, map references being places in `maps`."""
+    """Code of each program by name. References to maps are indexes of `maps`."""
 
     maps: tuple[MapShape, ...]
     code: dict[str, bytes]
 
     def to_json(self) -> str:
-        """As text, for :meth:`from_json`."""
+        """Return the text for :meth:`from_json`."""
         code = {name: base64.b64encode(part).decode() for name, part in self.code.items()}
         return json.dumps({"maps": [asdict(shape) for shape in self.maps], "code": code})
 
     @property
     def names(self) -> set[str]:
-        """Of its programs and maps."""
+        """Return the names of all programs and maps."""
         return {shape.name for shape in self.maps} | set(self.code)
 
     @classmethod
     def from_json(cls, content: str) -> Compiled:
-        """The reverse. Raises ValueError for any other text, whatever it holds."""
+        """Parse the text of :meth:`to_json`. Raises ValueError for any other text."""
         try:
             kept = json.loads(content)
         except RecursionError as error:
@@ -74,9 +80,9 @@ class Compiled:
 
 
 def declared_in(text: str, flags: Iterable[str]) -> set[str]:
-    """Names of the programs and maps that the C text has with these -D flags.
+    """Return the names of the programs and maps that the C text declares with these -D flags.
 
-    Seen behind conditions that are a flag's name alone. What stands behind others may be there or not, and is left out.
+    Only conditions that are a single flag name are evaluated. Declarations under other conditions are left out.
     """
     values = dict(flag.removeprefix("-D").partition("=")[::2] for flag in flags)
     found, conditions = set(), list[bool]()
@@ -106,7 +112,7 @@ def _map(kept: object) -> MapShape:
     _require(isinstance(kept, dict) and set(kept) == set(names), "not a map's fields")
     assert isinstance(kept, dict)  # noqa: S101 - just looked at
     name, *numbers, leaf = (kept[name] for name in names)
-    _require(isinstance(name, str) and _NAME.fullmatch(name) is not None, "no name of a map")
+    _require(isinstance(name, str) and _NAME.fullmatch(name) is not None, "invalid map name")
     _require(all(type(number) is int and 0 <= number <= _NUMBER_MAX for number in numbers), f"{name}: numbers")
     kind, key_bytes, value_bytes, entries, flags = numbers
     _require(bool(kind and value_bytes and entries), f"{name}: empty")
@@ -121,17 +127,17 @@ def _map(kept: object) -> MapShape:
 
 
 def _descr(value: object, depth: int = 0) -> Any:
-    """numpy's description of a dtype: lists of tuples, with tuples for shapes, of which JSON has neither."""
+    """Return numpy's description of a dtype, with the tuples (members, shapes) that JSON does not have."""
     if isinstance(value, str):
-        _require(_SCALAR.fullmatch(value) is not None, f"{value!r}: no number's type")
+        _require(_SCALAR.fullmatch(value) is not None, f"{value!r}: not a numeric type")
         return value
-    _require(isinstance(value, list) and bool(value) and depth < _DEPTH_MAX, "no description of a type")
+    _require(isinstance(value, list) and bool(value) and depth < _DEPTH_MAX, "invalid description of a type")
     assert isinstance(value, list)  # noqa: S101 - just looked at
     return [_member(member, depth + 1) for member in value]
 
 
 def _member(value: object, depth: int) -> tuple[object, ...]:
-    _require(isinstance(value, list) and len(value) in (2, 3), "no member of a struct")
+    _require(isinstance(value, list) and len(value) in (2, 3), "invalid member of a struct")
     assert isinstance(value, list)  # noqa: S101 - just looked at
     name, kind, *shape = value
     _require(isinstance(name, str), "a member without a name")
@@ -144,7 +150,7 @@ def _member(value: object, depth: int) -> tuple[object, ...]:
 
 
 def _program(name: str, text: object, maps: int) -> bytes:
-    _require(_NAME.fullmatch(name) is not None, "no name of a program")
+    _require(_NAME.fullmatch(name) is not None, "invalid program name")
     _require(isinstance(text, str) and len(text) <= 2 * _PROGRAM_BYTES_MAX, f"{name}: no code")
     assert isinstance(text, str)  # noqa: S101 - just looked at
     try:
@@ -156,5 +162,5 @@ def _program(name: str, text: object, maps: int) -> bytes:
         places = [place for _, place in map_loads(code)]
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    _require(all(0 <= place < maps for place in places), f"{name}: names a map that is not there")
+    _require(all(0 <= place < maps for place in places), f"{name}: refers to a missing map")
     return code

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiler in a process of its own: LLVM's hundred MiB go with it, and a crash of it is an error message."""
+"""Run the compiler in a separate process, so that its end frees LLVM's memory and a crash is only an error."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from vifprobe.process.capabilities import Capability, inherited
 from vifprobe.process.children import ENVIRONMENT, WORKING_DIRECTORY, python_command
 from vifprobe.process.trust import problem
 
-#: Set to another command, by its absolute path, that answers on stdout as this file does: an emulated guest has its
-#: host compile (scripts/vm).
+#: Environment variable for another command with an absolute path, which answers on stdout as this file does. An
+#: emulated guest lets its host compile in this way (scripts/vm).
 VARIABLE = "VIFPROBE_COMPILER"
 #: Seconds; the slowest machine seen (5.10 under emulation) took 41.
 _LIMIT_SECONDS = 300
-#: bcc makes the maps as it compiles. And files of vifprobe may be a user's.
+#: bcc creates the maps as it compiles. DAC_READ_SEARCH: vifprobe's files can belong to a user.
 _NEEDED = (Capability.BPF, Capability.PERFMON, Capability.NET_ADMIN, Capability.SYS_ADMIN, Capability.DAC_READ_SEARCH)
 
 
 def compile_apart(text: str, directory: Path, flags: list[str]) -> Compiled:
-    """Compile; KernelError where it can't be done. As compile_text, whose own words on stderr are passed on."""
+    """Run compile_text in a separate process; its output on stderr is passed on. Raises KernelError."""
     order = json.dumps({"text": text, "directory": str(directory), "flags": flags})
     command = _command()
     try:
-        # A session of its own: Ctrl-C is for vifprobe, which ends cleanly, and needs the answer for that.
+        # In a new session, so that Ctrl-C goes to vifprobe alone, which needs the result to end cleanly.
         with inherited(*_NEEDED):
             done = subprocess.run(
                 command,
@@ -55,18 +55,18 @@ def compile_apart(text: str, directory: Path, flags: list[str]) -> Compiled:
         how = str(error)
     raise KernelError(
         f"the compiler ended without a result: {how}.",
-        "Its own words are above, if it had any. Seen where memory is short.",
+        "Its messages, if any, are above. A known cause is too little memory.",
     )
 
 
 def _command() -> list[str]:
-    """The compiler's command. What it answers is loaded into the kernel: nobody else may have a say in it."""
+    """Return the compiler's command. Others must not be able to change it: its output is loaded into the kernel."""
     command = shlex.split(setting(VARIABLE))
     if not command:
-        # numpy may be where an isolated interpreter does not look, in root's own site-packages, say.
+        # numpy can be outside an isolated interpreter's path, in root's own site-packages, for example.
         return python_command("vifprobe.kernel.toolchain.compiler", [Path(np.__file__).parents[1]])
     try:
-        why = problem(Path(command[0])) if command[0].startswith("/") else "it is no absolute path"
+        why = problem(Path(command[0])) if command[0].startswith("/") else "not an absolute path"
     except OSError as error:
         why = str(error.strerror)
     if why:
@@ -75,7 +75,7 @@ def _command() -> list[str]:
 
 
 def main() -> None:
-    """Standard input to standard output, for compile_apart."""
+    """Compile from standard input to standard output, for compile_apart."""
     order = json.load(sys.stdin)
     try:
         answer = compile_text(order["text"], Path(order["directory"]), order["flags"]).to_json()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BPF machine code, as far as vifprobe changes it: the numbers that `r = imm64` instructions load."""
+"""Changes to BPF machine code: the numbers that `r = imm64` instructions load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOADED = frozenset(map(int, Loaded))
 
 @dataclass(frozen=True)
 class Constant:
-    """What a program is to load in the place of a constant of layout.Loaded."""
+    """A value that a program loads in place of a constant of layout.Loaded."""
 
     number: int
     kind: ClassVar[int]
@@ -43,18 +43,18 @@ class ValueOf(Constant):
 
 
 def map_loads(code: bytes) -> Iterator[tuple[int, int]]:
-    """(Offset, number) of each reference to a map: its fd, or its place in the list of maps.
+    """Return (offset, number) of each reference to a map. The number is the map's fd, or its index in the list of maps.
 
-    ValueError where the last instruction is cut off.
+    Raises ValueError where the last instruction is truncated.
     """
     return ((at, number) for at, kind, number in _loads(code) if kind == _MAP)
 
 
 def linked(code: bytes, maps: Sequence[int], constants: Mapping[Loaded, Constant] | None = None) -> bytes:
-    """The compiled code as the kernel takes it.
+    """Return the compiled code with fds and constants filled in, ready to load.
 
-    maps: fds, by the places that the code has in their stead. constants: of what the C text asks for by LOADED().
-    KeyError where the code asks for one that is not given.
+    - maps: fds of the maps; the compiled code has the indexes of this list.
+    - constants: values of the constants that the C text names by LOADED(). Raises KeyError where one is missing.
     """
     values = {int(name): constant for name, constant in (constants or {}).items()}
     changed = bytearray(code)
@@ -70,14 +70,14 @@ def linked(code: bytes, maps: Sequence[int], constants: Mapping[Loaded, Constant
 
 
 def _loads(code: bytes) -> Iterator[tuple[int, int, int]]:
-    """(Offset of the immediate, source register, number) of each imm64 load; maps' fds and places have 32 bits."""
+    """Yield (offset of the immediate, source register, number) of each imm64 load; fds and indexes have 32 bits."""
     at = 0
     while at < len(code):
         if code[at] != _LOAD_IMM64:
             at += 8
             continue
         if at + 16 > len(code):
-            raise ValueError("the last instruction is cut off")
+            raise ValueError("the last instruction is truncated")
         low, high = struct.unpack_from("<I4xI", code, at + 4)
         yield at + 4, code[at + 1] >> 4, high << 32 | low
         at += 16

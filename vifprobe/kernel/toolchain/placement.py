@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block placement: rare code is moved behind the code that almost every packet runs.
 
-Between two packets of a flood, the kernel runs so much code that a program is in no first-level cache when it runs
-again: rare code between common code is fetched for nothing. Compilers place blocks by `__builtin_expect`, but bcc's
-keeps the order of the source. So `unlikely()` of bpf/lib/likely.h leaves a mark where a rare branch begins. What is
-reached only through marks is moved to the end here, and the marks are removed. The README beside this has figures.
+Between two packets of a flood, the kernel runs so much code that a program has left the first-level cache when it runs
+again. Rare code between common code is then fetched for nothing. Compilers place blocks by `__builtin_expect`, but
+bcc's compiler keeps the order of the source. So `unlikely()` of bpf/lib/likely.h leaves a mark where a rare branch
+begins. Code that is reached only through marks is moved to the end here, and the marks are removed. The README in this
+folder has measurements.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ MARK = bytes((0x05, 0, 0, 0, 0, 0, 0, 0))
 
 @dataclass
 class _Block:
-    """Instructions that run one after the other, jumps at the end left out.
+    """Basic block: instructions that run in sequence.
 
-    jump: the conditional jump that ends it, `taken` where that goes; `follows` what runs else, None after an exit.
+    - body: the instructions, without jumps at the end.
+    - jump: the conditional jump at the end; None without one.
+    - taken: number of the block that `jump` goes to; None without a jump.
+    - follows: number of the block that runs otherwise; None after an exit.
+    - marked: it begins with a MARK.
     """
 
     body: list[bytes]
@@ -45,10 +50,10 @@ class _Block:
 
 
 def cold_last(code: bytes) -> bytes:
-    """The same program: from its begin on what runs where no MARK is passed, the rest at the end; no MARK is left.
+    """Return the same program with the blocks that are reached without passing a MARK first, the rest at the end.
 
-    One with jumps of another kind, which none of bcc's compilers so far makes of our text, stays as it is, marks (which
-    do nothing) included.
+    The marks are removed. A program with other kinds of jumps is returned unchanged, with its marks (which do nothing).
+    No version of bcc has made such jumps from this text so far.
     """
     if any(_is_other_jump(instruction) for _, instruction in _slots(code)):
         return code
@@ -59,7 +64,7 @@ def cold_last(code: bytes) -> bytes:
 
 
 def _slots(code: bytes) -> Iterator[tuple[int, bytes]]:
-    """(Slot, instruction) of each instruction."""
+    """Yield (slot, instruction) of each instruction."""
     at = 0
     while at < len(code):
         size = 16 if code[at] == _LOAD_IMM64 else 8
@@ -74,7 +79,7 @@ def _is_other_jump(instruction: bytes) -> bool:
 
 
 def _blocks(code: bytes) -> list[_Block]:
-    """In the order in which they lie; blocks are known by their place there."""
+    """Return the basic blocks in code order; the index is the block's number."""
     slots = list(_slots(code))
     begins = {0}
     for slot, instruction in slots:
@@ -102,19 +107,19 @@ def _blocks(code: bytes) -> list[_Block]:
 
 
 def _operation(instruction: bytes) -> int | None:
-    """The operation of a jump, call or exit; None for anything else."""
+    """Return the operation of a jump, call or exit; None for other instructions."""
     return instruction[0] >> 4 if instruction[0] & 7 in _JUMP_CLASSES else None
 
 
 def _target(slot: int, instruction: bytes) -> int | None:
-    """The slot that a jump goes to; None for what is no jump."""
+    """Return the slot that a jump goes to; None for other instructions."""
     if _operation(instruction) in (None, _CALL, _EXIT):
         return None
     return slot + 1 + int(struct.unpack_from("<h", instruction, 2)[0])
 
 
 def _rare(blocks: Sequence[_Block]) -> set[int]:
-    """Marked, or leading to marked ones alone: the compiler moves what it can work out early to before a mark."""
+    """Return the blocks that are marked or lead only to rare ones: the compiler moves early work before a mark."""
     rare = {number for number, block in enumerate(blocks) if block.marked}
     found = -1
     while found != len(rare):
@@ -127,7 +132,7 @@ def _rare(blocks: Sequence[_Block]) -> set[int]:
 
 
 def _chained(blocks: Sequence[_Block]) -> list[int]:
-    """What is reached past no mark: each block with what runs after it right behind it, as far as that can be."""
+    """Return the blocks that are reached without a mark, each followed by its successor where possible."""
     rare = _rare(blocks)
     order: list[int] = []
     waiting, known = [0], {0}
@@ -140,7 +145,7 @@ def _chained(blocks: Sequence[_Block]) -> list[int]:
 
 
 def _joined(blocks: Sequence[_Block], order: Sequence[int]) -> bytes:
-    """The blocks in this order, each of all once, with jumps where what follows lies elsewhere."""
+    """Return the code of all blocks in this order, with jumps where the next block is not the successor."""
     parts: list[tuple[bytes, int | None]] = []  # instruction; the block it jumps to
     begins: dict[int, int] = {}  # where a block's parts begin
     for number, after in zip(order, [*order[1:], None], strict=True):

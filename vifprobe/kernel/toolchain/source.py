@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C text of the packet programs, and where it lies."""
+"""C text of the packet programs, and its location."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SOURCES = (*_LIBRARY, *(f"progs/{name}.c" for name in _PROGRAMS))
 
 
 def source_directory() -> Path:
-    """Where `bpf/` lies: inside the installed package, or beside it in a checkout."""
+    """Return the path of `bpf/`: inside the installed package, or next to it in a checkout. Raises KernelError."""
     package = Path(__file__).resolve().parents[2]
     for place in (package / "bpf", package.parent / "bpf"):
         if (place / SOURCES[0]).is_file():
             return place
-    raise KernelError(f"the programs' C source is not in {package / 'bpf'}.", "Install vifprobe again.")
+    raise KernelError(f"the programs' C source is not in {package / 'bpf'}.", "Reinstall vifprobe.")
 
 
 def source_text() -> str:
-    """The joined C text, with #line so that messages name file and line."""
+    """Return the joined C text, with #line so that messages name file and line."""
     directory = source_directory()
     return "".join(f'#line 1 "{directory / name}"\n{(directory / name).read_text()}' for name in SOURCES)
