@@ -18,16 +18,16 @@ from vifprobe.version import __version__
 
 #: Command -> its line in `vifprobe --help`; each lives in vifprobe/commands/ under its name.
 COMMANDS = {
-    "watch": "Live screen of one or more taps.",
-    "capture": "Evidence folder: histograms, timeline, drops, reconciliation.",
-    "replay": "A recording (pcap, pcapng) through the same kernel program.",
-    "policer": "Is the limit really there: who declares it, who enforces it.",
-    "report": "Page with plots from a capture: one HTML file.",
-    "diff": "Two captures side by side: before and after a change.",
-    "explain": "A finding's code (P11): meaning, proof, what to do.",
-    "taps": "Taps of this host and who is behind them.",
-    "doctor": "What this kernel and host can do, and what is missing.",
-    "cleanup": "Remove what a killed run left.",
+    "watch": "Show one or more taps on a live screen.",
+    "capture": "Write a folder of evidence: histograms, timeline, drops.",
+    "replay": "Count the packets of a recording (pcap, pcapng).",
+    "policer": "Show who declares a tap's limit, and who enforces it.",
+    "report": "Make one HTML page with plots from a capture.",
+    "diff": "Compare two captures, before and after a change.",
+    "explain": "Explain a finding (P11): meaning, proof, what to do.",
+    "taps": "List the taps of this host and their guests.",
+    "doctor": "Check what this kernel and host can do, and what is missing.",
+    "cleanup": "Remove tc filters that a killed run left.",
 }
 
 
@@ -60,9 +60,9 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vifprobe")
 def group() -> None:
-    """See what a VM sends through its tap and what the policer does with it.
+    """Show what a VM sends through its tap, and what the policer does with it.
 
-    Outbound is guest to network (the tap's rx counters), inbound is network to guest.
+    Outbound: from the guest to the network (the tap's rx counters). Inbound: from the network to the guest.
 
     \b
     Example:

@@ -43,14 +43,14 @@ from vifprobe.session import rights
 from vifprobe.session.counter_check import CounterCheck
 from vifprobe.session.probe import Probe
 
-CHECKPOINT_SECONDS = 5.0  # what a kill can cost of the totals; the timeline is written as it comes
+CHECKPOINT_SECONDS = 5.0  # a kill can lose the totals of this time; the timeline is written at once
 
 
 @click.command("capture")
 @tap_options
 @flood_options
-@click.option("-d", "--duration", type=DURATION, required=True, help="How long, such as 30s.")
-@click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write; made, mode 0700.")
+@click.option("-d", "--duration", type=DURATION, required=True, help="Length of the capture, such as 30s.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Folder to create, with mode 0700.")
 @folder_options
 @fail_on
 def command(
@@ -73,7 +73,7 @@ def command(
     threshold: tuple[str, ...],
     thresholds: str | None,
 ) -> None:
-    """Count for a while and leave a folder of evidence: CSV, manifest, findings.
+    """Count for a given time and write a folder of evidence: CSV, manifest, findings.
 
     \b
     Example:
@@ -100,7 +100,7 @@ def command(
     options = {"duration_ns": duration, "direction": direction, "netns": netns, "rate_bps": rate, "burst_bytes": burst}
     options["what_if"] = [limit.text for limit in what_if]
     rights.plan()
-    # Signals first: one that comes while the hooks are hung must not leave them hanging.
+    # Signals first: a signal that comes during attaching must not leave hooks attached.
     with ended_by_signals(probe.stop), probe:
         begun = _begin(probe, bin_ns, options)
         with CaptureWriter(output, begun, force=force) as writer:
@@ -126,7 +126,7 @@ def _begin(probe: Probe, bin_ns: int, options: dict[str, Any]) -> Manifest:
 def _run(
     probe: Probe, writer: CaptureWriter, seconds: float, counter_check: CounterCheck, progress: TapProgress
 ) -> tuple[Totals, CaptureError | TapError | None]:
-    """Count to the end; the totals, and what the user must be told of a run that did not go as asked."""
+    """Count to the end. Return the totals, and the error of a run that ended early; None if it did not."""
     problem: CaptureError | TapError | None = None
     due = CHECKPOINT_SECONDS
     final: tuple[Reading, ...] = ()
@@ -144,7 +144,7 @@ def _run(
                     due = ended + CHECKPOINT_SECONDS
                     writer.checkpoint(_totals(probe, writer, counter_check, probe.totals()))
             except CaptureError as error:
-                problem = error  # the disk is full, say: the totals still fit into what was set aside for them
+                problem = error  # a full disk, for example: the totals still fit into the space reserved for them
                 probe.stop()
         totals = _totals(probe, writer, counter_check, final or probe.totals())
     if problem is None and probe.gone:
@@ -156,7 +156,7 @@ def _run(
 
 
 def _append(probe: Probe, writer: CaptureWriter) -> None:
-    """Append what came since the last call."""
+    """Append what was counted since the last call."""
     writer.add_bins(probe.take_bins())
     writer.add_samples(probe.take_samples())
     if costs := probe.take_host():
@@ -168,7 +168,7 @@ def _append(probe: Probe, writer: CaptureWriter) -> None:
 
 
 def _interval_seconds(probe: Probe, bin_ns: int) -> float:
-    """Often enough that the kernel's log of time bins is half full at most."""
+    """Return an interval so short that the kernel's log of time bins is at most half full."""
     bins_per_second = len(probe.links) * len(probe.directions) * 1e9 / bin_ns
     return min(1.0, max(0.02, BIN_LOG_ENTRIES / 2 / bins_per_second))
 
@@ -186,7 +186,7 @@ def _totals(probe: Probe, writer: CaptureWriter, counter_check: CounterCheck, re
 
 @contextmanager
 def _bar(seconds: float, progress: TapProgress) -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal, which also shows the progress of detaching; nothing elsewhere."""
+    """Show a bar on a terminal, which also shows the progress of detaching; elsewhere show nothing."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return

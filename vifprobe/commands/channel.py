@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes to a file descriptor whose reader may stall, leave or never come."""
+"""Output to a file descriptor whose reader may stall, leave or never come."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vifprobe.errors import OutputError, ReaderGoneError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-#: A run that ends waits so long for a reader that takes nothing, and so long in all for one that is slow.
+#: How long a run that ends waits for a reader that reads nothing, and in total for a slow reader.
 STALLED_SECONDS = 2.0
 SLOW_SECONDS = 10.0
 #: After a second signal, in place of STALLED_SECONDS.
 URGENT_SECONDS = 0.2
-#: Between two looks whether a second signal has come.
+#: Between two checks for a second signal.
 _LOOK_SECONDS = 0.1
-#: poll(2) promises room for so many bytes at least (pipe(7), PIPE_BUF).
+#: poll(2) promises room for at least this many bytes (pipe(7), PIPE_BUF).
 _ROOM_BYTES = select.PIPE_BUF
 _CHUNK_BYTES = 1 << 16
 _MESSAGES_MAX_BYTES = 1 << 16
@@ -45,8 +45,9 @@ class Use(Enum):
 class Channel(io.RawIOBase):
     """Writes to a descriptor without being blocked by its reader.
 
-    name: for error messages. use: see Use. is_ending: a write waits for the reader a few seconds only, as it does in
-    any case once a signal has asked for the end.
+    - name: for error messages;
+    - use: see Use;
+    - is_ending: a write waits for the reader a few seconds only. The same holds after a signal that ends the run.
     """
 
     def __init__(self, fd: int, name: str, use: Use = Use.WAIT) -> None:
@@ -55,38 +56,38 @@ class Channel(io.RawIOBase):
         self._fd = fd
         self._use = use
         self._pending = bytearray()
-        self._lock = threading.Lock()  # rich draws from a thread of its own
+        self._lock = threading.Lock()  # rich draws from its own thread
         self._cut_bytes = 0  # of a line whose end is not written yet
         self._error: OSError | None = None
         self._on_error: Callable[[], None] = lambda: None
         self._write_some = _writer(fd)
 
     def fileno(self) -> int:
-        """The descriptor, to wait on until it is writable."""
+        """Return the descriptor, to wait on until it is writable."""
         return self._fd
 
     def isatty(self) -> bool:
-        """Return True if it is a terminal."""
+        """Return True if the descriptor is a terminal."""
         return os.isatty(self._fd)
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def close(self) -> None:
-        """Nothing: the descriptor belongs to the process."""
+        """Do nothing: the descriptor belongs to the process."""
 
     def flush(self) -> None:
-        """Hand on what is taken without waiting."""
+        """Write what is pending, as far as that is possible without waiting."""
         self.push()
 
     def hold(self, on_error: Callable[[], None]) -> None:
-        """Make writes return at once; `push` and `finish` do the rest. on_error: called when an error is found."""
+        """Make writes return at once; `push` and `finish` write the rest. on_error: called when a write fails."""
         self._use = Use.HOLD
         self._on_error = on_error
 
     def write(self, data: ReadableBuffer) -> int:
-        """Take all bytes. Raises OutputError and ReaderGoneError where `use` is WAIT."""
+        """Take all bytes. With Use.WAIT, raises OutputError and ReaderGoneError."""
         content = bytes(data)
         if self._error is None and not self._is_too_much(content):
             self._pending += content
@@ -97,7 +98,7 @@ class Channel(io.RawIOBase):
         return len(content)
 
     def push(self) -> bool:
-        """Write what is taken without waiting. Return True when nothing is left, be it by an error."""
+        """Write without waiting. Return True if nothing is pending any more, also after an error."""
         with self._lock:
             try:
                 while self._pending:
@@ -116,7 +117,7 @@ class Channel(io.RawIOBase):
         return True
 
     def finish(self, patience_seconds: float | None = STALLED_SECONDS) -> None:
-        """Wait until everything is written; patience_seconds None: as long as the run goes on.
+        """Wait until everything is written. patience_seconds: time limit; None: as long as the run lasts.
 
         Raises OutputError and ReaderGoneError, except for messages.
         """
@@ -131,13 +132,13 @@ class Channel(io.RawIOBase):
             raise self._failure(self._error) from self._error
 
     def cut_last_line(self) -> None:
-        """Take the beginning of a line that is not whole off the end of a regular file, as far as that is possible."""
+        """Remove an incomplete last line from a regular file, as far as that is possible."""
         if self._cut_bytes:
             with suppress(OSError):
                 os.ftruncate(self._fd, os.lseek(self._fd, 0, os.SEEK_CUR) - self._cut_bytes)
 
     def _wait(self, patience_seconds: float | None) -> bool:
-        """Push until nothing is left; False where the reader took too little for too long."""
+        """Push until nothing is pending. Return False if the reader read too little for too long."""
         clock = _Patience(patience_seconds)
         while not self.push():
             if STOP.is_urgent:
@@ -176,14 +177,14 @@ class Channel(io.RawIOBase):
 
 def _hints(error: OSError) -> list[str]:
     if error.errno == errno.EBADF:
-        return ["Redirect it to a file, or to /dev/null if it is not wanted."]
+        return ["Redirect it to a file, or to /dev/null if you do not need it."]
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ["Make room there, or write to another place."]
-    return ["Seen where a terminal has gone."] if error.errno == errno.EIO else []
+        return ["Free some space there, or write to another place."]
+    return ["This happens when the terminal was closed."] if error.errno == errno.EIO else []
 
 
 class _Patience:
-    """Time limits of the wait for a reader: from its last progress, and in total."""
+    """Time limits for a reader: since its last progress, and in total."""
 
     def __init__(self, seconds: float | None) -> None:
         self._stalled_seconds = seconds
@@ -191,28 +192,28 @@ class _Patience:
         self._since = self._began = time.monotonic()
 
     def limit(self, seconds: float) -> None:
-        """From now on; a limit never becomes longer."""
+        """Set a time limit from now on; a limit never becomes longer."""
         if self._stalled_seconds is None:
             self._since = self._began = time.monotonic()
         self._stalled_seconds = min(seconds, self._stalled_seconds or seconds)
 
     @property
     def seconds(self) -> float | None:
-        """Left without progress, None for any number."""
+        """Time left for a reader without progress, in seconds; None: no limit."""
         if self._stalled_seconds is None:
             return None
         now = time.monotonic()
         return max(0.0, min(self._since + self._stalled_seconds, self._began + SLOW_SECONDS) - now)
 
     def is_over(self, left_bytes: int) -> bool:
-        """Return True if the wait for the reader is over; left_bytes: not read yet."""
+        """Return True if the reader's time is over. left_bytes: bytes not read yet."""
         if left_bytes != self._left_bytes:
             self._left_bytes, self._since = left_bytes, time.monotonic()
         return self.seconds == 0.0
 
 
 def _writer(fd: int) -> Callable[[bytes], int]:
-    """Return what writes some bytes to the descriptor, or raises BlockingIOError where that would wait."""
+    """Return a function that writes some bytes to the descriptor; it raises BlockingIOError instead of waiting."""
     try:
         mode = os.fstat(fd).st_mode
     except OSError:
@@ -220,7 +221,7 @@ def _writer(fd: int) -> Callable[[bytes], int]:
     if stat.S_ISSOCK(mode):
         return _socket_writer(fd)
     if not stat.S_ISFIFO(mode) and not os.isatty(fd):
-        return lambda data: os.write(fd, data)  # files and devices make nobody wait for a reader
+        return lambda data: os.write(fd, data)  # a write to a file or device does not wait for a reader
     # O_NONBLOCK belongs to the open file description, which others share (the shell's terminal): ours is a new one.
     with suppress(OSError):
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -237,7 +238,7 @@ def _socket_writer(fd: int) -> Callable[[bytes], int]:
 
 
 def _write_polled(fd: int, data: bytes) -> int:
-    """Where no description of our own is to be had: as much as fits for certain while nobody else writes there."""
+    """Write as much as is sure to fit, if no other process writes there: for a file description that is shared."""
     room = select.poll()
     room.register(fd, select.POLLOUT)
     if not room.poll(0):

@@ -20,12 +20,12 @@ from vifprobe.model.untrusted_text import safe
 
 @click.command("cleanup")
 @click.option("--netns", metavar="NAME", help="Network namespace to clean up: name, path or pid.")
-@click.option("--dry-run", is_flag=True, help="Print what would be removed, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed; remove nothing.")
 def command(netns: str | None, dry_run: bool) -> None:
-    """Remove tc filters that a killed vifprobe left (kernels without tcx; with it nothing can be left).
+    """Remove tc filters that a killed vifprobe left.
 
-    A filter is vifprobe's own when its pref, its handle and its program's name all say so. Filters of a vifprobe that
-    is still running go too: end it first.
+    Only kernels without tcx need this: with tcx, nothing can be left. A filter is removed if its pref, handle and
+    program name are all vifprobe's. This includes filters of a running vifprobe: end that vifprobe first.
 
     \b
     Example:

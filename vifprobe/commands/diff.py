@@ -14,13 +14,13 @@ from vifprobe.errors import EXIT_DONE, EXIT_FINDING, CaptureError
 @click.command("diff")
 @click.argument("before", metavar="DIR")
 @click.argument("after", metavar="DIR")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @fail_on
 def command(before: str, after: str, as_json: bool, fail_on: str | None) -> None:
     """Compare two captures: rates, packet classes, limits, findings.
 
-    Taps are held against the one of the same name; where each capture has one tap only, these two. With --fail-on, only
-    findings that the second capture has and the first has not count.
+    Each tap is compared with the tap of the same name. If each capture has only one tap, these two are compared. With
+    --fail-on, only findings count that are in the second capture and not in the first.
 
     \b
     Example:
@@ -37,7 +37,7 @@ def command(before: str, after: str, as_json: bool, fail_on: str | None) -> None
     if not pairs:
         names = [", ".join(tap.name for tap in capture.manifest.taps) for capture in (earlier, later)]
         raise CaptureError(
-            f"{before} and {after} have no tap in common with totals.", f"Taps: {names[0]}, and {names[1]}."
+            f"{before} and {after}: no tap has totals in both captures.", f"Taps: {names[0]}, and {names[1]}."
         )
     found = [difference(*pair) for pair in pairs]
     stream = sys.stdout

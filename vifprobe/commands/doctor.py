@@ -17,11 +17,12 @@ from vifprobe.session import rights
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a check, one line each.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each check, one a line.")
 def command(as_json: bool) -> None:
-    """Check kernel, packages and permissions; say what is missing, what it costs and how to get it.
+    """Check kernel, packages and permissions.
 
-    Exits 1 when something is missing that watching needs.
+    For each missing piece, doctor shows what does not work without it and how to get it. The exit code is 1 if a piece
+    is missing that `vifprobe watch` needs.
 
     \b
     Example:

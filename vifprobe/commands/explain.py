@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vifprobe explain`: the entry of a finding's code in docs/findings.md."""
+"""`vifprobe explain`: the entry of docs/findings.md for the code of a finding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = "docs/findings.md"
 def command(code: str | None) -> None:
     """Explain a finding: what it means, which numbers prove it, what to do.
 
-    CODE is what stands before a finding's text, such as P11 or S1. Without it: list all codes.
+    CODE is the code in front of a finding's text, such as P11 or S1. Without CODE, all codes are listed.
 
     \b
     Example:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files under a name that the user gives. What is written is private, never goes through a link or over another file;
-what is read is short, and nobody is waited for long.
+"""Files whose names the user gives.
+
+A written file is private. It never replaces another file without --force, and is never written through a symbolic link.
+A file that is read has a maximum length, and the wait for its writer has a time limit.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def read_text(name: str, bytes_max: int) -> str:
 
 
 def _read_to_end(fd: int, bytes_max: int) -> bytes:
-    """One byte more than `bytes_max` at most."""
+    """Return the content, at most one byte more than `bytes_max`."""
     content, is_fifo = b"", stat.S_ISFIFO(os.fstat(fd).st_mode)
     ready = select.poll()
     ready.register(fd, select.POLLIN)
@@ -64,7 +66,7 @@ def _read_to_end(fd: int, bytes_max: int) -> bytes:
 
 
 def write_file(path: Path, content: bytes, force: bool, option: str) -> None:
-    """Write a file, all of it or nothing. option: that names another place. Raises CaptureError."""
+    """Write a file completely or not at all. option: the option that names the file. Raises CaptureError."""
     part = _part_of(path)
     try:
         with os.fdopen(_create(part), "wb") as file:
@@ -77,7 +79,7 @@ def write_file(path: Path, content: bytes, force: bool, option: str) -> None:
 
 
 def check_free(path: Path, force: bool, option: str) -> None:
-    """Raise CaptureError where `write_file` would find its name taken."""
+    """Raise CaptureError if `write_file` could not use this name."""
     try:
         _check_free(path, force)
     except OSError as error:
@@ -85,10 +87,10 @@ def check_free(path: Path, force: bool, option: str) -> None:
 
 
 def open_for_rows(name: str, force: bool, option: str) -> int:
-    """Open what rows are written to while a run goes on; the caller closes it. Raises CaptureError.
+    """Open a file for rows that are written during a run; the caller closes it. Raises CaptureError.
 
-    A new file, or with `force` one in place of another. A fifo or a device is opened as it is, if it belongs to root or
-    to this user, and so is /dev/fd/N.
+    The file is new, or replaces another one with `force`. A fifo or device is opened as it is, if it belongs to root or
+    to this user. /dev/fd/N is opened as it is, too.
     """
     path = Path(name)
     try:
@@ -102,7 +104,7 @@ def open_for_rows(name: str, force: bool, option: str) -> int:
 
 
 def failure(path: Path, error: OSError, option: str) -> CaptureError:
-    """Return the error to show for such a file."""
+    """Return the error to show for a file that cannot be opened or written."""
     if error.errno == errno.EEXIST:
         return CaptureError(f"{path}: {_occupied(path)}.", f"Name another with {option}, or replace it with --force.")
     if error.errno == errno.ENXIO:
@@ -111,7 +113,7 @@ def failure(path: Path, error: OSError, option: str) -> CaptureError:
 
 
 def _occupied(path: Path) -> str:
-    """Return the reason why the name is taken."""
+    """Return the reason why the name cannot be used."""
     if path.is_symlink():
         return "a symbolic link, which is not followed"
     return "file exists" if path.is_file() else "not a regular file"
@@ -128,7 +130,7 @@ def _create(path: Path) -> int:
 
 
 def _check_free(path: Path, force: bool) -> None:
-    """Raise FileExistsError where a name can't be used; with `force` only files and links are replaced."""
+    """Raise FileExistsError if a name cannot be used; with `force`, only files and links are replaced."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -138,7 +140,7 @@ def _check_free(path: Path, force: bool) -> None:
 
 
 def _put_in_place(part: Path, path: Path, force: bool) -> None:
-    """Give a file its name; without `force` only where nothing has that name."""
+    """Give a file its name; without `force`, only if nothing has that name."""
     if not force:
         try:
             os.link(part, path, follow_symlinks=False)
@@ -178,7 +180,7 @@ def _is_special(path: Path) -> bool:
 
 
 def _open_special(path: Path) -> int:
-    """Open a fifo or device without being stopped by it. A fifo's reader is waited for a moment."""
+    """Open a fifo or device without blocking. Wait a few seconds for a fifo's reader."""
     until = time.monotonic() + _READER_SECONDS
     while True:
         try:

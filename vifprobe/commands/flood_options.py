@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options about samples and what is concluded from them."""
+"""Options for samples, and for the findings that come from samples."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FILE_BYTES_MAX = 64 * 1024
 
 
 def flood_options(function: _Function) -> _Function:
-    """--no-samples, --threshold, --thresholds."""
+    """Add --no-samples, --threshold and --thresholds."""
     for option in (
         click.option("--thresholds", metavar="FILE", help="Thresholds, one NAME=VALUE a line; # begins a comment."),
         click.option("--threshold", multiple=True, metavar="NAME=VALUE", help="Threshold of S1 to S6 (docs/flood.md)."),
-        click.option("--no-samples", is_flag=True, help="Take no packet headers: no SYN measures, no S findings."),
+        click.option("--no-samples", is_flag=True, help="Sample no packet headers: no SYN measures, no S1 to S6."),
     ):
         function = option(function)
     return function
@@ -34,7 +34,7 @@ def samples_wanted(no_samples: bool) -> int:
 
 
 def thresholds_wanted(settings: tuple[str, ...], file: str | None) -> FloodThresholds:
-    """From the file, then from the options. Raises UsageError."""
+    """Return the thresholds of the file and of the options; an option overrides the file. Raises UsageError."""
     lines: list[str] = []
     if file is not None:
         try:

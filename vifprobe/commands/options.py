@@ -29,7 +29,7 @@ DIRECTIONS = {
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
-    """A text that one of the functions of vifprobe.model.units reads."""
+    """Text that a function of vifprobe.model.units parses."""
 
     def __init__(self, name: str, parse: Callable[[str], int]) -> None:
         self.name = name
@@ -48,7 +48,7 @@ DURATION = _Parsed("duration", parse_duration_ns)
 
 
 class _WhatIfType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
-    """A limit to try out."""
+    """Limit of --what-if."""
 
     name = "limit"
 
@@ -62,9 +62,9 @@ class _WhatIfType(click.ParamType):  # type: ignore[type-arg]  # generic since c
 
 
 def parse_what_if(text: str) -> WhatIf:
-    """``pps=50000[,burst=5000]`` or ``rate=100mbit[,burst=3125kb][,charge=wire]``. Raises UsageError.
+    """Parse ``pps=50000[,burst=5000]`` or ``rate=100mbit[,burst=3125kb][,charge=wire]``. Raises UsageError.
 
-    Without a burst: what the rate passes in a second, as libvirt does it.
+    Without a burst, the burst is what the rate passes in one second, as in libvirt.
     """
     parts = [part.partition("=")[::2] for part in text.split(",")]
     given = {name.strip(): value.strip() for name, value in parts}
@@ -77,7 +77,7 @@ def parse_what_if(text: str) -> WhatIf:
         return WhatIf(text, Bucket(numbers[0], numbers[-1], Charge.PACKET))
     charge = given.get("charge", "installed")
     if charge not in CHARGES:
-        raise UsageError(f"charge={charge}: not known.", f"One of {', '.join(CHARGES)}.")
+        raise UsageError(f"charge={charge}: unknown charge.", f"Give one of {', '.join(CHARGES)}.")
     bytes_per_second = parse_rate_bps(given["rate"]) // 8
     if not bytes_per_second:
         raise UsageError(f"rate={given['rate']}: less than 1 byte per second.", _WHAT_IF_EXAMPLE)
@@ -96,7 +96,7 @@ def _whole(text: str, name: str) -> int:
 
 
 class _MacType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
-    """A device's MAC address, as bytes."""
+    """Unicast MAC address, as bytes."""
 
     name = "mac"
 
@@ -122,10 +122,10 @@ def _bin(ctx: click.Context, param: click.Parameter, value: int) -> int:
 
 
 def folder_options(function: _Function) -> _Function:
-    """--bin, --samples, --force: of what is written to a capture folder."""
-    bin_help = "Width of a time bin."
+    """Add --bin, --samples and --force: the options of a capture folder."""
+    bin_help = "Width of a time bin of the timeline."
     for option in (
-        click.option("--force", is_flag=True, help="Replace an earlier capture in that folder."),
+        click.option("--force", is_flag=True, help="Replace an earlier capture in this folder."),
         click.option(
             "--samples",
             type=click.IntRange(1, 10_000_000),
@@ -140,13 +140,13 @@ def folder_options(function: _Function) -> _Function:
 
 
 def charge_option(function: _Function) -> _Function:
-    """--charge."""
+    """Add --charge."""
     return click.option(
         "--charge",
         type=click.Choice(list(CHARGES)),
         default="installed",
         show_default=True,
-        help="Bytes that the ideal bucket charges for a packet; installed: as tc does at the tap.",
+        help="Bytes that the ideal bucket charges for a packet. installed: as tc does at the tap.",
     )(function)
 
 
@@ -160,17 +160,26 @@ what_if_option = click.option(
 )
 
 
+direction_option = click.option(
+    "--direction",
+    type=click.Choice(list(DIRECTIONS)),
+    default="both",
+    show_default=True,
+    help="outbound: packets from the guest; inbound: packets to the guest.",
+)
+
+
 def tap_options(function: _Function) -> _Function:
-    """TAP..., --direction, --netns, --rate, --burst, --charge, --what-if, --create-qdisc, --no-host."""
+    """Add TAP..., --direction, --netns, --rate, --burst, --charge, --what-if, --create-qdisc and --no-host."""
     for option in (
-        click.option("--no-host", is_flag=True, help="Don't count what the host does: CPU time, context switches."),
-        click.option("--create-qdisc", is_flag=True, help="On kernels without tcx: add a clsact qdisc."),
+        click.option("--no-host", is_flag=True, help="Do not measure the host cost (CPU time, context switches)."),
+        click.option("--create-qdisc", is_flag=True, help="On kernels without tcx: add a clsact qdisc for the run."),
         charge_option,
         what_if_option,
         click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb."),
         click.option("--rate", type=RATE, help="Declared limit to compare packets with, such as 100mbit."),
         click.option("--netns", metavar="NAME", help="Network namespace of the taps: name, path or pid."),
-        click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="both", show_default=True),
+        direction_option,
         click.argument("taps", nargs=-1, required=True, metavar="TAP..."),
     ):
         function = option(function)
@@ -183,20 +192,20 @@ fail_on = click.option(
 
 
 def declared_limit(rate: int | None, burst: int | None) -> Limit | None:
-    """The user's own limit; None for none."""
+    """Return the limit of --rate and --burst; None if there is none. Raises UsageError for --burst alone."""
     if rate is None and burst is not None:
         raise UsageError("--burst needs --rate.", "Give both: --rate 100mbit --burst 3125kb.")
     return None if rate is None else Limit(declared_bps=rate, burst_bytes=burst)
 
 
 def declared_limits(direction: str, rate: int | None, burst: int | None) -> dict[Direction, Limit]:
-    """The user's own limit, for each watched direction."""
+    """Return the limit of --rate and --burst for each watched direction."""
     limit = declared_limit(rate, burst)
     return {} if limit is None else dict.fromkeys(DIRECTIONS[direction], limit)
 
 
 def exit_code(readings: list[Reading], severity: str | None) -> int:
-    """EXIT_FINDING where a finding reaches the severity that the user asked to fail on."""
+    """Return EXIT_FINDING if a finding reaches the severity of --fail-on, else EXIT_DONE."""
     findings = [finding for reading in readings for finding in reading.findings]
     return EXIT_FINDING if fails(findings, severity) else EXIT_DONE
 
@@ -209,5 +218,5 @@ def fails(findings: Iterable[Finding], severity: str | None) -> bool:
 
 
 def _rank(severity: str) -> int:
-    """Place in the order of severities; one that a capture of a newer version has is the highest."""
+    """Return the rank of a severity; an unknown one (capture of a newer version) has the highest rank."""
     return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)

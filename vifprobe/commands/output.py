@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Standard output and standard error of all commands. Neither can keep a command from ending.
 
-A pipe whose reader does not read, or a terminal that is stopped, blocks a plain write for ever. Here every write is
-preceded by a wait that also ends by a signal. Errors of standard output are errors of the command; those of standard
-error are not, since nobody may be there to read it.
+A pipe whose reader does not read, or a terminal that is stopped, blocks a plain write for ever. Here a wait precedes
+every write, and a signal ends this wait. An error of standard output is an error of the command. An error of standard
+error is not: perhaps nobody reads it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _LAST_MESSAGES_SECONDS = 1.0
 
 
 class Output(io.TextIOWrapper):
-    """Text stream on a Channel; each write is handed on at once, so that lines stay whole.
+    """Text stream on a Channel. Each write goes to the Channel at once, so that lines stay complete.
 
-    like: the stream whose encoding it takes over; None: UTF-8.
+    like: the stream whose encoding is used; None: UTF-8.
     """
 
     def __init__(self, channel: Channel, like: object = None) -> None:
@@ -38,7 +38,7 @@ class Output(io.TextIOWrapper):
 def set_up() -> None:
     """Replace sys.stdout and sys.stderr, once, before anything is written.
 
-    A stream that somebody else has put in place (a test, a notebook) stays.
+    A stream that another program has set (a test, a notebook) stays.
     """
     _open_standard_descriptors()
     if sys.stdout is sys.__stdout__:
@@ -48,10 +48,10 @@ def set_up() -> None:
 
 
 def _open_standard_descriptors() -> None:
-    """Put something on descriptors 0 to 2 where the caller has closed them.
+    """Open /dev/null on those descriptors 0 to 2 that the caller has closed.
 
-    Else the next file that is opened gets such a number, and what a library writes to "standard error" goes into it. As
-    gnulib's stdopen does it, 0 can then not be read and 1 not be written: that is an error, which is shown.
+    Otherwise the next opened file gets such a number, and a library writes its messages for standard error into that
+    file. As in gnulib's stdopen, 0 can then not be read and 1 cannot be written: this error is shown.
     """
     for fd, mode in ((_STDIN, os.O_WRONLY), (_STDOUT, os.O_RDONLY), (_STDERR, os.O_WRONLY)):
         try:
@@ -61,22 +61,22 @@ def _open_standard_descriptors() -> None:
 
 
 def standard_output() -> Output:
-    """sys.stdout as an Output; a new one where the commands are not run by vifprobe.cli."""
+    """Return sys.stdout as an Output; a new Output if vifprobe.cli does not run the command."""
     return sys.stdout if isinstance(sys.stdout, Output) else Output(Channel(_STDOUT, "standard output"), sys.stdout)
 
 
 def end_messages() -> None:
-    """Give standard error a moment to take what is left. Never raises."""
+    """Give standard error a moment to take the pending messages. Never raises."""
     if isinstance(sys.stderr, Output):
         sys.stderr.channel.finish(_LAST_MESSAGES_SECONDS)
 
 
 @contextmanager
 def streaming(output: Output, end_run: Callable[[], None]) -> Iterator[Channel]:
-    """Writes do not wait inside the block; `end_run` is called as soon as an error is found.
+    """Let writes inside the block return at once; `end_run` is called as soon as a write fails.
 
-    At the end of the block the reader is given a few seconds for what is left. Raises OutputError where it does not
-    take that, and ReaderGoneError where it has gone.
+    At the end of the block, the reader has a few seconds to read the rest. Raises OutputError if the reader does not
+    read the rest, and ReaderGoneError if the reader has gone.
     """
     channel = output.channel
     channel.hold(end_run)
@@ -90,9 +90,9 @@ def streaming(output: Output, end_run: Callable[[], None]) -> Iterator[Channel]:
 
 
 def show_beside(show: Callable[[], object], kept: str | None) -> None:
-    """Show what is also in a file. That it can't be shown is a warning: the file is what counts.
+    """Show what is also in a file. If it cannot be shown, that is only a warning: the file is complete.
 
-    kept: name of the file or folder; None: there is none, and errors are raised as they are.
+    kept: name of the file or folder. None: there is no file, and errors are raised as they are.
     """
     if kept is None:
         show()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vifprobe policer`: every place that declares or enforces a limit for a tap, side by side, and what is wrong."""
+"""`vifprobe policer`: every place that declares or enforces a limit for a tap, side by side, with findings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vifprobe.commands.options import (
     RATE,
     SIZE,
     declared_limits,
+    direction_option,
     fail_on,
     fails,
 )
@@ -26,13 +27,13 @@ from vifprobe.session.audit.snapshot import PolicerReport, audit_tap
 
 @click.command("policer")
 @click.argument("tap", metavar="TAP")
-@click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="both", show_default=True)
+@direction_option
 @click.option("--netns", metavar="NAME", help="Network namespace of the tap: name, path or pid.")
 @click.option("--rate", type=RATE, help="Declared limit, such as 100mbit.")
 @click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb.")
 @click.option("-d", "--duration", type=DURATION, default="1s", show_default=True, help="How long to watch the tap.")
 @click.option("--no-packets", is_flag=True, help="Read configuration, counters and events only: no BPF program.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the evidence of each finding.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with the evidence of each finding.")
 @fail_on
 def command(
     tap: str,
@@ -45,7 +46,7 @@ def command(
     as_json: bool,
     fail_on: str | None,
 ) -> None:
-    """Is the limit really there? Who declares it, who enforces it, and what is wrong.
+    """Show who declares a tap's limit, who enforces it, and what is wrong.
 
     \b
     Example:
@@ -66,7 +67,7 @@ def command(
     else:
         _text(report)
     if report.gone:
-        raise TapError(f"{tap}: deleted during the audit.", "What was known of it before is above.")
+        raise TapError(f"{tap}: deleted during the audit.", "The lines above show what was known before.")
     sys.exit(EXIT_FINDING if fails(report.findings, fail_on) else EXIT_DONE)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-#: What is over sooner is not worth a line.
+#: Shorter work shows no progress.
 _SHOWN_AFTER_SECONDS = 1.0
 _APART_SECONDS = 0.1
 
@@ -30,7 +30,7 @@ def _write(text: str) -> None:
 
 
 class TapProgress:
-    """Says how many taps are done, where that takes longer than a second. show: displays a text; "" ends it."""
+    """Shows how many taps are done, if the work takes longer than a second. show: displays a text; "" clears it."""
 
     def __init__(self) -> None:
         self.show: Callable[[str], None] = on_own_line
@@ -38,7 +38,7 @@ class TapProgress:
         self._begun = self._shown = 0.0
 
     def __call__(self, doing: str, done: int, taps: int) -> None:
-        """doing: `attaching to`, `detaching from`; taps: how many there are in all."""
+        """Show progress. doing: `attaching to` or `detaching from`. done, taps: number of taps done, and in total."""
         now = time.monotonic()
         if doing != self._doing:
             self._doing, self._begun, self._shown = doing, now, 0.0

@@ -39,30 +39,30 @@ from vifprobe.model.whatif import WhatIf
 from vifprobe.replay.player import HOOK, Replay
 from vifprobe.replay.recording import PacketFile, opened
 
-#: A run that is shorter shows no bar.
+#: A shorter run shows no bar.
 _BAR_AFTER_SECONDS = 2.0
-#: For the share of samples that may be written so far: the whole file.
+#: The whole file, in the unit in which the share of samples is computed.
 _WHOLE = 1_000_000
 
 
 @click.command("replay")
 @click.argument("file", metavar="FILE")
 @click.option("-o", "--output", metavar="DIR", help="Write a capture folder, as `vifprobe capture` does.")
-@click.option("--inbound", is_flag=True, help="The packets go to the guest (else: from it).")
+@click.option("--inbound", is_flag=True, help="All packets go to the guest (default: all come from the guest).")
 @click.option(
     "--guest-mac",
     "guest_macs",
     type=MAC,
     multiple=True,
     metavar="MAC",
-    help="Both directions are in the file: what this MAC sent is outbound, the rest inbound. Can be repeated.",
+    help="MAC of the guest: packets from it are outbound, all others inbound. Can be repeated.",
 )
 @click.option("--rate", type=RATE, help="Limit to compare packets with, such as 100mbit.")
-@click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb (default: a second of the rate).")
+@click.option("--burst", type=SIZE, help="Burst of that limit, such as 3125kb (default: the rate for one second).")
 @charge_option
 @what_if_option
 @folder_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, like the last one of `watch --json`.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, like the last one of `watch --json`.")
 @flood_options
 @fail_on
 def command(
@@ -83,12 +83,13 @@ def command(
     threshold: tuple[str, ...],
     thresholds: str | None,
 ) -> None:
-    """Count what a recording holds: pcap or pcapng, Ethernet, - for standard input.
+    """Count the packets of a recording.
 
-    Every frame goes through the same kernel program as on a tap, and through an ideal bucket of --rate at the file's
-    own times. What became of a packet no file says. It needs root, and touches no device.
+    FILE is a pcap or pcapng file with Ethernet frames; - is standard input. Every frame goes through the same kernel
+    program as on a tap, and through an ideal bucket of --rate, at the file's own times. A recording does not say
+    whether a packet passed or was dropped. Replay needs root, and touches no device.
 
-    A recording of a tap holds both directions, and does not say which packet went which way: --guest-mac does.
+    A recording of a tap holds both directions, but not the direction of each packet. --guest-mac gives it.
 
     \b
     Example:
@@ -97,7 +98,7 @@ def command(
       sudo vifprobe replay flood.pcap -o evidence/
     """
     if inbound and guest_macs:
-        raise UsageError("--inbound and --guest-mac: one or the other.", "Give --guest-mac alone, for both directions.")
+        raise UsageError("--inbound and --guest-mac cannot be combined.", "For both directions: --guest-mac.")
     limit = declared_limit(rate, burst)
     wanted = thresholds_wanted(threshold, thresholds)
     direction = Direction.INBOUND if inbound else Direction.OUTBOUND
@@ -132,7 +133,7 @@ def command(
 
 
 def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any], samples: int) -> Reading:
-    """The run, leaving a capture folder. samples: how many packets' headers are to be in it at most."""
+    """Run the replay and write a capture folder. samples: maximum number of packet headers in it; 0: none."""
     with CaptureWriter(output, _begin(replay, options), force=force) as writer, _progress(replay.file) as advance:
         if samples:
             writer.begin_samples(samples, _WHOLE, {})
@@ -155,7 +156,7 @@ def _capture(replay: Replay, output: str, force: bool, options: dict[str, Any], 
 
 
 def _done(file: PacketFile) -> float:
-    """Return the share of the file that was read, 0 to 1; 1 for a pipe."""
+    """Return the share of the file that was read: 0 to 1, always 1 for a pipe."""
     return file.window.position / file.size_bytes if file.size_bytes else 1.0
 
 
@@ -169,7 +170,7 @@ def _begin(replay: Replay, options: dict[str, Any]) -> Manifest:
 
 @contextmanager
 def _progress(file: PacketFile) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, where the run takes long enough; nothing elsewhere."""
+    """Show a bar on a terminal, if the run takes long enough; elsewhere show nothing."""
     if not sys.stderr.isatty():
         yield lambda: None
         return

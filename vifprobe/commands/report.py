@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vifprobe report`: a capture as a page with plots, one HTML file."""
+"""`vifprobe report`: one HTML page with plots, made from a capture."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from vifprobe.model.untrusted_text import safe
 @click.command("report")
 @click.argument("directory", metavar="DIR")
 @click.option("-o", "--output", metavar="FILE", help="Page to write, - for standard output (default: DIR.html).")
-@click.option("--force", is_flag=True, help="Replace the page if it is there.")
+@click.option("--force", is_flag=True, help="Replace an existing page.")
 def command(directory: str, output: str | None, force: bool) -> None:
-    """A page with plots from a capture: one HTML file that needs nothing else, to read, print and pass on.
+    """Make one HTML page with plots from a capture.
 
-    It needs no root, and can be made on any machine that the folder is copied to.
+    The page is a single file, to read, print and pass on. The command needs no root. It can run on another machine, to
+    which the folder was copied.
 
     \b
     Example:
@@ -49,7 +50,7 @@ def command(directory: str, output: str | None, force: bool) -> None:
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    """Some seconds with several taps: on a terminal something moves meanwhile."""
+    """Show on a terminal that the page is being drawn, which takes some seconds for several taps."""
     if not sys.stderr.isatty():
         yield
         return

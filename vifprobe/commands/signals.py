@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-#: Each ends a run with what was seen so far.
+#: Each ends a run and keeps what was seen.
 CLEAN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Left alone where whoever started this process has them ignored: nohup does it to SIGHUP, a shell's `&` to SIGQUIT.
+#: Stay ignored if the parent process ignored them: nohup ignores SIGHUP, a shell's `&` ignores SIGQUIT.
 _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGQUIT)
 
 
 class Stop:
     """State of the request to end this process. One object per process, as signal handlers are.
 
-    is_set: the run is to end. is_urgent: a second signal came, so nobody is to be waited for any more.
+    - is_set: the run must end;
+    - is_urgent: a second signal came, so the run waits for no reader any more.
     """
 
     def __init__(self) -> None:
@@ -27,13 +28,13 @@ class Stop:
         self._fd: int | None = None
 
     def fileno(self) -> int:
-        """Descriptor that is readable as soon as `is_set`."""
+        """Return a descriptor that is readable as soon as `is_set`."""
         if self._fd is None:
             self._fd = os.eventfd(1 if self.is_set else 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         return self._fd
 
     def set(self) -> None:
-        """Ask for the end; again for an end without any waiting. Safe in a signal handler."""
+        """Request the end; a second call requests an end without any wait. Safe in a signal handler."""
         self.is_urgent = self.is_set
         self.is_set = True
         if self._fd is not None:
@@ -47,7 +48,7 @@ STOP = Stop()
 
 @contextmanager
 def ended_by_signals(stop: Callable[[], None]) -> Iterator[Stop]:
-    """Call `stop` on SIGINT, SIGTERM and SIGHUP; raise KeyboardInterrupt on SIGQUIT, for whoever can't wait.
+    """Call `stop` on SIGINT, SIGTERM and SIGHUP; raise KeyboardInterrupt on SIGQUIT, to end at once.
 
     The handlers stay until the process ends: a signal that comes while a command writes its last lines must not undo
     what the run has kept.

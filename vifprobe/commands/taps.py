@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vifprobe taps`: the taps of this host and who is behind them."""
+"""`vifprobe taps`: the taps of this host and their guests."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from vifprobe.render.text.terminal import print_lines, stream_glyphs
 
 
 @click.command("taps")
-@click.option("--netns", metavar="NAME", help="Network namespace to look into: name, path or pid.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a tap, one line each.")
+@click.option("--netns", metavar="NAME", help="Network namespace of the taps: name, path or pid.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each tap, one a line.")
 def command(netns: str | None, as_json: bool) -> None:
     """List the taps: bridge, domain, QEMU process, limits, counters.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vifprobe watch`: live screen, lines for a pipe, JSON, CSV."""
+"""`vifprobe watch`: a live screen, lines in a pipe, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ Show = Callable[[list[Reading]], None]
 @tap_options
 @flood_options
 @click.option("--interval", type=DURATION, default="1s", show_default=True, help="Time between two readings.")
-@click.option("--duration", type=DURATION, help="End after this long; else Ctrl-C ends it.")
+@click.option("--duration", type=DURATION, help="Length of the run (default: until Ctrl-C).")
 @click.option("--csv", "csv_file", metavar="FILE", help="Also write each interval's rows to this file; - prints them.")
-@click.option("--force", is_flag=True, help="Replace the file of --csv if it is there.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object an interval and tap, one line each.")
+@click.option("--force", is_flag=True, help="Replace an existing file of --csv.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each interval and tap, one a line.")
 @fail_on
 def command(
     taps: tuple[str, ...],
@@ -64,7 +64,7 @@ def command(
     threshold: tuple[str, ...],
     thresholds: str | None,
 ) -> None:
-    """Show what the guest sends, what passes, what is policed and dropped, and why.
+    """Show what the guest sends: what passes, what is policed, what is dropped, and why.
 
     \b
     Example:
@@ -91,13 +91,13 @@ def command(
         )
     last: list[Reading] = []
     with ExitStack() as stack:
-        # Signals first: one that comes while the hooks are attached must not leave them there.
+        # Signals first: a signal that comes during attaching must not leave hooks attached.
         stack.enter_context(ended_by_signals(probe.stop))
         output = standard_output()
         sinks = [stack.enter_context(streaming(output, probe.stop))]
         rights.plan()
         stack.enter_context(probe)
-        # After the probe: a run that never starts must not have replaced the file of an earlier one.
+        # After the probe: a run that does not start must not replace the file of an earlier run.
         shows = [_csv(output)] if csv_file == "-" else []
         if csv_file is not None and not shows:
             rows = stack.enter_context(_rows_file(csv_file, force, probe.stop))
@@ -110,7 +110,7 @@ def command(
         for batch in probe.intervals(interval / 1e9, seconds, sinks):
             last = list(batch)
             for take in (probe.take_samples, probe.take_events, probe.take_host):
-                take()  # worked out; nobody needs them any more
+                take()  # the readings contain them; free the memory
             for show in shows:
                 show(last)
     if probe.gone:
@@ -133,7 +133,7 @@ def _csv(output: Output) -> Show:
 
 @contextmanager
 def _rows_file(name: str, force: bool, end_run: Callable[[], None]) -> Iterator[Output]:
-    """The file of --csv. Raises CaptureError, and OutputError at the end where a write has failed."""
+    """Open the file of --csv. Raises CaptureError, and OutputError at the end if a write failed."""
     fd = open_for_rows(name, force, "--csv")
     channel = Channel(fd, name)
     try:
@@ -149,7 +149,7 @@ def _rows_file(name: str, force: bool, end_run: Callable[[], None]) -> Iterator[
 
 @contextmanager
 def _view(stream: Output, probe: Probe, progress: TapProgress) -> Iterator[Show]:
-    """The live screen on a terminal, else one line an interval."""
+    """Open the live screen on a terminal; elsewhere write one line for each interval."""
     from vifprobe.render.context import TapContext
     from vifprobe.render.text.terminal import is_live_terminal
 
@@ -165,7 +165,7 @@ def _view(stream: Output, probe: Probe, progress: TapProgress) -> Iterator[Show]
             progress.show = on_last_row
 
             def update(readings: list[Reading]) -> None:
-                # What is declared becomes known while the screen is up.
+                # Declared limits may become known while the screen is shown.
                 screen.contexts.update({reading.tap: context(reading.tap) for reading in readings})
                 if readings and not readings[0].final:
                     screen.update(readings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""User who called root (sudo), and the settings of the environment that are taken from that user."""
+"""User who became root (sudo), and the environment variables that are taken from this user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CALLERS = ("SUDO_UID", "PKEXEC_UID", "DOAS_USER")
 
 
 def foreign_caller(environment: Mapping[str, str] = os.environ) -> str:
-    """Return how another user has become root here, such as "SUDO_UID=1000"; "" for root himself and plain users."""
+    """Return how another user became root, such as "SUDO_UID=1000"; "" for root and for plain users."""
     if os.geteuid() != 0:
         return ""
     if os.getuid() != 0:
@@ -23,9 +23,9 @@ def foreign_caller(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def setting(name: str, default: str = "") -> str:
-    """Return a variable of the environment. Raises UsageError where another user gives it to root.
+    """Return an environment variable. Raises UsageError if another user sets it for root.
 
-    A value that only turns something off ("") is taken from anybody.
+    An empty value only turns something off, so it is taken from every user.
     """
     value = os.environ.get(name, default)
     caller = foreign_caller()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Root's rights that a run keeps once everything is attached; all others are given up for good.
 
-Rights belong to a thread, and are handed to what it starts: `give_up` is for the main thread. A thread that lives on
-and was started before calls `follow_plan` as the first thing it does. None of it is done before `plan` was called: a
-program that uses the Python API keeps what it has.
+Rights belong to a thread, and a thread passes its rights on to what it starts. The main thread calls `give_up`. A
+thread that was started earlier and goes on running calls `follow_plan` first of all. Before `plan` is called, these
+functions do nothing: a program that uses the Python API keeps its rights.
 
 Source: capabilities(7), prctl(2), include/uapi/linux/{capability,prctl,securebits}.h; kernel/capability.c: capset(2) is
-for the calling thread alone.
+for the calling thread only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 
 class Capability(IntEnum):
-    """Those that matter here, by their numbers."""
+    """Capabilities that vifprobe uses, by number."""
 
     DAC_OVERRIDE = 1
     DAC_READ_SEARCH = 2
@@ -34,19 +34,19 @@ class Capability(IntEnum):
 
     @property
     def label(self) -> str:
-        """As capabilities(7) writes it."""
+        """Name of the capability in capabilities(7)."""
         return f"CAP_{self.name}"
 
 
-#: What a run keeps each for.
+#: Purpose for which a run keeps each capability.
 WHY = {
     Capability.BPF: "loads programs, reads their tables",
-    Capability.PERFMON: "loads programs that trace, attaches them anew",
-    Capability.NET_ADMIN: "attaches to taps anew, reads tcx and nft",
+    Capability.PERFMON: "loads tracing programs, attaches them again",
+    Capability.NET_ADMIN: "attaches to taps again, reads tcx and nft",
     Capability.DAC_READ_SEARCH: "reads files of libvirt and of vifprobe, of any owner",
-    Capability.SYS_PTRACE: "raised to find who holds a tap or a socket",
-    Capability.DAC_OVERRIDE: "raised to connect to Open vSwitch, which is another user's",
-    Capability.SYS_ADMIN: "stands for CAP_BPF and CAP_PERFMON, which are lacking",
+    Capability.SYS_PTRACE: "effective only to find who holds a tap or a socket",
+    Capability.DAC_OVERRIDE: "effective only to connect to Open vSwitch of another user",
+    Capability.SYS_ADMIN: "replaces CAP_BPF and CAP_PERFMON, which are missing",
 }
 #: Kept by each run that has them.
 ALWAYS = (
@@ -56,7 +56,7 @@ ALWAYS = (
     Capability.DAC_READ_SEARCH,
     Capability.SYS_PTRACE,
 )
-#: Permitted, but not in effect but where `raised`.
+#: Permitted, but effective only inside `raised`.
 _RAISED = (Capability.SYS_PTRACE, Capability.DAC_OVERRIDE)
 
 _VERSION_3 = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
@@ -65,8 +65,8 @@ _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
 _PR_GET_SECUREBITS, _PR_SET_SECUREBITS = 27, 28
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _AMBIENT_RAISE, _AMBIENT_CLEAR_ALL = 47, 2, 4
-_NOROOT = 0b11  # SECBIT_NOROOT, SECBIT_NOROOT_LOCKED: to be user 0 gives a program that is started no rights
-_REAL_TIME_PRIORITY = 1  # what the thread that receives events asks for now and then
+_NOROOT = 0b11  # SECBIT_NOROOT, SECBIT_NOROOT_LOCKED: a started program gets no rights for being user 0
+_REAL_TIME_PRIORITY = 1  # requested now and then by the thread that receives events
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -86,7 +86,7 @@ class _Header(ctypes.Structure):
 
 
 class _Plan(NamedTuple):
-    """Bit masks. in_effect: without what is raised when needed."""
+    """Bit masks of kept capabilities. in_effect: without those that are effective only inside `raised`."""
 
     kept: int
     in_effect: int
@@ -96,7 +96,7 @@ _plan: _Plan | None = None
 
 
 def own() -> Sets | None:
-    """The calling thread's; None where the kernel does not tell."""
+    """Return the capability sets of the calling thread; None if the kernel refuses."""
     words = (ctypes.c_uint32 * 6)()
     if _libc.capget(ctypes.byref(_Header(_VERSION_3, 0)), words) != 0:
         return None
@@ -104,7 +104,7 @@ def own() -> Sets | None:
 
 
 def kept(permitted: int, *, overrides: bool) -> tuple[Capability, ...]:
-    """Return the rights that a run keeps. overrides: it must write where it is neither owner nor in the group."""
+    """Return the rights that a run keeps. overrides: the run must write to a socket of another user."""
     wanted = [*ALWAYS, *([Capability.DAC_OVERRIDE] if overrides else [])]
     if permitted & _mask(Capability.BPF, Capability.PERFMON) != _mask(Capability.BPF, Capability.PERFMON):
         wanted.append(Capability.SYS_ADMIN)
@@ -117,7 +117,7 @@ def is_planned() -> bool:
 
 
 def plan(*, overrides: bool = False) -> None:
-    """Have `give_up`, `follow_plan` and `raised` do something from now on. To be called before threads are started.
+    """Enable `give_up`, `follow_plan` and `raised`. Call this before threads are started.
 
     overrides: see `kept`.
     """
@@ -125,7 +125,7 @@ def plan(*, overrides: bool = False) -> None:
     sets = own()
     if sets is None:
         return
-    # CAP_SYS_NICE goes; this much of it stays, as a limit.
+    # CAP_SYS_NICE is given up; this limit replaces the part that is needed.
     with suppress(OSError, ValueError):
         soft, hard = map(_at_least_one, resource.getrlimit(resource.RLIMIT_RTPRIO))
         resource.setrlimit(resource.RLIMIT_RTPRIO, (soft, hard))
@@ -134,15 +134,16 @@ def plan(*, overrides: bool = False) -> None:
 
 
 def follow_plan() -> None:
-    """Give up, in the calling thread, what the plan does not keep; nothing where there is no plan. Never fails: what
-    this process may not give up it keeps, and it gets nothing that it has not had.
+    """Give up the rights of the calling thread that the plan does not keep. Without a plan, do nothing.
+
+    Never fails: rights that this process may not give up stay, and it gets no right that it did not have.
     """
     if _plan is None:
         return
     for number in range(_CAPABILITIES_MAX):
         if not _plan.kept >> number & 1 and _prctl(_PR_CAPBSET_READ, number) == 1:
             _prctl(_PR_CAPBSET_DROP, number)
-    # Both take CAP_SETPCAP, which goes next.
+    # Dropping and securebits need CAP_SETPCAP, which is given up below.
     _prctl(_PR_SET_SECUREBITS, max(0, _prctl(_PR_GET_SECUREBITS)) | _NOROOT)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
@@ -153,13 +154,13 @@ def follow_plan() -> None:
     _set(Sets(sets.effective & permitted & _plan.in_effect, permitted, 0))
 
 
-#: In the main thread, once everything is loaded and attached.
+#: For the main thread, once everything is loaded and attached.
 give_up = follow_plan
 
 
 @contextmanager
 def raised(*capabilities: Capability) -> Iterator[None]:
-    """Have rights that the plan keeps in effect, in the calling thread, while the block runs."""
+    """Make kept rights effective in the calling thread, while the block runs."""
     sets = own() if _plan is not None else None
     more = 0 if sets is None else _mask(*capabilities) & sets.permitted & ~sets.effective
     if sets is None or not more:
@@ -174,7 +175,7 @@ def raised(*capabilities: Capability) -> Iterator[None]:
 
 @contextmanager
 def inherited(*capabilities: Capability) -> Iterator[None]:
-    """Give these, of those that are kept, to a program that the calling thread starts in the block. Others get none."""
+    """Pass these capabilities, if they are kept, to a program that the calling thread starts in the block."""
     sets = own() if _plan is not None else None
     if sets is None:
         yield
@@ -186,11 +187,11 @@ def inherited(*capabilities: Capability) -> Iterator[None]:
     try:
         yield
     finally:
-        _set(sets)  # what can't be inherited any more is not ambient either
+        _set(sets)  # a capability that is not inheritable any more is not ambient either
 
 
 def belongs_to_another(path: Path) -> bool:
-    """Return True if this user can connect to a socket only by overriding its permissions."""
+    """Return True if this user can connect to a socket only by overriding the socket's permissions."""
     try:
         found = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that this process starts: found in trusted directories, and given nothing of its own environment.
+"""Programs that this process starts: found in trusted directories, and started without its environment.
 
-The current directory, PATH, PYTHONPATH, LD_LIBRARY_PATH, TMPDIR or BCC_* may be under somebody else's control.
+Another user may control the current directory, PATH, PYTHONPATH, LD_LIBRARY_PATH, TMPDIR or BCC_*.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from vifprobe.process.trust import PACKAGE, problem
 
-#: Where distributions keep programs; what an administrator has added comes last.
+#: Directories of the distribution's programs; those of the administrator come last.
 DIRECTORIES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
-#: All that a child gets.
+#: The whole environment of a child process.
 ENVIRONMENT = {"PATH": ":".join(DIRECTORIES), "LANG": "C", "LC_ALL": "C", "HOME": "/"}
-#: Where it starts: nobody else can write there, and it is never deleted.
+#: Directory in which a child starts: nobody else can write there, and it is never deleted.
 WORKING_DIRECTORY = "/"
 
 
 def program(name: str) -> str | None:
-    """Path of a program that nobody else can change; None where no trusted directory has it."""
+    """Return the path of a program that nobody else can change; None if no trusted directory has it."""
     for directory in DIRECTORIES:
         path = Path(directory, name)
         with suppress(OSError):
@@ -33,9 +33,9 @@ def program(name: str) -> str | None:
 
 
 def python_command(module: str, libraries: Iterable[str | Path] = ()) -> list[str]:
-    """Command that runs `main` of one of this package's modules in an isolated interpreter (see `isolated`).
+    """Return the command that runs `main` of a module of this package in an isolated interpreter (see `isolated`).
 
-    libraries: directories to import from where the interpreter's own have no such module.
+    libraries: directories to import from, if the interpreter's own directories lack a module.
     """
     script = PACKAGE / "process" / "isolated.py"
     return [sys.executable, "-I", str(script), module, os.pathsep.join(map(str, libraries))]

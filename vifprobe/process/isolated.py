@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs `main` of a module of this package: `python -I isolated.py MODULE LIBRARIES [ARGUMENT...]`.
 
--I: neither the current directory nor the environment nor a user's own site-packages say what is imported. This package
-is found by where this file lies. LIBRARIES: more directories to import from, after all others, joined by ":".
+-I: nothing is imported from the current directory, from paths in the environment, or from a user's site-packages. The
+place of this file gives the place of this package. LIBRARIES: directories to import from last, joined by ":".
 """
 
 import importlib
@@ -13,10 +13,10 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run what the arguments name."""
+    """Run `main` of the module that the arguments name."""
     _, module, libraries, *arguments = sys.argv
     package = Path(__file__).resolve().parents[1]
-    # Not by sys.path: a checkout holds other things beside the package, which must not be in the way of anything.
+    # Not by sys.path: a checkout holds other modules next to the package, and these must not hide any module.
     spec = importlib.util.spec_from_file_location(
         package.name, package / "__init__.py", submodule_search_locations=[str(package)]
     )

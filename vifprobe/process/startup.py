@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Restricts, as root, where modules are imported from: places that nobody else can write.
+"""Restricts imports as root to directories that nobody else can write.
 
-What the interpreter has imported before can't be helped: sitecustomize from a PYTHONPATH, and what `python -m` takes
-from the current directory (runpy, this package). The script `vifprobe` that scripts/setup makes has `python -I` in its
-first line, which leaves both out, and sudo clears PYTHONPATH unless it is given -E.
+The interpreter imports some modules before: sitecustomize from a PYTHONPATH, and with `python -m` also runpy and this
+package from the current directory. This module cannot prevent that. The script `vifprobe` that scripts/setup makes has
+`python -I` in its first line, which avoids both. Without -E, sudo clears PYTHONPATH.
 """
 
-# Only what the interpreter has loaded in any case: even __future__ would be looked for on sys.path.
+# Only modules that the interpreter has already loaded: even __future__ would be searched for on sys.path.
 import os
 import sys
 
@@ -14,33 +14,33 @@ TYPE_CHECKING = False  # as typing's
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Of another user's environment: what the terminal is, and who the user is.
+#: Variables kept from another user's environment: the terminal, the language and the user.
 _KEPT = ("TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ", "COLUMNS", "LINES", "NO_COLOR", "USER", "LOGNAME")
 _KEPT_BEGINNINGS = ("LC_", "SUDO_", "PKEXEC_", "DOAS_", "VIFPROBE_")
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "OMP_NUM_THREADS")
 _LIBRARIES = ("click", "numpy", "pyroute2", "rich")
 
-#: Whether the process runs the command line, and nothing that a caller of the Python API has in it.
+#: True if the process runs the command line; False in a program that uses the Python API.
 is_command = False
-#: Directories that were on sys.path, and why nothing is imported from them.
+#: Directories removed from sys.path, each with the reason.
 dropped: dict[str, str] = {}
 
 
 def command_line() -> "Callable[[], None]":
-    """`main` of the command line, imported after `start`. Ends the process where that can't be."""
+    """Return `main` of the command line, imported after `start`. Ends the process if that fails."""
     global is_command
     start()
     is_command = True
     try:
         from vifprobe.cli import main
     except ImportError as error:
-        places = "".join(f"\n  Not looked for in {place}: {why}." for place, why in dropped.items())
+        places = "".join(f"\n  Not imported from {place}: {why}." for place, why in dropped.items())
         sys.exit(f"Error: {error}.{places}\n  Install vifprobe again (scripts/setup in a checkout).")
     return main
 
 
 def start() -> None:
-    """`secure`, or the end of the process with what is wrong on stderr."""
+    """Run `secure`. If it fails, end the process with an error on stderr."""
     try:
         secure()
     except OSError as error:
@@ -54,12 +54,12 @@ def start() -> None:
 
 
 def secure() -> None:
-    """Have nothing imported from now on that somebody else can change, when this is root.
+    """As root, import from now on only modules that nobody else can change.
 
-    Called by another user (sudo, say), root also forgets that user's environment, and starts itself anew where Python
-    has already followed it. Raises TrustError where others can change this package or its libraries.
+    If another user became root (by sudo, for example), also remove that user's environment. If Python has already used
+    that environment, start this program again. Raises TrustError if others can change this package or its libraries.
     """
-    # numpy's library would start threads for work that is none of ours: they could not give up rights.
+    # numpy's library would start threads that vifprobe does not need, and that could not give up rights.
     for name in _BLAS_THREADS:
         os.environ.setdefault(name, "1")
     if os.geteuid() != 0:
@@ -67,7 +67,7 @@ def secure() -> None:
     found = sys.path[:]
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     standard = os.path.dirname(os.__file__)  # noqa: PTH120 - pathlib is not loaded yet
-    # The standard library alone, while it is found out which of the others are to be trusted.
+    # Only the standard library, while the other directories are checked.
     sys.path[:] = [standard, f"{sys.base_exec_prefix}/{sys.platlibdir}/{version}/lib-dynload"]
     trusted: list[str] = []
     try:
@@ -79,7 +79,7 @@ def secure() -> None:
 
 
 def _trusted(entries: list[str]) -> list[str]:
-    """The directories that nobody else can write; what is not there could be made by somebody later."""
+    """Return the directories that nobody else can write. A missing one is left out: another user could create it."""
     from pathlib import Path
 
     from vifprobe.process.trust import problem
@@ -98,7 +98,7 @@ def _trusted(entries: list[str]) -> list[str]:
 
 
 def _leave_caller(trusted: list[str]) -> None:
-    """Forget the environment of another user who called root; what Python and ld.so follow takes a new process."""
+    """Remove the environment of another user who became root. If Python or ld.so used it, start a new process."""
     from vifprobe.process.caller import foreign_caller
     from vifprobe.process.children import ENVIRONMENT, python_command
 
@@ -129,5 +129,5 @@ def _require_trusted(trusted: list[str]) -> None:
         if why := problem(place):
             raise TrustError(
                 f"{place}: others can change what root would run: {why}.",
-                "Take that right away (chown, chmod go-w), or install vifprobe where root alone writes.",
+                "Remove that permission (chown, chmod go-w), or install vifprobe where only root can write.",
             )

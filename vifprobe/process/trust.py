@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells whether somebody else can change a file or directory, as sshd's StrictModes does: every component counts."""
+"""Checks whether another user can change a file or directory. As in sshd's StrictModes, every component counts."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _COMPONENT = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class UntrustedError(PermissionError):
-    """Somebody else can change what lies there. strerror: which component, and how."""
+    """Another user can change this file or directory. strerror: which component, and how."""
 
 
 def root_uids() -> frozenset[int]:
-    """Root and this process's own user. The owner of `/` is root, also where a user namespace shows another number."""
+    """Return root and this process's user. The owner of `/` counts as root: a user namespace may change the number."""
     return frozenset((0, os.geteuid(), Path("/").stat().st_uid))
 
 
 def trusted_uids() -> frozenset[int]:
-    """Users who may own what runs here: root, this process's own user, and the owner of this package.
+    """Return the users who may own code that runs here: root, this process's own user, the owner of this package.
 
-    A checkout of a plain user that is run with sudo is that user's own code. Root runs what he writes in any case, this
-    file included, so his other files (a .venv/) add nothing.
+    A plain user's checkout that is run with sudo is that user's own code. Root runs it in any case, this file included.
+    So trusting the user's other files (a .venv/) adds no risk.
     """
     return root_uids() | {PACKAGE.stat().st_uid}
 
 
 def problem(path: Path) -> str:
-    """Return why a file or directory is not trusted, "" where nobody else can change it. OSError: it is not there."""
+    """Return why a file or directory is not trusted; "" if nobody else can change it. OSError: it is missing."""
     try:
         os.close(open_trusted(path))
     except UntrustedError as error:
@@ -45,10 +45,12 @@ def problem(path: Path) -> str:
 
 
 def open_trusted(path: Path, may_be_link: bool = True, uids: frozenset[int] | None = None) -> int:
-    """Open what nobody else can change or replace: an fd (O_PATH) of the very file or directory that was checked.
+    """Open a file or directory that nobody else can change or replace. Return an fd (O_PATH) of the checked object.
 
-    may_be_link: whether the last component may be a link to it. uids: who may own it, trusted_uids() if None. Raises
-    UntrustedError, or another OSError.
+    - may_be_link: True if the last component may be a symbolic link;
+    - uids: users who may own it; None: trusted_uids().
+
+    Raises UntrustedError, or another OSError.
     """
     left = _reversed_parts(str(path.absolute()))
     uids, links = trusted_uids() if uids is None else uids, 0
@@ -84,12 +86,12 @@ def _opened(stack: ExitStack, name: str, directory: int | None) -> int:
 
 
 def _check(about: os.stat_result, place: str, uids: frozenset[int], owner_below: int | None) -> None:
-    """Raise UntrustedError where others can change this component. owner_below: of the next one, None for the last."""
+    """Raise UntrustedError if others can change this component. owner_below: owner of the next, None for the last."""
     if about.st_uid not in uids:
         raise UntrustedError(1, f"{place} belongs to {_user(about.st_uid)}")
     if stat.S_ISLNK(about.st_mode) or not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return
-    # In /tmp others can add names, but not take away or rename what is not theirs (fs/namei.c, check_sticky).
+    # In /tmp others can add names, but cannot remove or rename files of other users (fs/namei.c, check_sticky).
     if about.st_mode & stat.S_ISVTX and owner_below in uids:
         return
     if about.st_mode & stat.S_IWOTH:
@@ -100,14 +102,16 @@ def _check(about: os.stat_result, place: str, uids: frozenset[int], owner_below:
 
 @cache
 def _members(gid: int) -> frozenset[int]:
-    """Users in a group. Where users have groups of their own (Debian, Ubuntu, Fedora), their umask may be 002; Debian's
-    /usr/local belongs to a group `staff` without members.
+    """Return the users in a group; -1 stands for an unknown user.
+
+    If each user has a private group (Debian, Ubuntu, Fedora), the umask may be 002. Debian's /usr/local belongs to a
+    group `staff` without members.
     """
     found = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == gid}
     try:
         names = grp.getgrgid(gid).gr_mem
     except KeyError:
-        return frozenset(found | {-1})  # a group that nobody knows may have anybody in it
+        return frozenset(found | {-1})  # an unknown group may have any members
     for name in names:
         try:
             found.add(pwd.getpwnam(name).pw_uid)
