@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command group. Commands are imported when they are called; errors become a message and an exit code here only."""
+"""Command group. A command is imported when it is called. Only this file turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vifprobe.model.untrusted_text import safe
 from vifprobe.process.causes import TRACEBACK_SWITCH, cause
 from vifprobe.version import __version__
 
-#: Command -> its line in `vifprobe --help`; each lives in vifprobe/commands/ under its name.
+#: Command -> its line in `vifprobe --help`. The file of each command in vifprobe/commands/ has its name.
 COMMANDS = {
     "watch": "Show one or more taps on a live screen.",
     "capture": "Write a folder of evidence: histograms, timeline, drops.",
@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 class _Group(click.Group):
-    """Imports a command's module on first use, and shows VifprobeError as the house does."""
+    """Imports a command's module on first use, and suggests the nearest command for a mistyped one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -72,12 +72,12 @@ def group() -> None:
 
 
 def show_error(error: VifprobeError) -> None:
-    """Message and hints on stderr."""
+    """Write the message and hints of an error to stderr."""
     click.echo("\n  ".join((f"Error: {error.message}", *error.hints)), err=True)
 
 
 def show_usage_error(error: click.ClickException) -> None:
-    """As click does it, but for what the terminal would act upon in the user's own words: a name from a directory."""
+    """Write a usage error as click does, but escape control characters in what the user typed."""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         click.echo(error.ctx.get_usage(), err=True)
         click.echo(f"Try '{error.ctx.command_path} --help' for help.\n", err=True)
@@ -86,7 +86,7 @@ def show_usage_error(error: click.ClickException) -> None:
 
 
 def main() -> None:
-    """Entry point: never a traceback for what a user can cause."""
+    """Entry point. Shows no traceback for an error that a user can cause."""
     output.set_up()
     try:
         code = _run()
@@ -96,11 +96,11 @@ def main() -> None:
 
 
 def _run() -> object:
-    """Run the command; its exit code, or what it returned."""
+    """Run the command. Return its exit code, or its return value."""
     try:
         return group.main(prog_name="vifprobe", standalone_mode=False)
     except ReaderGoneError as error:
-        return error.exit_code  # nothing is left to say to it
+        return error.exit_code  # the reader has gone, so no message can reach it
     except VifprobeError as error:
         show_error(error)
         return error.exit_code
@@ -108,11 +108,11 @@ def _run() -> object:
         show_usage_error(error)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        # Before anything was counted; a run that counts ends by itself, with what was seen.
+        # Before anything was counted. A run that counts handles the signal itself, and keeps what was seen.
         click.echo("Stopped.", err=True)
         return EXIT_FAILED
     except Exception as error:
-        # The last line of defence: whatever can be foreseen has an error of its own, nearer to where it happens.
+        # Last resort: every expected error has its own class, raised where it happens.
         if os.environ.get(TRACEBACK_SWITCH):
             raise
         show_error(cause(error))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file a command: parse options, wire the parts together, no logic of its own."""
+"""One file for each command: it parses options and connects the parts, and holds no other logic."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vifprobe capture`: evidence that can be read, diffed and passed on."""
+"""`vifprobe capture`: a folder of evidence that can be read, compared and passed on."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def _bar(seconds: float, progress: TapProgress) -> Iterator[Callable[[float], No
 
 
 def _show(totals: Totals, manifest: Manifest, probe: Probe, output: str) -> None:
-    """The few lines that tell the story."""
+    """Print the summary lines."""
     stream = sys.stdout
     domains = {entry.name: entry.domain or "" for entry in manifest.taps}
     files: Sequence[str] = [str(path) for path in sorted(Path(output).iterdir())]

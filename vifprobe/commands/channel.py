@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: How long a run that ends waits for a reader that reads nothing, and in total for a slow reader.
 STALLED_SECONDS = 2.0
 SLOW_SECONDS = 10.0
-#: After a second signal, in place of STALLED_SECONDS.
+#: The same after a second signal, instead of STALLED_SECONDS.
 URGENT_SECONDS = 0.2
 #: Between two checks for a second signal.
 _LOOK_SECONDS = 0.1
@@ -222,7 +222,7 @@ def _writer(fd: int) -> Callable[[bytes], int]:
         return _socket_writer(fd)
     if not stat.S_ISFIFO(mode) and not os.isatty(fd):
         return lambda data: os.write(fd, data)  # a write to a file or device does not wait for a reader
-    # O_NONBLOCK belongs to the open file description, which others share (the shell's terminal): ours is a new one.
+    # O_NONBLOCK belongs to the file description, which others share (the shell's terminal), so a new one is opened.
     with suppress(OSError):
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         own_fd = os.open(f"/proc/self/fd/{fd}", flags)
@@ -238,7 +238,7 @@ def _socket_writer(fd: int) -> Callable[[bytes], int]:
 
 
 def _write_polled(fd: int, data: bytes) -> int:
-    """Write as much as is sure to fit, if no other process writes there: for a file description that is shared."""
+    """Write as much as fits for certain, if no other process writes there. For a shared file description."""
     room = select.poll()
     room.register(fd, select.POLLOUT)
     if not room.poll(0):

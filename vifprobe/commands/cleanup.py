@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vifprobe cleanup`: remove what a killed run left, and only that."""
+"""`vifprobe cleanup`: remove tc filters that a killed run left, and nothing else."""
 
 from __future__ import annotations
 

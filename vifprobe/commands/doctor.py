@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vifprobe doctor`: what this kernel and host can do, and what each missing piece costs."""
+"""`vifprobe doctor`: what this kernel and host can do, and what does not work without each missing piece."""
 
 from __future__ import annotations
 

@@ -21,19 +21,19 @@ from vifprobe.errors import CaptureError
 _MODE = 0o600
 _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = _FLAGS | os.O_CREAT | os.O_EXCL
-#: The shell's names for descriptors that it has opened itself: `>(gzip > rows.gz)` becomes /dev/fd/63.
+#: A shell's names for descriptors that the shell has opened: `>(gzip > rows.gz)` becomes /dev/fd/63.
 _OWN_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)|/dev/std(out|err)")
-#: A fifo's reader or writer may be starting at the same time.
+#: Wait for a fifo's reader or writer, which may start at the same time.
 _READER_SECONDS = 5.0
 _LOOK_AGAIN_SECONDS = 0.02
-#: What link(2) gives on file systems without hard links.
+#: Errors of link(2) on file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def read_text(name: str, bytes_max: int) -> str:
     """Return the content of a regular file, fifo or pipe (`<(...)` of a shell). Raises OSError.
 
-    EINVAL: it is something else. EFBIG: it is longer than `bytes_max`. ENXIO: nobody has written to the fifo.
+    EINVAL: another kind of file. EFBIG: longer than `bytes_max`. ENXIO: no process has written to the fifo.
     """
     mode = os.stat(name).st_mode  # noqa: PTH116 - Path takes /dev/fd/N apart no better
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):  # before it is opened, which can have effects of its own
@@ -55,7 +55,7 @@ def _read_to_end(fd: int, bytes_max: int) -> bytes:
     ready.register(fd, select.POLLIN)
     until = time.monotonic() + _READER_SECONDS
     while len(content) <= bytes_max:
-        # A fifo that no writer has opened yet is silent for poll(2), and at its end for read(2).
+        # For a fifo that no writer has opened yet, poll(2) reports nothing, and read(2) reports its end.
         if is_fifo and not ready.poll(max(0.0, until - time.monotonic()) * 1e3):
             raise OSError(errno.ENXIO, "no process writes to this fifo")
         part = os.read(fd, bytes_max + 1 - len(content))

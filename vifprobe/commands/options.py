@@ -19,7 +19,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 BIN_MIN_NS = 1_000_000
 SEVERITIES = ("info", "warning", "critical")
-#: By bytes: --rate is one of bits.
+#: Values of --charge: all that count bytes, because --rate is in bits.
 CHARGES = {charge.name.lower(): charge for charge in Charge if charge is not Charge.PACKET}
 DIRECTIONS = {
     "both": (Direction.OUTBOUND, Direction.INBOUND),

@@ -19,7 +19,7 @@ from vifprobe.errors import OutputError, ReaderGoneError
 from vifprobe.model.untrusted_text import safe
 
 _STDIN, _STDOUT, _STDERR = range(3)
-#: At the end of the process, for messages that standard error has not taken yet.
+#: Wait at the end of the process for messages that standard error has not taken yet.
 _LAST_MESSAGES_SECONDS = 1.0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vifprobe replay`: a recording through the same kernel program and the ideal bucket, with the file's own times."""
+"""`vifprobe replay`: send a recording through the kernel program and the ideal bucket, at the file's own times."""
 
 from __future__ import annotations
 

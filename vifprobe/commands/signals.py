@@ -16,7 +16,7 @@ _MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGQUIT)
 
 
 class Stop:
-    """State of the request to end this process. One object per process, as signal handlers are.
+    """State of the request to end this process. One object for each process, as for signal handlers.
 
     - is_set: the run must end;
     - is_urgent: a second signal came, so the run waits for no reader any more.
@@ -42,7 +42,7 @@ class Stop:
                 os.eventfd_write(self._fd, 1)
 
 
-#: Of this process.
+#: The Stop object of this process.
 STOP = Stop()
 
 

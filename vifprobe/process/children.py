@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that this process starts: found in trusted directories, and started without its environment.
+"""Programs that this process starts: found in trusted directories, and started without this process's environment.
 
 Another user may control the current directory, PATH, PYTHONPATH, LD_LIBRARY_PATH, TMPDIR or BCC_*.
 """
