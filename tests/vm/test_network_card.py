@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network card: no guest's port, received is its ingress and sent its egress; real traffic in both directions.
+"""A network card: not a guest's port, received is its ingress and sent its egress; real traffic in both directions.
 
 The guest's two virtio-net cards have a cable between them (scripts/vm); each is in a namespace of its own here.
 """
@@ -118,7 +118,7 @@ def test_received_and_sent_are_exact(card: Card) -> None:
     assert reading.missed == 0
     assert disagreeing(rows) == []
     assert {row.counter: row.delta for row in rows}["device rx_packets"] == RECEIVED
-    assert reading.notes[0].startswith(f"{card.name} is a network device, no guest's port")
+    assert reading.notes[0].startswith(f"{card.name} is a network device, not a guest's port")
 
 
 def test_a_stream_whose_segments_are_merged(card: Card) -> None:
@@ -159,7 +159,7 @@ def test_commands_speak_of_no_guest(card: Card, tmp_path: Path) -> None:
     for text in texts:
         told = " ".join(text.split())
         assert "received" in told
-        assert "no guest's port" in told
-        assert "guest" not in told.replace("no guest's port", "")
+        assert "not a guest's port" in told
+        assert "guest" not in told.replace("not a guest's port", "")
     assert load(folder).manifest.taps[0].kind == "ethernet"
     assert card.name not in run("vifprobe taps --json")

@@ -5,7 +5,7 @@
 |---|---|
 | tap | ingress, rx: tun hands it to the host's stack (drivers/net/tun.c, tun_get_user) |
 | macvtap, ipvtap | egress, tx: it goes to dev_queue_xmit (drivers/net/tap.c, tap_get_user) |
-| all others | no guest's port: outbound is what the device received (rx), inbound what it sent (tx) |
+| all others | not a guest's port: outbound is what the device received (rx), inbound what it sent (tx) |
 
 A tun is the one kind without Ethernet headers. No hypervisor gives its guests one (libvirt opens /dev/net/tun with
 IFF_TAP alone: src/util/virnetdevtap.c, virNetDevTapCreate); VPNs and containers have them.
@@ -38,7 +38,7 @@ def is_guest_port(kind: str) -> bool:
 
 
 def outbound_hook(kind: str) -> Hook:
-    """The hook that outbound packets pass; of what is no guest's port, outbound is what it received."""
+    """The hook that outbound packets pass; of what is not a guest's port, outbound is what it received."""
     return _OUTBOUND_HOOKS.get(kind, "ingress")
 
 
@@ -90,7 +90,7 @@ def word(kind: str, direction: Direction) -> str:
 
 
 def warning(name: str, kind: str) -> str:
-    """For whoever watches what is no guest's port; "" for one that is."""
+    """For whoever watches what is not a guest's port; "" for one that is."""
     if is_guest_port(kind):
         return ""
     what = f"a {kind} device" if kind not in ("ethernet", "") else "a network device"

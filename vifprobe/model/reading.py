@@ -160,7 +160,7 @@ class Reading:
     nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. unannounced: in
     totals, inbound packets of which only the end was seen: waiting since before the start, or cut from a longer frame.
     gone_ns: when the tap was seen to be deleted, monotonic, from the start of the run; None while it is there.
-    kind: of the device, see vifprobe.model.ports; of what is no guest's port, outbound is what it received, inbound
+    kind: of the device, see vifprobe.model.ports; of what is not a guest's port, outbound is what it received, inbound
     what it sent.
 
     limit_states: whether the limit of a direction is in force, where that was decided; read it with `limit_state`.

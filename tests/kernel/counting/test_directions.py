@@ -243,7 +243,7 @@ def test_other_devices_in_neutral_words(netns: Netns, tmp_path: Path, kind: str)
             port.inbound(TO_GUEST)
             reading = finish(probe).totals[port.name]
         assert (reading.offered(OUT).packets, reading.offered(IN).packets) == (FROM_GUEST, TO_GUEST)
-        assert reading.notes[0].startswith(f"{port.name} is a {kind} device, no guest's port")
+        assert reading.notes[0].startswith(f"{port.name} is a {kind} device, not a guest's port")
         with capturing(tmp_path, taps=(port.name,)) as capture:
             port.outbound(10 * FROM_GUEST)
             texts = [capture.end()]
@@ -254,8 +254,8 @@ def test_other_devices_in_neutral_words(netns: Netns, tmp_path: Path, kind: str)
     for text in texts:
         told = " ".join(text.split())
         assert "received" in told
-        assert "no guest's port" in told
-        assert "guest" not in told.replace("no guest's port", "")
+        assert "not a guest's port" in told
+        assert "guest" not in told.replace("not a guest's port", "")
         assert "outbound" not in told.replace("top = share of outbound packets", "")
     found = load(tmp_path / "capture")
     assert (found.manifest.taps[0].kind, found.reading().kind) == (kind, kind)

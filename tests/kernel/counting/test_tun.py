@@ -130,7 +130,7 @@ def test_real_traffic_in_both_directions(device: Tun) -> None:
     assert [row for row in rows.values() if row.agrees is False] == []
     for counter in ("device rx_packets", "device rx_bytes", "device tx_packets", "device tx_bytes"):
         assert rows[counter].agrees, counter
-    assert reading.notes[0].startswith("tun0 is a tun device, no guest's port")
+    assert reading.notes[0].startswith("tun0 is a tun device, not a guest's port")
     ours = samples[samples["direction"] == OUT]
     assert len(ours) > 0
     assert {bytes(row["headers"][:10]) for row in ours} == {syn(0)[:10]}
@@ -172,7 +172,7 @@ def test_a_limit_is_the_policers_own_count(device: Tun, tmp_path: Path) -> None:
         with capturing(tmp_path, taps=("tun0",)) as capture:
             flood([device.fd], packets, count=SYNS, seconds=FLOOD_SECONDS)
             text = " ".join(capture.end().split())
-    assert "no guest's port" in text
+    assert "not a guest's port" in text
     assert "received" in text
     found = load(tmp_path / "capture")
     assert found.reading().offered(OUT).packets == SYNS

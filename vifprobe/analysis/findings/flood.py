@@ -143,7 +143,7 @@ def _stop_it(situation: Situation, direction: Direction) -> str:
 def _s2(situation: Situation, flood: Flood, t: FloodThresholds, direction: Direction) -> Iterator[Finding]:
     """By addresses or MACs that are known to be the port's, or by sources that can't be true.
 
-    What is no guest's port carries the packets of many: there only the latter prove anything.
+    What is not a guest's port carries the packets of many: there only the latter prove anything.
     """
     if direction is not Direction.OUTBOUND or flood.low("syn_pps") < t.spoofed_pps:
         return

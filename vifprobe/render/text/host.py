@@ -34,7 +34,7 @@ def host_lines(
 ) -> list[Line]:
     """Three lines: CPU time an offered packet by kind of thread, context switches of those, and the whole host.
 
-    has_guest: False for what is no guest's port: the whole host alone.
+    has_guest: False for what is not a guest's port: the whole host alone.
     """
     if cost is None:
         return []

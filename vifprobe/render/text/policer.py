@@ -65,7 +65,7 @@ def policer_lines(view: AuditView, width: int = 80, glyphs: Glyphs = BLOCKS) -> 
 
 def _meaning(kind: str) -> str:
     if not is_guest_port(kind):
-        return "no guest's port: received = what came in by it (ingress), sent = what left by it"
+        return "not a guest's port: received = what came in by it (ingress), sent = what left by it"
     return f"outbound = from the guest ({kind} {outbound_hook(kind)}), inbound = to it"
 
 

@@ -45,7 +45,11 @@ _MEANING = {
     ),
     Direction.INBOUND: ("inbound = to the guest, outbound = from the guest", "inbound = to the guest"),
 }
-_NO_GUEST = ("no guest's port: received = came in, sent = left", "received = came in, sent = left", "no guest's port")
+_NO_GUEST = (
+    "not a guest's port: received = came in, sent = left",
+    "received = came in, sent = left",
+    "not a guest's port",
+)
 VERDICTS_KNOWN = {
     "reason": "verdicts from the kernel",
     "inferred": "verdicts INFERRED",
