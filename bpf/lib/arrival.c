@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A packet arrives: its key, and what is done with it. An outbound packet becomes the pending packet of this CPU; an
- * inbound packet is added to the packets in flight, or counted.
+ * A packet arrives: compute its key. An outbound packet becomes the pending packet of this CPU. An inbound packet is
+ * added to the packets in flight, or counted.
  *
  * Hook:   none, called by progs/tc.c and progs/netif_receive.c
  * Reads:  the headers of the packet, taps
@@ -17,12 +17,12 @@ static __always_inline u64 class_key(const struct packet *packet)
 	return (u64)packet->ethertype << KEY_ETHERTYPE_SHIFT | (u64)packet->packet_class << KEY_PACKET_CLASS_SHIFT;
 }
 
-/* The part of the key for tap and direction, in few instructions. */
+/* The tap and direction part of the key, in few instructions. */
 static __always_inline u64 owner_key(struct tap *tap, u64 direction)
 {
 	u64 owner_key = (tap->number + 1ULL) << (KEY_TAP_SHIFT - KEY_DIRECTION_SHIFT) | direction;
 
-	/* Else the compiler would shift each part alone, and load a constant for it. */
+	/* Else the compiler would shift each part separately, and load a constant for that. */
 	barrier_var(owner_key);
 	return owner_key << KEY_DIRECTION_SHIFT;
 }
@@ -56,18 +56,18 @@ static __always_inline void inbound(struct cpu_state *state, struct tap *tap, u6
 	key |= expected(state, tap, DIRECTION_INBOUND, &now, charged_bytes, frame->length, wire);
 	what_if(state, tap, DIRECTION_INBOUND, key, &now, charged_bytes, frame->length, wire);
 	/* At arrival; its verdict is not known yet. */
-	if (unlikely(is_wanted(tap_state, key)) &&
+	if (unlikely(is_sample_due(tap_state, key)) &&
 	    stage_sample(state, tap_state, frame, packet, key, now, charged_bytes, wire))
 		commit_sample(state, key, 0);
 #if FOLLOW_INBOUND
 	struct inflight entry = { .skb = verifier_widen(&state->scratch, skb), .key = key, .wire_bytes = wire,
 				 .frame_bytes = frame->length, .charged_bytes = charged_bytes, .iif = iif };
 
-	/* It is counted when it ends. */
+	/* The packet is counted when it ends. */
 	inflight_add(state, &entry);
 #else
-	/* Count it as offered; its outcome is not followed. */
-	turn_bin_of(tap_state, state, key, now);
+	/* Count the packet as offered; its outcome is not followed. */
+	rotate_bin_of(tap_state, state, key, now);
 	count(state, key, 0, frame->length, charged_bytes, wire);
 #endif
 }
@@ -77,7 +77,7 @@ static __always_inline u32 outbound_state_number(struct cpu_state *state, struct
 	return (state->cpu * TAPS + tap->number) * DIRECTION_COUNT + DIRECTION_OUTBOUND;
 }
 
-/* Make a packet pending; its sample and its address follow. */
+/* Make a packet pending; the caller adds its sample and its address. */
 static __always_inline void publish_pending(struct cpu_state *state, struct tap *tap)
 {
 	u64 epoch;
@@ -119,21 +119,21 @@ static __always_inline void outbound(struct cpu_state *state, struct tap *tap, u
 	charged_bytes = policer_charge(tap, charged_bytes);
 	key |= expected(state, tap, DIRECTION_OUTBOUND, &now, charged_bytes, frame->length, wire);
 	what_if(state, tap, DIRECTION_OUTBOUND, key, &now, charged_bytes, frame->length, wire);
-	turn_bin_of(tap_state, state, key, now);
+	rotate_bin_of(tap_state, state, key, now);
 	store_pending(state, key, frame->length, charged_bytes, wire);
 	state->tap_state_number = number;
 	publish_pending(state, tap);
 	if (unlikely(state->traits & TRAIT_NFT_SHARED) && frame->skb)
 		note_ip_received(state, frame->skb);
-	if (unlikely(is_wanted(tap_state, key)) &&
+	if (unlikely(is_sample_due(tap_state, key)) &&
 	    stage_sample(state, tap_state, frame, packet, key, now, charged_bytes, wire))
 		state->traits |= PENDING_SAMPLED;
 	state->skb = skb;
 }
 
 /*
- * The pending packet has passed, because another one arrives. Done first: the ideal bucket is corrected before it is
- * used for the next packet.
+ * The pending packet has passed, because another one arrives. This comes first: the ideal bucket must be corrected
+ * before the next packet uses it.
  */
 static __always_inline void settle_previous(struct cpu_state *state)
 {

@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Netfilter drops: was it a chain of the tap itself, or one behind it (of a bridge, of the IP stack)? Asked only where
- * both exist (TRAIT_NFT_SHARED). Each answer takes a few reads of memory, whatever the packet is.
+ * Netfilter drops: attribute a drop to a chain of the tap itself, or to a later one (of a bridge, of the IP stack).
+ * Used only where both exist (TRAIT_NFT_SHARED). Each decision takes a few reads of memory, for any packet.
  *
  * Hook:   none, called where an outbound packet arrives (lib/arrival.c) and where it is dropped (progs/kfree_skb.c)
  * Reads:  skb->cb; this CPU's counters of packets received by the IP stack
  * Writes: the fourth cache line of the CPU's state
- * Needs:  HAS_IP_COUNTERS: offsets from BTF, and reads of kernel memory in tc programs. Without it, drops that cannot be
- *         attributed are counted in unplaced_drops
+ * Needs:  HAS_IP_COUNTERS: offsets from BTF, and reads of kernel memory in tc programs. Without it, drops that cannot
+ *         be attributed are counted in unplaced_drops
  */
 
 /* Upper halves of kernel addresses start here. */
 #define POINTERS_FROM 0xff000000U
 
-/* Used only for the address of its value on this CPU. */
+/* A map that is used only for the address of its value on this CPU. */
 BPF_TABLE("percpu_array", u32, u64, per_cpu_place, 1);
 
 #if HAS_IP_COUNTERS
@@ -81,8 +81,8 @@ static __always_inline bool is_ip(u32 protocol)
 }
 
 /*
- * An outbound packet arrives. Behind the chains of the tap, the IP stack writes the device number into skb->cb, where
- * tc has put the length. A guest chooses the length, so a length equal to that number tells nothing. But the IP stack
+ * An outbound packet arrives. After the chains of the tap, the IP stack writes the device number into skb->cb, where tc
+ * has put the length. A guest chooses the length, so a length equal to that number proves nothing. But the IP stack
  * counts each packet before its first chain sees it (ip_rcv_core, ip6_rcv_core), and no other packet is received in
  * between on this CPU. This CPU's own state.
  */
@@ -100,7 +100,7 @@ static __always_inline void note_ip_received(struct cpu_state *state, struct __s
 #endif
 }
 
-/* Count it as unplaced and as dropped by the tap's chain, because such a chain exists. This CPU's own state. */
+/* Count a drop as unplaced, and attribute it to the tap's chain, because such a chain exists. This CPU's own state. */
 static __always_inline bool unplaced(struct cpu_state *state)
 {
 	state->unplaced_drops++;
@@ -117,8 +117,7 @@ static __always_inline bool has_not_come_to_ip(struct cpu_state *state, u32 prot
 		return true;
 #if HAS_IP_COUNTERS
 	/*
-	 * When the protocol differs from that at arrival, somebody removed a tag, before or behind the chains of the
-	 * tap.
+	 * When the protocol differs from that at arrival, a tag was removed, before or after the chains of the tap.
 	 */
 	if (state->ip_counter_at && state->protocol == protocol)
 		return ip_received(state, protocol) == state->ip_received;
@@ -140,10 +139,10 @@ static __always_inline bool is_bridge_of(u64 word, u64 device)
 }
 
 /*
- * True: a chain of the tap dropped the packet. skb->cb shows it, because each layer uses it anew. tc ingress, the
- * layer before the chains of the device, writes the length of the skb there, as the policer charges it without its
- * additions. Behind these chains, a bridge has 0 and then the address of its device there, ARP and br_netfilter have
- * 0, and the IP stack has the number of the tap.
+ * True: a chain of the tap dropped the packet. skb->cb shows that, because each layer overwrites it. tc ingress, the
+ * layer before the chains of the device, writes the length of the skb there: the policer's charge without mpu and
+ * overhead. After these chains, a bridge writes 0 and then the address of its device. ARP and br_netfilter write 0, and
+ * the IP stack writes the number of the tap.
  */
 static __always_inline bool by_own_chain(u64 skb, u32 location, struct cpu_state *state)
 {
@@ -153,8 +152,8 @@ static __always_inline bool by_own_chain(u64 skb, u32 location, struct cpu_state
 	if ((u32)FIELD(u32, device, DEV_IFINDEX_OFFSET) != state->ifindex)
 		return false;
 	/*
-	 * Without our tc hook it is not known whether tc ingress has run. nf_hook_slow runs all chains but the first
-	 * ones of a bridge.
+	 * Without vifprobe's tc hook it is unknown whether tc ingress has run. nf_hook_slow runs all chains except the
+	 * first ones of a bridge.
 	 */
 	if (state->traits & TRAIT_TRACED_OUTBOUND)
 		return location - state->hooks_from < state->hooks_end - state->hooks_from &&

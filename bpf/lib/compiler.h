@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What keeps the compiler and the verifier from knowing too much. Names as in the kernel and in libbpf.
+ * Barriers that hide values from the compiler and the verifier. Names as in the kernel and in libbpf.
  */
 #ifndef VIFPROBE_COMPILER_H
 #define VIFPROBE_COMPILER_H
@@ -8,10 +8,10 @@
 #include <linux/types.h>
 #include "likely.h"
 
-/* The compiler reads memory again after it, instead of keeping values on the stack. */
+/* After a barrier, the compiler reads memory again instead of keeping values on the stack. */
 #define barrier() asm volatile("" ::: "memory")
 
-/* The compiler does not know the value of `var` after it. */
+/* After a barrier_var(), the compiler does not know the value of `var`. */
 #define barrier_var(var) asm volatile("" : "+r"(var))
 
 /*

@@ -7,7 +7,7 @@
  * Writes: cells, used_cells, overflow, cpu_states, misses, tap_cpu_states, bin_log
  * Needs:  as lib/tables.c
  *
- * The head of lib/tables.c says why a plain += is safe.
+ * A plain += is safe: see the head of lib/tables.c.
  */
 
 /* The upper bits of a 64-bit hash are the place of a cell. */
@@ -26,7 +26,7 @@ static __always_inline struct tap *likely_tap_of(u32 ifindex)
 	return SHARED(struct tap, taps, ifindex, TAP_SLOTS);
 }
 
-/* The watched tap with this ifindex, or NULL. The packets of all other devices pay for this lookup. */
+/* The watched tap with this ifindex, or NULL. This lookup also runs for the packets of all other devices. */
 static __always_inline struct tap *tap_of(u32 ifindex)
 {
 	struct tap *tap = likely_tap_of(ifindex);
@@ -56,13 +56,13 @@ static __always_inline u64 policer_charge(struct tap *tap, u64 length)
 	return length;
 }
 
-/* Number of the tap of this key, counted over all CPUs. */
+/* Index of the tap of this key on this CPU, over all CPUs and taps. */
 static __always_inline u32 tap_cpu_of(struct cpu_state *state, u64 key)
 {
 	return state->cpu * TAPS + (u32)(key >> KEY_TAP_SHIFT) - 1;
 }
 
-/* The factor is odd and random in each run: a guest does not know it, so it cannot choose keys that share a place. */
+/* The factor is odd and random in each run: a guest does not know it, so it cannot choose keys with the same hash. */
 static __always_inline u64 cell_hash(u64 key, u64 drop_key)
 {
 	return (key ^ drop_key) * LOADED(CELL_FACTOR);
@@ -88,8 +88,8 @@ static __always_inline struct cell *use_cell(struct cell *cell, u32 tap_cpu, u32
 }
 
 /*
- * As cell_of(), when the first place holds another key. The hashes of similar keys (sizes 1, 2, 3 of one class) lie at
- * equal distances, so a fixed step could meet one of them each time. The step depends on the key and grows.
+ * As cell_of(), when the first place holds another key. The hashes of similar keys (sizes 1, 2, 3 of one class) are at
+ * equal distances, so a fixed step could hit one of them each time. The step depends on the key and grows.
  */
 static __always_inline struct cell *search_cell(u32 tap_cpu, u64 key, u64 drop_key, u64 hash)
 {
@@ -102,7 +102,7 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 key, u64 drop_k
 		u32 at;
 
 		if (i == CELL_PROBES) {
-			/* No room: count it without its size. */
+			/* No cell is free: count the packet without its size. */
 			key |= (u64)SIZE_UNKNOWN << KEY_SIZE_SHIFT;
 			hash = cell_hash(key, drop_key);
 			place = hash >> UNSIZED_HASH_SHIFT;
@@ -124,7 +124,7 @@ static __always_inline struct cell *search_cell(u32 tap_cpu, u64 key, u64 drop_k
 	return NULL;
 }
 
-/* The cell of this CPU for a key, or for the key without its size. NULL: there is no room for either. */
+/* The cell of this CPU for a key, or for the key without its size. NULL: no cell is free for either. */
 static __always_inline struct cell *cell_of(struct cpu_state *state, u64 key, u64 drop_key)
 {
 	u64 hash = cell_hash(key, drop_key);
@@ -159,7 +159,7 @@ static __always_inline void count_overflow(struct cpu_state *state, u64 key, u32
 
 	if (!counts || !used)
 		return;
-	/* Own CPU's. */
+	/* This CPU's own list. */
 	used->overflown++;
 	/* Atomic: other CPUs count here, too. */
 	__sync_fetch_and_add(&counts->packets, 1);
@@ -168,7 +168,7 @@ static __always_inline void count_overflow(struct cpu_state *state, u64 key, u32
 	__sync_fetch_and_add(&counts->wire_bytes, wire_bytes);
 }
 
-/* Time of arrival where every packet needs it, else 0: reading the clock costs 40 ns. */
+/* Time of arrival when every packet needs it, else 0: reading the clock costs 40 ns. */
 static __always_inline u64 arrival_ns(u64 given)
 {
 #if CLOCK_IS_TSTAMP
@@ -186,7 +186,7 @@ static __always_inline u32 tap_state_number(struct cpu_state *state, u64 key)
 	       (u32)((key >> KEY_DIRECTION_SHIFT) & 0xf);
 }
 
-/* NULL: no such number. When the struct is empty, the state of the CPU stands in for it and no lookup is needed. */
+/* NULL: no such number. When the struct is empty, the state of the CPU is returned instead and no lookup is needed. */
 static __always_inline struct tap_cpu_state *tap_state_at(struct cpu_state *state, u32 number)
 {
 #if TAP_CPU_STATES_SHARED
@@ -205,7 +205,7 @@ static __always_inline bool is_bin_over(struct tap_cpu_state *tap_state, u64 now
 }
 
 /* Start the time bin of `now`: when the current bin of the tap on this CPU is over, append it to the log. */
-static __always_inline void turn_bin_of(struct tap_cpu_state *tap_state, struct cpu_state *state, u64 key, u64 now)
+static __always_inline void rotate_bin_of(struct tap_cpu_state *tap_state, struct cpu_state *state, u64 key, u64 now)
 {
 	struct bin *bin = &tap_state->bin, *logged;
 	u32 at;
@@ -217,7 +217,7 @@ static __always_inline void turn_bin_of(struct tap_cpu_state *tap_state, struct 
 		logged = bin_log.lookup(&at);
 		if (logged) {
 			*logged = *bin;
-			/* This CPU's own state. After the entry: an entry that is counted is whole. */
+			/* This CPU's own state. Incremented last: entries that are counted are complete. */
 			state->logged_bins++;
 		}
 		__builtin_memset(bin->counts, 0, sizeof(bin->counts));
@@ -229,7 +229,7 @@ static __always_inline void turn_bin_of(struct tap_cpu_state *tap_state, struct 
 static __always_inline void count_bin(struct cpu_state *state, u32 number, u64 key, u64 frame_bytes)
 {
 	struct tap_cpu_state *tap_state = tap_state_at(state, number);
-	/* Verifier: an index into counts, which has no place for QUEUED. No packet ends as QUEUED. */
+	/* Verifier: an index into counts, which has no entry for QUEUED. No packet ends as QUEUED. */
 	u32 place = (key >> KEY_VERDICT_SHIFT) & (VERDICT_QUEUED - 1);
 	struct bin_counts *counts;
 
@@ -247,19 +247,20 @@ static __always_inline bool is_bin_over(struct tap_cpu_state *tap_state, u64 now
 {
 	return false;
 }
-static __always_inline void turn_bin_of(struct tap_cpu_state *tap_state, struct cpu_state *state, u64 key, u64 now) {}
+static __always_inline void rotate_bin_of(struct tap_cpu_state *tap_state, struct cpu_state *state, u64 key, u64 now) {}
 static __always_inline void count_bin(struct cpu_state *state, u32 number, u64 key, u64 frame_bytes) {}
 #endif
 
-static __always_inline void turn_bin(struct cpu_state *state, u64 key, u64 now)
+static __always_inline void rotate_bin(struct cpu_state *state, u64 key, u64 now)
 {
 	struct tap_cpu_state *tap_state = tap_state_at(state, tap_state_number(state, key));
 
 	if (tap_state)
-		turn_bin_of(tap_state, state, key, now);
+		rotate_bin_of(tap_state, state, key, now);
 }
 
-static __always_inline void miss(struct cpu_state *state, u64 key, u32 frame_bytes)
+/* Count a packet as missed: its header could not be read, or its end was not seen. */
+static __always_inline void count_missed(struct cpu_state *state, u64 key, u32 frame_bytes)
 {
 	u32 at = tap_state_number(state, key);
 	struct missed *missed = misses.lookup(&at);
@@ -280,7 +281,7 @@ static __always_inline void add(struct cell *cell, u32 frame_bytes, u32 charged_
 	cell->wire_bytes += wire_bytes;
 }
 
-/* Count a packet whose verdict is known, or is never to be known. */
+/* Count a packet whose verdict is known, or will never be known. */
 static __always_inline void count(struct cpu_state *state, u64 key, u64 drop_key, u32 frame_bytes, u32 charged_bytes,
 				  u64 wire_bytes)
 {
@@ -296,7 +297,7 @@ static __always_inline void count(struct cpu_state *state, u64 key, u64 drop_key
 static __always_inline void settle_sample(struct cpu_state *state, u64 key, u64 drop_key);
 static __always_inline void settle_bucket(struct cpu_state *state, u64 verdict);
 
-/* Count the pending packet. Its fields are read where they are needed, because there are few registers. */
+/* Count the pending packet. Its fields are read where they are needed, because registers are few. */
 static __always_inline void settle(struct cpu_state *state, u64 verdict, u64 drop_key)
 {
 	struct cell *cell;
@@ -319,6 +320,6 @@ static __always_inline bool is_missed(struct cpu_state *state, u64 key, struct f
 {
 	if (likely(!frame->unreadable))
 		return false;
-	miss(state, key, frame->length);
+	count_missed(state, key, frame->length);
 	return true;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A frame: where its bytes are, how they are read, its length, and the bytes that Ethernet carries for it. No maps.
+ * A frame: the location of its bytes, reads of them, its length, and its bytes on the wire. No maps.
  */
 #ifndef VIFPROBE_FRAME_H
 #define VIFPROBE_FRAME_H
@@ -11,7 +11,7 @@
 #define ETH_HEADER_LEN 14
 #define ETH_TYPE_OFFSET 12
 
-/* What packets of the watched devices begin with: all of them are tuns (LAYER_3), or none is. */
+/* Length of the L2 header of the watched devices: either all of them are tuns (LAYER_3), or none is. */
 #if LAYER_3
 #define L2_HEADER_LEN 0
 #else
@@ -36,7 +36,7 @@
 #define TYPE_IPV6 0x86dd
 
 struct packet {
-	/* Whole registers: narrower types are masked at each step. */
+	/* Whole registers: the compiler masks narrower types at each step. */
 	u64 ethertype;
 	u64 packet_class;
 	u64 frame_bytes;  /* skb->len */
@@ -48,7 +48,7 @@ struct packet {
 	bool is_plain;  /* the offsets are those of TCP over IPv4 without tag and options */
 };
 
-/* All that is read of a frame is within so many bytes: without extension headers, and with them. */
+/* Length of the first bytes that are read of a frame: without extension headers, and with them. */
 #define HEAD_NEAR (L2_HEADER_LEN + VLAN_TAGS_MAX * VLAN_TAG_LEN + IPV4_MAX_LEN + TCP_MIN_LEN)
 #define HEAD_FAR (HEAD_NEAR + EXTENSION_REACH)
 
@@ -69,22 +69,24 @@ struct head {
 struct frame {
 	struct __sk_buff *skb; /* NULL in a tracepoint and in a replay */
 	/* Of a tc program: */
-	struct head *head;     /* own CPU's */
-	u64 copied;            /* bytes in there, see copy_head() */
-	u64 start;             /* there: kernel address of the first byte */
-	u32 linear_bytes;      /* there: how many lie there; the rest is out of reach */
+	struct head *head;     /* of this CPU */
+	u64 copied;            /* number of bytes in `head`, see copy_head() */
+	/* Tracepoint and replay: */
+	u64 start;             /* kernel address of the first byte */
+	u32 linear_bytes;      /* number of bytes at that address; the rest cannot be read */
+	/* All: */
 	u64 length;
 	u64 gso_size;
-	u64 tagged;      /* 1: the kernel keeps an outer VLAN tag beside the bytes */
-	bool unreadable; /* set by load(): a header lies out of reach */
+	u64 tagged;      /* 1: the kernel keeps an outer VLAN tag in the skb, outside the bytes */
+	bool unreadable; /* set by load(): a header cannot be read */
 	volatile u64 *scratch; /* see verifier_widen() */
 #if LAYER_3
-	u16 protocol;    /* tracepoint: what the bytes begin with, in network order */
+	u16 protocol;    /* tracepoint: EtherType of the packet, in network order */
 #endif
 	/* Tracepoint, for samples only: */
-	bool untagged;   /* the tag is in the bytes still, and counted as taken out */
-	u16 vlan_tci;    /* the tag beside the bytes, and its type in network order */
-	u16 vlan_proto;
+	bool untagged;   /* the tag is still in the bytes, but the lengths are without it */
+	u16 vlan_tci;    /* the tag in the skb */
+	u16 vlan_proto;  /* its type, in network order */
 };
 
 /*
@@ -108,7 +110,7 @@ static __always_inline bool copy_head(struct frame *frame, u64 most)
 	return true;
 }
 
-/* Copy before the first read. Copy everything that can be read when a second copy would be expensive. */
+/* Copy before the first read. When a second copy would be expensive, copy all bytes that can be needed. */
 static __always_inline bool copy_near(struct frame *frame)
 {
 	void *data = (void *)(long)frame->skb->data;
@@ -122,7 +124,7 @@ static __always_inline bool copy_far(struct frame *frame)
 	return frame->copied != HEAD_NEAR || copy_head(frame, HEAD_FAR);
 }
 
-/* In words: memcpy would be split into single bytes, because the alignment is not known. bytes: 2, 4, 8, 12 or 32. */
+/* Copy words: memcpy would be split into single bytes, because the alignment is unknown. bytes: 2, 4, 8, 12 or 32. */
 static __always_inline void copy_words(void *to, const void *from, const u32 bytes)
 {
 	if (bytes == sizeof(u16))
@@ -131,7 +133,7 @@ static __always_inline void copy_words(void *to, const void *from, const u32 byt
 		((u32 *)to)[i] = ((u32 *)from)[i];
 }
 
-/* Read from the copy. False: the copy ends before, and so does the frame, or the part of it that is read. */
+/* Read from the copy. False: the copy ends before that, as does the frame or the part of it that is read. */
 static __always_inline bool load_copied(struct frame *frame, u32 offset, void *to, const u32 bytes)
 {
 	const void *from;
@@ -161,7 +163,7 @@ static __always_inline bool load(struct frame *frame, u32 offset, void *to, cons
 	return bpf_probe_read_kernel(to, bytes, (void *)(frame->start + offset)) == 0;
 }
 
-/* EtherType behind the L2 header, in network order. For a layer 3 packet, the kernel knows it. */
+/* EtherType in the L2 header, in network order. For a layer 3 packet, it is skb->protocol. */
 static __always_inline bool load_type(struct frame *frame, u16 *type)
 {
 #if LAYER_3
@@ -172,14 +174,14 @@ static __always_inline bool load_type(struct frame *frame, u16 *type)
 #endif
 }
 
-/* Offsets of the headers packed into one word, for one verifier_widen(); and unpacked. */
+/* Pack the offsets of the headers into one word, for one verifier_widen(). */
 static __always_inline u64 packed(const struct packet *packet)
 {
 	return packet->header_bytes | (u64)packet->transport_offset << 16 | (u64)packet->network_offset << 32 |
 	       (u64)packet->is_ipv6 << 48;
 }
 
-/* Number of bits used. */
+/* Number of bits that packed() uses. */
 #define PACKED_BITS 49
 
 static __always_inline void unpack(u64 all, struct packet *packet)
@@ -208,8 +210,8 @@ static __always_inline void untag(struct frame *frame, struct packet *packet)
 }
 
 /*
- * Too short for its tag and the type behind it: freed before tc (net/core/skbuff.c, skb_vlan_untag), so it is not
- * offered.
+ * True: the frame is too short for its tag and the type after it. The kernel frees it before tc (net/core/skbuff.c,
+ * skb_vlan_untag), so it does not count as offered.
  */
 static __always_inline bool ends_within_tag(struct frame *frame, struct packet *packet)
 {
@@ -240,12 +242,12 @@ static __always_inline u32 size_bucket(u32 bytes)
 	}
 	if (rest >= 1 << 1)
 		octave += 1;
-	/* The bits below the leading one say which step of the octave. */
+	/* The bits below the leading one are the step within the octave. */
 	rest = bytes >> (octave + SIZE_FIRST_EDGE_LOG2 - SIZE_STEPS_LOG2);
 	return 1 + octave * SIZE_STEPS_PER_OCTAVE + (rest & (SIZE_STEPS_PER_OCTAVE - 1));
 }
 
-/* frame_bytes: with the L2 header of the device. A packet of a tun would get one on Ethernet. */
+/* Bytes on the wire. frame_bytes: with the L2 header of the device. A packet of a tun would get one on Ethernet. */
 static __always_inline u64 on_wire(u64 frame_bytes)
 {
 	frame_bytes += ETH_HEADER_LEN - L2_HEADER_LEN;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * TCP handshakes: how many complete, and how the others end.
+ * TCP handshakes: number of completed ones, and of the other outcomes.
  *
  * Hook:   none, called where a packet arrives
  * Reads:  addresses and ports of TCP packets; the control of each tap and direction, written by user space
@@ -8,8 +8,8 @@
  * Needs:  as lib/tables.c. Compiled only with SYN_MEASURES
  *
  * The table of flows has a fixed size. One flow in 2^shift is followed, chosen by a hash of its addresses and ports.
- * All CPUs share the table and write it without a lock: the end of a torn flow is not seen, and it is counted as such.
- * The counts are per CPU and exact.
+ * All CPUs share the table and write it without a lock: when two writes mix, the end of that flow is not seen, and the
+ * flow counts as evicted. The counts are per CPU and exact.
  */
 #if SYN_MEASURES
 #define SHIFT_MAX 20
@@ -32,7 +32,7 @@ struct flow_row {
 	struct flow way[FLOW_WAYS];
 };
 
-/* Counts of one CPU for one tap and direction of the SYN. `followed` counts flows, the others what they stand for. */
+/* Counts of one CPU for one tap and direction of the SYN. `followed` counts flows, the others add their weights. */
 struct syn_counts {
 	u64 followed;
 	u64 started;
@@ -66,15 +66,15 @@ static __always_inline struct syn_counts *counts_of(struct cpu_state *state, u32
 }
 
 /*
- * The same for both directions of a flow, never 0: a sum is the same both ways round. The same flow on another tap is
- * another one, elsewhere.
+ * Key of a flow, never 0. It is the same for both directions, because a sum does not depend on the order. On another
+ * tap, the same flow has another key.
  */
 static __always_inline u64 flow_key(struct endpoints *ends, u64 tap)
 {
 	return ends->from + ends->to + (tap << FLOW_TAP_SHIFT) | 1;
 }
 
-/* Each tap has rows of its own: a guest that fills them leaves the handshakes of other taps alone. */
+/* Each tap has separate rows: a guest that fills them does not affect the handshakes of other taps. */
 static __always_inline struct flow_row *row_of_flow(u64 key, u64 tap)
 {
 	u32 at = (u32)tap * FLOW_ROWS + ((u32)key >> FLOW_TAP_SHIFT & (FLOW_ROWS - 1));
@@ -93,7 +93,7 @@ static __always_inline struct flow *find_flow(struct cpu_state *state, struct fl
 {
 	u64 found = FLOW_WAYS;
 
-	/* Verifier: indexed by constants, and one state afterwards, see verifier_widen(). */
+	/* Verifier: constant indexes, and one state afterwards, see verifier_widen(). */
 #pragma unroll
 	for (u32 way = FLOW_WAYS; way-- > 0;)
 		if (row->way[way].key == key)
@@ -107,7 +107,7 @@ static __always_inline struct flow *room_for_flow(struct cpu_state *state, struc
 {
 	u64 oldest_ns = ~0ULL, found = 0;
 
-	/* Verifier: as above. */
+	/* Verifier: as in find_flow(). */
 #pragma unroll
 	for (u32 way = 0; way < FLOW_WAYS; way++) {
 		u64 since_ns = row->way[way].key ? row->way[way].started_ns : 0;
@@ -120,8 +120,8 @@ static __always_inline struct flow *room_for_flow(struct cpu_state *state, struc
 	return way_in(row, verifier_widen(&state->scratch, found));
 }
 
-/* A flow is replaced before its end was seen. When that is frequent, fewer flows are followed. */
-static __always_inline void give_up(struct cpu_state *state, struct flow *flow, struct syn_control *control, u64 now)
+/* Count a flow that is replaced before its end was seen. When that is frequent, fewer flows are followed. */
+static __always_inline void evict(struct cpu_state *state, struct flow *flow, struct syn_control *control, u64 now)
 {
 	u32 owner = flow->owner;
 	struct syn_state *own = syn_state_of(owner);
@@ -137,7 +137,7 @@ static __always_inline void give_up(struct cpu_state *state, struct flow *flow, 
 		return;
 	}
 	/* Not atomic: the exact moment at which the shift rises does not matter. */
-	if (!(++control->crowded & (FLOW_CROWD - 1)) && control->shift < SHIFT_MAX)
+	if (!(++control->evictions & (EVICTIONS_PER_RAISE - 1)) && control->shift < SHIFT_MAX)
 		control->shift++;
 }
 
@@ -148,7 +148,7 @@ static __always_inline void flow_started(struct cpu_state *state, struct syn_con
 	u32 shift = control->shift & 31;
 	struct syn_counts *counts;
 
-	/* A SYN that is sent again: the flow is as old as its first SYN. */
+	/* A retransmitted SYN: the age of the flow counts from its first SYN. */
 	if (flow && flow->owner == owner)
 		return;
 	counts = counts_of(state, owner);
@@ -158,7 +158,7 @@ static __always_inline void flow_started(struct cpu_state *state, struct syn_con
 	if (!*now)
 		*now = bpf_ktime_get_ns();
 	if (flow->key)
-		give_up(state, flow, control, *now);
+		evict(state, flow, control, *now);
 	flow->started_ns = *now;
 	flow->owner = owner;
 	flow->shift = shift;
@@ -169,8 +169,8 @@ static __always_inline void flow_started(struct cpu_state *state, struct syn_con
 	counts->started += 1ULL << shift;
 }
 
-/* SYN-ACK, RST, or the packet that completes a handshake: the next step of a flow that is followed. */
-static __always_inline void flow_goes_on(struct cpu_state *state, u32 class, struct flow *flow, u32 owner, u64 *now)
+/* Next step of a followed flow: SYN-ACK, RST, or the packet that completes the handshake. */
+static __always_inline void advance_flow(struct cpu_state *state, u32 class, struct flow *flow, u32 owner, u64 *now)
 {
 	u32 flow_owner = flow->owner;
 	struct syn_state *own = syn_state_of(flow_owner);
@@ -203,8 +203,8 @@ static __always_inline void flow_goes_on(struct cpu_state *state, u32 class, str
 }
 
 /*
- * True for the flows that are followed: one in 2^shift, the same for both directions. It is computed for each SYN, so
- * it takes fewer steps than a key.
+ * True for the flows that are followed: one in 2^shift, the same for both directions. This is computed for each SYN, so
+ * it takes fewer steps than flow_key().
  */
 static __always_inline bool is_chosen(struct endpoints *ends, u32 shift)
 {
@@ -259,7 +259,7 @@ static __always_inline void measure_syn(struct cpu_state *state, struct tap *tap
 	if (unlikely(!syn))
 		return;
 	control = &syn->control;
-	/* Packets that can only complete a handshake matter only while one waits for that. */
+	/* Packets that can only complete a handshake matter only while a flow waits for one. */
 	if (unlikely(class > CLASS_TCP_RST) && likely(!control->waiting))
 		return;
 	if (!endpoints_of(state, frame, packet, owner, control->seed, &ends))
@@ -278,7 +278,7 @@ static __always_inline void measure_syn(struct cpu_state *state, struct tap *tap
 	}
 	flow = find_flow(state, row, flow_id);
 	if (flow)
-		flow_goes_on(state, class, flow, owner, now);
+		advance_flow(state, class, flow, owner, now);
 }
 #else
 static __always_inline bool measure_plain_syn(struct cpu_state *state, struct tap *tap, u64 direction, void *data,

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Inbound packets in flight: what the egress hook knows of a packet, kept until the end of the packet is seen.
+ * Inbound packets in flight: the egress hook's data of a packet, kept until the end of the packet is seen.
  *
  * Hook:   none; progs/tc.c and progs/netif_receive.c add packets, progs/kfree_skb.c and progs/xmit.c remove them
  * Reads:  inflight_index, inflight
  * Writes: inflight_index, inflight, cells and bins
  * Needs:  as lib/count.c. Compiled only with FOLLOW_INBOUND
  *
- * Packets are counted when they end, and only then. So an entry that is lost here (two CPUs write the same entry, or
- * the row is full) costs two things: the packet is not shown as queued, and the decision of the ideal bucket is lost.
- * The end of the packet is counted all the same, from its own bytes. No lock is needed, and no entry stays for ever:
- * the next packet at the same address takes it, or any packet when the row is full. A packet that left another way
- * than to the driver is missed: the next packet at its address shows that, or user space finds it
- * (vifprobe/kernel/tables/inflight.py).
+ * Packets are counted only when they end. So the loss of an entry (two CPUs write the same entry, or the row is full)
+ * has two effects: the packet is not shown as queued, and the decision of the ideal bucket is lost. The packet is still
+ * counted at its end, from its own bytes. So no lock is needed.
+ *
+ * No entry stays for ever: the next packet at the same address reuses it, or any packet when the row is full. A packet
+ * that left without passing the driver counts as missed. The next packet at its address shows that, or user space
+ * finds it (vifprobe/kernel/tables/inflight.py).
  */
 #if FOLLOW_INBOUND
 
@@ -30,8 +31,8 @@ static __always_inline u32 inflight_row_of(u64 skb)
 }
 
 /*
- * Two CPUs that write one entry at the same time leave a mixture. The checksum shows it, and it is used for neither
- * packet.
+ * Checksum of an entry. When two CPUs write one entry at the same time, the result is a mixture of both. The checksum
+ * then differs, and the entry is used for neither packet.
  */
 static __always_inline u32 checksum_of(const struct inflight *entry)
 {
@@ -49,7 +50,7 @@ static __always_inline bool has_ended(const struct inflight *entry)
 /* Count a packet that has ended; its key has the verdict. With bottom halves off, see the head of lib/tables.c. */
 static __always_inline void count_ended(struct cpu_state *state, const struct inflight *entry)
 {
-	turn_bin(state, entry->key, arrival_ns(0));
+	rotate_bin(state, entry->key, arrival_ns(0));
 	count(state, entry->key, entry->drop_key, entry->frame_bytes, entry->charged_bytes, entry->wire_bytes);
 }
 
@@ -70,14 +71,14 @@ static __always_inline u32 way_holding(struct cpu_state *state, const struct inf
 static __always_inline u64 *index_entry(struct inflight_row *row, u32 way)
 {
 	/*
-	 * Verifier: an index into the row, bounded by its bits. The compiler must not know that it is in range
-	 * already.
+	 * Verifier: an index into the row, bounded by its bits. The compiler must not know that it is already in
+	 * range.
 	 */
 	barrier_var(way);
 	return &row->skb[way & (INFLIGHT_WAYS - 1)];
 }
 
-/* Add a packet. The packet that its entry held before has ended: seen (count it now), or unseen. */
+/* Add a packet. The previous packet of its entry has ended: count it now if its end was seen, else as missed. */
 static __always_inline void inflight_add(struct cpu_state *state, struct inflight *new)
 {
 	u32 number = inflight_row_of(new->skb), way, place;
@@ -101,14 +102,14 @@ static __always_inline void inflight_add(struct cpu_state *state, struct infligh
 		if (has_ended(entry))
 			count_ended(state, entry);
 		else if (same || entry->lost)
-			miss(state, entry->key, entry->frame_bytes);
+			count_missed(state, entry->key, entry->frame_bytes);
 	}
 	new->checksum = checksum_of(new);
 	*entry = *new;
 	*index_entry(row, way) = new->skb;
 }
 
-/* Remove a packet, and return its entry. False: the packet is not known here. */
+/* Remove a packet, and return its entry. False: the table has no valid entry for the packet. */
 static __always_inline bool inflight_remove(struct cpu_state *state, u64 skb, struct inflight *known)
 {
 	u32 number = inflight_row_of(skb), way, place;

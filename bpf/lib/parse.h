@@ -2,9 +2,8 @@
 /*
  * Parse a frame: bytes in, packet class out. No maps, no side effects.
  *
- * Contract: a header is used only as far as its bytes are there. Every read is checked against the length of the frame
- * (skb->len). Bytes outside the linear part of the skb are read too, so the class does not depend on the layout of the
- * skb.
+ * Contract: only bytes that are present are used. Every read is checked against the length of the frame (skb->len).
+ * Bytes outside the linear part of the skb are read too, so the class does not depend on the layout of the skb.
  */
 #ifndef VIFPROBE_PARSE_H
 #define VIFPROBE_PARSE_H
@@ -32,8 +31,8 @@
 struct cursor {
 	struct frame *frame;
 	u32 offset; /* of the next header, from the frame's start */
-	u32 end;    /* first byte that no header may reach: end of the frame, then of the IP payload */
-	u32 transport; /* where the TCP header begins */
+	u32 end;    /* end of the data that headers may use: of the frame, then of the IP payload */
+	u32 transport; /* offset of the TCP header */
 	u8 proto;   /* IP protocol of the next header */
 };
 
@@ -42,7 +41,7 @@ static __always_inline bool room_for(const struct cursor *at, u32 bytes)
 	return at->offset + bytes <= at->end;
 }
 
-/* An IP length field of 0 means "to the end" in what no 16-bit field can hold: GSO and BIG TCP frames. */
+/* True: an IP length field of 0 means "to the end", because 16 bits are too few: GSO and BIG TCP frames. */
 static __always_inline bool zero_means_to_the_end(const struct cursor *at)
 {
 	return at->frame->gso_size || at->end - at->offset > IPV4_MAX_TOTAL;
@@ -125,8 +124,8 @@ static __always_inline bool is_extension(u8 proto, bool ipv6)
 }
 
 /*
- * Step over extension headers (RFC 8200, 4) and AH (RFC 4302): so many of them, and so many bytes of them in all.
- * Returns a class where the walk ends the matter, CLASS_COUNT where a transport header follows.
+ * Skip extension headers (RFC 8200, 4) and AH (RFC 4302), up to EXTENSION_HEADERS_MAX headers and EXTENSION_REACH bytes
+ * in total. Returns a class when the packet ends here, CLASS_COUNT when a transport header follows.
  */
 static __always_inline u8 skip_extensions(struct cursor *at, bool ipv6)
 {
@@ -182,7 +181,7 @@ static __always_inline u8 parse_ipv4(struct cursor *at)
 	if (total || !zero_means_to_the_end(at)) {
 		if (total < header)
 			return CLASS_MALFORMED;
-		/* Past the datagram is padding, no payload. */
+		/* Bytes after the datagram are padding, not payload. */
 		if (room_for(at, total))
 			at->end = at->offset + total;
 	}
@@ -190,7 +189,7 @@ static __always_inline u8 parse_ipv4(struct cursor *at)
 	if (bpf_ntohl(words[1]) & 0x1fff)
 		return CLASS_FRAGMENT;
 	at->proto = bpf_ntohl(words[2]) >> 16;
-	/* Left to the caller's common tail: extensions (AH) and transport. */
+	/* The caller parses extensions (AH) and transport, for both IP versions. */
 	return CLASS_COUNT;
 }
 
@@ -206,7 +205,7 @@ static __always_inline u8 parse_ipv6(struct cursor *at)
 	words[1] = bpf_ntohl(words[1]);
 	payload = words[1] >> 16;
 	at->proto = words[1] >> 8;
-	/* zero_means_to_the_end() looks at the header's own place: before stepping over it. */
+	/* zero_means_to_the_end() needs the offset of this header: call it before the offset is advanced. */
 	if ((payload || !zero_means_to_the_end(at)) && room_for(at, IPV6_LEN + payload))
 		at->end = at->offset + IPV6_LEN + payload;
 	at->offset += IPV6_LEN;
@@ -224,7 +223,7 @@ static __always_inline u8 parse_ip(struct cursor *at, bool ipv6)
 	return class;
 }
 
-/* RFC 826: the fixed part says how long the addresses are. */
+/* RFC 826: the fixed part holds the lengths of the addresses. */
 static __always_inline u8 parse_arp(struct cursor *at)
 {
 	u16 lengths;
@@ -253,7 +252,7 @@ static __always_inline u8 ethertype_of(u16 type)
 	}
 }
 
-/* The whole frame. The kernel has taken an outer VLAN tag out of the bytes before tc runs (frame->tagged). */
+/* Parse the whole frame. The kernel has removed an outer VLAN tag from the bytes before tc runs (frame->tagged). */
 static __always_inline void parse(struct frame *frame, struct packet *packet, volatile u64 *scratch)
 {
 	struct cursor at = { .frame = frame, .offset = L2_HEADER_LEN, .end = frame->length };

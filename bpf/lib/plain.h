@@ -7,7 +7,7 @@
 
 #include "parse.h"
 
-/* Words of a plain frame in network order, without the bits that may vary: see parse_plain(). */
+/* Words of a plain frame in network order, without the bits that can differ: see parse_plain(). */
 #define PLAIN_VERSION 0x45
 #define PLAIN_TYPE_AND_VERSION bpf_htonl(TYPE_IPV4 << 16 | 0x4500)
 #define PLAIN_TYPE_AND_VERSION_MASK bpf_htonl(0xffffff00)
@@ -24,9 +24,9 @@ static __always_inline bool has_plain_version(void *data, struct frame *frame)
 }
 
 /*
- * Almost all frames: TCP or UDP over IPv4, no options in between, no tag in the bytes, all headers whole and in the
- * linear part of the skb. Bounds are checked once and each word is read once. When it returns true, the result is that
- * of parse(). data: first byte of the frame.
+ * Parse a plain frame, as almost all frames are: TCP or UDP over IPv4 without options, no tag in the bytes, all headers
+ * complete and in the linear part of the skb. Bounds are checked once and each word is read once. True: the result is
+ * the same as that of parse(). data: first byte of the frame.
  */
 static __always_inline bool parse_plain(void *data, struct frame *frame, struct packet *packet)
 {
@@ -38,7 +38,7 @@ static __always_inline bool parse_plain(void *data, struct frame *frame, struct 
 		return false;
 	proto = *(u32 *)(data + L2_HEADER_LEN + 6) & PLAIN_FRAGMENT_AND_PROTO_MASK;
 	total = bpf_ntohs(*(u16 *)(data + L2_HEADER_LEN + 2));
-	/* Lengths that do not fit, or that have another meaning. */
+	/* Lengths that exceed the frame, or that have another meaning. */
 	if (unlikely(L2_HEADER_LEN + total > frame->length))
 		return false;
 	if (proto == bpf_htonl(PROTO_TCP)) {
@@ -59,7 +59,7 @@ static __always_inline bool parse_plain(void *data, struct frame *frame, struct 
 	packet->network_offset = L2_HEADER_LEN;
 	packet->transport_offset = PLAIN_TRANSPORT;
 	packet->is_ipv6 = false;
-	/* Without a branch. */
+	/* Computed without a branch. */
 	packet->ethertype = ETHERTYPE_IPV4 + frame->tagged * (ETHERTYPE_VLAN - ETHERTYPE_IPV4);
 	return true;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Samples: the headers of some packets, with their verdicts. Of each class and verdict the first ones, then one in M.
+ * Samples: the headers of some packets, with their verdicts: the first ones of each class and verdict, then one in M.
  *
  * Hook:   none, called where a packet arrives and where its verdict is known
  * Reads:  mean of the samplers and samples_taken, written by user space
@@ -11,14 +11,14 @@
  * CPU's part of a mapped array: a BPF ring buffer would take a lock and wake a thread for each record. User space
  * counts the records that are overwritten before they are read.
  *
- * Samples are unbiased. The first SAMPLE_FIRST packets of a class and verdict that are staged stand for themselves.
- * From the row of all other packets, each is taken with probability 1/M and stands for M packets. The intervals are
- * uniform in 1..2M-1: their mean is M, and periodic traffic is not sampled in step. After a change of M, the first
- * interval is drawn as if drawing had always gone on. Whether a packet is one of the first depends on the packets
- * before it only, never on that draw.
+ * Samples are unbiased. The first SAMPLE_FIRST staged packets of a class and verdict have weight 1. From the sequence
+ * of all other packets, each is taken with probability 1/M and has weight M. The intervals are uniform in 1..2M-1:
+ * their mean is M, and periodic traffic is not sampled in step. After a change of M, the first interval is drawn as if
+ * drawing had always gone on. Whether a packet is one of the first depends only on the packets before it, never on
+ * that draw.
  *
- * When traffic rises faster than user space follows, the ring would fill before it is read. So M becomes four times as
- * large here each time that half of the remaining room is used up.
+ * When traffic rises faster than user space adapts M, the ring would fill before it is read. So M is multiplied by four
+ * here each time that half of the remaining room is used.
  */
 #if SAMPLES
 /* Number of samples of a CPU that user space has read. User space writes it. */
@@ -35,7 +35,7 @@ static __always_inline u32 uniform(u64 most)
 	return 1 + (u32)(((u64)bpf_get_prandom_u32() * most) >> 32);
 }
 
-/* Set the next packet to look at: the one before the next sample, for its time, or the next probe. */
+/* Set the next packet to process: the one before the next sample, for its time, or the next probe. */
 static __always_inline void set_alarm(struct sampler *own)
 {
 	own->wake_at = own->next_at - 1 < own->probe_at ? own->next_at - 1 : own->probe_at;
@@ -45,7 +45,7 @@ static __always_inline void set_alarm(struct sampler *own)
  * Draw the next sample with this mean from packet number `from` on, as if drawing had always gone on: the interval k
  * has the probability (2M - k) / (M (2M - 1)), k = 1..2M-1. That is the smaller one of two uniform numbers.
  */
-static __always_inline void draw_anew(struct sampler *own, u32 mean, u64 from)
+static __always_inline void redraw(struct sampler *own, u32 mean, u64 from)
 {
 	u32 one = uniform(2 * mean - 1), other = uniform(2 * mean);
 
@@ -55,10 +55,12 @@ static __always_inline void draw_anew(struct sampler *own, u32 mean, u64 from)
 
 /*
  * Packet number `at` was drawn, and half of the ring or more is unread: raise the mean. True: the next sample is drawn
- * with it. The mean changes right after a draw, which is not a random moment. On average, the packets so far count for
- * (M - 1) / 3 too many (M less the mean time (2M + 1) / 3 to a first draw). A whole interval up to the next draw
- * corrects that; a draw as if drawing had always gone on does not. With a larger mean N, a whole interval corrects (N
- * - 1) / 3. So a whole interval is used with probability (M - 1) / (N - 1), and sums stay unbiased.
+ * with the new mean.
+ *
+ * The mean changes right after a draw, which is not a random moment. On average, the packets so far count for (M - 1)
+ * / 3 too many (M less the mean time (2M + 1) / 3 to a first draw). A whole interval up to the next draw corrects
+ * that; a draw as if drawing had always gone on does not. With a larger mean N, a whole interval corrects (N - 1) / 3.
+ * So a whole interval is used with probability (M - 1) / (N - 1), and sums stay unbiased.
  */
 static __always_inline bool raise_interval(struct cpu_state *state, struct sampler *own, u64 at)
 {
@@ -71,15 +73,15 @@ static __always_inline bool raise_interval(struct cpu_state *state, struct sampl
 		return false;
 	own->raises = raises + 1;
 	own->mean = 4 * mean;
-	draw_anew(own, 4 * mean, at + 1);
+	redraw(own, 4 * mean, at + 1);
 	if (uniform(4 * (u64)mean - 1) < mean)
 		own->next_at = at + uniform(8 * (u64)mean - 1);
 	return true;
 }
 
 /*
- * Stage a packet that may be sampled, or note the time of the packet before one. True: the headers are staged. This
- * CPU's own sampler and staging buffer.
+ * Stage a packet that may be sampled, or record the arrival time of the packet before one. True: the headers are
+ * staged. This CPU's own sampler and staging buffer.
  */
 static __always_inline bool stage_sample(struct cpu_state *state, struct tap_cpu_state *tap_state, struct frame *frame,
 				 struct packet *packet, u64 key, u64 now, u32 charged_bytes, u64 wire)
@@ -93,23 +95,23 @@ static __always_inline bool stage_sample(struct cpu_state *state, struct tap_cpu
 	if (!to || !mean)
 		return false;
 	if (mean != own->drawn_mean)
-		draw_anew(own, mean, own->seen);
-	if (own->seen >= own->probe_at) {
+		redraw(own, mean, own->packets);
+	if (own->packets >= own->probe_at) {
 		tentative = true;
-		own->probe_at = own->seen + 1 + (bpf_get_prandom_u32() & SAMPLE_PROBE_MASK);
+		own->probe_at = own->packets + 1 + (bpf_get_prandom_u32() & SAMPLE_PROBE_MASK);
 	}
 	set_alarm(own);
 	if (!now)
 		now = bpf_ktime_get_ns();
-	if (own->last_ns && own->last_seen + 1 == own->seen)
+	if (own->last_ns && own->last_packet + 1 == own->packets)
 		gap = now - own->last_ns;
 	own->last_ns = now;
-	own->last_seen = own->seen;
-	if (!tentative && own->seen < own->next_at)
+	own->last_packet = own->packets;
+	if (!tentative && own->packets < own->next_at)
 		return false;
 	to->at_ns = now;
 	to->gap_ns = gap;
-	to->position = own->seen;
+	to->position = own->packets;
 	to->tentative = tentative;
 	to->frame_bytes = frame->length;
 	to->charged_bytes = charged_bytes;
@@ -119,20 +121,20 @@ static __always_inline bool stage_sample(struct cpu_state *state, struct tap_cpu
 }
 
 /* True: call stage_sample() for this packet. Called at arrival, after the packet before it has its verdict. */
-static __always_inline bool is_wanted(struct tap_cpu_state *tap_state, u64 key)
+static __always_inline bool is_sample_due(struct tap_cpu_state *tap_state, u64 key)
 {
 	struct sampler *own = &tap_state->sampler;
 	u32 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xf;
 
-	own->seen++;
+	own->packets++;
 	/* Three conditions, so that each branch has its mark (lib/likely.h). */
-	if (unlikely(own->seen >= own->wake_at) || unlikely(!(own->calm >> class & 1)) ||
+	if (unlikely(own->packets >= own->wake_at) || unlikely(!(own->calm >> class & 1)) ||
 	    unlikely(own->mean != own->drawn_mean))
 		return true;
 	return false;
 }
 
-/* Number of packets that the staged packet stands for; 0: it is not taken. key: with its verdict. */
+/* Weight of the staged packet: the number of packets that it represents; 0: not taken. key: with its verdict. */
 static __always_inline u32 weight_of(struct cpu_state *state, struct sampler *own, struct sample *staged, u64 key)
 {
 	u64 class = (key >> KEY_PACKET_CLASS_SHIFT) & 0xf, verdict = (key >> KEY_VERDICT_SHIFT) & 3;
@@ -140,15 +142,15 @@ static __always_inline u32 weight_of(struct cpu_state *state, struct sampler *ow
 	u32 weight = 0;
 
 	/*
-	 * Verifier: indices. Assembly, because kernels before 6.2 lose the bounds of what the compiler makes of the
-	 * above.
+	 * Verifier: indexes. Assembly, because kernels before 6.2 lose the bounds in the compiler's code for the
+	 * masks above.
 	 */
 	asm volatile("%0 &= 63" : "+r"(kind));
 	asm volatile("%0 &= 15" : "+r"(class));
 	if (staged->tentative) {
 		if (own->first[kind] < SAMPLE_FIRST) {
 			own->first[kind]++;
-			/* It does not belong to the row that is drawn from. */
+			/* The packet does not belong to the sequence that samples are drawn from. */
 			own->next_at++;
 			set_alarm(own);
 			return 1;
@@ -183,7 +185,7 @@ static __always_inline void commit_sample(struct cpu_state *state, u64 key, u64 
 	staged->drop_key = drop_key;
 	staged->weight = weight;
 	*to = *staged;
-	/* This CPU's own state. After the record: a record that is counted is whole. */
+	/* This CPU's own state. Incremented last: records that are counted are complete. */
 	state->samples++;
 }
 
@@ -193,7 +195,7 @@ static __always_inline void settle_sample(struct cpu_state *state, u64 key, u64 
 		commit_sample(state, key, drop_key);
 }
 #else
-static __always_inline bool is_wanted(struct tap_cpu_state *tap_state, u64 key)
+static __always_inline bool is_sample_due(struct tap_cpu_state *tap_state, u64 key)
 {
 	return false;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Fields of an skb and of its device, as tracepoint programs read them, at the offsets from the running kernel's BTF.
+ * Fields of an skb and of its device, for tracepoint programs, at the offsets from the running kernel's BTF.
  *
  * Hook:   none, called by the programs
  * Reads:  fields of sk_buff, net_device, net, skb_shared_info and qdisc_skb_cb
@@ -41,7 +41,7 @@ static __always_inline u32 ifindex_of(u64 skb)
 	return FIELD(u32, FIELD(u64, skb, SKB_DEV), NET_DEVICE_IFINDEX);
 }
 
-/* True: the kernel keeps the outer VLAN tag beside the bytes. One bit before 6.2 (vlan_present), then vlan_all != 0. */
+/* True: the skb has the outer VLAN tag, outside the bytes. One bit before 6.2 (vlan_present), then vlan_all != 0. */
 static __always_inline bool is_tagged(u64 skb)
 {
 	return (SKB_VLAN_BYTES == 1 ? FIELD(u8, skb, SKB_VLAN) : FIELD(u32, skb, SKB_VLAN)) & SKB_VLAN_MASK;
@@ -50,7 +50,7 @@ static __always_inline bool is_tagged(u64 skb)
 /*
  * A pointer of the skb as a plain number. Verifier: up to 6.18, a value computed from a pointer to bytes is still a
  * pointer, and a number to which such a pointer is added keeps its value (kernel/bpf/verifier.c,
- * adjust_ptr_min_max_vals). Then the verifier skips branches that are taken. verifier_widen() cannot be used: in
+ * adjust_ptr_min_max_vals). Then the verifier skips branches that can be taken. verifier_widen() cannot be used: in
  * process context, another program of this CPU could run in between.
  */
 static __always_inline u64 address_in(u64 skb, u32 offset)

@@ -16,14 +16,14 @@ struct sample {
 	u64 drop_key;
 	u64 at_ns;
 	s64 gap_ns;
-	u64 position; /* `seen` when it arrived */
+	u64 position; /* packet number in its sampler (`packets`) */
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 wire_bytes;
 	u32 weight;
 	u16 header_bytes;
 	u8 flags;
-	u8 tentative; /* may be one of the first */
+	u8 tentative; /* can be one of the first */
 	u16 vlan_tci;
 	u16 spare;
 	u8 headers[SAMPLE_HEADER_BYTES];
@@ -38,19 +38,19 @@ static __always_inline u32 direction_of(u64 key)
 
 static __always_inline struct sample *staged_of(struct cpu_state *state, u64 key)
 {
-	/* One per direction: inbound packets arrive while an outbound one is pending (the host's own answer). */
+	/* One for each direction: inbound packets (the host's answers) arrive while an outbound one is pending. */
 	u32 at = state->cpu * DIRECTION_COUNT + direction_of(key);
 
 	return staged.lookup(&at);
 }
 
-/* Number of bytes to keep: all headers; of a packet without a known transport header, L2 or IP only. */
+/* Number of bytes to keep: all headers. Without a known transport header, L2 and IP headers only. */
 static __always_inline u32 bytes_to_keep(struct cpu_state *state, struct frame *frame, struct packet *packet, u32 class)
 {
 	u32 bytes = packet->header_bytes;
 	u16 lengths;
 
-	/* As parse_arp(): with the addresses, without what follows them. */
+	/* As parse_arp(): with the addresses, without the bytes after them. */
 	if (class == CLASS_ARP && load(frame, bytes + 4, &lengths, sizeof(lengths)))
 		bytes += ARP_FIXED_LEN + 2 * ((lengths & 0xff) + (lengths >> 8));
 	if (class == CLASS_ICMP || class == CLASS_ICMPV6)
@@ -66,7 +66,7 @@ static __always_inline u64 bounded(u64 bytes, const u32 most)
 	if (bytes > most)
 		bytes = most;
 	asm volatile("%0 &= 0xff" : "+r"(bytes));
-	/* Not "!= 0": kernels before 6.8 learn no bound from that. */
+	/* Not "!= 0": kernels before 6.8 derive no bound from that. */
 	asm volatile("if %0 > 0 goto +1\n\t%0 = 1" : "+r"(bytes));
 	asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(bytes) : "i"(most));
 	return bytes;
@@ -97,7 +97,7 @@ static __always_inline void copy_traced(struct frame *frame, volatile u64 *scrat
 			to->header_bytes = bytes;
 		return;
 	}
-	/* As tc sees it: the tag is beside the bytes. */
+	/* As tc sees the frame: the tag is removed from the bytes. */
 	if (bpf_probe_read_kernel(tag, sizeof(tag), (void *)(from + before)) ||
 	    bpf_probe_read_kernel(to->headers, before, (void *)from))
 		return;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * SYN floods: how many different addresses and ports the SYNs have. lib/handshakes.c follows the handshakes.
+ * SYN floods: number of distinct addresses and ports of SYNs. lib/handshakes.c follows the handshakes.
  *
  * Hook:   none, called where a packet arrives
  * Reads:  addresses and ports of TCP packets; the control of each tap and direction, written by user space
@@ -12,15 +12,15 @@
  *
  * All CPUs share the sets and write them without a lock: per-CPU sets would be 128 times as large on a large node.
  * When two CPUs write the same byte at the same moment, one write is lost: a port is not marked until its next SYN, or
- * one register of 4,096 stays too low. For the last destination of a CPU, which is written once per interval, that
- * lasts for this interval.
+ * one register of 4,096 stays too low. The last destination of a CPU is written once per interval, so a lost write
+ * lasts until the end of that interval.
  */
 #if SYN_MEASURES
 
 struct endpoints {
-	u64 source; /* hashes of the addresses */
+	u64 source; /* hash of the source address */
 	u64 destination;
-	u64 from; /* and of each with its port */
+	u64 from; /* hash of the source address with its port */
 	u64 to;
 	u16 source_port; /* network order */
 	u16 destination_port;
@@ -74,7 +74,7 @@ static __always_inline u64 mixed_ipv6(const u64 *address, u64 seed)
 	return mixed_whole(address[1] ^ mixed_whole(address[0] ^ seed));
 }
 
-/* Addresses and ports of a TCP packet, wherever its headers are. False: they cannot be read. */
+/* Addresses and ports of a TCP packet, with headers at any offsets. False: they cannot be read. */
 static __always_inline bool find_endpoints(struct frame *frame, struct packet *packet, u64 seed, struct endpoints *ends)
 {
 	u32 words[2];
@@ -102,8 +102,8 @@ static __always_inline bool find_endpoints(struct frame *frame, struct packet *p
 }
 
 /*
- * Hashes of the destination. Almost always it is that of the packet before, whatever else a flood varies, so they are
- * kept. This CPU's own state.
+ * Hashes of the destination. In a flood it is almost always the destination of the previous packet, so the hashes are
+ * cached. This CPU's own state.
  */
 static __always_inline void cached_destination(struct cpu_state *state, u32 address, u32 owner, u64 seed,
 					       struct endpoints *ends)
@@ -120,7 +120,7 @@ static __always_inline void cached_destination(struct cpu_state *state, u32 addr
 	ends->to = state->last_endpoint_hash;
 }
 
-/* Endpoints of a plain frame. data: at least PLAIN_TRANSPORT + 4 bytes of it. */
+/* Endpoints of a plain frame. data: at least its first PLAIN_TRANSPORT + 4 bytes. */
 static __always_inline void plain_endpoints(struct cpu_state *state, void *data, u32 owner, u64 seed,
 					    struct endpoints *ends)
 {
@@ -161,14 +161,14 @@ static __always_inline u32 bits_in(u64 value)
 
 /*
  * HyperLogLog: the lowest bits select a register, which keeps the longest run of zeros in the other bits, plus 1. The
- * run is computed only when it is longer than the register says, which is rare.
+ * run is computed only when it is longer than the value of the register, which is rare.
  */
 static __always_inline void note_address(u8 *registers, u64 hash)
 {
 	u64 rest = hash >> HLL_BITS, at = hash, run;
 	u8 *own;
 
-	/* Verifier: an index. Assembly, because kernels before 6.2 lose the bounds of what the compiler makes of it. */
+	/* Verifier: an index. Assembly, because kernels before 6.2 lose the bounds of the compiler's code. */
 	asm volatile("%0 &= %1" : "+r"(at) : "i"(HLL_REGISTERS - 1));
 	own = &registers[at];
 	run = *own;
@@ -202,7 +202,7 @@ static __always_inline void note_syn(struct cpu_state *state, struct syn_state *
 
 	note_address(sets->sources, ends->source);
 	note_port(sets->source_ports, ends->source_port);
-	/* The same destination as the last one, already noted in this generation. */
+	/* The destination is the last one, which was already added in this generation. */
 	if (likely(state->last_generation == generation))
 		return;
 	note_address(sets->destinations, ends->destination);

@@ -17,10 +17,10 @@
 #define STR(text) #text
 #define XSTR(text) STR(text)
 
-/* One counter per key: whose packet, which kind, and its verdict (layout.py, CELL_KEY_FIELDS). One cache line. */
+/* Counters of one key: tap, direction, kind of packet and verdict (layout.py, CELL_KEY_FIELDS). One cache line. */
 struct cell {
 	u64 key; /* 0: free */
-	u64 drop_key;  /* drop reason << 32 | low half of the address that dropped it; 0 for what was not dropped */
+	u64 drop_key;  /* drop reason << 32 | low half of the address that dropped it; 0: not dropped */
 	u64 packets;
 	u64 frame_bytes;
 	u64 charged_bytes;
@@ -32,24 +32,24 @@ struct cell {
 struct tap {
 	u32 ifindex; /* 0: free */
 	u16 number;
-	u16 traits;   /* TRAIT_*: whose drops count as policed, and what is followed */
-	u16 mpu;      /* its outbound policer charges no packet less than that ... */
-	s16 overhead; /* ... after adding this */
+	u16 traits;   /* TRAIT_*: which drops count as policed, and what is followed */
+	u16 mpu;      /* minimum charge of its outbound policer in bytes, after adding the overhead */
+	s16 overhead; /* added by its outbound policer to the length of each packet */
 	u32 spare2;
 } __attribute__((aligned(8)));
 
 #if FOLLOW_INBOUND
 /* One inbound packet between the egress hook of the tap and the driver. One cache line. */
 struct inflight {
-	u64 skb;    /* its address; 0: no packet */
-	u64 key;   /* its key; with a verdict when it has ended and is not counted yet */
+	u64 skb;    /* address of the packet; 0: no packet */
+	u64 key;   /* key of the packet; with a verdict when it has ended and is not counted yet */
 	u64 drop_key;
 	u64 wire_bytes;
 	u32 frame_bytes;
 	u32 charged_bytes;
-	u32 iif;    /* the device that it was received on, 0: this host's own */
+	u32 iif;    /* device that received the packet; 0: sent by this host */
 	u32 checksum;   /* of the fields above, see checksum_of() */
-	u64 lost;   /* written by user space: the end was not seen, the packet counts as missed while it is here */
+	u64 lost;   /* written by user space: the end was not seen, the packet counts as missed with this entry */
 	u64 spare;
 };
 #endif
@@ -61,21 +61,21 @@ struct inflight {
  */
 struct cpu_state {
 	u64 skb;      /* 0: nothing pending */
-	u64 key;     /* its key but for the verdict */
+	u64 key;     /* key of the packet, without the verdict */
 	u64 sequence; /* number of pending packets so far */
 	u32 ifindex;  /* of struct tap, with the two that follow */
 	u16 number;
 	u16 traits;   /* with PENDING_SAMPLED: its headers are staged, see lib/samples.c */
 	u32 epoch;
-	u32 now;      /* current epoch; user space increments it twice a reading, and writes nothing else */
+	u32 now;      /* current epoch; user space increments it twice for each reading, and writes nothing else */
 	u32 frame_bytes;
 	u32 charged_bytes;
 	u32 wire_bytes;
-	u32 tap_state_number;     /* number of its tap_cpu_state */
+	u32 tap_state_number;     /* number of the tap_cpu_state of the pending packet */
 	u32 cpu;      /* number of this CPU; written by user space before anything is attached */
 	u32 spare;
-	/* second line: the pending packet as the ideal bucket saw it, see lib/token_bucket.c */
-	u64 pending_arrival_ns; /* arrival; of a plain packet also without a bucket, see count_fast_path() */
+	/* second line: the pending packet in the ideal bucket, see lib/token_bucket.c */
+	u64 pending_arrival_ns; /* set for a plain packet also without a bucket, see count_fast_path() */
 	u64 pending_cost_ns;
 	/* destination of the last TCP packet, and hashes of it, see lib/syn_sets.c */
 	u64 last_destination;
@@ -87,16 +87,16 @@ struct cpu_state {
 	/* third line */
 	u64 late_verdicts;  /* drops that were seen after the packet had been counted as passed */
 	u64 logged_bins;
-	u64 samples;        /* written to this CPU's part of the ring, ever */
+	u64 samples;        /* number of samples ever written to this CPU's part of the ring */
 	u64 policed_sequence; /* last packet that the police action dropped, see progs/police_exit.c */
 	u64 unplaced_drops;   /* netfilter drops whose chain is not known */
-	u64 next_way;             /* inbound: entry of a full row that is replaced next */
+	u64 next_way;             /* inbound: next entry to replace in a full row */
 	u64 third_spares[2];
-	/* fourth line: to find the chain of a netfilter drop, see lib/chains.c */
+	/* fourth line: finds the chain of a netfilter drop, see lib/chains.c */
 	u64 ip_received;      /* packets received by the IP stack on this CPU when the pending packet arrived */
-	u64 ip_counter_at;    /* addresses of this CPU's counters of them; 0: not looked up yet */
-	u64 ipv6_counter_at;
-	u64 chained_sequence; /* last packet for which a chain of its own device was run */
+	u64 ip_counter_at;    /* address of this CPU's counter of IPv4 packets; 0: not looked up yet */
+	u64 ipv6_counter_at;  /* the same of IPv6 packets */
+	u64 chained_sequence; /* last packet for which a chain of the packet's device was run */
 	u32 hooks_from;       /* address range of nf_hook_slow, low halves; written by user space */
 	u32 hooks_end;
 	u32 protocol;         /* of the pending packet as it arrived, in network order */
@@ -112,7 +112,7 @@ struct cpu_state {
 struct bucket {
 	u64 empty_ns;  /* time at which the bucket is or was empty; now - empty_ns is its fill level */
 	u64 burst_ns;  /* fill level when full */
-	u64 uncertain_ns; /* how much less the bucket of the installed policer can hold */
+	u64 uncertain_ns; /* maximum by which the bucket of the installed policer can be emptier */
 	u32 mult;
 	u8 shift;
 	u8 charge; /* CHARGE_* */
@@ -134,11 +134,11 @@ struct overflow {
 	u64 wire_bytes;
 };
 
-/* Packets of one tap and direction whose headers could not be read, or that left another way than to the driver. */
+/* Packets of one tap and direction whose headers could not be read, or that left without passing the driver. */
 struct missed {
 	u64 packets;
 	u64 frame_bytes;
-	u64 unannounced; /* counted, but only their end was seen, see parse_unknown() in progs/xmit.c */
+	u64 untracked; /* counted, although only their end was seen, see parse_unknown() in progs/xmit.c */
 	u64 spare;
 };
 
@@ -157,26 +157,26 @@ struct bin {
 };
 
 #if SAMPLES
-/* Which packets are sampled, see lib/samples.c. */
+/* Selects the packets to sample, see lib/samples.c. Packets are numbered by `packets`. */
 struct sampler {
-	u64 seen;       /* packets of this tap and direction on this CPU */
-	u64 wake_at;    /* before this packet (by `seen`), packets of a calm class are skipped */
+	u64 packets;    /* packets of this tap and direction on this CPU */
+	u64 wake_at;    /* before this packet, packets of a calm class are skipped */
 	u64 next_at;    /* next packet to take */
 	u64 probe_at;   /* next packet to stage in order to find a verdict that has not occurred yet */
-	u64 last_ns;    /* arrival of packet number last_seen */
-	u64 last_seen;
+	u64 last_ns;    /* arrival of packet number last_packet */
+	u64 last_packet;
 	u32 mean;       /* M; written by user space, raised by raise_interval(); 0: take none */
 	u32 drawn_mean; /* M of the draw that gave next_at */
-	u32 calm;       /* bit n: class n had its SAMPLE_EAGER_LOOKS */
-	u32 raises;     /* how often raise_interval() raised M since user space set it; SAMPLE_RAISES: no more */
+	u32 calm;       /* bit n: class n has used its SAMPLE_EAGER_LOOKS */
+	u32 raises;     /* number of raises of M by raise_interval() since user space set M; at most SAMPLE_RAISES */
 	/* second line and on */
-	u8 first[16 * 4];   /* taken as one of the first, by class * 4 + verdict */
-	u16 in_vain[16];   /* staged, and not one of the first, by class */
+	u8 first[16 * 4];   /* packets taken as one of the first, by class * 4 + verdict */
+	u16 in_vain[16];   /* packets staged that were not one of the first, by class */
 	u64 spare_words[4];
 };
 #endif
 
-/* The state of one CPU for one tap and direction. One struct, so that one lookup finds all that a packet needs. */
+/* The state of one CPU for one tap and direction. One struct, so that a packet needs one lookup only. */
 struct tap_cpu_state {
 #if SAMPLES
 	struct sampler sampler;
@@ -187,17 +187,17 @@ struct tap_cpu_state {
 };
 
 #if SYN_MEASURES
-/* Of a tap and the direction of its SYNs. */
+/* SYN measures of a tap and a direction of SYNs: settings and state. */
 struct syn_control {
 	u64 seed;         /* of all hashes; a guest does not know it, so it cannot choose its hashes */
-	u32 generation;   /* incremented by user space; SYNs are noted in the sets of generation & 1 */
+	u32 generation;   /* incremented by user space; SYNs are added to the sets of generation & 1 */
 	u32 shift;        /* one new flow in 2^shift is followed; raised here, lowered by user space */
-	u32 lookup_shift; /* lowest shift of the last FLOW_EXPIRES_NS: of what can be in the table */
+	u32 lookup_shift; /* lowest shift of the last FLOW_EXPIRES_NS: all flows in the table have at least this one */
 	u32 spare;
 	u64 spares[5];
 	/* second line: written with each followed handshake */
 	u64 waiting;      /* flows that were answered and not completed yet */
-	u64 crowded;      /* flows that replaced one that had not ended */
+	u64 evictions;    /* flows that replaced one that had not ended */
 	u64 more_spares[6];
 };
 
@@ -208,7 +208,7 @@ struct syn_sets {
 	u8 destination_ports[PORTS / 8];
 };
 
-/* One struct, so that one lookup finds all that a SYN needs. */
+/* One struct, so that a SYN needs one lookup only. */
 struct syn_state {
 	struct syn_control control;
 	struct syn_sets sets[2];
@@ -217,7 +217,7 @@ struct syn_state {
 
 /*
  * By CPU and tap: a guest that fills the cells of its tap takes none from other taps. The first CELLS are found by the
- * whole key, the UNSIZED_CELLS behind them by the key without the size, when there was no room in the first ones.
+ * whole key. The UNSIZED_CELLS after them are found by the key without the size, when the first ones are full.
  */
 BPF_F_TABLE("array", u32, struct cell, cells, CPUS * TAPS * CELL_SLOTS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct used_cells, used_cells, CPUS * TAPS, BPF_F_MMAPABLE);
@@ -226,8 +226,8 @@ BPF_F_TABLE("array", u32, struct overflow, overflow, OVERFLOW_PARTS * TAPS * OVE
 BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
 
 /*
- * All that every packet needs, in one table with one value. It lies on few pages, and the loader writes its address
- * into the programs: a lookup takes three times as many instructions.
+ * Everything that each packet needs, in one table with one value. It covers few pages, and the loader writes its
+ * address into the programs: a lookup takes three times as many instructions.
  */
 struct shared {
 	struct cpu_state cpu_states[CPU_STATES];
@@ -260,7 +260,7 @@ BPF_F_TABLE("array", u32, struct shared, shared, 1, BPF_F_MMAPABLE);
 	({                                                                                              \
 		u64 index = (number) & ((count) - 1), address = LOADED(SHARED);                         \
 		address += __builtin_offsetof(struct shared, array) + index * sizeof(type);             \
-		/* Or the compiler would add it up again at each use. */                                \
+		/* Else the compiler would compute the sum again at each use. */                        \
 		barrier_var(address);                                                                   \
 		__builtin_assume(address != 0);                                                         \
 		(type *)address;                                                                        \

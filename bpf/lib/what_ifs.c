@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Limits to try out (--what-if): each one is a further ideal bucket, and its passed and stopped packets are counted.
+ * What-if limits (--what-if): each one is a further ideal bucket, and its passed and stopped packets are counted.
  *
  * Hook:   none, called where a packet arrives
  * Reads:  the settings of what_if_buckets, written by user space
  * Writes: the fill level of what_if_buckets, what_if_counts
  * Needs:  as lib/token_bucket.c. Compiled only with WHAT_IFS
  *
- * No such limit is installed, so nothing corrects the decision of the bucket: it is counted when the packet arrives.
+ * Such a limit is not installed, so no verdict corrects the decision of the bucket: a packet is counted when it
+ * arrives.
  */
 #if WHAT_IFS
 /* Passed, stopped. */
@@ -32,7 +33,7 @@ static __always_inline void what_if(struct cpu_state *state, struct tap *tap, u6
 	if (!*now)
 		*now = bpf_ktime_get_ns();
 	first = (tap->number * DIRECTION_COUNT + (u32)direction) * WHAT_IFS;
-	/* Verifier: a bounded loop; rolled, since each round has one of its own. */
+	/* Verifier: a bounded loop. Not unrolled, because each round contains another loop. */
 #pragma nounroll
 	for (u32 i = 0; i < WHAT_IFS; i++) {
 		at = first + i;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A packet is freed: find out whether the tap's policer dropped it, or something else.
+ * A packet is freed: attribute the drop to the tap's policer or to something else.
  *
  * Hook:   BTF-typed raw tracepoint skb:kfree_skb, host-wide
  * Reads:  the pending packet of the CPU, inbound packets in flight; fields of the skb (lib/skb.c)
@@ -16,15 +16,16 @@ static __always_inline bool within(u32 location, u32 from, u32 end)
 /* True: the police action dropped the packet at tc ingress, and nothing else there. */
 static __always_inline bool by_policer(struct cpu_state *state)
 {
-	/* Others can drop there, too: the police action is watched, see progs/police_exit.c. */
+	/* When other actions can drop there, too, the police action is watched: see progs/police_exit.c. */
 	if (state->traits & TRAIT_TC_MARKED)
 		return state->policed_sequence == state->sequence;
 	return !(state->traits & TRAIT_TC_FOREIGN);
 }
 
 /*
- * Who dropped the packet: a policer of the tap (policed), or something else, there or later in the call chain
- * (dropped). location: low half of the address of the caller that freed it; a function covers [_FROM, _END).
+ * Verdict of a dropped packet: VERDICT_POLICED for a policer of the tap; VERDICT_DROPPED for something else, there or
+ * later in the call chain. location: low half of the address of the caller that freed it; a function covers [_FROM,
+ * _END).
  */
 static __always_inline u64 verdict_of(u64 skb, u64 reason, u32 location, struct cpu_state *state)
 {
@@ -33,8 +34,8 @@ static __always_inline u64 verdict_of(u64 skb, u64 reason, u32 location, struct 
 	bool at_tc = reason == REASON_TC_INGRESS, by_netfilter = reason == REASON_NETFILTER_DROP;
 #else
 	/*
-	 * Before 5.17: inferred from the location. tc ingress is inlined there, and so is the drop of packets that no
-	 * protocol takes.
+	 * Before 5.17: inferred from the location. tc ingress is inlined in that function, and so is the drop of
+	 * packets that no protocol handler takes.
 	 */
 	bool at_tc = within(location, TC_INGRESS_FROM, TC_INGRESS_END) && state->traits & TRAIT_TC_POLICER;
 	bool by_netfilter = within(location, NETFILTER_FROM, NETFILTER_END);
@@ -55,8 +56,8 @@ static __always_inline u64 verdict_of(u64 skb, u64 reason, u32 location, struct 
 }
 
 /*
- * The address of a freed skb is reused at once. The pending packet may have passed long ago, and its address may
- * belong to another skb. Such an skb was received elsewhere: not on this tap ...
+ * The kernel reuses the address of a freed skb at once. The pending packet may have passed long ago, and its address
+ * may belong to another skb. Such an skb was received elsewhere: not on this tap ...
  */
 static __always_inline bool is_foreign(u64 skb, struct cpu_state *state)
 {
@@ -87,7 +88,7 @@ static __always_inline bool drop_outbound(struct cpu_state *state, u64 skb, u64 
 
 	if (unlikely(is_foreign(skb, state)))
 		return false;
-	/* The reader has counted it already: its call chain ended long ago. This is a later drop, or a later skb. */
+	/* The reader has already counted the packet: its call chain ended long ago. This is a later drop or skb. */
 	if (unlikely((s32)(state->now - state->epoch) >= EPOCHS_IN_FLIGHT)) {
 		state->late_verdicts++;
 		return false;
@@ -121,7 +122,7 @@ static __always_inline u64 inbound_verdict_of(u64 reason, u32 location, u32 trai
 #if HAS_QDISC_REASON
 	bool by_shaper = is_qdisc_reason(reason), at_tc = reason == REASON_TC_EGRESS;
 #else
-	/* Inferred: drops of a qdisc are freed as a list, and tc egress is inlined. */
+	/* Inferred from the location: drops of a qdisc are freed as a list, and tc egress is inlined. */
 	bool by_shaper = within(location, FREE_LIST_FROM, FREE_LIST_END);
 	bool at_tc = within(location, TC_EGRESS_FROM, TC_EGRESS_END);
 #endif
@@ -135,7 +136,7 @@ struct ending {
 	u64 reason;
 };
 
-/* A packet in flight ends before the driver has it: note its verdict in its entry. True: count it now, as `ended`. */
+/* A packet in flight ends before the driver: write the verdict into its entry. True: count `ended` now. */
 static __always_inline bool end_in_queue(struct cpu_state *state, const struct ending *ending, u32 iif, u64 drop_key,
 					 struct inflight *ended, bool *known)
 {
@@ -156,7 +157,7 @@ static __always_inline bool end_in_queue(struct cpu_state *state, const struct e
 	*known = true;
 	/*
 	 * A qdisc that is removed frees its packets in process context. A packet of this CPU could interrupt and count
-	 * in the same cells. So only the verdict is noted, and inflight_add() counts the packet.
+	 * in the same cells. So only the verdict is written here, and inflight_add() counts the packet.
 	 */
 	if (!is_qdisc_reason(ending->reason)) {
 		entry->drop_key = drop_key;
@@ -178,7 +179,7 @@ static __always_inline void drop_inbound(struct cpu_state *state, u64 skb, u64 r
 
 	if (!device)
 		return;
-	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX)); /* NULL: most of the others leave here */
+	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX)); /* NULL for most packets of other devices */
 	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
 		return;
 	ending.verdict = inbound_verdict_of(reason, location, tap->traits);
@@ -212,9 +213,9 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 	struct cpu_state *state = own_state();
 	u64 skb = ctx->args[0], address = skb, reason = 0;
 
-	/* Verifier: else the compiler would use the equal number in the CPU's state, which is no typed pointer. */
+	/* Verifier: else the compiler would use the equal number in the CPU's state, which is not a typed pointer. */
 	barrier_var(address);
-	/* Almost every skb of the host leaves here. */
+	/* For almost every skb of the host, the program ends here. */
 	if (!FOLLOW_INBOUND && state->skb != address)
 		return 0;
 #if HAS_REASON

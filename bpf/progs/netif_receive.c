@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The same as progs/tc.c for taps on which no tc program can be attached: kernels without tcx, and no qdisc for a
- * filter.
+ * As progs/tc.c, for taps to which no tc program can be attached: on kernels without tcx, without a qdisc for a filter.
  *
  * Hook:   BTF-typed raw tracepoints net:netif_receive_skb (outbound) and net:net_dev_queue (inbound), host-wide
  * Reads:  the headers of the packet in the linear part of the skb; fields of sk_buff, net_device, skb_shared_info and

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Who ran on the CPUs: CPU time and context switches per task, time in softirqs.
+ * CPU time and context switches of each task; time in softirqs.
  *
  * Hook:   BTF-typed raw tracepoints sched:sched_switch, irq:softirq_entry, irq:softirq_exit, host-wide
  * Reads:  the counters in task_struct, at the offsets from the running kernel's BTF
  * Writes: host_cpus, task_rows, used_task_rows
- * Needs:  BTF, arrays that user space can map. Compiled and loaded apart from the packet programs
+ * Needs:  BTF, arrays that user space can map. Compiled and loaded separately from the packet programs
  *
- * When a task leaves a CPU, its counters are read, and their values from when it came are subtracted
+ * When a task leaves a CPU, its counters are read, and the values from its arrival on the CPU are subtracted
  * (kernel/sched/core.c, __schedule(): nvcsw or nivcsw is incremented and se.sum_exec_runtime is updated before this
  * tracepoint).
  *
  * Each CPU has two tables of tasks: one for the current interval, one for the interval before. User space increments
- * `now`. Once it has seen the CPU between two switches (begun == ended), the older table does not change any more. A
- * row is valid only in the interval that it names, so nothing has to be cleared, and tasks that have ended do not fill
- * the tables.
+ * `now`. Once user space has read the CPU's state between two switches (begun == ended), the older table does not
+ * change any more. A row is valid only in the interval whose number it has. So nothing has to be cleared, and tasks
+ * that have ended do not fill the tables.
  *
  * User space writes `now`; every other word is written by its own CPU only. sched_switch runs with interrupts off
  * (lock of the run queue), the softirq programs write to other words, and no program interrupts itself. So plain
@@ -38,8 +38,8 @@ struct task_row {
 };
 
 /*
- * Sums of one CPU for one interval, and the task that ran when the interval began: known once that task has left the
- * CPU.
+ * Sums of one CPU for one interval, and the task that ran when the interval began. That task is known once it has left
+ * the CPU.
  */
 struct interval {
 	u32 interval;
@@ -52,7 +52,7 @@ struct interval {
 	u64 crossed_from_ns;
 	u64 crossed_to_ns;
 	u64 crossed_cpu_ns;
-	u32 unseen_switches; /* at least: a task left the CPU that had not been seen coming */
+	u32 unseen_switches; /* minimum: a task left the CPU whose arrival was not seen */
 	u32 spare;
 };
 
@@ -68,7 +68,7 @@ struct host_cpu {
 	u32 running; /* pid */
 	u64 begun;   /* switches; the fields are consistent when begun == ended */
 	u64 ended;
-	u64 entered_ns; /* time when `running` came, and its counters then */
+	u64 entered_ns; /* time when `running` came to the CPU; its counters at that time follow */
 	u64 entered_cpu_ns;
 	u64 entered_voluntary;
 	u64 spare[2];
@@ -80,7 +80,7 @@ BPF_F_TABLE("array", u32, struct host_cpu, host_cpus, CPUS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct task_row, task_rows, CPUS * 2 * TASK_ROWS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u32, used_task_rows, CPUS * 2 * TASK_ROWS, BPF_F_MMAPABLE);
 
-/* A field of a kernel struct. Assembly, because bcc would make a helper call of it. */
+/* A field of a kernel struct. Assembly, because bcc would turn the access into a helper call. */
 #define FIELD(size, from, offset)                                                                \
 	({                                                                                       \
 		u64 field;                                                                       \
@@ -106,7 +106,7 @@ static __always_inline void fill(struct task_row *row, u64 task, u32 pid, u32 no
 	row->process[1] = FIELD(u64, leader, TASK_COMM + 8);
 }
 
-/* Find or make the row of a task. NULL: no row is free, count it without a name. */
+/* Find or make the row of a task. NULL: no row is free, count the task as unnamed. */
 static __always_inline struct task_row *row_of(u32 table, struct interval *own, u64 task, u32 pid, u32 now)
 {
 	u32 home = pid * 0x9e3779b1U >> 16;
@@ -165,7 +165,7 @@ static __always_inline void count(u32 cpu, struct host_cpu *host, struct interva
 		host->entered_voluntary = voluntary - !preempted;
 	}
 	cpu_ns -= host->entered_cpu_ns;
-	/* 1 or 0: each time a task leaves its CPU, one of its two counters is incremented by one. */
+	/* Now 1 or 0: each time a task leaves its CPU, one of its two counters is incremented by one. */
 	voluntary -= host->entered_voluntary;
 	if (likely(row)) {
 		row->cpu_ns += cpu_ns;
@@ -188,7 +188,7 @@ int sched_switch(struct bpf_raw_tracepoint_args *ctx)
 	if (!host)
 		return 0;
 	host->begun++;
-	/* Before `now` is read: the reader sees that the older table may still be written. */
+	/* `begun` is written before `now` is read: the reader sees that the older table can still be written. */
 	barrier();
 	now = *(volatile u32 *)&host->now;
 	own = &host->intervals[now & 1];
@@ -203,7 +203,7 @@ int sched_switch(struct bpf_raw_tracepoint_args *ctx)
 			own->crossed_cpu_ns = FIELD(u64, prev, TASK_CPU_NS) - host->entered_cpu_ns;
 		}
 	}
-	/* The first switch on this CPU shows nothing. */
+	/* Before the first switch on this CPU, the running task is unknown. */
 	if (unlikely(host->running != pid && host->entered_ns))
 		own->unseen_switches++;
 	if (pid)
@@ -251,7 +251,7 @@ int softirq_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (!host)
 		return 0;
 	own = softirq_of(host, vector);
-	/* It began before the program was attached. */
+	/* The softirq began before the program was attached. */
 	if (!own->entered_ns)
 		return 0;
 	ns = bpf_ktime_get_ns() - own->entered_ns;

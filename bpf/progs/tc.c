@@ -8,21 +8,20 @@
  * Needs:  tc programs. Returns TC_ACT_UNSPEC on every path: the program never decides about a packet
  */
 
-/* The size part of the key. The one of the last packet is used when the length is the same. */
-static __always_inline u64 size_key_quickly(struct cpu_state *state, u32 frame_bytes)
+/* The size part of the key. That of the last packet is reused when the length is the same. */
+static __always_inline u64 size_key_cached(struct cpu_state *state, u32 frame_bytes)
 {
-	/* This CPU's own state. Both fields belong to one packet, whatever its verdict. */
+	/* This CPU's own state. Both fields belong to one packet, with any verdict. */
 	if (likely(state->frame_bytes == frame_bytes))
 		return state->key & ((1ULL << KEY_PACKET_CLASS_SHIFT) - 1) << KEY_SIZE_SHIFT;
 	return (u64)size_bucket(frame_bytes) << KEY_SIZE_SHIFT;
 }
 
 /* The key of a packet in a tc program, without its verdict: as identify(), but fast for a plain frame. */
-static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, struct tap *tap,
-					    struct cpu_state *state,
-					    struct packet *packet)
+static __always_inline u64 identify_fast(struct frame *frame, u64 direction, struct tap *tap,
+					 struct cpu_state *state, struct packet *packet)
 {
-	u64 found, kind, size = size_key_quickly(state, frame->length);
+	u64 found, kind, size = size_key_cached(state, frame->length);
 
 	if (likely(parse_plain((void *)(long)frame->skb->data, frame, packet))) {
 		found = packed(packet);
@@ -39,10 +38,10 @@ static __always_inline u64 identify_quickly(struct frame *frame, u64 direction, 
 }
 
 /*
- * Most outbound packets: TCP or UDP over IPv4 (see parse_plain()), without tag and GSO, in the current time bin. Rare
- * cases leave the fast path and never rejoin it: where paths join, the compiler keeps everything on the stack, which
- * took a fifth of all instructions. False: call count_slow_path(), which starts again, except for the clock and the
- * packet before. What was done until then may be done twice.
+ * Count most outbound packets: TCP or UDP over IPv4 (see parse_plain()), without tag and GSO, in the current time bin.
+ * Rare cases leave the fast path and never rejoin it: where paths join, the compiler keeps everything on the stack,
+ * which took a fifth of all instructions. False: call count_slow_path(), which starts again, except for the clock and
+ * settle_previous(). All steps up to then may be done twice.
  */
 static __always_inline bool count_fast_path(struct __sk_buff *skb)
 {
@@ -69,7 +68,7 @@ static __always_inline bool count_fast_path(struct __sk_buff *skb)
 	frame.length = skb->len;
 	if (unlikely(!parse_plain(data, &frame, &packet)))
 		return false;
-	key = size_key_quickly(state, frame.length) | packet.packet_class << KEY_PACKET_CLASS_SHIFT;
+	key = size_key_cached(state, frame.length) | packet.packet_class << KEY_PACKET_CLASS_SHIFT;
 	store_pending(state, key | owner_key(tap, DIRECTION_OUTBOUND), frame.length, policer_charge(tap, skb->wire_len),
 		 on_wire(frame.length));
 	if (unlikely(!measure_plain_syn(state, tap, DIRECTION_OUTBOUND, data, packet.packet_class)))
@@ -85,9 +84,9 @@ static __always_inline bool count_fast_path(struct __sk_buff *skb)
 	barrier();
 	if (unlikely(state->traits & TRAIT_NFT_SHARED))
 		note_ip_received(state, skb);
-	if (unlikely(is_wanted(tap_state, state->key))) {
+	if (unlikely(is_sample_due(tap_state, state->key))) {
 		frame.length = state->frame_bytes;
-		/* Again, for the length of the headers. */
+		/* Parse again, for the length of the headers. */
 		if (parse_plain((void *)(long)skb->data, &frame, &packet) &&
 		    stage_sample(state, tap_state, &frame, &packet, state->key, state->pending_arrival_ns,
 				 state->charged_bytes, state->wire_bytes))
@@ -97,7 +96,7 @@ static __always_inline bool count_fast_path(struct __sk_buff *skb)
 	return true;
 }
 
-/* Any packet. For an outbound one, count_fast_path() has settled the packet before and read the clock. */
+/* Count any packet. For an outbound one, count_fast_path() has settled the previous packet and read the clock. */
 static __always_inline void count_slow_path(struct __sk_buff *skb)
 {
 	struct tap *tap = tap_of(skb->ifindex);
@@ -108,11 +107,11 @@ static __always_inline void count_slow_path(struct __sk_buff *skb)
 
 	frame.scratch = &state->scratch;
 	frame.head = SHARED(struct head, heads, state->cpu, CPU_STATES);
-	/* Not NULL: the code for tracepoints is not compiled into this path. */
+	/* The assumption removes the code for tracepoints from this path. */
 	__builtin_assume(skb != NULL);
 	if (unlikely(!tap))
 		return;
-	key = identify_quickly(&frame, direction, tap, state, &packet);
+	key = identify_fast(&frame, direction, tap, state, &packet);
 	wire = wire_bytes(&frame, &packet);
 	now = direction == DIRECTION_OUTBOUND ? state->pending_arrival_ns : arrival_ns(skb->tstamp);
 	measure_syn(state, tap, direction, &frame, &packet, key, &now);

@@ -7,8 +7,8 @@
  * Writes: cells and bins; in skb->cb, the key under which the frame was counted
  * Needs:  __sk_buff context of BPF_PROG_TEST_RUN with cb and tstamp (5.5). Compiled only with REPLAY
  *
- * TEST_RUN does not take a frame that is shorter than its headers, or much longer than half a page, or that has a tag
- * beside its bytes. So user space passes the true length of the frame and the number of its bytes beside it. The rest
+ * TEST_RUN does not take a frame that is shorter than its headers, or much longer than half a page, or that has its tag
+ * outside the bytes. So user space passes the true length of the frame and the number of its bytes in skb->cb. The rest
  * of the skb is padding and is never read.
  */
 #if REPLAY
@@ -17,7 +17,7 @@
 #define CB_CAPTURED 0 /* bytes of the frame that are present */
 #define CB_LENGTH 1   /* length of the frame */
 #define CB_WINDOW 2   /* not 0: the bytes are in `window`, because the skb is too small */
-#define CB_KEY 3     /* out: key of the cell, lower and upper half; 0 when a header was missing */
+#define CB_KEY 3     /* result: key of the cell, lower and upper half; 0 when a header could not be read */
 
 struct window {
 	u8 bytes[REPLAY_WINDOW];
@@ -25,7 +25,7 @@ struct window {
 
 BPF_F_TABLE("array", u32, struct window, window, 1, BPF_F_MMAPABLE);
 
-/* Latest time so far. For a packet that is older than the one before, no time passes for the ideal bucket. */
+/* Latest time so far. For a packet with an earlier time than its predecessor, no time passes in the ideal bucket. */
 BPF_ARRAY(latest_ns, u64, 1);
 
 static __always_inline u64 *latest(u64 *now)
@@ -69,7 +69,7 @@ int replay(struct __sk_buff *skb)
 	key = identify(&frame, direction, tap, state, &packet);
 	if (is_missed(state, key, &frame))
 		return GO_ON;
-	/* A frame that ends within its tag reaches no tc hook: it is counted as it is. */
+	/* A frame that ends within its tag reaches no tc hook: count it unchanged. */
 	if (!ends_within_tag(&frame, &packet))
 		untag(&frame, &packet);
 	key |= size_key(state, frame.length);
@@ -84,9 +84,9 @@ int replay(struct __sk_buff *skb)
 	tap_state = tap_state_at(state, tap_state_number(state, key));
 	if (!tap_state)
 		return GO_ON;
-	turn_bin_of(tap_state, state, key, now);
+	rotate_bin_of(tap_state, state, key, now);
 	measure_syn(state, tap, direction, &frame, &packet, key, &now);
-	if (is_wanted(tap_state, key) && stage_sample(state, tap_state, &frame, &packet, key, now, charged, wire))
+	if (is_sample_due(tap_state, key) && stage_sample(state, tap_state, &frame, &packet, key, now, charged, wire))
 		commit_sample(state, key, 0);
 	count(state, key, 0, frame.length, charged, wire);
 	skb->cb[CB_KEY] = key;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The driver takes an inbound packet (passed), or frees it (progs/kfree_skb.c). The way of an inbound packet: egress
+ * The driver takes an inbound packet (passed), or frees it (progs/kfree_skb.c). The path of an inbound packet: egress
  * hook of the tap (progs/tc.c, inflight_add()), qdisc, net_dev_start_xmit, driver, net_dev_xmit.
  *
  * Hook:   BTF-typed raw tracepoints net:net_dev_start_xmit and net:net_dev_xmit, host-wide; fexit of
@@ -10,9 +10,9 @@
  * Needs:  BTF. Compiled only with FOLLOW_INBOUND
  *
  * Between the two tracepoints, the packet is kept in the CPU's state: both run on one CPU with bottom halves off
- * (net/core/dev.c, xmit_one), and the driver frees what it does not take in between. The entry in flight is removed
- * before the driver has the packet: afterwards the guest may have read it, another CPU may have freed it, and its
- * address may be that of another packet.
+ * (net/core/dev.c, xmit_one), and the driver frees a packet that it does not take in between. The entry in flight is
+ * removed before the driver has the packet: afterwards the guest may have read it, another CPU may have freed it, and
+ * another packet may have its address.
  */
 #if FOLLOW_INBOUND
 
@@ -21,13 +21,13 @@
 /* include/linux/err.h: pointers from here on are error codes */
 #define ERRORS_FROM (-4095ULL)
 
-static __always_inline void unannounced(struct cpu_state *state, u64 key)
+static __always_inline void count_untracked(struct cpu_state *state, u64 key)
 {
 	u32 at = tap_state_number(state, key);
 	struct missed *missed = misses.lookup(&at);
 
 	if (missed)
-		__sync_fetch_and_add(&missed->unannounced, 1); /* Atomic: see miss(). */
+		__sync_fetch_and_add(&missed->untracked, 1); /* Atomic: see count_missed(). */
 }
 
 /*
@@ -42,7 +42,7 @@ static __always_inline bool parse_unknown(struct cpu_state *state, struct tap *t
 
 	if (is_missed(state, key, &frame))
 		return false;
-	unannounced(state, key);
+	count_untracked(state, key);
 	found->key = key | size_key(state, frame.length);
 	found->drop_key = 0;
 	found->wire_bytes = wire_bytes(&frame, &packet);
@@ -67,13 +67,13 @@ int on_start_xmit(struct bpf_raw_tracepoint_args *ctx)
 	struct tap *tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
 	struct cpu_state *state;
 
-	/* The packets of all other devices leave here. */
+	/* For the packets of all other devices, the program ends here. */
 	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
 		return 0;
 	state = own_state();
 	/* Verifier: a number, not a pointer, because it is used in arithmetic. */
 	address = verifier_widen(&state->scratch, skb);
-	/* A device above this one (a bridge) has the packet: it has passed it on. */
+	/* The previous packet is that of a device above this one (a bridge), which has forwarded it: it has passed. */
 	if (unlikely(state->in_driver.skb))
 		passed(state);
 	if (likely(inflight_remove(state, address, &state->in_driver)) ||
@@ -84,19 +84,19 @@ int on_start_xmit(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* net_dev_xmit(skb, rc, dev, length). The skb may be freed: its address is used as a number only. */
+/* net_dev_xmit(skb, rc, dev, length). The skb may have been freed: its address is used as a number only. */
 int on_xmit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cpu_state *state = own_state();
 	u64 address = ctx->args[0], device = ctx->args[2];
 	struct tap *tap;
 
-	/* Verifier: else the compiler would use the equal number in the CPU's state, which is no typed pointer. */
+	/* Verifier: else the compiler would use the equal number in the CPU's state, which is not a typed pointer. */
 	barrier_var(address);
-	/* The packets of all other devices leave here ... */
+	/* For the packets of all other devices, the program ends here ... */
 	if (!state->in_driver.skb || state->in_driver.skb != address)
 		return 0;
-	/* ... except those that a watched bridge passes on. */
+	/* ... except for those that a watched bridge forwards. */
 	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
 	if (!tap || !(tap->traits & TRAIT_INBOUND))
 		return 0;
@@ -109,7 +109,7 @@ int on_xmit(struct bpf_raw_tracepoint_args *ctx)
 
 /*
  * __skb_gso_segment(skb, features, tx_path) has returned. A frame that was segmented is not a packet any more (it is
- * consumed, which no drop tracepoint shows). Its segments are packets, and each ends on its own.
+ * consumed, which no drop tracepoint reports). Its segments are packets, and each has its own end.
  */
 int on_gso_segmented(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -125,8 +125,8 @@ int on_gso_segmented(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /*
- * consume_skb(skb, ...): the same for kernels without fexit; it runs for each consumed skb. Any other packet that is
- * consumed before the driver had it left another way (redirected), or its end was hidden: some kernels run no
+ * consume_skb(skb, ...): as on_gso_segmented(), for kernels without fexit; it runs for each consumed skb. Another
+ * packet that is consumed before the driver had it was redirected, or its end was not reported: some kernels run no
  * tracepoint programs in certain tasks.
  */
 int on_consume_skb(struct bpf_raw_tracepoint_args *ctx)
@@ -146,7 +146,7 @@ int on_consume_skb(struct bpf_raw_tracepoint_args *ctx)
 	if (bpf_probe_read_kernel(&address, sizeof(address), &ctx->args[0]))
 		return 0;
 	if (inflight_remove(state, address, &whole) && !frame_of(skb).gso_size)
-		miss(state, whole.key, whole.frame_bytes);
+		count_missed(state, whole.key, whole.frame_bytes);
 	return 0;
 }
 #endif

@@ -41,7 +41,7 @@ SAMPLE_FIRST = 16
 FLOWS_PER_TAP = (256, 16384)
 FLOWS = 262144
 #: After this number of evictions of live flows, half as many new ones are followed; a power of two.
-FLOW_CROWD = 1024
+EVICTIONS_PER_RAISE = 1024
 #: Entries for inbound packets in flight, all CPUs together: the queue of a tap is 1000 packets long.
 INFLIGHT_PER_TAP = 2048
 INFLIGHT_MIN = 8192
@@ -149,7 +149,7 @@ class Settings:
             "SAMPLES": self.samples_per_cpu,
             "SYN_MEASURES": int(self.syn),
             "FLOW_ROWS": self.flows // FLOW_WAYS,
-            "FLOW_CROWD": FLOW_CROWD,
+            "EVICTIONS_PER_RAISE": EVICTIONS_PER_RAISE,
             "SAMPLE_FIRST": SAMPLE_FIRST,
             "CLOCK_IS_TSTAMP": int(self.tstamp_clock),
             "HAS_REASON": int(features.has_drop_reason),

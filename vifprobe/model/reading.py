@@ -157,7 +157,7 @@ class Reading:
     where the kernel itself named each drop, "inferred" where it was worked out, "" where unknown. limits: by direction.
     directions: those that were watched; of another one nothing is known, not even that it was silent. host: what the
     host did meanwhile, None where that is not counted (yet). flood: what its SYNs are like, by direction; {} where
-    nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. unannounced: in
+    nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. untracked: in
     totals, inbound packets of which only the end was seen: waiting since before the start, or cut from a longer frame.
     gone_ns: when the tap was seen to be deleted, monotonic, from the start of the run; None while it is there.
     kind: of the device, see vifprobe.model.ports; of what is not a guest's port, outbound is what it received, inbound
@@ -188,7 +188,7 @@ class Reading:
     host: HostCost | None = None
     flood: Mapping[Direction, Flood] = field(default_factory=dict)
     what_ifs: tuple[WhatIfRow, ...] = ()
-    unannounced: int = 0
+    untracked: int = 0
     queued: Cells = field(default_factory=no_cells)
     gone_ns: int | None = None
     kind: str = "tap"

@@ -32,7 +32,7 @@ class InboundTotals:
 
     def __init__(self, reading: Reading, reasons: Mapping[int, str], function: Callable[[int], str | None]) -> None:
         direction = direction_at(reading.kind, "egress")
-        self._unannounced, self._missed = reading.unannounced, reading.missed_of(direction)
+        self._untracked, self._missed = reading.untracked, reading.missed_of(direction)
         self._has_gso = _has_gso(reading.where(direction), ETH_HEADER_BYTES - l2_header_bytes(reading.kind))
         dropped, policed = reading.where(direction, Verdict.DROPPED), reading.where(direction, Verdict.POLICED)
         names = np.array([reasons.get(int(code), "") for code in dropped["reason"]], dtype=object)
@@ -68,7 +68,7 @@ class InboundTotals:
             return self._sent(sample, value(self._passed) + value(self._by_driver), unplaced)
         if sample.counts is CounterMeaning.ARRIVED and not self._has_gso:
             came = self._offered.packets - self._ahead.packets
-            return ProbeCount(max(0, came - self._unannounced - unplaced), came + missed)
+            return ProbeCount(max(0, came - self._untracked - unplaced), came + missed)
         if sample.counts is CounterMeaning.QUEUED:
             return ProbeCount(max(0, self._queued.packets - (before or 0)), self._queued.packets + missed)
         return None
@@ -79,7 +79,7 @@ class InboundTotals:
         if self._has_gso:  # the kernel counts segments there, and none of what a guest wrote
             return None
         # Of a frame that is cut up behind the queue it counts as many as that frame's sender said: or none.
-        return ProbeCount(max(0, sent - self._unannounced), sent + unplaced + self._missed)
+        return ProbeCount(max(0, sent - self._untracked), sent + unplaced + self._missed)
 
 
 def _value(unit: Unit) -> Callable[[Counts], int]:

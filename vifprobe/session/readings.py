@@ -177,7 +177,7 @@ class ReadingMaker:
             final=final,
             what_ifs=() if snapshot.what_ifs is None else self._tried_out(snapshot.what_ifs, watched, final),
             queued=so_far[so_far["verdict"] == Verdict.QUEUED] if not final else no_cells(),
-            unannounced=int(snapshot.unannounced[watched.number]) if final else 0,
+            untracked=int(snapshot.untracked[watched.number]) if final else 0,
             kind=watched.link.kind,
             gone_ns=None if watched.gone_ns is None else watched.gone_ns - self._start_ns,
         )

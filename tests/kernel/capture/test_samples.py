@@ -118,7 +118,7 @@ def test_headers_and_never_payload(tap: Tap, way: str) -> None:
         for frame, *_ in (*KINDS, *TAGGED):
             os.write(tap.fd, frame)
         samples = side.counters.take_samples(final=True)
-        assert len(samples) == len(KINDS) + len(TAGGED) == reader(side).seen().sum()
+        assert len(samples) == len(KINDS) + len(TAGGED) == reader(side).packets().sum()
         assert (np.diff(samples["at_ns"]) > 0).all()
         assert samples["gap_ns"].tolist() == [-1, *np.diff(samples["at_ns"]).tolist()]
         assert (samples["weight"] == 1).all()
@@ -154,7 +154,7 @@ def test_weighted_sums_are_the_exact_counts(tap: Tap, one_in: int) -> None:
         parts.append(side.counters.take_samples(final=True))
         samples, cells = np.concatenate(parts), side.counters.snapshot().cells
         assert side.counters.lost_samples == 0
-        assert reader(side).seen().sum() == 8 * 20_011
+        assert reader(side).packets().sum() == 8 * 20_011
         exact, told = by_kind(cells), weighted(samples)
         assert {verdict for _, verdict in exact} >= {Verdict.POLICED, Verdict.DROPPED}
         for kind, packets in exact.items():
@@ -215,7 +215,7 @@ def test_an_onset_that_nobody_reads_loses_nothing(tap: Tap) -> None:
         flood([tap.fd], [SYN], count=29, seconds=5, packets_per_second=300)
         side.counters.take_samples()
         assert reader(side).means()[0, OUT] == 1
-        places, before = side.programs.settings.samples_per_cpu, int(reader(side).seen().sum())
+        places, before = side.programs.settings.samples_per_cpu, int(reader(side).packets().sum())
         flood([tap.fd], [SYN], count=200_003, seconds=30)
         samples = side.counters.take_samples()
         assert side.counters.lost_samples == 0
@@ -224,7 +224,7 @@ def test_an_onset_that_nobody_reads_loses_nothing(tap: Tap) -> None:
         assert set(weights) >= {1, 4, 16}
         # Intervals are uniform: variance n M / 3 of n packets drawn one in M; and up to two intervals at the end.
         told, bound = weights.sum(), 5 * np.sqrt((weights**2).sum() / 3) + 2 * weights[-1]
-        assert abs(told - (reader(side).seen().sum() - before)) < bound
+        assert abs(told - (reader(side).packets().sum() - before)) < bound
 
 
 def test_a_mean_that_the_kernel_side_raises_leaves_sums_unbiased(netns: Netns) -> None:

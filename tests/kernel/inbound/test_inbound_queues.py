@@ -139,7 +139,7 @@ def test_each_packet_has_come_to_the_end_that_the_kernel_counts(tap: Tap, name: 
     assert missed == 0 or not KERNEL
     assert offered + missed == COUNT + copies
     assert (copies > COUNT // 20) if queue.copies else (copies == 0)
-    assert total.unannounced == copies
+    assert total.untracked == copies
     # What the queue dropped was dropped in the sender's call chain, where nothing is hidden.
     assert policed == root["drops"]
     assert (policed > COUNT // 10) if queue.drops else (policed == 0)

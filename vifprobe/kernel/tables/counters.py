@@ -63,7 +63,7 @@ class Snapshot:
       Inflight); by tap number and direction.
     - late_verdicts: packets dropped after they had been settled as passed.
     - recursion_misses: events for which the kernel did not run the programs, see Programs.
-    - unannounced: inbound packets of which only the end was observed, by tap number. They were queued before the start,
+    - untracked: inbound packets of which only the end was observed, by tap number. They were queued before the start,
       or are segments of a longer frame.
     - unplaced_drops: netfilter drops counted as policed although the chain that dropped is unknown.
     - what_ifs: packets and frame bytes (passed, stopped) by tap, direction, limit and class. None where no what-if
@@ -76,7 +76,7 @@ class Snapshot:
     missed_bytes: Array
     late_verdicts: int
     recursion_misses: int
-    unannounced: Array
+    untracked: Array
     unplaced_drops: int = 0
     what_ifs: Array | None = None
 
@@ -171,7 +171,7 @@ class Counters:
             missed_bytes=self._swapped.table(misses["frame_bytes"].sum(0).astype(np.int64) + lost_bytes),
             late_verdicts=int(cpu_states["late_verdicts"].sum()),
             recursion_misses=self._programs.recursion_misses,
-            unannounced=misses["unannounced"].sum((0, 2)).astype(np.int64),
+            untracked=misses["untracked"].sum((0, 2)).astype(np.int64),
             unplaced_drops=int(cpu_states["unplaced_drops"].sum()),
             what_ifs=self._what_ifs_now(),
         )

@@ -55,8 +55,8 @@ class Samples:
         self._samplers = samplers.reshape(self._cpus, -1, len(Direction))
         self._read = programs.table("samples_taken", writable=True)["count"]
         self._taken = np.zeros(self._cpus, np.int64)
-        self._seen = np.zeros(self._samplers.shape, np.int64)
-        self._seen_ns = time.monotonic_ns()
+        self._packets = np.zeros(self._samplers.shape, np.int64)
+        self._measured_ns = time.monotonic_ns()
         self._fixed = False
         self.lost = 0
         self.per_second = per_second
@@ -80,10 +80,10 @@ class Samples:
         means: Array = self._samplers["mean"][0].copy()
         return means
 
-    def seen(self) -> Array:
+    def packets(self) -> Array:
         """Return the exact number of packets offered to the samplers, shape (taps, directions)."""
-        seen: Array = self._samplers["seen"].sum(axis=0, dtype=np.int64)
-        return seen
+        packets: Array = self._samplers["packets"].sum(axis=0, dtype=np.int64)
+        return packets
 
     def waiting(self, cpu_states: Array) -> float:
         """Return the fraction of the fullest CPU's ring that unread records use."""
@@ -131,11 +131,11 @@ class Samples:
         """
         if self._fixed:
             return
-        now_ns, seen = time.monotonic_ns(), self._samplers["seen"].astype(np.int64)
-        seconds = (now_ns - self._seen_ns) / 1e9
+        now_ns, packets = time.monotonic_ns(), self._samplers["packets"].astype(np.int64)
+        seconds = (now_ns - self._measured_ns) / 1e9
         if seconds < _ENOUGH_SECONDS:
             return
-        new, self._seen, self._seen_ns = seen - self._seen, seen, now_ns
+        new, self._packets, self._measured_ns = packets - self._packets, packets, now_ns
         total = max(1, int(new.sum()))
         busiest = new.sum(axis=(1, 2)).max() / total
         # At most half a ring until the next call, if the interval stays as long as the last one.
