@@ -79,7 +79,10 @@ class Replay:
         self._with_samples = samples
         self._thresholds = thresholds
         if len(what_ifs) > WHAT_IFS_MAX:
-            raise UsageError(f"{len(what_ifs)} limits to try out.", f"At most {WHAT_IFS_MAX}: each costs every packet.")
+            raise UsageError(
+                f"{len(what_ifs)} --what-if limits: at most {WHAT_IFS_MAX} are possible.",
+                "Each one adds work for every packet.",
+            )
         self._what_ifs = tuple(what_ifs)
         self._syn_tracker: SynTracker | None = None
         self._answers = Answers()

@@ -32,7 +32,7 @@ from vifprobe.session.tap import WatchedTap, at_hooks
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Arguments of a Probe, which explains them."""
+    """Arguments of a Probe: see there."""
 
     names: tuple[str, ...]
     directions: tuple[Direction, ...]
@@ -49,7 +49,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class Components:
-    """Components that work together while taps are watched. host, syn_tracker: None if not wanted."""
+    """Components that work together while taps are watched. host, syn_tracker: None if not enabled."""
 
     features: Features
     events: Events
@@ -64,12 +64,12 @@ class Components:
 
 
 def make_components(wanted: ProbeConfig, stack: ExitStack) -> Components:
-    """Made in the taps' network namespace; nothing is loaded or attached yet. stack: closes what must be closed.
+    """Make the components, in the taps' network namespace. Nothing is attached yet.
 
-    TapError, KernelError, HostError: as Probe says.
+    Raises TapError, KernelError, HostError as Probe does. stack: closes the components.
     """
     with ThreadPoolExecutor(1) as pool:
-        # Compiler and verifier run outside Python's lock: pyroute2 is imported and the host side read meanwhile.
+        # Compiler and verifier run without Python's lock. Meanwhile pyroute2 is imported and the host side is read.
         early = _begin_early(wanted, pool, stack)
         links = [find_link(name) for name in wanted.names]
         _require_one_layer(links)
@@ -101,7 +101,7 @@ def make_components(wanted: ProbeConfig, stack: ExitStack) -> Components:
 
 @dataclass(frozen=True)
 class _Early:
-    """Programs that are being made before all is known of the taps, and what for."""
+    """Programs that are being made before the links are read, and the data that they are made from."""
 
     seen: QuickLook
     features: Features
@@ -109,9 +109,9 @@ class _Early:
 
 
 def _begin_early(wanted: ProbeConfig, pool: ThreadPoolExecutor, stack: ExitStack) -> _Early | None:
-    """Begin with what an ioctl says of the first tap; None where that is not enough to tell what will be wanted."""
+    """Start to make the programs from an ioctl on the first tap; None where that is not enough for the settings."""
     seen = quick_look(wanted.names[0])
-    if seen is None or len(set(wanted.directions)) < len(Direction):  # one alone: which hook, the kind decides
+    if seen is None or len(set(wanted.directions)) < len(Direction):  # the hook of one direction depends on the kind
         return None
     require_capabilities()
     features = read_features()
@@ -126,7 +126,7 @@ def _begin(settings: Settings, features: Features, pool: ThreadPoolExecutor, sta
 
 
 def _close(compiling: Future[Programs]) -> None:
-    """Close the programs, also if nobody has used them."""
+    """Close the programs, also if they were never used."""
     if compiling.exception() is None:
         compiling.result().close()
 
@@ -151,14 +151,14 @@ def _settings(wanted: ProbeConfig, first: QuickLook, hooked: Sequence[Direction]
 
 
 def _require_one_layer(links: Sequence[Link]) -> None:
-    """TapError where some have Ethernet headers and some have none: a program is compiled for one of both."""
+    """Raise TapError where only some of the links have Ethernet headers: a program is compiled for one of both."""
     without = [shown(link.name) for link in links if is_layer_3(link.kind)]
     others = [shown(link.name) for link in links if not is_layer_3(link.kind)]
     if without and others:
         raise TapError(
             f"{without[0]} and {others[0]} can't be watched in one run.",
             f"{without[0]} is a tun device: its packets have no Ethernet header, those of {others[0]} have one.",
-            "Watch tun devices in a run of their own.",
+            "Watch tun devices in a separate run.",
         )
 
 
@@ -167,7 +167,7 @@ def _host(wanted: ProbeConfig, stack: ExitStack) -> HostCollector | None:
         return None
     host = HostCollector()
     stack.callback(host.close)
-    if wanted.bin_ns:  # evidence is whole from its start on; a screen does not wait
+    if wanted.bin_ns:  # a capture must be complete from its start; a screen does not wait
         host.start()
         host.wait()
     return host

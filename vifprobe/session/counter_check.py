@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the probe's counts against those that the kernel keeps anyway, read around attaching and detaching."""
+"""Compare the probe's counts with the kernel's own counters, read before and after attaching and detaching."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ Samples = dict[int, tuple[CounterSample, ...]]
 
 
 class CounterCheck:
-    """Called with each of MOMENTS by the probe; :meth:`rows` afterwards. problems: what could not be read."""
+    """Reads the kernel's counters at each of MOMENTS, and compares them in :meth:`rows`.
+
+    problems: counters that could not be read, as text.
+    """
 
     def __init__(self) -> None:
         self._read: dict[str, Samples] = {}
@@ -50,9 +53,11 @@ class CounterCheck:
     def rows(
         self, totals: Sequence[Reading], gaps: Sequence[Coverage] = (), reasons: Mapping[int, str] | None = None
     ) -> list[ReconcileRow]:
-        """One row a counter, held against the totals of the run. gaps: what was not watched of it.
+        """Return one row for each counter, compared with the totals of the run.
 
-        reasons: names of the kernel's drop reasons, by which it is known who dropped an inbound packet.
+        - totals: final readings of the taps.
+        - gaps: intervals in which a tap was unwatched.
+        - reasons: names of the kernel's drop reasons, to attribute inbound drops; None without drop reasons.
         """
         readings = {reading.tap: reading for reading in totals}
         found = [row for link in self._links for row in self._rows(link, readings[link.name], reasons or {})]
@@ -83,13 +88,13 @@ class CounterCheck:
 
 
 def _at_least(row: ReconcileRow) -> ReconcileRow:
-    """The same where a part of the run was not watched: nobody knows how much went by in it."""
+    """Return the row without an upper bound, for a run with an unwatched part: its packets are unknown."""
     too_much = row.delta is not None and row.vifprobe_low is not None and row.vifprobe_low > row.delta
     return row._replace(vifprobe_high=None, agrees=False if too_much else None)
 
 
 def _counted(reading: Reading, sample: CounterSample) -> int | None:
-    """The probe's count of the same thing; None where it has none, or can't tell."""
+    """Return the probe's count for a counter; None where the probe has no such count."""
     direction = sample.direction
     if sample.shared or sample.counts is CounterMeaning.PART:
         return None
@@ -104,6 +109,6 @@ def _counted(reading: Reading, sample: CounterSample) -> int | None:
         return counts.frame_bytes - l2_header_bytes(reading.kind) * counts.packets
     value = int(getattr(counts, sample.unit.value))
     if sample.unit is Unit.FRAME_BYTES:
-        # The device counted the outer VLAN tag, which the kernel takes out of the frame before tc.
+        # The device counted the outer VLAN tag, which the kernel removes from the frame before tc.
         value += VLAN_TAG_BYTES * int(rows["packets"][rows["ethertype"] == Ethertype.VLAN].sum(dtype=np.int64))
     return value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spans that a run must own up to: a tap that was not watched, or had no limit. Told as events of a capture."""
+"""Intervals in which a tap was unwatched, or had no limit. A capture reports them as events."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from vifprobe.analysis.gaps import LimitGap
 from vifprobe.host.net.events import Event
 from vifprobe.model.layout import Direction
 
-#: So many spans that are over are kept of a direction one by one, the newest.
+#: Number of ended spans of a direction that are kept separately, the newest ones.
 KEPT = 32
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """A span in which a direction of a tap was not watched, monotonic ns; end None: until the end of the run.
+    """A span in which a direction of a tap was unwatched.
 
-    start_ns: when the removal was told of. times, unwatched_ns: where it stands for several, how many, and how long all
-    of them were. by_pid, by_comm: who made it, None where that is not known. hook: what watches it since the end of
-    the span.
+    - tap, direction: interface name and direction.
+    - start_ns: when the removal was reported, monotonic.
+    - end_ns: end, monotonic; None: until the end of the run.
+    - why: cause, for people.
+    - by_pid, by_comm: process that caused it; None where unknown.
+    - hook: hook that watches the direction after the span; "" where none does.
+    - times: number of spans that this one combines.
+    - unwatched_ns: their total length; 0 for a single span.
     """
 
     tap: str
@@ -37,7 +42,7 @@ class Coverage:
 
     @property
     def duration_ns(self) -> int | None:
-        """Its length; None: it lasted until the end of the run."""
+        """Return the length; None: it lasted until the end of the run."""
         return None if self.end_ns is None else self.end_ns - self.start_ns
 
     def touches(self, start_ns: int, end_ns: int) -> bool:
@@ -46,7 +51,7 @@ class Coverage:
 
     @property
     def words(self) -> str:
-        """For events.csv and the manifest."""
+        """Return the text for events.csv and the manifest."""
         lasted = _lasted("not watched", self.start_ns, self.end_ns)
         if self.times > 1:
             lasted = f"not watched {self.times:,} times within this one, {span(self.unwatched_ns)} in all"
@@ -55,7 +60,7 @@ class Coverage:
 
 
 def without_old(spans: list[Coverage], direction: Direction) -> list[Coverage]:
-    """With the oldest spans of a direction put together to one, so that KEPT are left of those that are over."""
+    """Return the spans with the oldest ended ones of a direction combined into one, so that KEPT ended ones remain."""
     over = [one for one in spans if one.direction is direction and one.end_ns is not None]
     old = over[: max(0, len(over) - KEPT + 1)]
     if len(old) < 2:
@@ -71,29 +76,29 @@ def without_old(spans: list[Coverage], direction: Direction) -> list[Coverage]:
 
 
 class GapTeller:
-    """Gives each span as an event, once: when it is over, or at the end of the run."""
+    """Reports each span as an event, once: when it has ended, or at the end of the run."""
 
     def __init__(self) -> None:
-        self._told: dict[int, frozenset[tuple[object, ...]]] = {}
+        self._reported: dict[int, frozenset[tuple[object, ...]]] = {}
 
     def news(
         self, tap: str, ifindex: int, unwatched: Iterable[Coverage], unlimited: Iterable[LimitGap], final: bool
     ) -> list[tuple[str, Event]]:
-        """Those of one tap that were not told before; with `final`, the ones that still last, too."""
+        """Return the events of one tap that were not reported before; with `final`, those of open spans, too."""
         found = [*_unwatched(ifindex, unwatched, final), *_unlimited(ifindex, unlimited, final)]
-        told = self._told.get(ifindex, frozenset())
-        # What is not there any more does not come back.
-        self._told[ifindex] = frozenset(key for key, _ in found)
-        return [(tap, event) for key, event in found if key not in told]
+        reported = self._reported.get(ifindex, frozenset())
+        # A span that was removed from the list does not come back.
+        self._reported[ifindex] = frozenset(key for key, _ in found)
+        return [(tap, event) for key, event in found if key not in reported]
 
 
-#: Link messages without news are taken together until none has come for so long.
+#: Link messages without a change are combined until none has come for this time.
 _STORM_OVER_NS = 1_000_000_000
 
 
 @dataclass
 class _Storm:
-    """Link messages without news that followed each other; more: how many after the first one, which is told."""
+    """A series of link messages without a change. more: number of messages after the first one, which is reported."""
 
     first_ns: int
     last_ns: int
@@ -101,7 +106,7 @@ class _Storm:
 
 
 class LinkTeller:
-    """Gives link messages that tell of no change as two events: the first one, and how many came after it."""
+    """Combines link messages without a change into two events: the first one, and the number of later ones."""
 
     def __init__(self) -> None:
         self._storms: dict[int, _Storm] = {}
@@ -114,39 +119,39 @@ class LinkTeller:
             storm.last_ns = event.at_ns
             return []
         self._storms[event.ifindex] = _Storm(event.at_ns, event.at_ns, event.times - 1)
-        return [*self._told(event.ifindex, storm), event]
+        return [*self._events_of(event.ifindex, storm), event]
 
     def over(self, now_ns: int, final: bool = False) -> list[Event]:
-        """Of those that have come to their end; final: of all."""
-        told = []
+        """Return the events of the series that have ended; with `final`, of all."""
+        ended = []
         for ifindex, storm in list(self._storms.items()):
             if final or now_ns - storm.last_ns >= _STORM_OVER_NS:
-                told += self._told(ifindex, self._storms.pop(ifindex))
-        return told
+                ended += self._events_of(ifindex, self._storms.pop(ifindex))
+        return ended
 
     @staticmethod
-    def _told(ifindex: int, storm: _Storm | None) -> list[Event]:
+    def _events_of(ifindex: int, storm: _Storm | None) -> list[Event]:
         if storm is None or not storm.more:
             return []
         words = f"{storm.more:,} more link messages in {span(storm.last_ns - storm.first_ns)} without a change"
         return [Event(storm.first_ns, ifindex, "link_change", words, times=storm.more)]
 
 
-_Told = tuple[tuple[object, ...], Event]
+_KeyedEvent = tuple[tuple[object, ...], Event]
 
 
-def _unwatched(ifindex: int, spans: Iterable[Coverage], final: bool) -> Iterator[_Told]:
+def _unwatched(ifindex: int, spans: Iterable[Coverage], final: bool) -> Iterator[_KeyedEvent]:
     for one in spans:
         if final or one.end_ns is not None:
             key = ("gap", ifindex, one.direction, one.start_ns)
             yield key, Event(one.start_ns, ifindex, "gap", one.words, one.by_pid, one.by_comm)
 
 
-def _unlimited(ifindex: int, gaps: Iterable[LimitGap], final: bool) -> Iterator[_Told]:
+def _unlimited(ifindex: int, gaps: Iterable[LimitGap], final: bool) -> Iterator[_KeyedEvent]:
     for gap in gaps:
         if final or gap.end_ns is not None:
             removal = gap.removal
-            # The name alone, as in all other rows; the sentence has it with who ran it.
+            # The command name alone, as in all other rows; the text also names the parent process.
             who = (removal.by_pid, removal.by.split(" (")[0] or None) if removal else (None, None)
             key = ("limit_gap", ifindex, gap.direction, gap.number)
             yield key, Event(gap.start_ns, ifindex, "limit_gap", _limit_words(gap), *who)

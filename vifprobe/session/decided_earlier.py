@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps which programs decide one tap's packets before they are counted, and how many packets went by unseen."""
+"""Programs that decide a tap's packets before they are counted, and the number of packets not seen because of them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from vifprobe.host.net.links import Link, LinkCounters
 from vifprobe.kernel.tcx import program_holders, program_name
 from vifprobe.model.layout import Direction
 
-#: So many that are gone again are kept, the newest.
+#: Number of removed programs that are kept, the newest ones.
 _KEPT = 32
-#: Who holds a program is looked up so often at most: who wants to be first can make a new one each time.
+#: Minimum time between searches for the holders of programs: another process can attach new programs all the time.
 _HOLDERS_NS = 5_000_000_000
 _IFF_NAPI = 0x10  # include/uapi/linux/if_tun.h
 
 
 class Earlier:
-    """Of one tap. news: counted up whenever there is something new to tell. ended_ns: when a program went last."""
+    """Programs of others on one tap that run before vifprobe's.
+
+    - news: incremented at each change.
+    - ended_ns: when a program was last removed, monotonic; 0: never.
+    """
 
     def __init__(self) -> None:
-        # Never changed, but replaced: the audit's thread looks at it, too.
+        # Never changed in place, but replaced: the audit's thread reads it, too.
         self._there: Mapping[tuple[Direction, str, str, int], Ahead] = {}
         self._gone: deque[Ahead] = deque(maxlen=_KEPT)
         self._held_by: dict[int, tuple[str, ...]] = {}
@@ -35,7 +39,7 @@ class Earlier:
 
     @property
     def all(self) -> tuple[Ahead, ...]:
-        """Those that were there at any time, of each program the last one."""
+        """Return all programs that were attached at any time; the last attachment of each."""
         every = {(one.direction, one.hook, one.mode, one.id): one for one in (*self._gone, *self._there.values())}
         return tuple(every.values())
 
@@ -44,9 +48,11 @@ class Earlier:
         return any(one.hook == hook for one in self._there.values())
 
     def see(self, direction: Direction, hook: str, programs: Iterable[tuple[str, int]], since_ns: int) -> bool:
-        """Programs (mode, id) that are at a hook now, and no others; whether that is different from before.
+        """Record the programs at a hook now; return True if they changed.
 
-        since_ns: when it was last known what is there.
+        - direction, hook: of the programs.
+        - programs: (mode, id) of each program.
+        - since_ns: time of the previous check, monotonic.
         """
         now_ns = time.monotonic_ns()
         keys = {(direction, hook, mode, number) for mode, number in programs}
@@ -72,26 +78,26 @@ class Earlier:
 
 
 class Device(Protocol):
-    """A look at the tap's counters. counted_ns, at_ns: monotonic, before and after they were read."""
+    """One reading of the tap's device counters."""
 
     @property
     def counted_ns(self) -> int:
-        """See above."""
+        """Time before the counters were read, monotonic."""
 
     @property
     def at_ns(self) -> int:
-        """See above."""
+        """Time after the counters were read, monotonic."""
 
     @property
     def counters(self) -> LinkCounters | None:
-        """None: not read."""
+        """The counters; None: not read."""
 
 
 class DeviceCheck:
-    """Holds what a tap's driver counted against what came to its hook: received, and dropped before or behind it.
+    """Compares the counters of a tap's driver (received and dropped) with the packets that reached its hook.
 
-    Of taps alone: tun counts each frame that it hands to the stack, once (drivers/net/tun.c, tun_get_user and
-    tun_xdp_one). Drivers of network cards put frames together afterwards.
+    For taps only: tun counts each frame that it hands to the stack, once (drivers/net/tun.c, tun_get_user and
+    tun_xdp_one). Drivers of network cards merge frames afterwards.
     """
 
     def __init__(self, link: Link) -> None:
@@ -101,36 +107,38 @@ class DeviceCheck:
 
     @property
     def unseen(self) -> int:
-        """Packets that tun handed on and that did not come to the hook, at least."""
+        """Return the minimum number of packets that tun handed to the stack and that did not reach the hook."""
         if self._received.packets and self._merges is None:
             self._merges = _merges_frames(self._link)
         return 0 if self._merges else self._received.packets
 
     @property
     def dropped(self) -> int:
-        """Packets that were counted as dropped by the device and that did not come to the hook, at least."""
+        """Return the minimum number of packets that the device counted as dropped and that did not reach the hook."""
         return self._dropped.packets
 
     def restart(self) -> None:
-        """The hook was not watched until now."""
+        """Start the comparison again: the hook was not watched until now."""
         self._received.restart()
         self._dropped.restart()
 
     def restart_dropped(self) -> None:
-        """Forget drops until now: those that can drop now did not drop them."""
+        """Forget the drops so far: the programs that are attached now did not cause them."""
         self._dropped = Unseen()
 
     def is_wanted(self, looks: Sequence[Device], began_ns: int) -> Device | None:
-        """The look at the device to hold counts against; None where there is nothing to be done."""
+        """Return the device reading to compare counts with; None where no comparison is due."""
         if self._link.kind != "tap":
             return None
         read = [one for one in looks if one.counters is not None and one.at_ns <= began_ns]
         return read[-1] if read and self._received.is_wanted(read[-1].at_ns, began_ns) else None
 
     def see(self, device: Device, snapshot: tuple[int, int], counted: int, dropped: int) -> None:
-        """A look, and what a snapshot that was begun and ended then has counted since the start of the run.
+        """Compare a device reading with the counts of a snapshot since the start of the run.
 
-        counted: outbound packets, missed ones too. dropped: of these by others than the policer, and missed.
+        - snapshot: monotonic times of its begin and end.
+        - counted: outbound packets, with missed ones.
+        - dropped: of these, packets dropped by others than the policer, and missed ones.
         """
         if device.counters is not None:
             times = device.counted_ns, device.at_ns
@@ -139,8 +147,9 @@ class DeviceCheck:
 
 
 def _merges_frames(link: Link) -> bool:
-    """Return True if frames are merged before the hook (IFF_NAPI, which no hypervisor asks for), as /sys shows it:
-    it shows the network namespace that it was mounted in.
+    """Return True if frames are merged before the hook: IFF_NAPI, which no hypervisor sets.
+
+    Read from /sys, which shows the network namespace that it was mounted in.
     """
     folder = Path("/sys/class/net") / link.name
     try:

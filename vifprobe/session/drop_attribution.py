@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs, filters and policers that can drop packets of a tap before they reach the bridge.
 
-The kernel says that tc ingress or netfilter dropped a packet, not who there. Where only a policer can have, it was the
-policer; else the programs have to look closer (bpf/progs/police_exit.c, bpf/progs/kfree_skb.c), or it is said that it
-is not known.
+The kernel reports that tc ingress or netfilter dropped a packet, but not which program there. Where only a policer can
+drop, the drop is the policer's. Else further programs attribute it (bpf/progs/police_exit.c, bpf/progs/kfree_skb.c), or
+a note says that it is unknown.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from vifprobe.kernel.tcx import TcxProgram, program_name
 from vifprobe.model.layout import Verdict
 from vifprobe.model.reading import Cells, count
 
-#: So many of those that could drop are named; the programs of a tcx hook can change all day.
+#: Maximum number of drop sources that are named; the programs of a tcx hook can change all day.
 _NAMED_MAX = 16
-#: Actions that drop only where they are told to, in their `control`. All others also drop what they can't act on.
+#: Actions that drop only if their `control` says so. All others also drop packets that they can't process.
 _PLAIN_ACTIONS = ("gact", "skbedit", "simple", "connmark")
 
 
 @dataclass(frozen=True)
 class DropSources:
-    """policers: police actions at tc ingress. others: what else can drop there, in words. nft: whether a chain of nft's
-    hangs on the tap's ingress. nft_shared: whether other netfilter chains can drop the tap's packets, too.
+    """Programs that can drop a tap's packets at ingress.
+
+    - policers: filters with police actions at tc ingress.
+    - others: other programs and filters there that can drop, as text.
+    - nft: an nft chain is hooked on the tap's ingress.
+    - nft_shared: other netfilter chains can drop the tap's packets, too.
     """
 
     policers: tuple[str, ...] = ()
@@ -42,7 +46,7 @@ class DropSources:
 
 
 def drop_sources_of(found: Installed, tcx: Iterable[TcxProgram]) -> DropSources:
-    """Of one tap. tcx: the programs at its ingress."""
+    """Return the drop sources of one tap. tcx: the programs at its ingress."""
     policers: list[str] = []
     others = [f"the tcx program {one.name or '?'} (id {one.id})" for one in tcx if not one.own]
     for one in found.tc.filters:
@@ -58,9 +62,9 @@ def drop_sources_of(found: Installed, tcx: Iterable[TcxProgram]) -> DropSources:
 
 
 class DropAttribution:
-    """Keeps who could have dropped one tap's packets since the start, and says what of it is known.
+    """Drop sources of one tap since the start of the run, and the notes about uncertain attribution.
 
-    guessed: whether drops at tc ingress have at any time counted as policed although others could have done them.
+    guessed: True if drops at tc ingress counted as policed at a time when others could have dropped there.
     """
 
     def __init__(self, found: Installed, now: DropSources) -> None:
@@ -69,8 +73,8 @@ class DropAttribution:
         self.guessed = False
 
     def follow(self, now: DropSources, is_guessing: bool) -> None:
-        """Take the drop sources of now. is_guessing: drops at tc ingress count as policed whoever did them."""
-        # The kernel tells nobody of a new tcx program: for up to a second its drops have counted as the policer's.
+        """Take the current drop sources. is_guessing: all drops at tc ingress count as policed."""
+        # The kernel does not notify of a new tcx program: for up to a second its drops counted as the policer's.
         is_late = bool(now.policers) and any(one not in self._others for one in now.others)
         room = max(0, _NAMED_MAX - len(self._others))
         new = [one for one in now.others if one not in self._others]
@@ -78,8 +82,13 @@ class DropAttribution:
         self.guessed |= is_guessing or is_late
 
     def notes(self, cells: Cells, tc_ingress: int | None, found: Installed) -> list[str]:
-        """For whoever reads the counts. cells: at ingress, since the start. tc_ingress: the reason's number."""
-        others = ", ".join(self._others) or "something that is not there any more"
+        """Return notes for readers of the counts.
+
+        - cells: counts at ingress since the start.
+        - tc_ingress: number of the drop reason TC_INGRESS; None where the kernel has no drop reasons.
+        - found: the limits as they were read last.
+        """
+        others = ", ".join(self._others) or "a program or filter that has been removed"
         at_tc = cells[cells["reason"] == tc_ingress] if tc_ingress is not None else cells[:0]
         dropped = count(at_tc[at_tc["verdict"] == Verdict.DROPPED]).packets
         policed = count(at_tc[at_tc["verdict"] == Verdict.POLICED]).packets

@@ -9,7 +9,7 @@ from vifprobe.kernel.tables.counters import Snapshot
 
 
 class ErrorCounts(NamedTuple):
-    """See the fields of the same names in vifprobe.model.reading.Reading."""
+    """Error counts, as the fields of the same names of vifprobe.model.reading.Reading."""
 
     missed_bytes: int = 0
     late_verdicts: int = 0
@@ -17,7 +17,7 @@ class ErrorCounts(NamedTuple):
 
     @classmethod
     def of(cls, number: int, snapshot: Snapshot) -> ErrorCounts:
-        """Since the start; of the tap with this number, or of all where it is not known by tap."""
+        """Return the counts since the start: of the tap with this number, or of all taps where they are not by tap."""
         return cls(int(snapshot.missed_bytes[number].sum()), snapshot.late_verdicts, snapshot.recursion_misses)
 
     def since(self, before: ErrorCounts) -> ErrorCounts:

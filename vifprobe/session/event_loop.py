@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows what happens to the watched taps: waits for it, has it taken into account at once, and tells of it."""
+"""Event loop of a run: waits for events of the watched taps, applies them at once, and lists them."""
 
 from __future__ import annotations
 
@@ -20,36 +20,35 @@ from vifprobe.session.components import Components
 from vifprobe.session.coverage import GapTeller, LinkTeller
 from vifprobe.session.tap import WatchedTap, is_about_limits
 
-#: So often it is looked for changes that netlink does not tell of: of tcx programs it never does, and of nft only once
-#: nf_tables is there to be listened to.
+#: Poll interval for changes that netlink does not report: of tcx programs never, of nft only once nf_tables is loaded.
 _REFRESH_NS = 1_000_000_000
-#: And so often all limits are read again, told or not.
+#: Interval at which all limits are read again, with or without events.
 _ALL_NS = 10_000_000_000
-#: An interval ends so soon after it was told that a limit came, went or changed, or that a tap was deleted, for that to
-#: be seen at once; what belongs to the same change (qdisc, then filter) has arrived by then.
+#: An interval ends this time after the event of a changed limit or a deleted tap, so that the change is shown at once.
+#: All events of one change (qdisc, then filter) have arrived by then.
 _CHANGE_SHOWN_NS = 30_000_000
 _END_HEARD_NS = 1_000_000_000
-#: So often it is looked whether samples must be taken before the interval ends: a CPU's ring holds half a second of
-#: them at least.
+#: Poll interval for samples that must be read before the interval ends: a CPU's ring holds at least half a second.
 _LOOK_NS = 200_000_000
-#: Events kept for who takes them.
+#: Maximum number of unread events.
 KEPT = 20_000
 
 
 class Sink(Protocol):
-    """Takes the readings of a run, at its own pace."""
+    """Consumer of the readings of a run, which can be slower than the run."""
 
     def fileno(self) -> int:
         """Descriptor that is writable when `push` can go on."""
 
     def push(self) -> bool:
-        """Pass on what can be passed on without waiting; True when nothing is left. Raises nothing."""
+        """Write as much as possible without waiting; return True when nothing is left. Raises nothing."""
 
 
 class EventLoop:
-    """From netlink's events to hooks, audits and a list of what happened.
+    """Applies netlink events to hooks and audits, and keeps a list of them.
 
-    stop_fd: readable as soon as the run is to end.
+    - parts: components of the run.
+    - stop_fd: readable as soon as the run must end.
     """
 
     def __init__(self, parts: Components, stop_fd: int) -> None:
@@ -57,7 +56,7 @@ class EventLoop:
         self._hooks = parts.hooks
         self._auditor = parts.auditor
         self._reasons = parts.features.reasons
-        self._syn_tracker = parts.syn_tracker  # looked at while waiting
+        self._syn_tracker = parts.syn_tracker  # checked while waiting
         self._limits = parts.limits
         self._all_looked_ns = time.monotonic_ns()
         self._stop_fd = stop_fd
@@ -68,12 +67,12 @@ class EventLoop:
         self._refreshed_ns = time.monotonic_ns()
 
     def wait(self, until_ns: int, sinks: Sequence[Sink] = ()) -> bool:
-        """Sleep until then, following what happens to the taps; True as soon as the run is to end or all are gone.
+        """Apply events until a time. Return True as soon as the run must end or all taps are gone.
 
-        Where a limit came, went or changed, the wait is over at once. sinks: are pushed meanwhile.
+        Where a limit was added, removed or changed, the wait ends at once. sinks: pushed while waiting.
         """
         left_ns, is_cut = until_ns - time.monotonic_ns(), False
-        while True:  # once at least: a stop is heard even where each reading takes longer than the interval
+        while True:  # at least once: a stop is seen even where each reading takes longer than the interval
             wait_ns = max(0, min(left_ns, _LOOK_NS) if self._syn_tracker is not None else left_ns)
             blocked = [sink for sink in sinks if not sink.push()]
             ready, _, _ = select.select([self._stop_fd, self._events.fileno()], blocked, [], wait_ns / 1e9)
@@ -89,13 +88,13 @@ class EventLoop:
                 is_cut = True
             left_ns = until_ns - time.monotonic_ns()
             if left_ns <= 0:
-                if is_cut:  # to take a change in can take longer than that: what has come meanwhile belongs to it
+                if is_cut:  # applying a change can take longer than the wait: later events belong to the same change
                     self.follow()
                     self._show_by_ns = None
                 return False
 
     def follow(self) -> None:
-        """Take into account what has happened until now."""
+        """Apply all events up to now."""
         events = self._events.read()
         now_ns = time.monotonic_ns()
         is_due = self._is_refresh_due(now_ns)
@@ -119,7 +118,7 @@ class EventLoop:
                 self._hooks.count(watched)
                 watched.covered()
                 if own and cells is None:
-                    # As they are: to wait for verdicts can take long, and what passes meanwhile counts.
+                    # Without waiting for verdicts, which can take long: packets that pass in the meantime count.
                     cells = self._hooks.counters.cells_now()
                 if self._audit(watched, own, cells):
                     show_by_ns = (own[0].at_ns if own else now_ns) + _CHANGE_SHOWN_NS
@@ -138,19 +137,20 @@ class EventLoop:
             self._auditor.poke()
 
     def end(self) -> None:
-        """Follow what is still to be heard of, just before the hooks are taken off."""
+        """Apply the last events, just before the hooks are detached."""
         self.follow()
         self._hear_of_ends()
 
     def tell_last_gaps(self) -> None:
-        """Tell of the gaps that last until the end, too."""
+        """List the gaps that last until the end, too."""
         self._tell_link_messages(final=True)
         for watched in self._hooks.watched:
             self._tell_gaps(watched, final=True)
 
     def take(self) -> list[tuple[str, Event]]:
-        """Events since the last call: (tap name, event). Of more than KEPT the newest, and how many there were
-        before them.
+        """Return the events since the last call: (tap name, event).
+
+        At most the newest KEPT are returned; an `overflow` event before them has the number of the others.
         """
         left_out, seen = self._seen.left_out, self._seen.take()
         if left_out:
@@ -160,8 +160,9 @@ class EventLoop:
         return seen
 
     def _look(self, owns: dict[int, list[Event]], events: list[Event], now_ns: int, is_due: bool) -> set[int]:
-        """Read limits again, of those taps alone that have a reason, with the same few dumps for all; the numbers of
-        taps of which something is to be looked into.
+        """Read limits again of the taps that need it, with the same few dumps for all.
+
+        Return the numbers of the taps with changes.
         """
         if any(event.kind in ("nft_change", "overflow") for event in events):
             self._limits.forget_nft()
@@ -171,7 +172,7 @@ class EventLoop:
         if is_due:
             news |= {watched.number for watched in there if watched.look_ahead()}
             news |= self._look_at_xdp(there)
-            # While a limit is away, or it is guessed what it drops, more than changes matters.
+            # While a limit is missing, or drops are attributed by guess, limits are read without a change, too.
             uneasy = [watched for watched in there if watched.attribution.guessed or self._is_away(watched)]
             news |= {watched.number for watched in uneasy}
             if now_ns - self._all_looked_ns > _ALL_NS or self._limits.is_nft_changed():
@@ -188,14 +189,15 @@ class EventLoop:
         return news | {watched.number for watched in wanted if watched.take(found[watched.link.ifindex])}
 
     def _look_at_xdp(self, there: Sequence[WatchedTap]) -> set[int]:
-        """Look at all links, where it may be that an XDP program came or went of which netlink tells nothing: one that
-        hangs on a BPF link (net/core/dev.c, bpf_xdp_link_attach).
+        """Check XDP programs of all links, and return the numbers of taps with a change.
+
+        netlink does not report XDP programs that are attached by a BPF link (net/core/dev.c, bpf_xdp_link_attach).
         """
         if not (self._new_links.is_new() or any(watched.earlier.is_there("xdp") for watched in there)):
             return set()
         try:
             xdp = {link.ifindex: link.xdp for link in list_links()}
-        except HostError:  # the next look will do
+        except HostError:  # the next poll tries again
             return set()
         found = [watched for watched in there if watched.link.ifindex in xdp]
         return {watched.number for watched in found if watched.see_xdp(xdp[watched.link.ifindex])}
@@ -205,8 +207,10 @@ class EventLoop:
         return any(gap.end_ns is None for gap in tracker.gaps)
 
     def _own(self, watched: WatchedTap, events: list[Event]) -> list[Event]:
-        """Return the events for which a tap must be looked at. Link messages without a change are none, however many:
-        they matter as what somebody else answered to, and are counted.
+        """Return the events for which a tap must be checked.
+
+        Link messages without a change are not among them. They are counted and recorded, because other programs react
+        to them.
         """
         own = [event for event in events if event.ifindex in (watched.link.ifindex, 0)]
         if not own or not all(event.says_nothing for event in own):
@@ -218,11 +222,11 @@ class EventLoop:
 
     def _tell(self, watched: WatchedTap, own: list[Event]) -> None:
         for event in own:
-            told = self._link_teller.news(event) if event.says_nothing else [event]
-            self._seen.extend((watched.link.name, one) for one in told)
+            listed = self._link_teller.news(event) if event.says_nothing else [event]
+            self._seen.extend((watched.link.name, one) for one in listed)
 
     def _tell_link_messages(self, final: bool = False) -> None:
-        """Of link messages that came in their thousands, how many they were."""
+        """List the number of link messages without a change, for each series that has ended."""
         names = {watched.link.ifindex: watched.link.name for watched in self._hooks.watched}
         over = self._link_teller.over(time.monotonic_ns(), final)
         self._seen.extend((names[event.ifindex], event) for event in over)
@@ -235,16 +239,19 @@ class EventLoop:
         return is_due
 
     def _audit(self, watched: WatchedTap, own: list[Event], cells: Cells | None) -> bool:
-        """Have the audit follow the tap's own events; cells: of all taps, read after them, if there are any.
+        """Pass the tap's events to its audit; return True if a limit was added, removed or changed.
 
-        Whether a limit came, went or changed.
+        cells: of all taps, read after the events; None where there are no events.
         """
         counted = watched.before if cells is None or not own else cells[cells["tap"] == watched.number]
         audit = self._auditor.taps[watched.link.ifindex]
         return audit.follow(own, watched.installed, passed_bytes(counted, self._reasons))
 
     def _hear_of_ends(self) -> None:
-        """A deleted tap can't be found some time before the kernel tells of its end, and who brought it about."""
+        """Wait for the kernel's message about each deleted tap, which names the process that deleted it.
+
+        The tap can be missing some time before that message comes.
+        """
         until_ns = time.monotonic_ns() + _END_HEARD_NS
         while any(watched.gone and not watched.heard_of_end for watched in self._hooks.watched):
             left_ns = until_ns - time.monotonic_ns()

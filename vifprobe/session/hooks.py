@@ -19,16 +19,20 @@ from vifprobe.model.whatif import WhatIf
 from vifprobe.session.audit.auditor import Auditor
 from vifprobe.session.tap import WatchedTap, at_hooks
 
-#: Inbound packets that are on their way at the end are looked at so often, for those whose end was not seen.
+#: Number of checks at the end of a run for inbound packets in flight whose end was not seen.
 _LOOKS_AT_END = 4
 _LOOK_APART_SECONDS = 0.003
 
 
 class Hooks:
-    """The programs, on all watched taps, and the counters that they write.
+    """The programs on all watched taps, and the counters that they write.
 
-    watched: in the order of their numbers. auditor: says what limits are declared. charge: what the ideal bucket takes
-    for a packet.
+    - programs, counters: the kernel side.
+    - watched: the taps, ordered by number.
+    - directions: watched directions.
+    - auditor: knows the declared limits.
+    - charge: bytes of a packet that the ideal bucket charges.
+    - limits: reader of installed limits.
     """
 
     def __init__(
@@ -50,8 +54,9 @@ class Hooks:
         self._limits = limits
 
     def load(self) -> None:
-        """Load the programs: the verifier takes a tenth of a second and more. Nothing is counted yet: followers count
-        nothing before the kernel side is told of the taps.
+        """Load the programs: the verifier takes a tenth of a second or more.
+
+        Nothing is counted yet: the programs count only taps that are in the table of watched taps.
         """
         if self.programs.unfollowed:
             for watched in self.watched:
@@ -64,11 +69,15 @@ class Hooks:
     def attach(
         self, stack: ExitStack, create_qdisc: bool, what_ifs: Sequence[WhatIf], goes_on: Callable[[int], bool]
     ) -> None:
-        """Count each tap from now on; verdicts must be attached. stack: takes each hook off, should one fail.
+        """Attach the programs to each tap, and count it from then on. Verdicts must be attached before.
 
         Each tcx link waits for an RCU grace period with the RTNL lock held (kernel/bpf/tcx.c, tcx_link_prog_attach and
-        tcx_entry_sync), 8 ms and more at 250 Hz, so that threads would gain nothing. goes_on: is given how many taps
-        are done; where it returns False the others are left out.
+        tcx_entry_sync), 8 ms or more at 250 Hz. So several threads would not be faster.
+
+        - stack: detaches each hook at its end.
+        - create_qdisc: create a clsact qdisc where a hook needs one.
+        - what_ifs: what-if limits.
+        - goes_on: called with the number of attached taps; where it returns False, the other taps are left out.
         """
         for done, watched in enumerate(self.watched):
             if done and not goes_on(done):
@@ -83,19 +92,17 @@ class Hooks:
         goes_on(len(self.watched))
 
     def count(self, watched: WatchedTap) -> None:
-        """Have the kernel side count the tap by what is known of it now."""
+        """Write the tap's current traits and charge to the kernel side, which counts it from then on."""
         self.counters.watch(watched.link.ifindex, watched.number, watched.traits, *watched.charge)
 
     def renew(self, watched: WatchedTap) -> None:
-        """Hold the tap to what is declared now: libvirt's and Open vSwitch's limits are known some time after the
-        start, and can change.
-        """
+        """Update the tap's declared limits. Those of libvirt and Open vSwitch come after the start, and can change."""
         watched.hold_to(self._declared(watched), self._charge, self.programs)
         if not watched.gone:
             self.count(watched)
 
     def detach(self, progress: Callable[[int], object]) -> None:
-        """Take every hook off; what is counted then is final. Each tcx link waits for a grace period, as in attach."""
+        """Detach every hook; the counts are then final. Each tcx link waits for a grace period, as in attach."""
         for done, watched in enumerate(self.watched):
             progress(done)
             watched.detach()
@@ -107,12 +114,12 @@ class Hooks:
                 watched.take(found[watched.link.ifindex])  # its policers' counters
         self.programs.detach_tracepoints()
         self.programs.detach_followers()
-        # Packets that were in the hooks just now still get their verdict before the last tracepoints go, too.
+        # Packets that were in the hooks at this moment get their verdict before the last tracepoints are detached.
         self.counters.settle()
         self.programs.detach_verdicts()
 
     def write_off(self) -> bool:
-        """Find inbound packets whose end went by unseen; False where none is on its way."""
+        """Find inbound packets whose end was not seen; return False where none is in flight."""
 
         def waiting(numbers: Iterable[int]) -> dict[int, int]:
             taps = {self.watched[number].link.ifindex: number for number in numbers}
@@ -123,7 +130,7 @@ class Hooks:
         return self.counters.write_off(waiting)
 
     def write_off_at_end(self) -> None:
-        """The same as often as it takes, just before the end."""
+        """Repeat write_off until no packet is in flight, at most _LOOKS_AT_END times, just before the end."""
         for _ in range(_LOOKS_AT_END):
             if not self.write_off():
                 break

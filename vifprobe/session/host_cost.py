@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts what the taps cost the host while a probe runs: joins the scheduler's counters to who the threads are.
+"""CPU time and context switches of the host while a probe runs: the scheduler's counters, joined with thread names.
 
-The programs are loaded in a thread of their own, so that packets are counted and shown without waiting for them.
+The programs are loaded in a separate thread, so that packets are counted and shown without waiting for them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from vifprobe.kernel.tables.sched import HostCounters, HostCounts
 from vifprobe.model.host_cost import HostCost, HostCostSum, scaled_packets
 from vifprobe.model.records import HostScope
 
-#: Readings closer together than this share one interval of the host's.
+#: Readings at shorter intervals share one interval of the host.
 LEAST_NS = 95_000_000
-#: Intervals kept for who takes them, the newest: some 10 KiB each.
+#: Number of unread intervals that are kept, the newest ones: some 10 KiB each.
 KEPT = 512
 _COUNTS = ("voluntary", "involuntary", "cpu_ns")
 
 
 @dataclass
 class _Offered:
-    """Packets of one tap, and the time that they were counted in: since the last interval, and of all intervals."""
+    """Offered packets of one tap.
+
+    - packets, ns: since the last host interval, and the time in which they were counted.
+    - shown: scaled to the last host interval.
+    - total: of all host intervals.
+    """
 
     packets: int = 0
     ns: int = 0
@@ -36,7 +41,10 @@ class _Offered:
 
 
 class HostCollector:
-    """From `start` to `close`. `problem`: why nothing is counted, "" while it is (or while the programs are loaded)."""
+    """Host cost from `start` to `close`.
+
+    problem: why nothing is counted; "" while counting, or while the programs are being loaded.
+    """
 
     def __init__(self) -> None:
         self.problem = ""
@@ -53,15 +61,15 @@ class HostCollector:
         self._total: HostCost | None = None
         self._summed = HostCostSum()
         self._offered: dict[str, _Offered] = {}
-        self._idle: dict[int | None, HostCost] = {}  # by process: the last interval beside a tap without packets
+        self._idle: dict[int | None, HostCost] = {}  # by process: the last interval for taps without packets
         self._new: Recent[HostCost] = Recent(KEPT)
 
     def start(self) -> None:
-        """Begin to load the programs."""
+        """Start to load the programs."""
         self._thread.start()
 
     def wait(self) -> None:
-        """Until they are loaded, or it is known that they can't be."""
+        """Wait until the programs are loaded, or loading has failed."""
         self._thread.join()
 
     def _load(self) -> None:
@@ -77,17 +85,17 @@ class HostCollector:
                 self._counters = made
 
     def close(self) -> None:
-        """Detach; what was counted can still be asked for. Harmless when called again."""
+        """Detach the programs; the counts stay readable. Harmless when called again."""
         with self._lock:
             self._closed = True
             counters, self._counters = self._counters, None
         if counters is not None:
             counters.close()
         if self._thread.is_alive():
-            self._thread.join()  # or its programs would be attached after this
+            self._thread.join()  # else the programs could be attached after this
 
     def turn(self, run_start_ns: int, final: bool = False) -> None:
-        """End the host's interval; to be called just before packets are read, and `read` just after."""
+        """End the host's interval. Call it just before packets are read, and `read` just after."""
         self._run_start_ns = run_start_ns
         now_ns = time.monotonic_ns()
         self._turned = self._counters is not None and (final or now_ns - self._last_turn_ns >= LEAST_NS)
@@ -96,7 +104,7 @@ class HostCollector:
             self._counters.turn()
 
     def read(self, pids: Mapping[str, int | None]) -> None:
-        """Take the interval that was turned, 1 ms ago at least. pids: tap -> its process."""
+        """Read the interval that `turn` ended, 1 ms later at the earliest. pids: tap name -> its process, or None."""
         if not self._turned or self._counters is None:
             return
         self._threads.pids = frozenset(pid for pid in pids.values() if pid is not None)
@@ -109,7 +117,7 @@ class HostCollector:
         self._total = replace(
             before,
             duration_ns=self._cost.start_ns + self._cost.duration_ns - before.start_ns,
-            # What one interval has too much, the next one has too little.
+            # A surplus of one interval is deducted from the next one.
             bound_ns=max(before.bound_ns, self._cost.bound_ns),
             missed_switches=before.missed_switches + self._cost.missed_switches,
             unnamed_switches=before.unnamed_switches + self._cost.unnamed_switches,
@@ -117,7 +125,11 @@ class HostCollector:
         )
 
     def of_tap(self, tap: str, pid: int | None, packets: int, duration_ns: int) -> HostCost | None:
-        """Last interval, for a tap's reading; packets: offered in that reading. None: nothing counted yet."""
+        """Return the last interval for a tap's reading; None: nothing counted yet.
+
+        - tap, pid: name of the tap and its process.
+        - packets, duration_ns: offered packets and duration of the reading.
+        """
         own = self._offered.setdefault(tap, _Offered())
         own.packets += packets
         own.ns += duration_ns
@@ -134,14 +146,14 @@ class HostCollector:
         return self._idle[pid]
 
     def total_of_tap(self, tap: str, pid: int | None) -> HostCost | None:
-        """The whole run so far."""
+        """Return the cost of the whole run so far; None: nothing counted yet."""
         if self._total is None:
             return None
         offered = self._offered.get(tap, _Offered()).total
         return replace(self._total, rows=self._summed.rows(), pid=pid, offered_packets=offered)
 
     def take(self) -> list[HostCost]:
-        """Intervals since the last call, the newest KEPT of them."""
+        """Return the intervals since the last call, at most the newest KEPT."""
         return self._new.take()
 
     def _sum_of(self, counts: HostCounts) -> HostCostSum:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets that passed a device's egress, in the terms of the counters of its driver and its qdisc.
+"""Packets that passed a device's egress, in the units of the counters of its driver and its qdisc.
 
-Of a tap these are its inbound packets, of a macvtap its outbound ones.
+For a tap these are its inbound packets, for a macvtap its outbound ones.
 
-Where a count can't be exact (packets that waited since before the start, frames that were cut up on the way, drops
-whose place is not known) it has bounds.
+A count that can't be exact has bounds: because of packets queued since before the start, frames that were segmented, or
+drops with an unknown location.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from vifprobe.model.layout import ETH_HEADER_BYTES, ETHERNET_OVERHEAD_BYTES, VLA
 from vifprobe.model.ports import direction_at, l2_header_bytes
 from vifprobe.model.reading import Cells, Counts, Reading, count
 
-#: Reasons of drops before the queue (include/net/dropreason-core.h), and of those that a tap's driver gives
-#: (drivers/net/tun.c, tun_net_xmit). Those of one function are told by its name: tun_*.
+#: Reasons of drops before the queue (include/net/dropreason-core.h), and those of a tap's driver (drivers/net/tun.c,
+#: tun_net_xmit). Drops without a reason are attributed to the driver by the name of the function: tun_*.
 _AHEAD = ("TC_EGRESS", "NETFILTER_DROP")
 _BY_DRIVER = ("FULL_RING", "TAP_FILTER", "TAP_TXFILTER")
 
 
 class InboundTotals:
-    """The totals at a device's egress. reasons: names of the kernel's drop reasons. function: the one around an
-    address, by its low half; None where that is not known.
+    """The totals at a device's egress.
+
+    - reading: totals of the run.
+    - reasons: names of the kernel's drop reasons.
+    - function: callback that returns the name of the function at an address, given by its low half; None where unknown.
     """
 
     def __init__(self, reading: Reading, reasons: Mapping[int, str], function: Callable[[int], str | None]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watch taps: joins kernel side and host side into readings. What `vifprobe watch` and `capture` and notebooks use."""
+"""Watch taps: join kernel side and host side into readings, for `vifprobe watch`, `capture` and notebooks."""
 
 from __future__ import annotations
 
@@ -39,25 +39,26 @@ BOTH = (Direction.OUTBOUND, Direction.INBOUND)
 class Probe:
     """Count the packets of some taps, from entering the ``with`` block to leaving it.
 
-    taps: interface names.
-    directions: which directions are counted.
-    netns: name, path or pid of the taps' network namespace; inside the block the calling thread is in it.
-    bin_ns: width of the timeline's bins, 0 for none.
-    limits: declared limits by direction, as given by the user.
-    counter_check: called in the taps' namespace with before_attach, after_attach, before_detach and after_detach, and
-        the interfaces (see vifprobe.session.counter_check).
-    create_qdisc: on kernels without tcx, add a clsact qdisc where there is none (it keeps OVS and libvirt from adding
-        their policer).
-    charge: which bytes of a packet the ideal bucket of the declared limit charges.
-    samples: how many packets' headers to keep a second at most; 0 for none, then readings have no flood measures.
-    host: count the host's CPU time, too (vifprobe.session.host_cost).
-    thresholds: the numbers from which flood measures raise findings.
-    what_ifs: limits to try out, WHAT_IFS_MAX at most.
-    progress: called with "attaching to" or "detaching from", how many taps are done, and how many there are.
-    follow_inbound: follow inbound packets through the tap's queue to the driver, which gives them verdicts; else they
-        are counted as offered alone. Where the kernel can't, the readings' notes say so.
+    Entering raises VifprobeError (TapError, KernelError, HostError); nothing stays attached then.
 
-    Entering raises VifprobeError (TapError, KernelError, HostError), and nothing is left attached then.
+    - taps: interface names.
+    - directions: counted directions.
+    - netns: name, path or pid of the taps' network namespace; inside the block the calling thread is in it. None: the
+      current one.
+    - bin_ns: width of the timeline's bins; 0 for no timeline.
+    - limits: declared limits by direction, as given by the user; None for none.
+    - counter_check: called in the taps' namespace with before_attach, after_attach, before_detach and after_detach, and
+      the interfaces (see vifprobe.session.counter_check); None for no check.
+    - create_qdisc: on kernels without tcx, add a clsact qdisc where there is none (it keeps OVS and libvirt from adding
+      their policer).
+    - charge: bytes of a packet that the ideal bucket of the declared limit charges.
+    - samples: maximum number of sampled headers per second; 0: none, and readings have no flood measures.
+    - host: count the host's CPU time, too (vifprobe.session.host_cost).
+    - thresholds: values from which flood measures raise findings; None for the defaults.
+    - what_ifs: what-if limits, at most WHAT_IFS_MAX.
+    - follow_inbound: follow inbound packets through the tap's queue to the driver, which gives them verdicts. Else they
+      are only counted as offered. Where the kernel can't follow them, the readings' notes say so.
+    - progress: called with "attaching to" or "detaching from", the number of finished taps, and that of all taps.
     """
 
     def __init__(
@@ -80,7 +81,10 @@ class Probe:
         if not taps:
             raise UsageError("no tap given.", "List the taps with `vifprobe taps`.")
         if len(what_ifs) > WHAT_IFS_MAX:
-            raise UsageError(f"{len(what_ifs)} limits to try out.", f"At most {WHAT_IFS_MAX}: each costs every packet.")
+            raise UsageError(
+                f"{len(what_ifs)} --what-if limits: at most {WHAT_IFS_MAX} are possible.",
+                "Each one adds work for every packet.",
+            )
         self._wanted = ProbeConfig(
             names=tuple(dict.fromkeys(taps)),
             directions=directions,
@@ -128,7 +132,7 @@ class Probe:
 
     @property
     def hooks(self) -> dict[str, dict[Direction, str]]:
-        """Tap name -> direction -> hook in use: tcx, clsact, ingress."""
+        """Return tap name -> direction -> hook in use: tcx, clsact, ingress or tracepoint."""
         return {
             watched.link.name: {direction: found.hook for direction, found in watched.attachments.items()}
             for watched in self._watched
@@ -147,17 +151,22 @@ class Probe:
     def stop(self) -> None:
         """End `readings` early, with the last partial interval and the totals. Safe in a signal handler."""
         self._stopped = True
-        if self._stop_write is not None:  # not open yet: entering sees the flag
-            with suppress(BlockingIOError):  # it was told often enough
+        if self._stop_write is not None:  # None: not open yet, entering checks the flag
+            with suppress(BlockingIOError):  # the pipe is full: the stop is already in it
                 os.write(self._stop_write, b"x")
 
     def readings(self, seconds: float = 1.0, duration_seconds: float | None = None) -> Iterator[Reading]:
-        """One Reading a tap and interval, until the duration is over, `stop` is called or all taps are gone.
+        """Yield one Reading for each tap and interval.
 
-        Then the rest as a shorter interval, then (``final``) the totals of the whole run: everything is detached first,
-        so that totals and intervals add up to the packet. seconds: 0.01 and more. A tap that is deleted ends the
-        interval at once. Its reading is then marked `gone` and is its last one but for the totals, and for packets
-        whose verdict came later.
+        The run ends when the duration is over, `stop` is called or all taps are gone. Then follow a last, shorter
+        interval and (``final``) the totals of the whole run. Everything is detached first, so that intervals add up to
+        the totals exactly.
+
+        A tap that is deleted ends the interval at once. Its reading is marked `gone`. Only the totals, and packets with
+        a later verdict, follow it.
+
+        - seconds: length of an interval, 0.01 or more.
+        - duration_seconds: of the run; None: until `stop`.
         """
         for batch in self.intervals(seconds, duration_seconds):
             yield from batch
@@ -165,10 +174,10 @@ class Probe:
     def intervals(
         self, seconds: float = 1.0, duration_seconds: float | None = None, sinks: Sequence[Sink] = ()
     ) -> Iterator[tuple[Reading, ...]]:
-        """The same, the readings of all taps of one interval together; the totals are the last ones.
+        """Yield the readings of all taps of one interval together, as `readings` does; the totals come last.
 
-        sinks: while one of them has not passed on the readings before, an interval does not end: it becomes longer, and
-        loses nothing. The end of the run does not wait for them.
+        sinks: while one of them has not written the previous readings, an interval does not end: it gets longer, and
+        no packet is lost. The end of the run does not wait for them.
         """
         if seconds < 0.01:
             raise UsageError(f"an interval of {seconds} s is too short.", "Use 10ms or more; a timeline has 1 ms bins.")
@@ -180,7 +189,7 @@ class Probe:
             is_due = time.monotonic_ns() >= until_ns
             if stopped or (is_due and until_ns == end_ns):
                 break
-            if is_due:  # what a slow reader is late for is left out, or the end would come late, too
+            if is_due:  # intervals that a slow reader missed are skipped, else the end would be late, too
                 due_ns = max(due_ns + round(seconds * 1e9), time.monotonic_ns())
             self._parts.hooks.write_off()
             if all(sink.push() for sink in sinks):
@@ -193,12 +202,15 @@ class Probe:
         yield self.totals()
 
     def totals(self) -> tuple[Reading, ...]:
-        """Counts since the start, one Reading a tap, marked ``final``. After the end: the exact totals."""
+        """Return the counts since the start, one Reading for each tap, marked ``final``. Exact after the end."""
         snapshot = self._end or self._parts.counters.snapshot()
         return tuple(self._maker.total(watched, snapshot) for watched in self._watched)
 
     def take_bins(self) -> npt.NDArray[np.void]:
-        """Time bins (dtype layout.BIN, tap = place in `links`) that ended since the last call; all after the end."""
+        """Return the time bins that ended since the last call; all after the end.
+
+        dtype layout.BIN; tap: index of `links`.
+        """
         if self._end is not None:
             bins, self._last_bins = self._last_bins, self._last_bins[:0]
             return bins
@@ -208,20 +220,20 @@ class Probe:
 
     @property
     def lost_bins(self) -> int:
-        """Time bins that were overwritten before they were taken."""
+        """Return the number of time bins that were overwritten before they were read."""
         return self._parts.counters.lost_bins
 
     def take_samples(self) -> npt.NDArray[np.void]:
-        """Sampled packets (dtype layout.SAMPLE, tap = place in `links`) since the last call; all after the end."""
+        """Return the samples since the last call; all after the end. dtype layout.SAMPLE, tap: index of `links`."""
         return np.zeros(0, SAMPLE) if self._parts.syn_tracker is None else self._parts.syn_tracker.take_samples()
 
     @property
     def lost_samples(self) -> int:
-        """Samples that were written over before they were taken."""
+        """Return the number of samples that were overwritten before they were read."""
         return self._parts.counters.lost_samples
 
     def syn_measures(self) -> SynMeasures | None:
-        """SYNs and handshakes of all taps; None where they are not followed. Ends the interval that it is of."""
+        """Return the SYN measures of all taps and end their interval; None where they are not measured."""
         return self._parts.counters.syn_measures()
 
     def take_events(self) -> list[tuple[str, Event]]:
@@ -237,16 +249,16 @@ class Probe:
         return next(found for found in self._parts.auditor.taps.values() if found.link.name == tap)
 
     def policer_rows(self) -> list[PolicerRow]:
-        """Every place that declares or enforces a limit of a watched tap."""
+        """Return every place that declares or enforces a limit of a watched tap."""
         return self._parts.auditor.rows()
 
     @property
     def gaps(self) -> tuple[Coverage, ...]:
-        """Spans in which a tap was not watched, because somebody replaced the qdisc that our filter was in."""
+        """Return the spans in which a tap was unwatched, because the qdisc with vifprobe's filter was replaced."""
         return tuple(gap for watched in self._watched for gap in watched.gaps)
 
     def close(self) -> None:
-        """Detach everything, free everything; harmless when called again."""
+        """Detach and free everything; harmless when called again."""
         self._stack.close()
 
     def _open(self) -> None:
@@ -267,7 +279,7 @@ class Probe:
     def _start(self, parts: Components) -> None:
         """Start the clock, and count from then on."""
         wanted = self._wanted
-        parts.hooks.load()  # before the clock starts: it takes its time
+        parts.hooks.load()  # before the clock starts, because it is slow
         self._moment("before_attach")
         self.start_ns = time.monotonic_ns()
         self._maker = ReadingMaker(self.start_ns, parts, wanted.directions, wanted.what_ifs)
@@ -291,7 +303,7 @@ class Probe:
             self._counter_check(name, self.links)
 
     def _detach(self) -> Snapshot:
-        """Take every hook off, once, and read what is then final."""
+        """Detach every hook, once, and read the final counts."""
         if self._end is not None:
             return self._end
         with suppress(OSError):

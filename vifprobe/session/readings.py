@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes readings: the kernel's counts up to one moment, less those up to another, and what is known of them."""
+"""Make readings: the difference of two snapshots of the kernel's counts, with limits, notes and findings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from vifprobe.session.components import Components
 from vifprobe.session.error_counts import ErrorCounts
 from vifprobe.session.tap import WatchedTap
 
-#: A tap for which nothing comes is read whole so often all the same, each at its own time.
+#: Interval at which a reading of a tap without packets is made in full; the taps' times are spread.
 _WHOLE_NS = 30_000_000_000
 
 
 class _Idle(NamedTuple):
-    """A reading without packets. known: what it rests on; while that is the same it repeats itself, until due_ns."""
+    """A reading without packets, which is repeated.
+
+    - reading: the reading.
+    - known: the data that it depends on; it is repeated while these are the same.
+    - due_ns: when a full reading is due, monotonic.
+    """
 
     reading: Reading
     known: tuple[object, ...]
@@ -32,7 +37,13 @@ class _Idle(NamedTuple):
 
 
 class ReadingMaker:
-    """Of one run, whose clock starts at `start_ns`. what_ifs: the limits that are tried out."""
+    """Makes the readings of one run.
+
+    - start_ns: start of the run, monotonic.
+    - parts: components of the run.
+    - directions: watched directions.
+    - what_ifs: what-if limits.
+    """
 
     def __init__(
         self, start_ns: int, parts: Components, directions: tuple[Direction, ...], what_ifs: Sequence[WhatIf]
@@ -61,7 +72,7 @@ class ReadingMaker:
         return snapshot
 
     def end_interval(self, snapshot: Snapshot) -> None:
-        """The interval that ends with this snapshot is the one that the next calls of `interval` are for."""
+        """End an interval with this snapshot; the next calls of `interval` are for this interval."""
         self._since_ns, self._last_ns = self._last_ns, snapshot.at_ns
         self._at = datetime.now(timezone.utc)
         if self._syn_tracker is not None:
@@ -90,7 +101,7 @@ class ReadingMaker:
                 self._idle[watched.number] = _Idle(reading, known, due_ns)
         watched.missed_before = _missed(watched, snapshot)
         watched.errors_before = ErrorCounts.of(watched.number, snapshot)
-        watched.before = cells.copy()  # the snapshot's other rows need not be kept for it
+        watched.before = cells.copy()  # a view would keep all rows of the snapshot
         watched.what_ifs_before = None if snapshot.what_ifs is None else snapshot.what_ifs[watched.number]
         return reading
 
@@ -109,11 +120,11 @@ class ReadingMaker:
         if audited is None:
             return None
         earlier = (watched.earlier.news, watched.device.dropped, *watched.gaps[-1:])
-        told = (len(watched.notes), earlier, watched.attribution.guessed, watched.gone_ns, snapshot.unplaced_drops)
-        return (audited, told, self._host_notes())
+        state = (len(watched.notes), earlier, watched.attribution.guessed, watched.gone_ns, snapshot.unplaced_drops)
+        return (audited, state, self._host_notes())
 
     def _repeated(self, watched: WatchedTap, cells: Cells, snapshot: Snapshot) -> Reading | None:
-        """The reading before once more, if nothing has come and nothing is different; at little cost."""
+        """Return the previous reading with new times, if no packet came and nothing changed; None otherwise."""
         idle = self._idle.get(watched.number)
         if idle is None or snapshot.at_ns >= idle.due_ns or idle.known != self._known(watched, snapshot):
             return None
@@ -217,7 +228,7 @@ class ReadingMaker:
 
 
 def _missed(watched: WatchedTap, snapshot: Snapshot) -> dict[Direction, int]:
-    """Packets of each direction since the start that are in no cell, those that no program saw among them."""
+    """Return the packets of each direction since the start that are in no cell, with those that no program saw."""
     missed = dict(zip(Direction, snapshot.missed_packets[watched.number].tolist(), strict=True))
     missed[Direction.OUTBOUND] += watched.device.unseen
     return missed

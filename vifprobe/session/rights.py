@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root's rights in the long-running commands: `plan` as they begin, `give_up` once everything counts.
+"""Root's rights in the long-running commands: `plan` at their start, `give_up` once everything counts.
 
-For commands alone, which have a process to themselves: `vifprobe.Probe` leaves its caller's rights as they are.
+For commands only, which own their process: `vifprobe.Probe` does not change its caller's rights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vifprobe.kernel import police, symbols
 from vifprobe.process import capabilities, startup
 from vifprobe.process.capabilities import ALWAYS, WHY, Capability
 
-if TYPE_CHECKING:  # with it comes what tries out programs
+if TYPE_CHECKING:  # the import loads everything that tests programs
     from vifprobe.kernel.checkup import Found
 
 _STANDS_FOR = (Capability.BPF, Capability.PERFMON)
@@ -30,13 +30,13 @@ _COSTS = {
 
 
 def plan() -> None:
-    """Before a probe is opened: its threads go without from their beginning."""
+    """Plan the rights before a probe is opened: its threads start without those that are dropped later."""
     if startup.is_command:
         capabilities.plan(overrides=needs_overriding())
 
 
 def give_up() -> None:
-    """For good, in the calling thread. What takes more to be found is held on to before."""
+    """Drop rights for good, in the calling thread. Files that need more rights are opened before."""
     symbols.hold()
     police.hold()
     capabilities.give_up()
@@ -57,7 +57,7 @@ def checks() -> Iterator[Found]:
         if one in keeps:
             yield Found(one.label, "ok", f"kept by a run: {WHY[one]}")
         elif one in _STANDS_FOR and Capability.SYS_ADMIN in keeps:
-            yield Found(one.label, "ok", "lacking: CAP_SYS_ADMIN stands for it")
+            yield Found(one.label, "ok", "not set, but CAP_SYS_ADMIN includes it")
         else:
             state = "missing" if _COSTS[one] is _NO_RUN else "degraded"
             yield Found(one.label, state, f"lacking: {WHY[one]}", _COSTS[one], "run it with sudo")

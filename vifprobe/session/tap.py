@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One tap while it is watched: its hooks, its limits as they change, and the gaps in its coverage."""
+"""One watched tap: its hooks, its limits as they change, and the gaps in its coverage."""
 
 from __future__ import annotations
 
@@ -38,22 +38,29 @@ from vifprobe.session.decided_earlier import DeviceCheck, Earlier
 from vifprobe.session.drop_attribution import DropAttribution, DropSources, drop_sources_of
 from vifprobe.session.error_counts import ErrorCounts
 
-#: So often vifprobe goes back to the head of the tcx programs of a hook.
+#: Maximum number of times that vifprobe goes back to the head of a hook's programs.
 _REANCHORED_MAX = 8
-#: Kinds of events after which limits are read again begin so; "over": some were lost.
+#: Prefixes of the kinds of events after which limits are read again; "over": events were lost.
 _ABOUT_LIMITS = ("qdisc", "filter", "class", "nft", "over")
-#: What nft changed is told so long after it could be seen, at most.
+#: Maximum delay of the event of an nft change after the change is visible.
 _TOLD_AFTER_NS = 1_000_000_000
 _NOTES_MAX = 32
 _TRACED = {Direction.OUTBOUND: TapTrait.TRACED_OUTBOUND, Direction.INBOUND: TapTrait.TRACED_INBOUND}
 
 
 class WatchedTap:
-    """A tap, its number in the kernel's tables, and what hangs on it.
+    """A tap, its number in the kernel's tables, and the programs attached to it.
 
-    `before`, `missed_before`, `errors_before`, `what_ifs_before`: what was counted up to the last reading. `gone_ns`:
-    when the tap was seen to be deleted, monotonic; None while it is there. `ended`: an interval's reading has said so.
-    `looked_ns`: when its limits were last read.
+    - link, number: the interface as at the start, and its tap number.
+    - installed, looked_ns: installed limits, and when they were last read, monotonic.
+    - attachments: hooks by direction.
+    - before, missed_before, errors_before, what_ifs_before: counts up to the last reading.
+    - notes, gaps: for people; unwatched spans.
+    - unseen: directions that no hook counts.
+    - gone_ns: when the tap was found to be deleted, monotonic; None while it exists.
+    - heard_of_end: the kernel's message about the deletion was read.
+    - ended: an interval's reading has reported the deletion.
+    - earlier, device: programs that run before vifprobe's; comparison with the device's counters.
     """
 
     def __init__(self, link: Link, number: int, found: Installed) -> None:
@@ -125,7 +132,7 @@ class WatchedTap:
         return self.drop_sources.nft_shared and bool(self._traced & TapTrait.TRACED_OUTBOUND)
 
     def tell_apart(self, programs: Programs) -> None:
-        """Have the kernel side look closer, where more than one can drop; say so where it can't."""
+        """Attach further programs where several sources can drop; add a note where that is not possible."""
         self._apart = TapTrait(0)
         if self.drop_sources.is_ambiguous:
             try:
@@ -145,14 +152,14 @@ class WatchedTap:
 
     @property
     def charge(self) -> tuple[int, int]:
-        """Overhead and least charge (mpu) of the policer at ingress, in bytes."""
+        """Return overhead and minimum charge (mpu) of the policer at ingress, in bytes."""
         main = self.installed.main(direction_at(self.link.kind, "ingress"))
         return (main.overhead_bytes, main.mpu_bytes) if main else (0, 0)
 
     def attach(self, programs: Programs, directions: tuple[Direction, ...], create_qdisc: bool = False) -> None:
-        """Hang the programs on it; KernelError where one can't be.
+        """Attach the programs. Raises KernelError where one can't be attached.
 
-        create_qdisc: where the kernel has no tcx and the tap no qdisc for a filter, make a clsact qdisc.
+        create_qdisc: where the kernel has no tcx and the tap no qdisc for a filter, create a clsact qdisc.
         """
         if create_qdisc and programs.settings.trace is not None and self.installed.tc.ingress is None:
             self._qdisc = OwnQdisc(self.link.name, self.link.ifindex)
@@ -168,7 +175,7 @@ class WatchedTap:
                 self._leave_unseen(direction, error.message)
         self.see_xdp(self.link.xdp)
         if any(isinstance(made, FilterAttachment) for made in self.attachments.values()):
-            programs.load_tracepoints()  # they stand in when somebody deletes the filter's qdisc: at once, then
+            programs.load_tracepoints()  # they replace the filter at once when its qdisc is deleted
 
     def _attach(self, programs: Programs, direction: Direction) -> None:
         at = turned(self.link.kind, direction)
@@ -188,13 +195,13 @@ class WatchedTap:
             self.attachments[direction] = TracepointAttachment()
 
     def _remove_leftover(self, hook: Hook) -> None:
-        """Where a killed run left its filter (kernels without tcx), its place is needed now."""
+        """Remove the filter of a killed run (kernels without tcx) from this hook."""
         for found in self.installed.tc.filters:
             if found.hook == hook and _is_own(found) and found.bpf and found.bpf.id and is_orphan(found.bpf.id):
                 remove_filter(self.link.name, self.link.ifindex, hook == "ingress")
 
     def detach(self) -> None:
-        """Take every hook off; harmless where the tap or the qdisc is gone."""
+        """Detach every hook; harmless where the tap or the qdisc is gone."""
         self._programs = None  # nothing is attached again
         for attachment in self.attachments.values():
             attachment.detach()
@@ -204,14 +211,14 @@ class WatchedTap:
             self._qdisc = None
 
     def refresh(self) -> None:
-        """Read again what limits the tap; what can't be read, or went with the tap, stays as it was."""
+        """Read the installed limits again. Limits that can't be read, or of a deleted tap, stay as they were."""
         try:
             self.take(installed(self.link))
         except HostError as error:
             self.note(f"limits could not be read again: {error.message}")
 
     def take(self, found: Installed) -> bool:
-        """Take the limits of now and return True if they changed. Those of a deleted tap are kept."""
+        """Take the current limits, and return True if they changed. Those of a deleted tap are kept."""
         before, self.looked_ns = self.installed, time.monotonic_ns()
         if found is not before:
             if before.limits and not found.limits and self._check_gone():
@@ -224,20 +231,22 @@ class WatchedTap:
         return found is not before
 
     def look_ahead(self) -> bool:
-        """Return True if other programs than before run ahead of the qdiscs. One system call: nothing notifies."""
+        """Return True if the tcx programs before the qdiscs changed. Polled by one system call: no event reports it."""
         self._stay_first()
         before = self._ahead
         try:
             self._ahead = tcx_program_ids(self.link.ifindex, ingress=True)
-        except OSError:  # it is gone
+        except OSError:  # the tap is gone
             self._ahead = ()
         if self._ahead != before:
             self.drop_sources = self._drop_sources()
         return self._ahead != before
 
     def _stay_first(self) -> None:
-        """Go back to the head of the tcx programs where somebody was put ahead of ours: what such a program decides is
-        not seen. Not again and again: two that both want to be first would never end.
+        """Go back to the head of the tcx programs where another program was put before vifprobe's.
+
+        Packets that such a program stops are not seen. The number of tries is limited: two programs that both want to
+        be first would never end.
         """
         for direction, attachment in list(self.attachments.items()):
             if not isinstance(attachment, TcxAttachment) or self._programs is None:
@@ -252,13 +261,14 @@ class WatchedTap:
                 self._reanchor(direction, self._programs, since_ns, [(one.id, one.name) for one in ahead])
 
     def _filter_first(self, direction: Direction, attachment: FilterAttachment, at_ns: int, programs: Programs) -> None:
-        """The same for a filter, of whose hook netlink tells at once. at_ns: when it did.
+        """Go back to the head of a hook's filters. netlink reports changes of filters at once; at_ns: when it did.
 
-        Only a bpf filter of the same pref can be before ours, by another handle: cls_bpf puts each new one in front
-        (net/sched/cls_bpf.c, cls_bpf_change: list_add_rcu), and dumps them in that order. No pref is below 1: 0 has the
-        kernel choose one from 0xC000 on; and of one pref it refuses other kinds and protocols (net/sched/cls_api.c,
-        tc_new_tfilter, tcf_chain_tp_find). Nothing else of tc comes before the filters of chain 0, and netfilter's
-        ingress hook comes after them (net/core/dev.c, __netif_receive_skb_core: sch_handle_ingress, then nf_ingress).
+        Only a bpf filter of the same pref can be before vifprobe's, with another handle: cls_bpf puts each new one in
+        front (net/sched/cls_bpf.c, cls_bpf_change: list_add_rcu), and dumps them in that order. No pref is below 1: for
+        0 the kernel chooses one from 0xC000 on. For one pref it refuses other kinds and protocols
+        (net/sched/cls_api.c, tc_new_tfilter, tcf_chain_tp_find). Nothing else of tc comes before the filters of chain
+        0, and netfilter's ingress hook comes after them (net/core/dev.c, __netif_receive_skb_core: sch_handle_ingress,
+        then nf_ingress).
         """
         hook = "ingress" if attachment.ingress else "egress"
         chain = [one for one in self.installed.tc.filters if one.hook == hook and not one.chain]
@@ -273,7 +283,7 @@ class WatchedTap:
             self._reanchor(direction, programs, at_ns, list(zip(ids, named, strict=True)))
 
     def _is_first(self, direction: Direction) -> None:
-        """The program of a direction is at the head of its hook: where that was given up, the gap is over."""
+        """Record that the program of a direction is at the head of its hook, which ends an open gap."""
         self._first_ns[direction] = now_ns = time.monotonic_ns()
         self.gaps = [
             replace(gap, end_ns=now_ns, hook=self.attachments[direction].hook)
@@ -285,7 +295,7 @@ class WatchedTap:
     def _reanchor(
         self, direction: Direction, programs: Programs, since_ns: int, ahead: Sequence[tuple[int, str]]
     ) -> None:
-        """Attach once more, at the head. ahead: id and name of the programs that are there now, since since_ns."""
+        """Attach again, at the head. ahead: id and name of the programs that run first, since since_ns."""
         attachment = self.attachments[direction]
         hook = "tcx" if isinstance(attachment, TcxAttachment) else "filter"
         if ahead:
@@ -294,23 +304,23 @@ class WatchedTap:
                 f"{direction.name.lower()} packets may have been decided before they were seen, by {hook} {names}"
             )
             self._reanchored[direction] = self._reanchored.get(direction, 0) + 1
-            why = f"{hook} {names} was put ahead of vifprobe: what it decided was not seen"
+            why = f"{hook} {names} was put ahead of vifprobe: packets that it decided were not seen"
             self.gaps = [*without_old(self.gaps, direction), Coverage(self.link.name, direction, since_ns, None, why)]
-        attachment.detach()  # first, or a packet would be counted twice
+        attachment.detach()  # before attaching again, else a packet could be counted twice
         try:
             self._attach(programs, direction)
         except KernelError as error:
             self.note(f"not watched any more: {error.message}")
             return
         self.earlier.see(direction, hook, (), since_ns)
-        if self._reanchored.get(direction, 0) < _REANCHORED_MAX:  # else it is not looked after from now on
+        if self._reanchored.get(direction, 0) < _REANCHORED_MAX:  # else its position is not checked any more
             self._is_first(direction)
 
     def see_xdp(self, found: Sequence[XdpProgram]) -> bool:
-        """XDP programs that are on it now; whether that is different. They decide what it receives before any tc hook.
+        """Record the tap's XDP programs, and return True if they changed. They run before any tc hook.
 
-        A generic one runs behind the tracepoint that counts on older kernels (net/core/dev.c, __netif_receive_skb_core:
-        trace_netif_receive_skb, then do_xdp_generic): there its drops are counted as any other.
+        A generic one runs after the tracepoint that counts on older kernels (net/core/dev.c, __netif_receive_skb_core:
+        trace_netif_receive_skb, then do_xdp_generic). There its drops count as any others.
         """
         direction = direction_at(self.link.kind, "ingress")
         attachment, since_ns = self.attachments.get(direction), self._xdp_ns
@@ -327,7 +337,7 @@ class WatchedTap:
     def _drop_sources(self) -> DropSources:
         try:
             programs = tcx_programs(self.link.ifindex, ingress=True)
-        except OSError:  # it is gone
+        except OSError:  # the tap is gone
             programs = ()
         return drop_sources_of(self.installed, programs)
 
@@ -337,30 +347,30 @@ class WatchedTap:
         self.gaps.append(Coverage(self.link.name, direction, time.monotonic_ns(), None, why))
 
     def seen(self, directions: Iterable[Direction]) -> tuple[Direction, ...]:
-        """Those of these that a hook counts."""
+        """Return the directions that a hook counts."""
         return tuple(one for one in directions if one not in self.unseen)
 
     def leave_out(self, directions: Iterable[Direction], now_ns: int) -> None:
-        """The run was ended before this tap's turn to be attached came."""
+        """Mark the tap as unwatched: the run was ended before its hooks were attached."""
         why = "the run was ended while it was attaching to taps"
         self.note(f"not watched: {why}")
         self.gaps += [Coverage(self.link.name, direction, now_ns, None, why) for direction in directions]
 
     def note(self, text: str) -> None:
-        """Something that whoever reads the counts must know; said once."""
+        """Add a note for readers of the counts, once."""
         if text not in self.notes and len(self.notes) < _NOTES_MAX:
             self.notes.append(text if len(self.notes) < _NOTES_MAX - 1 else "more notes were left out")
 
     def on_events(self, events: list[Event], programs: Programs) -> list[Event]:
-        """Follow what happened to the tap: deleted, limits changed, our filter gone with somebody's qdisc. What is
-        installed after them has been taken already.
+        """Apply events: the tap was deleted, limits changed, or vifprobe's filter was deleted with its qdisc.
 
-        The events that were about this tap: nft's may be about any.
+        The limits installed after the events must have been taken before. Return the events that concern this tap:
+        those of nft can concern any.
         """
         self.heard_of_end = self.heard_of_end or any(event.kind == "link_del" for event in events)
         if self._check_gone() or not is_about_limits(events):
             return events
-        # A look just before them may have seen already what they tell.
+        # The limits may have been read just after the change, before its event came.
         is_late = self.looked_ns - self._nft_changed_ns < _TOLD_AFTER_NS
         events = own_events(events, self._nft_before if is_late else self.installed.nft, self.installed.nft)
         for direction, attachment in list(self.attachments.items()):
@@ -377,14 +387,14 @@ class WatchedTap:
         return any(found.hook == hook and _is_own(found) for found in self.installed.tc.filters)
 
     def _lost(self, direction: Direction, by: Event, programs: Programs) -> None:
-        """Our filter went with its qdisc: try again, and keep the books on what was not seen."""
+        """Attach again after vifprobe's filter was deleted with its qdisc, and record the gap."""
         open_gap = next((gap for gap in self.gaps if gap.direction == direction and gap.end_ns is None), None)
         if open_gap is None:
             why = f"{by.detail} deleted" if by.kind.endswith("_del") else "its qdisc was deleted or replaced"
             why += f" by {by.by_words}" if by.by_words else ""
             open_gap = Coverage(self.link.name, direction, by.at_ns, None, why, by.by_pid, by.by_comm)
             self.gaps = [*without_old(self.gaps, direction), open_gap]
-        # Into the new qdisc; while there is none, the tracepoints count.
+        # A filter in the new qdisc; without a qdisc, the tracepoints count.
         try:
             self._attach(programs, direction)
         except KernelError as error:
@@ -393,21 +403,21 @@ class WatchedTap:
         self.gaps[self.gaps.index(open_gap)] = replace(open_gap, hook=self.attachments[direction].hook)
 
     def covered(self) -> None:
-        """The kernel side has been told of the traits: what was attached anew counts from now on."""
+        """End the gaps of hooks that were attached again: the kernel side has the traits and counts from now on."""
         now_ns = time.monotonic_ns()
         self.gaps = [replace(gap, end_ns=now_ns) if gap.hook and gap.end_ns is None else gap for gap in self.gaps]
 
     def try_out(self, limits: Sequence[WhatIf], programs: Programs) -> None:
-        """Try --what-if limits on the packets of both directions."""
+        """Set the --what-if limits for the packets of both directions."""
         for direction in Direction:
             for place, limit in enumerate(limits):
                 programs.set_what_if(self.number, turned(self.link.kind, direction), place, limit.bucket)
 
     def hold_to(self, declared: Mapping[Direction, Limit], charge: Charge, programs: Programs) -> None:
-        """Hold the packets of each direction against its declared limit, from now on, with a full ideal bucket.
+        """Compare the packets of each direction with its declared limit from now on, with a full ideal bucket.
 
-        Without a declared burst: the installed one, else what the rate passes in a second, as libvirt does it.
-        The kernel side looks at a bucket only once it is told of the traits.
+        Without a declared burst, it is the installed one, else the bytes of one second at the rate, as in libvirt. The
+        kernel side uses a bucket only once it has the traits.
         """
         for direction, limit in declared.items():
             main = self.installed.main(direction)
@@ -421,7 +431,7 @@ class WatchedTap:
                 self._buckets[direction] = bucket
 
     def limits(self, declared: Mapping[Direction, Limit], directions: tuple[Direction, ...]) -> dict[Direction, Limit]:
-        """Declared and installed limit of each direction."""
+        """Return the declared and installed limit of each direction."""
         return {direction: self._limit(declared.get(direction, Limit()), direction) for direction in directions}
 
     def _limit(self, declared: Limit, direction: Direction) -> Limit:
@@ -436,7 +446,7 @@ def _unseen(link: Link, direction: Direction) -> NoHookError:
     return NoHookError(
         f"{word(link.kind, direction)} packets of {link.name} are not counted: without tcx (Linux 6.6) and without an "
         f"ingress or clsact qdisc the kernel does not report what a {link.kind} receives.",
-        "Add --create-qdisc, which makes a clsact qdisc for the time of the run.",
+        "Add --create-qdisc, which creates a clsact qdisc for the time of the run.",
     )
 
 
@@ -446,13 +456,13 @@ def is_about_limits(events: list[Event]) -> bool:
 
 
 def at_hooks(links: Iterable[Link], directions: Iterable[Direction]) -> tuple[Direction, ...]:
-    """The directions of the kernel side, which are hooks, that are needed to watch these of the devices."""
+    """Return the directions of the kernel side (its hooks) that are needed to watch these directions of the devices."""
     wanted = tuple(directions)
     return tuple(sorted({turned(link.kind, direction) for link in links for direction in wanted}))
 
 
 def own_events(events: list[Event], before: NftState, after: NftState) -> list[Event]:
-    """Without what nft changed elsewhere. before, after: what nft does on the tap."""
+    """Return the events without nft changes that do not concern the tap. before, after: nft's state on the tap."""
     changed = before.settings != after.settings
     return [
         event
@@ -462,7 +472,7 @@ def own_events(events: list[Event], before: NftState, after: NftState) -> list[E
 
 
 def _removal(events: list[Event]) -> Event:
-    """The event that took a filter away: its qdisc's end, else its own, else the first thing that happened."""
+    """Return the event that removed a filter: the end of its qdisc, else of the filter, else the first event."""
     for kind in ("qdisc_del", "filter_del"):
         for event in events:
             is_other = isinstance(event.record, TcQdisc) and event.record.kind not in ("ingress", "clsact")

@@ -190,7 +190,7 @@ def test_not_beside_a_tap(device: Tun, tmp_path: Path) -> None:
             pass
         with command("watch", "tun0", "tap0", folder=tmp_path) as refused:
             assert refused.ended(1) == ""
-            assert "Watch tun devices in a run of their own." in refused.told()
+            assert "Watch tun devices in a separate run." in refused.told()
         with watching(tmp_path, taps=("tun0",)) as watch:
             os.write(device.fd, syn(1))
             tap.write(SYN)

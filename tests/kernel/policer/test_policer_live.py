@@ -134,7 +134,7 @@ def test_no_limit_at_all(tap: Tap) -> None:
     for packets in (True, False):
         found = audit(outbound=LIMIT, packets=packets)
         assert patterns(found) == {"P1"}
-    assert "not asked for" in found.notes[0]
+    assert "not requested" in found.notes[0]
 
 
 def test_one_rate_is_meant_for_what_the_guest_sends(tap: Tap) -> None:

@@ -3,10 +3,10 @@
 
 | module | does |
 |---|---|
-| `audit` | joins what the host is set to do, as the analysis wants it |
+| `audit` | joins declared and installed limits in the terms of the analysis |
 | `auditor` | audits the watched taps in a thread, while they are watched |
 | `snapshot` | one audit of one tap, for `vifprobe policer` |
-| `port_addresses` | addresses that the host knows to be those of a tap's guest |
-| `limit_states` | whether each limit is in force, from reading to reading |
-| `limit_events` | what netlink events mean for a tap's limits |
+| `port_addresses` | known addresses of a tap's guest |
+| `limit_states` | state of each limit (in force or not), from reading to reading |
+| `limit_events` | netlink events as events of a tap's limits |
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joins what the host is set to do with the conclusions about it: reads everything once, and says it in their terms."""
+"""Read the host's declared and installed limits, counters and load once, and join them in the terms of the analysis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import chain
 from vifprobe.analysis.findings.situation import Growth, LinkLoad, Uplink
 from vifprobe.analysis.policer import SetUp
 from vifprobe.errors import HostError
-from vifprobe.host import declared as told
+from vifprobe.host import declared as declarations
 from vifprobe.host.limits import Installed, LimitReader
 from vifprobe.host.net.links import Link, LinkCounters, list_links_and_counters
 from vifprobe.host.net.uplink import UplinkSample, find_uplink, sample_uplink
@@ -25,21 +25,29 @@ from vifprobe.model.limits import DeclaredLimit, InstalledLimit
 from vifprobe.model.ports import direction_at, l2_header_bytes
 from vifprobe.model.reading import Limit
 
-#: Qdiscs that order, mark or drop, but hold no rate; HTB's is in its classes, which are read.
+#: Qdiscs that order, mark or drop, but limit no rate; HTB's rates are in its classes, which are read.
 _UNLIMITED = (
     *("noqueue", "noop", "pfifo_fast", "pfifo", "bfifo", "pfifo_head_drop", "mq", "mqprio", "multiq", "prio", "htb"),
     *("fq_codel", "codel", "fq", "sfq", "sfb", "fq_pie", "pie", "hhf", "red", "gred", "choke", "drr", "qfq", "ets"),
     *("ingress", "clsact", "skbprio", "plug"),
 )
-#: An action that ends here lets the next filter see the packet, all others decide.
+#: Verdicts with which the next filter gets the packet; all others decide about it.
 _UNDECIDED = ("continue", "pipe", "")
 
 
 @dataclass(frozen=True)
 class Look:
-    """One tap at one moment; None: not read. beyond: other interfaces that limit its packets.
+    """State of one tap at one moment. None: not read.
 
-    counted_ns: before its counters were read, at_ns: after all. gone: there was no such interface (any more).
+    - at_ns, counted_ns: monotonic times, after everything was read and before the counters were read.
+    - installed: installed limits.
+    - counters: device counters.
+    - tcx: programs at ingress.
+    - beyond: limits of other interfaces that limit its packets, by name.
+    - load: CPU time.
+    - uplink: device by which its packets leave the host.
+    - problems: what could not be read, as text.
+    - gone: the interface does not exist any more.
     """
 
     at_ns: int
@@ -66,7 +74,7 @@ def given_limits(limits: Mapping[Direction, Limit], device: str) -> list[Declare
 def look(
     links: Sequence[Link],
     pids: Mapping[int, int | None],
-    declared: Mapping[int, told.Declared],
+    declared: Mapping[int, declarations.Declared],
     limits: LimitReader | None = None,
 ) -> dict[int, Look]:
     """Read limits, counters, programs and load of some taps, from the same few dumps. Never raises."""
@@ -102,9 +110,9 @@ def look(
     }
 
 
-def _beyond(link: Link, declared: told.Declared | None, by_name: Mapping[str, Link]) -> list[Link]:
-    """Interfaces past the tap that a limit of its packets may be on: those it was declared for, and Neutron's qvo."""
-    from vifprobe.host.taps import neutron_port_prefix  # and with it what reads libvirt's XML
+def _beyond(link: Link, declared: declarations.Declared | None, by_name: Mapping[str, Link]) -> list[Link]:
+    """Return interfaces after the tap that can limit its packets: those with a declared limit, and Neutron's qvo."""
+    from vifprobe.host.taps import neutron_port_prefix  # imports the reader of libvirt's XML
 
     names = {one.device for one in declared.limits} if declared else set()
     prefix = neutron_port_prefix(link.name)
@@ -136,7 +144,7 @@ def _uplink(
 def set_up(
     link: Link,
     installed: Installed | None,
-    declared: told.Declared | None,
+    declared: declarations.Declared | None,
     seen: Look | None = None,
     meters: Iterable[Meter] = (),
 ) -> SetUp:
@@ -161,7 +169,7 @@ def set_up(
 
 
 def _undecoded(installed: Installed) -> tuple[tuple[Direction, str], ...]:
-    """Qdiscs that may shape, but whose settings are not read here: HFSC, netem, CAKE, and whatever is new."""
+    """Return qdiscs that can shape, but whose settings are not read here: HFSC, netem, CAKE, and unknown kinds."""
     egress = direction_at(installed.kind, "egress")
     return tuple(
         (egress, f"the limit of the root qdisc {found.kind} {found.handle} is not read")
@@ -170,8 +178,8 @@ def _undecoded(installed: Installed) -> tuple[tuple[Direction, str], ...]:
     )
 
 
-def meters(declared: told.Declared) -> tuple[Meter, ...]:
-    """The OpenFlow meters of a tap that is a port of Open vSwitch. Raises HostError where they can't be read."""
+def meters(declared: declarations.Declared) -> tuple[Meter, ...]:
+    """Return the OpenFlow meters of a port of Open vSwitch. Raises HostError where they can't be read."""
     if declared.ovs is None:
         return ()
     from vifprobe.host.ovs.meters import meters_of
@@ -245,7 +253,7 @@ def _more(then: int | None, now: int | None) -> int | None:
 
 
 def load(before: Look, after: Look) -> LinkLoad | None:
-    """CPUs that were busy between two looks."""
+    """Return the CPUs used between two looks; None where that is unknown."""
     then, now = before.load, after.load
     if then is None or now is None or now.at_ns <= then.at_ns:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audits the watched taps while they are watched: in a thread of its own, so that neither start nor counting waits.
+"""Audit the watched taps in a separate thread, so that neither start nor counting waits.
 
-The thread reads what is declared (libvirt, Open vSwitch), which counters have grown, and what the host spends; the
-watching thread tells of changes as they come, and asks for findings with each reading.
+The thread reads declared limits (libvirt, Open vSwitch), counters and the host's CPU time. The watching thread passes
+changes as they come, and requests findings with each reading.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from vifprobe.session.audit.port_addresses import host_neighbours, own_addresses
 from vifprobe.session.decided_earlier import DeviceCheck, Earlier
 
 _LOOK_SECONDS = 1.0
-#: Declared anew, a limit comes with a change in the kernel, and is then read at once; but not again and again while
-#: changes pour in.
+#: Declared limits are read at these intervals: the second one after a change in the kernel, which a newly declared
+#: limit causes. It bounds the number of reads when changes are frequent.
 _DECLARED_NS = 10_000_000_000
 _DECLARED_LEAST_NS = 1_000_000_000
 _BACKGROUND_NICE = 5
-#: Taps without packets are looked at so often; and nothing is looked at sooner again than after this.
+#: Interval at which taps without packets are read; minimum time between two reads.
 _ALL_NS = 10_000_000_000
 _LOOK_LEAST_SECONDS = 0.1
-#: Findings are drawn from so much of the past, and not anew more often than this.
+#: Time span that findings are based on; minimum time between two computations of findings.
 _WINDOW_NS = 5_000_000_000
 _FINDINGS_NS = 100_000_000
-#: Two looks at counters are compared when they are so far apart.
+#: Minimum time between two looks at counters that are compared.
 _GROWTH_NS = 800_000_000
 _SAMPLES = 128
-#: What traffic has proved in any part of a run is told of the run.
+#: Findings that traffic has proved in any part of a run are findings of the whole run.
 _REMEMBERED = ("P4", "P5", "P6", "P7", "P8", "P10", "P14", "P15", "P17", "S1", "S2", "S3", "S4", "S5", "S6")
 
 
 class TapAudit:
-    """One tap: what is known, what changed, what follows. Written by two threads, each attribute by one of them."""
+    """Audit of one tap: limits, changes and findings. Two threads write it; each attribute has one writer."""
 
     def __init__(self, link: Link, limits: Mapping[Direction, Limit], found: Installed) -> None:
         self.link = link
@@ -82,26 +82,28 @@ class TapAudit:
         self._received_ns = 0
         self.earlier = Earlier()
         self.device = DeviceCheck(link)
-        # Each is counted up by one of the threads when something is known that was not before.
+        # Each is incremented by one of the threads when new data arrive.
         self._followed_news = self._looked_news = 0
 
     def _set_up(self) -> SetUp:
         seen = self.looks[-1] if self.looks else None
-        told = self.declared or Declared(problems=("not read yet",))
-        declared = replace(told, limits=(*self._given(told), *told.limits))
+        by_host = self.declared or Declared(problems=("not read yet",))
+        declared = replace(by_host, limits=(*self._given(by_host), *by_host.limits))
         return audit.set_up(self.link, self.installed, declared, seen, self.meters)
 
-    def _given(self, told: Declared) -> list[DeclaredLimit]:
-        """Limits of the user. One rate for both directions is meant for the guest's sending, unless the other one is
-        limited as well: most set-ups police outbound alone.
+    def _given(self, by_host: Declared) -> list[DeclaredLimit]:
+        """Return the user's limits. by_host: declared by libvirt and Open vSwitch.
+
+        One rate for both directions applies to outbound packets, unless inbound ones are limited as well: most set-ups
+        police outbound packets only.
         """
-        limited = {Direction.OUTBOUND, *(limit.direction for limit in told.limits)}
+        limited = {Direction.OUTBOUND, *(limit.direction for limit in by_host.limits)}
         limited |= {limit.direction for limit in self.installed.limits}
         both = len({one.direction for one in self.given}) > 1
         return [one for one in self.given if not both or one.direction in limited]
 
     def take(self, look: Look) -> None:
-        """A new look; those of the last seconds are kept, and the first one. What was known of a tap outlives it."""
+        """Take a new look. The first one and those of the last seconds are kept, also after the tap is deleted."""
         if look.gone:
             self.gone = True
             return
@@ -114,12 +116,17 @@ class TapAudit:
             self._looked_news += 1
 
     def follow(self, events: Sequence[Event], found: Installed, passed: Mapping[Direction, int | None]) -> bool:
-        """Events, and what is installed after them; whether a limit came, went or changed."""
+        """Apply events. Return True if a limit was added, removed or changed.
+
+        - events: of this tap.
+        - found: limits installed after the events.
+        - passed: charged bytes that no policer dropped since the start, by direction; None where unknown.
+        """
         self._followed_news += 1
         self.installed = found
-        told = limit_events(events, self.link.kind)
+        about_limits = limit_events(events, self.link.kind)
         before, now, gaps = self._limits, _main(self._set_up()), self._gaps()
-        changed = self.tracker.follow(told, now, time.monotonic_ns(), passed)
+        changed = self.tracker.follow(about_limits, now, time.monotonic_ns(), passed)
         self.limit_states.follow(before, now, [direction for direction, *_ in self._gaps() - gaps])
         self._limits = now
         if changed:
@@ -137,8 +144,9 @@ class TapAudit:
             self._looked_news += 1
 
     def still_known(self, snapshot_ns: int) -> tuple[int, int] | None:
-        """Equal as long as findings of a tap without packets are the same; None where they are not to be kept: they
-        were not drawn at this snapshot, what happened in the last seconds is in them, or a gap that lasts.
+        """Return a value that stays equal while the findings of a tap without packets are the same.
+
+        None where the findings must not be reused: because of packets or changes in the last seconds, or an open gap.
         """
         lasts = any(gap.end_ns is None for gap in self.tracker.gaps)
         is_settled = self.limit_states.is_settled
@@ -147,16 +155,19 @@ class TapAudit:
         return self._followed_news, self._looked_news
 
     def is_busy(self, now_ns: int) -> bool:
-        """Return True if packets came in the last seconds or can have: the run just began, the device counted some, or
-        programs decide them before they are counted.
+        """Return True if packets came in the last seconds, or can have come.
+
+        They can have come if the run just began, the device counted some, or programs run before vifprobe's.
         """
         if any(map(self.earlier.is_there, ("tcx", "xdp", "filter"))):
             return True
         return now_ns - max(self._busy_ns, self._begun_ns, self._received_ns) < _WINDOW_NS
 
     def check_device(self, cells: Cells, missed: int, snapshot: tuple[int, int]) -> None:
-        """Hold the counts since the start (missed: outbound ones), of a snapshot that was begun and ended then, against
-        the device's own.
+        """Compare the counts since the start with the device's counters.
+
+        - cells, missed: counts, and missed outbound packets.
+        - snapshot: monotonic times of its begin and end.
         """
         device = self.device.is_wanted(self.looks, snapshot[0])
         if device is None:
@@ -168,11 +179,11 @@ class TapAudit:
 
     @property
     def findings_ns(self) -> int:
-        """At which snapshot findings were drawn last."""
+        """Return the time of the snapshot for which findings were last computed, monotonic."""
         return self._last_ns
 
     def repeat(self, duration_ns: int, cells: Cells, snapshot_ns: int) -> None:
-        """An interval in which nothing came, and whose findings are those of the one before."""
+        """Record an interval without packets, which has the findings of the previous one."""
         self._samples.append(Sample(snapshot_ns - duration_ns, duration_ns, 0, 0, None, None))
         self._slide(cells, snapshot_ns)
 
@@ -188,7 +199,7 @@ class TapAudit:
         return Limit() if main is None else Limit(declared_bps=main.rate_bps, burst_bytes=main.burst_bytes)
 
     def declared_limits(self, directions: Iterable[Direction]) -> dict[Direction, Limit]:
-        """The same for several directions."""
+        """Return the declared limits of several directions."""
         return {direction: self.limits(direction) for direction in directions}
 
     @property
@@ -196,7 +207,7 @@ class TapAudit:
         """Notes for a reader of the findings."""
         return tuple(
             f"the first {one.number:,} times without a limit ({direction.name.lower()}, {span(one.duration_ns)} in all)"
-            " have no finding of their own: the newest ones have"
+            " have no separate finding: only the newest ones have one"
             for direction, one in self.tracker.earlier.items()
             if one.number
         )
@@ -214,7 +225,11 @@ class TapAudit:
     def findings(
         self, reading: Reading, cells: Cells, snapshot_ns: int, reasons: Mapping[int, str]
     ) -> tuple[Finding, ...]:
-        """For a reading that ends at `snapshot_ns`; cells: counts since the start of the run."""
+        """Return the findings of a reading that ends at `snapshot_ns`.
+
+        - cells: counts since the start of the run.
+        - reasons: names of the kernel's drop reasons.
+        """
         self.tracker.progress(passed_bytes(cells, reasons))
         if not reading.final:
             self._sample(reading, snapshot_ns)
@@ -235,7 +250,7 @@ class TapAudit:
         changed = bool(self.tracker.gaps or self.tracker.installs)
         seen: Reading | None = reading
         if not reading.final or changed:
-            # Packets from before a change say nothing of what is set now.
+            # Packets from before a change are no evidence about the current limits.
             since_ns, before = self._window[0] if self._window else (now_ns, cells)
             seen = replace(reading, cells=subtract(cells, before), duration_ns=now_ns - since_ns)
         known = self.situation_without_packets(reading.directions, reading.final and not changed)
@@ -254,7 +269,7 @@ class TapAudit:
         )
 
     def bucket(self, direction: Direction) -> BurstBucket | None:
-        """The installed limit, as a bucket of bytes."""
+        """Return the installed limit as a bucket of bytes; None without a bit rate or burst."""
         limit = self._set_up().main_enforced(direction)
         if limit is None or not limit.rate_bps or not limit.at_once_bytes:
             return None
@@ -279,7 +294,7 @@ class TapAudit:
         )
 
     def _pair(self, whole: bool) -> tuple[Look | None, Look | None]:
-        """Two looks to compare: the last one, and one some time before it (the first one of all)."""
+        """Return two looks to compare: the last one, and an earlier one (whole: the first one); None without them."""
         # A limit that was replaced counts from 0 on.
         looks = [one for one in self.looks if one.at_ns > self._changed_ns]
         if len(looks) < 2:
@@ -307,13 +322,14 @@ class TapAudit:
         )
 
     def set_up(self) -> SetUp:
-        """Declared and installed limits as they were read last."""
+        """Return the declared and installed limits as they were read last."""
         return self._set_up()
 
 
 def _disproved(finding: Finding, whole: Reading) -> bool:
-    """Return True if the whole run, with all its addresses, disproves what an interval took for spoofed: the
-    packet that shows an address can have waited for its verdict on another CPU meanwhile.
+    """Return True if the whole run, with all its addresses, disproves an interval's finding of spoofed addresses.
+
+    The packet that proves an address may have been pending on another CPU in that interval.
     """
     flood = whole.flood.get(Direction.OUTBOUND)
     if finding.pattern != "S2" or flood is None:
@@ -324,7 +340,7 @@ def _disproved(finding: Finding, whole: Reading) -> bool:
 
 
 class Auditor:
-    """The audits of all watched taps, and the thread behind them. To be made in the taps' network namespace."""
+    """The audits of all watched taps, and the thread that updates them. Create it in the taps' network namespace."""
 
     def __init__(
         self,
@@ -344,16 +360,16 @@ class Auditor:
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start the thread."""
         self._thread.start()
 
     def poke(self) -> None:
-        """Something has changed: look again now, at what is declared too."""
+        """Read everything again now, with declared limits, because something has changed."""
         self._poked = True
         self._wake.set()
 
     def close(self) -> None:
-        """End the thread; one that waits for a server that hangs is left to itself, and ends with the process."""
+        """End the thread. If it waits for a server that hangs, it ends with the process."""
         self._closed = True
         self._wake.set()
         if self._thread.is_alive():
@@ -374,7 +390,7 @@ class Auditor:
                 self.taps[ifindex].take(seen)
 
     def rows(self) -> list[PolicerRow]:
-        """All places of all taps that declare or enforce a limit."""
+        """Return all places of all taps that declare or enforce a limit."""
         return [row for tap in self.taps.values() for row in policer_rows(tap.set_up())]
 
     def _look_at_declared(self) -> None:
@@ -387,7 +403,7 @@ class Auditor:
         holders = self._holders.find(self._links)
         neighbours = host_neighbours()
         for ifindex, tap in self.taps.items():
-            if tap.gone or not is_there(tap.link):  # so is what libvirt and Open vSwitch said of it
+            if tap.gone or not is_there(tap.link):  # its declared limits are gone, too
                 continue
             declared = found[ifindex]
             try:
@@ -401,7 +417,7 @@ class Auditor:
             tap.learn(declared, meters, holder.pid if holder is not None and not holder.is_shared else None)
 
     def _run(self) -> None:
-        # This thread alone: what is watched must not wait for it on a busy host.
+        # Lower priority for this thread alone: counting must not wait for it on a busy host.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICE)
         capabilities.follow_plan()
         while not self._closed:
@@ -413,10 +429,10 @@ class Auditor:
                 for tap in self.taps.values():
                     tap.take(Look(time.monotonic_ns(), problems=(str(error),)))
             if self._wake.wait(_LOOK_SECONDS) and not self._closed:
-                time.sleep(_LOOK_LEAST_SECONDS)  # changes can pour in
+                time.sleep(_LOOK_LEAST_SECONDS)  # changes can be frequent
 
     def _due(self, is_asked: bool) -> list[Link]:
-        """Taps to look at: those that packets come through, and all of them now and then, or when something changed."""
+        """Return the taps to read: those with packets; all of them every _ALL_NS, or when something changed."""
         now_ns = time.monotonic_ns()
         if is_asked or now_ns - self._all_looked_ns > _ALL_NS:
             self._all_looked_ns = now_ns
@@ -425,7 +441,7 @@ class Auditor:
 
 
 def passed_bytes(cells: Cells, reasons: Mapping[int, str]) -> dict[Direction, int | None]:
-    """Charged bytes that no policer took, by direction; None where any outcome is unknown."""
+    """Return the charged bytes that no policer dropped, by direction; None where any outcome is unknown."""
     found: dict[Direction, int | None] = {}
     for direction in Direction:
         rows = cells[cells["direction"] == direction]

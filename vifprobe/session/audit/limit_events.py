@@ -30,7 +30,7 @@ def _limit_event(event: Event) -> LimitEvent | None:
     meaning, direction, qdisc = _meaning(event)
     if meaning is None:
         return None
-    # What tells nothing is not worth a place in a sentence.
+    # Details without a change are left out of the text.
     detail = "" if meaning == "link" and event.detail.startswith("nothing ") else event.detail
     return LimitEvent(event.at_ns, meaning, direction, event.by_words, event.by_pid, detail, qdisc)
 

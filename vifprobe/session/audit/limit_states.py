@@ -17,12 +17,12 @@ Limits = Mapping[Direction, InstalledLimit | None]
 
 
 class LimitStates:
-    """Keeps what the last readings counted since each limit is what it is, and gives the states with it.
+    """Counts of the last readings since each limit last changed, and the states that follow from them.
 
-    is_settled: a further reading without packets has the states of the one before.
+    Packets from before a change are no evidence about the current limit. So neither the reading with the change nor the
+    totals of that run are compared with the limit.
 
-    Packets from before a change say nothing of what is set now: neither the reading in which it came nor the totals of
-    that run are held against the limit.
+    is_settled: a further reading without packets has the states of the previous one.
     """
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class LimitStates:
         self.is_settled = True
 
     def follow(self, before: Limits, after: Limits, gaps: Iterable[Direction]) -> None:
-        """Limits were changed. gaps: directions in which one was away, be it that the same one is back.
+        """Apply a change of limits. gaps: directions in which a limit was missing, even if the same one is back.
 
-        The same limit made anew has a full bucket: that counts for the reading in which it came, not for the totals.
+        The same limit, created again, has a full bucket. That affects the reading with the change, not the totals.
         """
         changed = {one for one in Direction if _setting(before.get(one)) != _setting(after.get(one))} | {*gaps}
         anew = {one for one in Direction if _where(before.get(one)) != _where(after.get(one))}
@@ -47,7 +47,7 @@ class LimitStates:
     def of(
         self, reading: Reading, set_up: SetUp, unwatched: Collection[Direction] = ()
     ) -> dict[Direction, LimitAnswer]:
-        """The states by a reading with its findings. unwatched: directions without coverage for a part of its time."""
+        """Return the states for a reading with its findings. unwatched: directions with a gap in the interval."""
         proved = {one.id for one in reading.findings}
         found = {one: self._of(reading, set_up, one, proved, one in unwatched) for one in reading.directions}
         looked = chain.from_iterable(self._looked.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses that the host knows to be those of a tap's guest."""
+"""Known addresses of a tap's guest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vifprobe.host.net.neighbours import Neighbour, neighbours
 
 
 def host_neighbours() -> list[Neighbour]:
-    """The host's neighbour table; nothing where it can't be read: a help, and no more."""
+    """Return the host's neighbour table; an empty list where it can't be read, because it is optional."""
     try:
         return neighbours()
     except HostError:
@@ -22,8 +22,9 @@ def host_neighbours() -> list[Neighbour]:
 
 
 def own_addresses(declared: Declared, seen: Sequence[Neighbour], ifindex: int) -> OwnAddresses:
-    """Return what the host knows of a port: its MAC, addresses it may use, addresses that this MAC has answered for.
-    Without a MAC, whoever answers on the tap itself is taken for it: nobody else is behind it.
+    """Return a port's MAC, the addresses that it may use, and the addresses that this MAC has answered for.
+
+    Without a known MAC, all neighbours on the tap itself count as the guest, because only the guest is there.
     """
     given = {mac.lower() for mac, _ in declared.macs}
     sources = list(dict.fromkeys([who for _, who in (*declared.macs, *declared.ips)]))

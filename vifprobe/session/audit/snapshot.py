@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One audit of one tap: what is set, and a moment of its packets. What `vifprobe policer` shows."""
+"""One audit of one tap, for `vifprobe policer`: its limits, and its packets for a short time."""
 
 from __future__ import annotations
 
@@ -29,22 +29,30 @@ from vifprobe.session.tap import own_events
 
 
 class HasFileno(Protocol):
-    """Something to wait for."""
+    """An object that select() can wait for."""
 
     def fileno(self) -> int:
-        """A descriptor."""
+        """Return the descriptor."""
 
 
-#: Wraps the audit; given what ends it early. Gives what is readable as soon as it is to end, or None.
+#: Context of the audit. Its argument ends the audit early. Its value is readable when the audit must end; None: never.
 Stoppable = Callable[[Callable[[], None]], AbstractContextManager[HasFileno | None]]
 
 
 @dataclass(frozen=True)
 class PolicerReport:
-    """The audit of one tap. at: wall clock at its end. duration_ns: how long its packets or counters were watched.
+    """The audit of one tap.
 
-    domain: libvirt's name of the guest, "" where not known. notes: what was not looked at, and why. gone: the tap was
-    deleted meanwhile; all else is what was known of it before. limit_states: of the directions asked for.
+    - tap: interface name.
+    - at: wall clock at the end.
+    - duration_ns: time for which packets or counters were watched.
+    - set_up: declared and installed limits.
+    - directions: requested directions.
+    - findings: about these directions.
+    - domain: libvirt's name of the guest; "" where unknown.
+    - notes: what was not read, and why.
+    - gone: the tap was deleted during the audit; the other fields are from before that.
+    - limit_states: of the requested directions.
     """
 
     tap: str
@@ -60,7 +68,7 @@ class PolicerReport:
 
     @property
     def rows(self) -> tuple[PolicerRow, ...]:
-        """Declaring and enforcing places of the directions asked for."""
+        """Return the places that declare or enforce limits, of the requested directions."""
         return tuple(row for row in policer_rows(self.set_up) if row.direction in self.directions)
 
 
@@ -74,11 +82,17 @@ def audit_tap(
     packets: bool = True,
     stoppable: Stoppable = lambda stop: nullcontext(),
 ) -> PolicerReport:
-    """Audit a tap, watching it for so long. packets: look at them too, where this kernel lets us.
+    """Audit a tap. Raises TapError and HostError; a KernelError becomes a note, and only packets are left out.
 
-    Raises TapError and HostError, and KernelError for nothing: what can be read without BPF still is.
+    - tap: interface name.
+    - limits: declared by the user.
+    - directions: requested directions.
+    - seconds: time to watch.
+    - netns: name, path or pid of the tap's network namespace; None for the current one.
+    - packets: count packets, too, where this kernel permits it.
+    - stoppable: context that can end the audit early.
     """
-    why = "packets were not counted: not asked for"
+    why = "packets were not counted: not requested"
     if packets:
         try:
             return _with_packets(tap, limits, directions, seconds, netns, stoppable)
@@ -104,7 +118,7 @@ def _with_packets(
     stoppable: Stoppable,
 ) -> PolicerReport:
     probe = Probe(tap, directions=directions, netns=netns, limits=limits)
-    # Signals first: one that comes while the hooks are attached must not leave them there.
+    # The signal handlers first: a signal while the hooks are attached must not leave them attached.
     with stoppable(probe.stop), probe:
         (last,) = deque(probe.readings(min(seconds, 1.0), seconds), maxlen=1)
         report = _report(probe.audit(tap), last.duration_ns, directions, last.findings, last.notes)
@@ -119,7 +133,7 @@ def _without_packets(
     seconds: float,
     stop: HasFileno | None,
 ) -> PolicerReport:
-    """Set-up, counters and events alone."""
+    """Return an audit by limits, counters and events only."""
     auditor = Auditor([link], limits, installed_of([link]))
     audit = auditor.taps[link.ifindex]
     with Events([link.ifindex]) as events:
