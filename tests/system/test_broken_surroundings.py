@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,7 +39,9 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "no BTF": ("btf",),
     **{name: ("too many open files", "file descriptors") for name in SURROUNDINGS if name.endswith(" files")},
 }
-#: Here each command goes a way of its own; elsewhere some are enough.
+#: VIFPROBE_EVERY_COMMAND=1: each command in each of these surroundings, which takes minutes.
+IS_EVERY = os.environ.get("VIFPROBE_EVERY_COMMAND") == "1"
+#: Here each command fails in another way; elsewhere some stand for all.
 EVERY = ("plain user", "seccomp", "48 files", "no proc")
 SOME = ("taps", "watch", "report", "doctor")
 #: What writes, for a directory in which nothing can be written.
@@ -74,6 +77,15 @@ def broken(name: str, arguments: list[str], folder: Path) -> Ended:
     command = [sys.executable, broken_kit.__file__, name, *COMMAND, *arguments]
     done = subprocess.run(command, capture_output=True, timeout=120, env=environment(), cwd=folder, check=False)
     return Ended(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+def chosen(name: str, wanted: Collection[str]) -> list[str]:
+    """Return the commands that are tried in these surroundings."""
+    if name == "read-only directory":
+        return list(WRITING)
+    if IS_EVERY:
+        return sorted(wanted)
+    return [one for one in wanted if one == "capture" or one not in WRITING] if name in EVERY else list(SOME)
 
 
 def problem(name: str, ended: Ended) -> str:
@@ -115,14 +127,7 @@ def test_every_command(name: str, tap: Tap, tmp_path: Path) -> None:
 
     try:
         with ThreadPoolExecutor(3) as pool:
-            labels = (
-                [*{*wanted} - {*WRITING}, "capture"]
-                if name in EVERY
-                else WRITING
-                if name == "read-only directory"
-                else SOME
-            )
-            problems = [found for found in pool.map(one, labels) if found]
+            problems = [found for found in pool.map(one, chosen(name, wanted)) if found]
     finally:
         os.close(namespace)
     assert problems == [], "\n\n".join(problems)
