@@ -175,9 +175,9 @@ def _tap_json(tap: TapEntry) -> dict[str, Any]:
         "missed_bytes": tap.missed_bytes,
         "late_verdicts": tap.late_verdicts,
         "recursion_misses": tap.recursion_misses,
-        "limit_states": {
-            direction.name.lower(): _state_json(one) for direction, one in sorted((tap.limit_states or {}).items())
-        },
+        "limit_states": None
+        if tap.limit_states is None
+        else {direction.name.lower(): _state_json(one) for direction, one in sorted(tap.limit_states.items())},
     }
 
 
