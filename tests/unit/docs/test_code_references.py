@@ -97,7 +97,7 @@ TIES = {
     ("CellTable.read", "add"): "self._cells",
     ("verdict_of", "settle"): "return VERDICT_POLICED",
     ("_missed", "Counters.snapshot"): "snapshot.missed_packets",
-    ("Counters.snapshot", "miss"): "misses",
+    ("Counters.snapshot", "count_missed"): "misses",
 }
 
 
