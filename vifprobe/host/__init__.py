@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this host is set to do: interfaces, taps and who is behind them, and every limit that is set on them.
+"""Configuration of this host: interfaces, taps with their guests, and all limits that are set on them.
 
-Everything here only looks: no request changes anything on the host, and no packet socket is opened. All of it answers
-for the network namespace of the calling thread.
+Everything here only reads: no request changes the host, and no packet socket is opened. All results are for the network
+namespace of the calling thread.
 
 | module | answers |
 |---|---|
 | `taps` | the taps, with domain, instance, port, bridge and QEMU process |
-| `declared` | every limit that somebody asks for: libvirt, Open vSwitch |
+| `declared` | every declared limit: user, libvirt, Open vSwitch |
 | `limits` | every installed limit, from tc and nft, in one shape |
-| `counters` | all counters that a probe's count can be held against |
+| `counters` | all kernel counters that a probe's counts can be compared with |
 | `net/` | interfaces, namespaces, neighbours; what changes on a link, and who changed it |
 | `tc/`, `nft/` | qdiscs, filters, actions; nftables chains that are hooked on an interface |
-| `ovs/`, `libvirt/` | what the Open vSwitch database and libvirt's live XML say of a port |
-| `procs/` | who holds a tap open, and what packets cost this host |
+| `ovs/`, `libvirt/` | a port's data in the Open vSwitch database and in libvirt's live XML |
+| `procs/` | the process that holds a tap, and the CPU time of packets |
 """

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters that others keep of an interface's packets, and what each of them counts, to hold a probe's count against.
+"""The kernel's counters of an interface's packets, and what each of them counts, to compare a probe's counts with.
 
-In the words of a tap, whose ingress is outbound; other devices' directions are turned at the end
+Directions are those of a tap, whose ingress is outbound; those of other devices are translated at the end
 (vifprobe.model.ports).
 
 | counter | counts |
 |---|---|
-| device rx_packets, rx_bytes | all that came in, dropped afterwards or not (tun adds to them behind the hand-over) |
-| device rx_dropped | refused by the driver, or wanted by no protocol behind tc |
-| device tx_packets, tx_bytes | read by the guest, out of the tap's ring |
+| device rx_packets, rx_bytes | all received packets, dropped later or not (tun counts them after it hands them over) |
+| device rx_dropped | refused by the driver, or taken by no protocol after tc |
+| device tx_packets, tx_bytes | read by the guest from the tap's ring |
 | device tx_dropped | not taken by the tap's driver: the ring was full |
-| tc ingress ... | seen and dropped at tc ingress while a filter is there, by whatever filter |
+| tc ingress ... | seen and dropped at tc ingress while a filter is there, by any filter |
 | tc police ... | offered to one police action, and dropped by it |
 | tc root packets, bytes | sent by the egress queueing tree, to the driver: a GSO frame as its segments, or none of it |
 | tc root drops | dropped by that tree, by all its parts |
-| tc root backlog | waiting there now: a gauge |
-| tc root packets + drops + backlog | all that came to it |
+| tc root backlog | queued there now: a gauge |
+| tc root packets + drops + backlog | all packets that arrived there |
 | tc class ... | the same of one class of it |
 | nft drops ... | dropped by all rules of the chains hooked on the interface |
-| policer drops | sum of what tc's policers and nft have dropped of what came in |
+| policer drops | received packets that tc's policers and nft dropped, in total |
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ from vifprobe.model.ports import turned
 
 
 class CounterMeaning(Enum):
-    """What a counter holds, in a probe's terms. PART: some of it only, or nothing that a probe counts.
+    """Packets that a counter counts, in a probe's terms.
 
-    Inbound: PASSED is what the guest has read, DROPPED by the driver, POLICED by the queueing tree. SENT: handed to the
-    driver. ARRIVED: came to the queueing tree. QUEUED: waits there, a gauge.
+    - OFFERED, PASSED, POLICED, DROPPED: as a probe's verdicts. Inbound: PASSED are packets read by the guest, POLICED
+      those dropped by the queueing tree, DROPPED those dropped by the driver.
+    - SENT: handed to the driver.
+    - ARRIVED: came to the queueing tree.
+    - QUEUED: in the queueing tree now, a gauge.
+    - PART: only a part of these, or packets that a probe does not count.
     """
 
     OFFERED = "offered"
@@ -53,8 +57,12 @@ class CounterMeaning(Enum):
 
 
 class Unit(Enum):
-    """FRAME_BYTES of a device hold the outer VLAN tag, which a frame at tc ingress has lost. CHARGED_BYTES are without
-    the L2 header at ingress. LENGTH_BYTES, too, where a policer charges more than that: its statistics say the length.
+    """Unit of a counter.
+
+    - PACKETS: packets.
+    - FRAME_BYTES: of a device, with the outer VLAN tag, which the kernel removes before tc ingress.
+    - CHARGED_BYTES: without the L2 header at ingress.
+    - LENGTH_BYTES: the same, where a policer charges more than that: its statistics have the length.
     """
 
     PACKETS = "packets"
@@ -65,10 +73,14 @@ class Unit(Enum):
 
 @dataclass(frozen=True)
 class CounterSample:
-    """One counter at one moment. counter: its name with its source, unique on its interface and the same in each read.
+    """One counter at one moment.
 
-    bits: it starts over at 2**bits. shared: packets of other interfaces are in it, too. slack: by how much it can
-    differ from what it counts: packets that lie between the driver and the guest.
+    - counter: name with its source, unique on the interface and the same in each read.
+    - direction, counts, unit: of the counted packets.
+    - value: of the counter.
+    - bits: the counter wraps at 2**bits.
+    - shared: the counter includes packets of other interfaces.
+    - slack: maximum difference from the counted packets, in `unit`: packets between the driver and the guest.
     """
 
     counter: str
@@ -81,21 +93,24 @@ class CounterSample:
     slack: int = 0
 
 
-#: What vhost takes out of the ring at once (drivers/vhost/net.c, VHOST_NET_BATCH), and the longest frame with its tag.
+#: Packets that vhost takes from the ring at once (drivers/vhost/net.c, VHOST_NET_BATCH); longest frame with its tag.
 _VHOST_BATCH = 64
 _FRAME_BYTES_MAX = 65_535 + 18
 #: Kinds whose drivers count what they receive before GRO merges it (net/core/gro.c, dev_gro_receive): network cards,
 #: and veth with NAPI (drivers/net/veth.c, veth_poll).
 _MERGING = ("ethernet", "veth")
-#: Qdiscs with a class for each queue of the device, hundreds of them: which packets go to which queue is not known, and
-#: the root has the sum of them all (net/sched/sch_mq.c, mq_dump_common; sch_mqprio.c, mqprio_dump).
+#: Qdiscs with a class for each queue of the device, hundreds of them. The queue of a packet is unknown, and the root
+#: has the sum of all (net/sched/sch_mq.c, mq_dump_common; sch_mqprio.c, mqprio_dump).
 _QUEUE_EACH = ("mq", "mqprio")
 
 
 def read_counters_of(
     links: Iterable[Link], previous: dict[int, tuple[CounterSample, ...]] | None = None
 ) -> dict[int, tuple[CounterSample, ...]]:
-    """Ifindex -> counters, for many interfaces from the same few dumps. Raises HostError."""
+    """Return ifindex -> counters of many interfaces, from the same few dumps. Raises HostError.
+
+    previous: result of the last call, to follow counters that wrap; None for none.
+    """
     links = list(links)
     devices = {link.ifindex: (link, counters) for link, counters in list_links_and_counters()}
     limits = installed_of(links)
@@ -110,10 +125,10 @@ def read_counters_of(
 
 
 def unwrapped(samples: Iterable[CounterSample], previous: Iterable[CounterSample]) -> tuple[CounterSample, ...]:
-    """The samples, with 2**bits added as often as a counter has started over since `previous`.
+    """Return the samples with 2**bits added for each wrap of a counter since `previous`.
 
-    A value that fell from the upper half of its range to the lower one has gone around; one that fell otherwise
-    belongs to a new object, and is left alone.
+    A value that fell from the upper half of its range to the lower one has wrapped. Another value that fell belongs to
+    a new object, and stays unchanged.
     """
     before = {sample.counter: sample.value for sample in previous}
     return tuple(_unwrapped(sample, before.get(sample.counter, 0)) for sample in samples)
@@ -133,7 +148,7 @@ def _device(link: Link, counters: LinkCounters | None) -> Iterator[CounterSample
     if counters is None:
         return
     out, into = Direction.OUTBOUND, Direction.INBOUND
-    # Other drivers count when they have sent: how much they hold is theirs to know.
+    # Other drivers count after sending: the number of packets that they hold is unknown.
     passed, dropped = (
         (CounterMeaning.PASSED, CounterMeaning.DROPPED)
         if link.kind in ("tap", "tun")
@@ -154,7 +169,7 @@ def _device(link: Link, counters: LinkCounters | None) -> Iterator[CounterSample
 def _installed(found: Installed) -> Iterator[CounterSample]:
     nft_hooks = {chain.hook for chain in found.nft.chains}
     police = [limit for limit in found.limits if limit.kind == "police"]
-    # Only where there is one place that drops what comes in is its count all that a probe calls policed.
+    # Only where a single place drops received packets, its count is that of all policed packets.
     places = len([limit for limit in police if limit.direction is Direction.OUTBOUND]) + ("ingress" in nft_hooks)
     whole = CounterMeaning.POLICED if places == 1 else CounterMeaning.PART
     yield from _ingress(found, CounterMeaning.PART if "ingress" in nft_hooks else CounterMeaning.POLICED)
@@ -169,7 +184,7 @@ def _installed(found: Installed) -> Iterator[CounterSample]:
 
 def _ingress(found: Installed, drops: CounterMeaning) -> Iterator[CounterSample]:
     qdisc, out = found.tc.ingress, Direction.OUTBOUND
-    # clsact counts both directions in one place: neither direction's count can be held against it.
+    # clsact counts both directions together: the count of one direction can't be compared with it.
     if qdisc is None or qdisc.kind != "ingress":
         return
     yield from _sample("tc ingress bytes", out, CounterMeaning.PART, Unit.CHARGED_BYTES, qdisc.stats.bytes)
@@ -181,12 +196,12 @@ def _root(found: Installed) -> Iterator[CounterSample]:
     qdisc = found.tc.root
     if qdisc is None or qdisc.kind in ("noqueue", "noop"):
         return
-    # A size table charges what it was told to.
+    # With a size table, charged bytes differ from the length.
     sized = any(one.size_table for one in found.tc.qdiscs)
     yield from _queue("tc root", qdisc.stats, sized, is_all=True)
     if qdisc.kind in _QUEUE_EACH:
         return
-    # HTB's only class, and all unsorted packets go there: what it counts is what the root does.
+    # HTB's only class, to which all unclassified packets go: it counts the same packets as the root.
     alone = len(found.tc.classes) == 1 and qdisc.default_class == found.tc.classes[0].handle
     for one in found.tc.classes:
         yield from _queue(f"tc class {one.handle}", one.stats, sized, is_all=alone)
@@ -220,7 +235,7 @@ def _police(found: Installed, limit: InstalledLimit, drops: CounterMeaning) -> I
 
 
 def _bytes_unit(found: Installed) -> Unit:
-    """Of statistics: act_police and nft count the length, whatever overhead and least charge the bucket goes by."""
+    """Return the unit of statistics: act_police and nft count the length, without the bucket's overhead and mpu."""
     main = found.main(Direction.OUTBOUND)
     return Unit.LENGTH_BYTES if main is not None and (main.overhead_bytes or main.mpu_bytes) else Unit.CHARGED_BYTES
 
@@ -235,7 +250,7 @@ def _nft(found: Installed, hook: str, direction: Direction, counts: CounterMeani
 
 
 def _total(found: Installed, samples: Iterable[CounterSample]) -> Iterator[CounterSample]:
-    """What all policers dropped of what came in, where there are several and each tells its count."""
+    """Yield the drops of all policers of received packets, where there are several and each one counts its drops."""
     drops = [
         one
         for one in samples
@@ -251,8 +266,9 @@ def _total(found: Installed, samples: Iterable[CounterSample]) -> Iterator[Count
 
 
 def _arrived(found: Installed, samples: Iterable[CounterSample]) -> Iterator[CounterSample]:
-    """All that came to the root: what waits was counted when it came, whatever becomes of it later. Copies that a queue
-    makes are seen only as they leave it.
+    """Yield the number of packets that arrived at the root: sent, dropped and queued ones.
+
+    Copies that a queue makes are counted only when they leave it.
     """
     parts = {one.counter: one.value for one in samples if one.counter.startswith("tc root ")}
     names = [f"tc root {name}" for name in ("packets", "drops", "backlog")]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that says which limit a tap should have: the user, libvirt's live XML, the Open vSwitch database.
+"""Declared limits of a tap: from the user, libvirt's live XML, and the Open vSwitch database.
 
-None of it proves that the kernel does it: what is installed is told by :mod:`vifprobe.host.limits`.
+A declared limit is not always installed: :mod:`vifprobe.host.limits` reads the installed ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vifprobe.host.net.links import Link
 from vifprobe.model.layout import Direction
 from vifprobe.model.limits import DeclaredLimit
 
-if TYPE_CHECKING:  # XML and JSON are loaded when there is something to read: a first screen does not wait for them
+if TYPE_CHECKING:  # the XML and JSON modules are imported at their first use, so that the first screen is faster
     from vifprobe.host.libvirt import domains
     from vifprobe.host.ovs import ports
 
@@ -28,11 +28,14 @@ _OVS_SIDE = "qvo"
 
 @dataclass(frozen=True)
 class Declared:
-    """What is declared for one tap, and what could not be read.
+    """Declared limits of one tap, and the sources that could not be read.
 
-    problems: a limit may be declared there, too. ovs: the tap's own interface in Open vSwitch, None where it has none.
-    domain: libvirt's name of the guest, "" where it knows none. sources: what was there to be read. macs, ips: that the
-    guest was given, each with who says so.
+    - limits: declared limits.
+    - problems: sources that could not be read, as text: they can declare limits, too.
+    - ovs: the tap's own interface in Open vSwitch; None where it has none.
+    - domain: libvirt's name of the guest; "" where unknown.
+    - sources: sources that exist on this host.
+    - macs, ips: addresses assigned to the guest, each with its source.
     """
 
     limits: tuple[DeclaredLimit, ...] = ()
@@ -45,7 +48,7 @@ class Declared:
 
 
 def declared(link: Link, given: Iterable[DeclaredLimit] = ()) -> Declared:
-    """What is declared for one interface. Never raises."""
+    """Return the declared limits of one interface. Never raises."""
     return declared_of([link], given)[link.ifindex]
 
 
@@ -56,9 +59,11 @@ def declared_of(
     libvirt_directory: Path | None = None,
     ovs_sockets: tuple[Path, ...] | None = None,
 ) -> dict[int, Declared]:
-    """Ifindex -> what is declared, with what the user has `given` for each. Takes up to a second, never raises.
+    """Return ifindex -> declared limits. Takes up to a second, never raises.
 
-    libvirt_directory, ovs_sockets: None for where they are on any host.
+    - links: interfaces.
+    - given: the user's limits, for each interface.
+    - libvirt_directory, ovs_sockets: None for the usual paths.
     """
     from vifprobe.host.libvirt import domains
     from vifprobe.host.ovs import ports
@@ -77,7 +82,7 @@ def _declared(
     for port in _ovs_ports(link, interface, switch):
         limits += _of_ovs(port)
     problems = [f"libvirt: {problem}" for problem in live.problems] if interface is None else []
-    # Without a server there is nothing that could declare a limit, unless the tap is a port of a switch.
+    # Without a server no limit can be declared, unless the tap is a port of a switch.
     if switch.problem and (switch.present or link.master_name.startswith("ovs-")):
         problems.append(f"Open vSwitch: {switch.problem}")
     sources = (["libvirt"] if live.present else []) + (["ovs"] if switch.present else [])
@@ -89,7 +94,7 @@ def _declared(
 
 
 def _of_libvirt(interface: domains.Interface) -> Iterable[DeclaredLimit]:
-    """`<bandwidth>`: inbound becomes HTB, outbound a policer (virNetDevBandwidthSet)."""
+    """Return the limits of `<bandwidth>`: inbound becomes HTB, outbound a policer (virNetDevBandwidthSet)."""
     found: Mapping[Direction, domains.Bandwidth | None] = {
         Direction.OUTBOUND: interface.outbound,
         Direction.INBOUND: interface.inbound,
@@ -102,7 +107,7 @@ def _of_libvirt(interface: domains.Interface) -> Iterable[DeclaredLimit]:
 
 
 def _ovs_ports(link: Link, interface: domains.Interface | None, switch: ports.OvsState) -> Iterable[ports.OvsInterface]:
-    """The tap's own interface, and the one that stands for the same Neutron port beyond a Linux bridge."""
+    """Yield the tap's own OVS interface, and that of the same Neutron port on the other side of a Linux bridge."""
     if link.name in switch.interfaces:
         yield switch.interfaces[link.name]
     from vifprobe.host.taps import neutron_port_prefix
@@ -117,7 +122,7 @@ def _ovs_ports(link: Link, interface: domains.Interface | None, switch: ports.Ov
 
 
 def _of_ovs(port: ports.OvsInterface) -> Iterable[DeclaredLimit]:
-    """Policing is of what comes in through the port (from the guest), QoS of what leaves through it (to the guest)."""
+    """Yield a port's limits: policing of packets from the guest, QoS of packets to the guest."""
     if port.rate_bps:
         burst_bytes = port.burst_bytes
         yield DeclaredLimit(Direction.OUTBOUND, "ovs", "policing", port.name, port.rate_bps, burst_bytes)

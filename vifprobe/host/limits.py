@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every limit that the kernel holds an interface to, from tc and nft, in one shape: the rows of policer.csv.
+"""Installed limits of an interface, from tc and nft, in one shape: the rows of policer.csv.
 
-Only what is installed: what libvirt, OVS or Neutron say that they want is theirs to tell.
+Limits that libvirt, OVS or Neutron declare are in :mod:`vifprobe.host.declared`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from vifprobe.model.limits import InstalledLimit, main_limit
 
 @dataclass(frozen=True)
 class Installed:
-    """All limits of one interface, in the order in which packets meet them, and what they were read from.
+    """All limits of one interface.
 
-    kind: of the device, which decides the direction of what is at its hooks (see vifprobe.model.ports). problems: what
-    could not be read, so that "none" and "don't know" stay apart.
+    - limits: in the order in which packets pass them.
+    - tc, nft: the objects that they were read from.
+    - problems: what could not be read, as text, so that "none" and "unknown" differ.
+    - kind: of the device, which decides the directions of its hooks (see vifprobe.model.ports).
     """
 
     limits: tuple[InstalledLimit, ...]
@@ -36,35 +38,36 @@ class Installed:
     kind: str = "tap"
 
     def at(self, hook: ports.Hook) -> tuple[InstalledLimit, ...]:
-        """Those at one hook of the device."""
+        """Return the limits at one hook of the device."""
         return self.of(ports.direction_at(self.kind, hook))
 
     def as_of_a_tap(self) -> Installed:
-        """The same in the directions of a tap: outbound for what is at ingress."""
+        """Return the same limits in the directions of a tap: outbound at ingress."""
         return replace(self, kind="tap", limits=_turned(self.kind, self.limits))
 
     def of(self, direction: Direction) -> tuple[InstalledLimit, ...]:
-        """Those of one direction."""
+        """Return the limits of one direction."""
         return tuple(limit for limit in self.limits if limit.direction == direction)
 
     def main(self, direction: Direction) -> InstalledLimit | None:
-        """The lowest bit rate that unsorted packets of this direction are held to, else the lowest packet rate."""
+        """Return the limit of unclassified packets with the lowest bit rate, else the lowest packet rate; or None."""
         return main_limit(self.limits, direction)
 
 
 def installed(link: Link) -> Installed:
-    """The limits of one interface. Raises HostError where tc can't be read at all."""
+    """Return the limits of one interface. Raises HostError where tc can't be read at all."""
     return installed_of([link])[link.ifindex]
 
 
 def installed_of(links: Iterable[Link]) -> dict[int, Installed]:
-    """Ifindex -> limits, for many interfaces from the same few dumps. Raises HostError where tc can't be read."""
+    """Return ifindex -> limits of many interfaces, from the same few dumps. Raises HostError where tc can't be read."""
     return LimitReader().read(links)
 
 
 class LimitReader:
-    """Reads limits again and again, for several threads of one network namespace: what is the same is not taken apart
-    anew, and the same Installed is given for an interface as long as nothing about it is different.
+    """Reads limits repeatedly, for several threads of one network namespace.
+
+    Unchanged objects are not parsed again. An interface without a change gets the same Installed object.
     """
 
     def __init__(self) -> None:
@@ -73,7 +76,7 @@ class LimitReader:
         self._made: dict[tuple[int, str], Installed] = {}
 
     def read(self, links: Iterable[Link]) -> dict[int, Installed]:
-        """Ifindex -> limits, from the same few dumps. Raises HostError where tc can't be read."""
+        """Return ifindex -> limits, from the same few dumps. Raises HostError where tc can't be read."""
         links = list(links)
         with self._lock:
             tc = self._tc.read(link.ifindex for link in links)
@@ -85,16 +88,16 @@ class LimitReader:
             return {link.ifindex: self._installed(link, tc[link.ifindex], nft, problems) for link in links}
 
     def hear_of_nft(self, hears: bool) -> None:
-        """Whether :meth:`forget_nft` is called when somebody changed rules."""
+        """Set whether :meth:`forget_nft` is called at each change of rules."""
         self._nft.hears_changes = hears
 
     def forget_nft(self) -> None:
-        """Rules of nft were changed, or may have been."""
+        """Read all nft rules again at the next read: they were changed, or may have been."""
         with self._lock:
             self._nft.forget()
 
     def is_nft_changed(self) -> bool:
-        """Whether rules of nft were changed of which nobody has told; what can't be asked for is left to a read."""
+        """Return True if nft rules changed without a notification; False where that can't be read."""
         with self._lock:
             try:
                 return self._nft.is_changed()
@@ -104,15 +107,15 @@ class LimitReader:
     def _installed(self, link: Link, tc: TcState, nft: Mapping[str, NftState], problems: tuple[str, ...]) -> Installed:
         key, state = (link.ifindex, link.name), nft.get(link.name, NftState())
         made = self._made.get(key)
-        told = tc.problems + problems
-        if made is None or made.tc is not tc or made.nft != state or made.problems != told:
+        unread = tc.problems + problems
+        if made is None or made.tc is not tc or made.nft != state or made.problems != unread:
             found = (replace(one, device=link.name) for one in (*_tc_limits(tc), *map(_nft_limit, state.policers())))
-            made = self._made[key] = Installed(_turned(link.kind, tuple(found)), tc, state, told, link.kind)
+            made = self._made[key] = Installed(_turned(link.kind, tuple(found)), tc, state, unread, link.kind)
         return made
 
 
 def _turned(kind: str, limits: tuple[InstalledLimit, ...]) -> tuple[InstalledLimit, ...]:
-    """Limits in a tap's directions, in those of this kind of device; and the other way round."""
+    """Translate limits between the directions of a tap and those of this kind of device."""
     if not ports.is_swapped(kind):
         return limits
     return tuple(replace(limit, direction=ports.turned(kind, limit.direction)) for limit in limits)
@@ -125,8 +128,8 @@ def _tc_limits(state: TcState) -> Iterator[InstalledLimit]:
     for found in state.classes:
         if found.shaper is not None:
             default = root is not None and root.default_class == found.handle
-            # A class borrows up to its ceil, and one without a parent has nobody to borrow from (htb_class_mode,
-            # htb_activate_prios): its rate is the limit, whatever ceil says.
+            # A class borrows from its parent, up to its ceil. Without a parent, its rate is the limit, for any ceil
+            # (htb_class_mode, htb_activate_prios).
             borrows = found.parent != "root"
             yield _shaped(f"root htb {found.handle}", "htb", found.shaper, found.stats, default, borrows)
     for qdisc in state.qdiscs:
@@ -162,7 +165,7 @@ def _police(at: TcFilter, action: TcAction) -> InstalledLimit:
 def _shaped(
     where: str, kind: str, shaper: Shaper, stats: Stats, default: bool, borrows: bool = False
 ) -> InstalledLimit:
-    # Without a bucket: a shaper cuts a GSO frame into its segments, or sends it in debt.
+    # Without bucket_bytes: a shaper segments a GSO frame, or sends it with a debt of tokens.
     return InstalledLimit(
         direction=Direction.INBOUND,
         source="tc",

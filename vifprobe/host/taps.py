@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The taps of this host, and whose they are."""
+"""The taps of this host, with their guests and ports."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ _NEUTRON_TAP = re.compile(r"tap([0-9a-f]{8}-[0-9a-f]{2})")
 
 @dataclass(frozen=True)
 class TapPort:
-    """One tap. What is not known, or can't be read without root, is None.
+    """One tap. None: unknown, or not readable without root.
 
-    bridge: what it is a port of; `ovs-system` (the OVS datapath, not the OVS bridge) for a port of Open vSwitch.
-    pid, comm: the process that holds it open, is_qemu whether that is QEMU. domain: libvirt's name (Nova's
-    `instance-0000001a`). instance_name, instance_uuid: OpenStack's. port_id: Neutron's port, whole; port_prefix: the
-    part of it that the tap's name tells. interface: all that libvirt says. counters: device counters.
+    - link, counters: the interface and its device counters.
+    - pid, comm: process that holds the tap open.
+    - is_qemu: that process is QEMU.
+    - domain, domain_uuid: libvirt's name (Nova's `instance-0000001a`) and UUID.
+    - instance_name, instance_uuid: OpenStack's.
+    - port_id: id of Neutron's port.
+    - port_prefix: start of the port id, from the tap's name.
+    - interface: libvirt's data of the interface.
+    - bridge: device that it is a port of; `ovs-system` (the OVS datapath, not the OVS bridge) for a port of Open
+      vSwitch.
     """
 
     link: Link
@@ -53,28 +59,28 @@ class TapPort:
 
     @property
     def kind(self) -> str:
-        """`tap`, `macvtap` or `ipvtap`; what `describe` was asked about may be any other."""
+        """Return the kind: `tap`, `macvtap` or `ipvtap`; any other for a link given to `describe`."""
         return self.link.kind
 
     @property
     def bridge(self) -> str | None:
-        """What it is a port of."""
+        """Return the device that the tap is a port of; None where there is none."""
         return self.link.master_name or None
 
 
 def list_taps(libvirt_directory: Path = domains.STATUS_DIRECTORY) -> tuple[TapPort, ...]:
-    """All taps of this network namespace, by name. Raises HostError where the interfaces can't be listed."""
+    """Return all taps of this network namespace, by name. Raises HostError where interfaces can't be listed."""
     rows = [(link, counters) for link, counters in list_links_and_counters() if link.kind in GUEST_PORTS]
     return _taps(sorted(rows, key=lambda row: row[0].name), libvirt_directory)
 
 
 def describe(links: Iterable[Link], libvirt_directory: Path = domains.STATUS_DIRECTORY) -> tuple[TapPort, ...]:
-    """What is known of some links, without counters: one look at the processes for all of them."""
+    """Return the data of some links, without counters; processes are searched once for all of them."""
     return _taps([(link, None) for link in links], libvirt_directory)
 
 
 def neutron_port_prefix(link_name: str) -> str | None:
-    """First 11 characters of the Neutron port's id, from the tap's name; None where it is not such a name."""
+    """Return the first 11 characters of the Neutron port's id, from the tap's name; None for other names."""
     match = _NEUTRON_TAP.fullmatch(link_name)
     return match[1] if match else None
 

@@ -289,8 +289,8 @@ def test_a_port_of_a_switch_whose_database_is_away_is_unknown(tmp_path: Path) ->
 
 
 TOOLS = {
-    "hangs": ("exec sleep 60", "does not end within"),
-    "writes without end": ("exec yes 'meter=1 kbps'", "writes more than"),
+    "hangs": ("exec sleep 60", "did not end within"),
+    "writes without end": ("exec yes 'meter=1 kbps'", "wrote more than"),
     "is refused": ("echo 'ovs-ofctl: br-int is not a bridge or a socket' >&2; exit 1", "is not a bridge"),
     "dies": ("kill -ALRM $$", "ovs-ofctl dump-flows: "),
 }

@@ -50,7 +50,7 @@ _TC_KINDS: dict[int, EventKind] = {
 }
 _MOVED = ("IFLA_NEW_NETNSID", "IFLA_NEW_IFINDEX")
 
-# Fields of Link whose change is told, and how they are called by ip-link(8). `up` has event kinds of its own.
+# Fields of Link whose changes are reported, with their names in ip-link(8). `up` has separate event kinds.
 _TOLD = {
     "name": "name",
     "mtu": "mtu",
@@ -92,15 +92,15 @@ class Watched:
 
     @property
     def ifindexes(self) -> frozenset[int]:
-        """The watched interfaces, those that came later included."""
+        """Return the watched interfaces, with those that came later."""
         return frozenset(self._watched)
 
     def is_watched(self, ifindex: int) -> bool:
-        """Whether this interface is one of them."""
+        """Return True if this interface is watched."""
         return ifindex in self._watched
 
     def changes(self, message: Message) -> list[LinkChange]:
-        """What this notification says; nothing for other interfaces. Raises NetlinkError for one that is no message."""
+        """Return the changes in this notification; none for other interfaces. Raises NetlinkError if it is invalid."""
         if message.type in (RTM_NEWLINK, RTM_DELLINK):
             return self._link(message)
         kind = _TC_KINDS.get(message.type)
@@ -185,7 +185,7 @@ class Watched:
         return LinkChange(ifindex, kind, f"filter {found.where} protocol {found.protocol}{acts}", found)
 
     def _forget(self, ifindex: int) -> None:
-        """An interface is gone; one that comes back is known by its name."""
+        """Remove an interface that is gone; one that comes back is found by its name."""
         self._links.pop(ifindex, None)
         self._watched.discard(ifindex)
         self._forget_blocks(ifindex)

@@ -57,18 +57,21 @@ class Event:
 
     @property
     def says_nothing(self) -> bool:
-        """Whether it is a link message that told of no change."""
+        """Return True for a link message without a change."""
         return self.detail == NO_CHANGE
 
     @property
     def by_words(self) -> str:
-        """Who asked for it; for a command, with who ran it: `tc (started by libvirtd)`. "" where nobody is known."""
+        """Return the process that made the change; for a command, with its parent: `tc (started by libvirtd)`.
+
+        "" where unknown.
+        """
         by = self.by_comm or ""
         return f"{by} (started by {self.by_parent_comm})" if by in _COMMANDS and self.by_parent_comm else by
 
 
 class Events:
-    """Subscribed from the moment it is made, in the calling thread's network namespace, until it is closed.
+    """Subscription to events in the calling thread's network namespace, from its creation until it is closed.
 
     To be read from threads in that namespace, one at a time. Raises HostError where netlink can't be had.
     """
@@ -87,7 +90,7 @@ class Events:
         self._receiver.start()
 
     def follow_nft(self) -> bool:
-        """Subscribe to what nft changes, once nf_tables is there; harmless when called again. Whether it is told."""
+        """Subscribe to nft changes once nf_tables is loaded; return True if subscribed. Harmless when called again."""
         if not self._receiver.hears_nft:
             source = subscribed(_RECEIVE_BUFFER_BYTES)
             if source is not None:
@@ -101,11 +104,11 @@ class Events:
         self.close()
 
     def fileno(self) -> int:
-        """Readable, for select and poll, when there is something to read."""
+        """Return a descriptor for select and poll, readable when there are events."""
         return self._receiver.fileno()
 
     def read(self) -> list[Event]:
-        """The events since the last call, oldest first; never waits for one. Raises OSError once closed."""
+        """Return the events since the last call, oldest first, without waiting. Raises OSError once closed."""
         if self._closed:
             raise OSError(errno.EBADF, "the subscription is closed")
         return [event for one in self._receiver.take() for event in self._events(one)]
@@ -144,11 +147,11 @@ class Events:
         return [Event(received.at_ns, received.ifindex, "link_change", NO_CHANGE, times=received.repeats)]
 
     def _look_again(self, received: Received) -> list[Event]:
-        """Link messages of this interface were too many to be received: what its state is now, is asked for."""
+        """Read the state of an interface that sent too many link messages to be received."""
         try:
             with Netlink() as netlink:
                 message = netlink.get(RTM_GETLINK, request(received.ifindex))
-        except NetlinkError:  # it is gone, which is told
+        except NetlinkError:  # the interface is gone, which another message reports
             return []
         changes = [change for change in self._watched.changes(message) if change.detail != NO_CHANGE]
         return [_event(received.at_ns, change, None) for change in changes]
@@ -164,7 +167,7 @@ class Events:
         return [Event(received.at_ns, 0, "nft_change", change.detail, *who, change)]
 
     def _lost(self, received: Received) -> list[Event]:
-        """Notifications were lost: what is now is compared with what was known."""
+        """Compare the current state with the known one, after notifications were lost."""
         words = "notifications were lost: there were too many at once"
         self._transactions.lost()
         if received.is_nft:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Link messages that say nothing new: told from others at a glance, and not even received where they pour in.
+"""Link messages without a change: recognized without parsing, and not received at all where there are too many.
 
 A guest's driver that switches its offloads on and off (TUNSETOFFLOAD) has the kernel send one each time: 100,000 in a
 second where nothing else slows it down. Nothing here parses more than it must, and work is bounded whatever comes.
@@ -56,11 +56,11 @@ class LinkStorms:
 
     @property
     def muted(self) -> Collection[int]:
-        """Interfaces whose link messages are not received now."""
+        """Return the interfaces whose link messages are not received now."""
         return self._muted_until_ns.keys()
 
     def repeated(self, data: bytes, at_ns: int) -> int | None:
-        """The interface whose last link message this one repeats; None for all other messages.
+        """Return the interface whose last link message this one repeats; None for all other messages.
 
         Only of what the kernel sends by itself: who asked for a change is worth knowing.
         """
@@ -81,7 +81,7 @@ class LinkStorms:
         return None
 
     def to_mute(self, at_ns: int) -> bool:
-        """Mute the interfaces that send too much; whether there are new ones."""
+        """Mute the interfaces that send too many messages; return True if there are new ones."""
         if self._of_all < WINDOW_REPEATS_OF_ALL or len(self._muted_until_ns) >= MUTED_MAX:
             return False
         loud = [ifindex for ifindex, number in self._repeats.items() if number >= WINDOW_REPEATS]
@@ -90,7 +90,7 @@ class LinkStorms:
         return bool(new)
 
     def to_unmute(self, at_ns: int) -> list[int]:
-        """Interfaces that have been muted for long enough: they are no more."""
+        """Unmute and return the interfaces that have been muted long enough."""
         over = [ifindex for ifindex, until_ns in self._muted_until_ns.items() if until_ns <= at_ns]
         for ifindex in over:
             del self._muted_until_ns[ifindex]
@@ -99,7 +99,7 @@ class LinkStorms:
         return over
 
     def forget(self) -> None:
-        """Messages were lost: what an interface said last is not known."""
+        """Forget the last messages: messages were lost."""
         self._known.clear()
 
     def _count(self, ifindex: int, at_ns: int) -> None:
@@ -127,7 +127,10 @@ class LinkStorms:
 
 
 def _place_of(kind: int, data: bytes, at: int) -> int:
-    """Where an attribute begins, from `at` on; the end where there is none. Counters have the same length each time."""
+    """Return the offset of an attribute, searched from `at` on; the end where there is none.
+
+    Counters have the same length each time.
+    """
     while at + _ATTRIBUTE.size <= len(data):
         length, found = _ATTRIBUTE.unpack_from(data, at)
         if found & _TYPE_MASK == kind:
@@ -137,12 +140,12 @@ def _place_of(kind: int, data: bytes, at: int) -> int:
 
 
 def _is_counters(head: bytes) -> bool:
-    """Where rtnl_fill_ifinfo (net/core/rtnetlink.c) puts counters all that is looked at is over but XDP and kind."""
+    """Return True at the counters: rtnl_fill_ifinfo (net/core/rtnetlink.c) puts only XDP and kind after them."""
     return len(head) == 4 and _ATTRIBUTE.unpack(head)[1] == IFLA_STATS64
 
 
 def mute(source: socket.socket, ifindexes: Collection[int]) -> None:
-    """Have the kernel drop link messages of these interfaces before they come to a socket; none: drop nothing.
+    """Let the kernel drop link messages of these interfaces before they come to a socket; none: drop nothing.
 
     A classic BPF filter. Messages of tc, and those that an interface is gone, are received as ever.
     """

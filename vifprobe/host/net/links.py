@@ -164,12 +164,12 @@ def _counters(found: Any) -> LinkCounters | None:
 
 
 def list_links() -> tuple[Link, ...]:
-    """All interfaces of this network namespace, by ifindex. Raises HostError."""
+    """Return all interfaces of this network namespace, by ifindex. Raises HostError."""
     return tuple(link for link, _ in _dump(with_stats=False))
 
 
 def list_links_and_counters() -> tuple[tuple[Link, LinkCounters | None], ...]:
-    """All interfaces of this network namespace with their counters, from one dump. Raises HostError."""
+    """Return all interfaces of this network namespace with their counters, from one dump. Raises HostError."""
     return _dump(with_stats=True)
 
 
@@ -191,14 +191,18 @@ def _row(row: Message, with_stats: bool) -> tuple[Link, LinkCounters | None]:
 
 
 class QuickLook(NamedTuple):
-    """What an ioctl tells of a device."""
+    """Data of a device from an ioctl.
+
+    - ifindex: of the device.
+    - has_ethernet: its packets have an Ethernet header.
+    """
 
     ifindex: int
     has_ethernet: bool
 
 
 def quick_look(name: str) -> QuickLook | None:
-    """A device before there is netlink, which takes pyroute2's import; None where there is none of this name."""
+    """Return a device by its name without netlink, which needs pyroute2's import; None where there is none."""
     try:
         ifindex = socket.if_nametoindex(name)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
@@ -209,7 +213,7 @@ def quick_look(name: str) -> QuickLook | None:
 
 
 def find_link(name: str) -> Link:
-    """The device of this name in the calling thread's network namespace: a tap, or a veth, bridge port, tun, ...
+    """Return the device of this name in the calling thread's network namespace: a tap, or a veth, bridge port, tun, ...
 
     Raises TapError where there is none (with the closest name, or the namespace that has it), where the name can't be
     one, and for devices without Ethernet headers that are no tun; HostError where netlink fails.
@@ -237,7 +241,7 @@ def _name_of(netlink: Netlink, ifindex: int) -> str:
 
 
 def is_there(link: Link) -> bool:
-    """Whether the interface still exists in the calling thread's network namespace, under whatever name."""
+    """Return True if the interface still exists in the calling thread's network namespace, under any name."""
     try:  # asked of the kernel, not of /sys, which shows the namespace that it was mounted in
         return socket.if_indextoname(link.ifindex) != ""
     except OSError:

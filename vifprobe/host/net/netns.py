@@ -62,7 +62,7 @@ def enter(name_or_path_or_pid: str) -> None:
 
 
 def own() -> int:
-    """An fd of the calling thread's network namespace, for `return_to`."""
+    """Return an fd of the calling thread's network namespace, for `return_to`."""
     try:
         return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -86,7 +86,7 @@ def return_to(fd: int) -> None:
 
 
 def inode() -> int:
-    """The number in `net:[4026531840]` of the calling thread's network namespace, as lsns(8) prints it."""
+    """Return the inode (`net:[4026531840]`) of the calling thread's network namespace, as lsns(8) prints it."""
     try:
         return _OWN.stat().st_ino
     except OSError as error:
@@ -94,7 +94,7 @@ def inode() -> int:
 
 
 def named() -> dict[str, Path]:
-    """Names that `enter` takes -> their paths. Empty where none are kept, or they can't be listed."""
+    """Return names for `enter` -> their paths; empty where there are none, or they can't be listed."""
     found: dict[str, Path] = {}
     for directory in NAMED_DIRECTORIES:
         try:
@@ -127,10 +127,10 @@ def find_elsewhere(link_name: str) -> list[str]:
 
 
 def holds(pid: int, link_name: str) -> bool:
-    """Whether the namespace of process `pid` has an interface of this name; False where that can't be looked up."""
+    """Return True if the namespace of process `pid` has an interface of this name; False where it can't be read."""
     begin = f"{link_name}:".encode()
     try:
-        # Of the process's namespace: nobody has to enter it.
+        # These files show the process's namespace, so that it need not be entered.
         lines = Path(f"/proc/{pid}/net/dev").read_bytes().splitlines()
     except OSError:
         return False
@@ -138,14 +138,14 @@ def holds(pid: int, link_name: str) -> bool:
 
 
 def _in_thread(work: Callable[[], None]) -> None:
-    """Run `work` in a thread that nothing else uses: its namespace ends with it."""
+    """Run `work` in a separate thread, which ends in the namespace that it has entered."""
     thread = threading.Thread(target=work, name="netns", daemon=True)
     thread.start()
     thread.join()
 
 
 def _others() -> Iterator[tuple[str, Path]]:
-    """(name or pid, path) of each namespace once, the caller's own left out."""
+    """Yield (name or pid, path) of each namespace once, without the caller's."""
     own = _OWN.stat()
     seen = {(own.st_dev, own.st_ino)}
     candidates = list(named().items())
@@ -154,7 +154,7 @@ def _others() -> Iterator[tuple[str, Path]]:
     for name, path in candidates:
         try:
             status = path.stat()
-        except OSError:  # ended meanwhile, or not ours to look at
+        except OSError:  # the process has ended, or may not be read
             continue
         if (status.st_dev, status.st_ino) not in seen:
             seen.add((status.st_dev, status.st_ino))

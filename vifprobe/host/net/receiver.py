@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Receives netlink notifications in a thread of its own, so that each has its time and its process.
+"""Receive netlink notifications in a separate thread, so that each has its time and its process.
 
 The thread does no more than that, at the lowest real-time priority where it may: the tc command behind a change ends
 within a millisecond, and on a busy machine a thread of ordinary priority comes too late to see its name every second
@@ -71,25 +71,25 @@ class Receiver:
         self._thread = threading.Thread(target=self._receive_all, name="events", daemon=True)
 
     def start(self) -> None:
-        """Begin to receive."""
+        """Start to receive."""
         self._thread.start()
 
     @property
     def hears_nft(self) -> bool:
-        """Whether there is a socket for what nft changes."""
+        """Return True if there is a socket for nft changes."""
         return self._nft_socket is not None
 
     def add_nft(self, source: socket.socket) -> None:
-        """Receive from this socket, too."""
+        """Receive from this socket of nft notifications, too."""
         self._nft_socket = source
         self._poll.register(source.fileno(), select.EPOLLIN)
 
     def fileno(self) -> int:
-        """Readable when there is something to take."""
+        """Return a descriptor that is readable when `take` has messages."""
         return self._ready
 
     def take(self) -> list[Received]:
-        """All that came since the last call."""
+        """Return the messages since the last call."""
         try:
             os.eventfd_read(self._ready)
         except BlockingIOError:
@@ -115,13 +115,13 @@ class Receiver:
             self._after_batch(time.monotonic_ns())
 
     def _timeout_seconds(self) -> float:
-        """Until something must be done although nothing comes; negative: never."""
+        """Return the time until work is due without a message; negative: never."""
         if self._storms.muted:
             return 0.05
         return _TOLD_AGAIN_NS / 1e9 if self._repeats else -1
 
     def _after_batch(self, now_ns: int) -> None:
-        """Mute and unmute; tell of repeats that nobody was woken for."""
+        """Mute and unmute interfaces; wake the reader for repeats that are due."""
         over = self._storms.to_unmute(now_ns)
         if self._storms.to_mute(now_ns) or over:
             mute(self._socket, self._storms.muted)
@@ -132,7 +132,7 @@ class Receiver:
             self._wake(now_ns)
 
     def _receive_batch(self, fd: int, pace: _Pace) -> bool:
-        """What a socket has, up to a bound; False for the end."""
+        """Receive the messages of a socket, up to a bound; return False at the end."""
         if fd == self._stop:
             return False
         is_nft = fd != self._socket.fileno()
@@ -153,7 +153,7 @@ class Receiver:
         return True
 
     def _take_in(self, data: bytes, is_nft: bool, pace: _Pace) -> None:
-        seen = process_snapshot(port := port_of(data))  # before all else
+        seen = process_snapshot(port := port_of(data))  # first, because the process can end at any time
         at_ns = time.monotonic_ns()
         repeated = None if is_nft else self._storms.repeated(data, at_ns)
         if repeated is not None:
@@ -164,7 +164,7 @@ class Receiver:
         pace.step(at_ns)
 
     def _repeat(self, ifindex: int, at_ns: int) -> None:
-        """Count it with those before it, back to the last message that said something."""
+        """Count a repeated message with the previous ones, since the last message with a change."""
         known = self._repeats.get(ifindex)
         if known is not None:
             known.repeats += 1
@@ -176,13 +176,13 @@ class Receiver:
             self._wake(at_ns)
 
     def _queue_repeats(self) -> None:
-        """What comes from now on is counted anew: these are read by somebody else."""
+        """Queue the counted repeats for the reader; counting starts again."""
         for one in self._repeats.values():
             self._queue_up(one)
         self._repeats.clear()
 
     def _lost(self, is_nft: bool) -> None:
-        """Who reads it compares with what is then: once is enough, as long as nobody has."""
+        """Queue a loss once until it is read: the reader then compares with the current state."""
         self._storms.forget()
         if is_nft or self._drained or not self._is_loss_told:
             self._put(Received(time.monotonic_ns(), None, None, is_nft))
@@ -211,14 +211,14 @@ class Receiver:
 
 
 class _Pace:
-    """The receiving thread's priority: real-time, while there is not so much to receive that it would be felt."""
+    """Priority of the receiving thread: real-time, except while messages are so many that it would slow the host."""
 
     def __init__(self) -> None:
         self._count, self._since_ns = 0, time.monotonic_ns()
         self._is_real_time = _set_scheduler(os.SCHED_RR, 1)
 
     def step(self, now_ns: int) -> None:
-        """After each datagram that says something."""
+        """Update the priority, after each datagram with a change."""
         self._count += 1
         if self._count < _RECEIVED_AT_ONCE_MAX and now_ns - self._since_ns < 1_000_000_000:
             return
@@ -231,7 +231,7 @@ class _Pace:
 
 
 def _set_scheduler(policy: int, priority: int) -> bool:
-    """For the calling thread alone; False where it may not."""
+    """Set the scheduling policy of the calling thread; return False where it is not permitted."""
     try:
         os.sched_setscheduler(0, policy, os.sched_param(priority))
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who sent a netlink request: from the port in a notification's header to the process.
+"""Sender of a netlink request: find the process by the port in a notification's header.
 
 The port is the process id of the sender for the first socket of a process that lets the kernel choose (nearly all),
 and a random number for its further ones (net/netlink/af_netlink.c, netlink_autobind); a process in a container has
@@ -39,7 +39,7 @@ class Sender(NamedTuple):
 
 
 class ProcessSnapshot(NamedTuple):
-    """A process by its number, caught as soon as its request was seen."""
+    """A process by its id, read as soon as its request was received."""
 
     comm: str
     parent: int
@@ -54,7 +54,7 @@ class Catcher:
         self._caught: dict[int, tuple[int, Sender | None]] = {}  # port -> (when, who)
 
     def find(self, port: int, at_ns: int) -> Sender | None:
-        """Who has the port now; None for the kernel, and where that takes longer to find out."""
+        """Return the process that has the port now; None for the kernel, and where the search would take longer."""
         if not port:
             return None
         caught = self._caught.get(port)
@@ -81,7 +81,7 @@ class Senders:
         self._known: dict[int, tuple[int, Sender | None]] = {}  # port -> (inode of its socket, who)
 
     def find(self, port: int, seen: ProcessSnapshot | Sender | None) -> Sender | None:
-        """Who has this port, in the calling thread's network namespace; None for the kernel, or who is gone.
+        """Return the process with this port in the calling thread's network namespace; None for the kernel, or if gone.
 
         seen: what :func:`process_snapshot` of the port, or a Catcher, gave at once.
         """
@@ -113,7 +113,7 @@ def _holding(pid: int) -> Sender:
 
 
 def _holder(port: int, inode: int, ports: dict[int, int]) -> int | None:
-    """The process with the port's number, or one that has another netlink socket, or any."""
+    """Return the process that holds the socket: first the one with the port's number is tried, then all others."""
     deadline = time.thread_time() + _SEARCH_SECONDS
 
     def candidates() -> Iterator[int]:
@@ -128,7 +128,7 @@ def _holder(port: int, inode: int, ports: dict[int, int]) -> int | None:
 
 
 def process_snapshot(port: int) -> ProcessSnapshot | None:
-    """The process whose id is this port, if there is one. Quick: a tc command ends within a millisecond."""
+    """Return the process whose id is this port, if any. It is fast: a tc command ends within a millisecond."""
     if not 0 < port < _PIDS:
         return None
     try:
@@ -146,7 +146,7 @@ def process_snapshot(port: int) -> ProcessSnapshot | None:
 
 
 def _ports() -> Iterator[tuple[int, int]]:
-    """(port, inode) of each route socket in the namespace."""
+    """Yield (port, inode) of each route socket in the namespace."""
     try:
         lines = _TABLE.read_text().splitlines()[1:]
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device by which packets of a tap leave the host: the port of its bridge that has a line of a known speed."""
+"""Uplink of a tap: the port of its bridge by which packets leave the host."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class UplinkSample:
 
 
 def find_uplink(tap: Link, links: Iterable[Link]) -> Link | None:
-    """The one port of the tap's bridge that leads off the host; None for none, or several."""
+    """Return the only port of the tap's bridge that leads off the host; None for none, or several."""
     if not tap.master_ifindex:
         return None
     ports = [link for link in links if link.master_ifindex == tap.master_ifindex and link.kind in _KINDS and link.up]
@@ -44,7 +44,7 @@ def find_uplink(tap: Link, links: Iterable[Link]) -> Link | None:
 
 
 def sample_uplink(link: Link, counters: LinkCounters, tc: TcState) -> UplinkSample | None:
-    """Now; None where the speed of its line is not known."""
+    """Return the current sample; None where the line speed is unknown."""
     speed_bps = line_speed_bps(link.name)
     if speed_bps is None:
         return None
@@ -54,7 +54,7 @@ def sample_uplink(link: Link, counters: LinkCounters, tc: TcState) -> UplinkSamp
 
 
 def line_speed_bps(name: str) -> int | None:
-    """Speed of a device's line in bits per second as ethtool(8) shows it; None where it has none, or none now."""
+    """Return a device's line speed in bits per second, as ethtool(8) shows it; None where it is unknown."""
     command = bytearray(struct.pack("=I", _ETHTOOL_GSET).ljust(_COMMAND_BYTES, b"\0"))
     buffer = (ctypes.c_char * _COMMAND_BYTES).from_buffer(command)
     request = struct.pack("=16sQ16x", name.encode("utf-8", "surrogateescape"), ctypes.addressof(buffer))
@@ -65,5 +65,5 @@ def line_speed_bps(name: str) -> int | None:
         return None
     low, high = struct.unpack_from("=H", command, _SPEED_AT)[0], struct.unpack_from("=H", command, _SPEED_HIGH_AT)[0]
     megabits = high << 16 | low
-    # 0xffff is how a driver without SPEED_UNKNOWN's upper half says it.
+    # 0xffff: SPEED_UNKNOWN of a driver that does not set the upper half.
     return None if megabits in (0, 0xFFFF, _SPEED_UNKNOWN) else megabits * 1_000_000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nft changes on interfaces, and who: the notifications of nf_tables, put together to transactions.
+"""nft changes on interfaces, with the process that made them: nf_tables notifications, combined to transactions.
 
 One `nft` command is one transaction: a notification for each object, and a last one with who asked for it.
 
@@ -77,7 +77,7 @@ def subscribed(receive_buffer_bytes: int) -> socket.socket | None:
 
 
 class Transactions:
-    """Puts notifications together, in the order in which they come."""
+    """Combines notifications, in the order in which they come."""
 
     def __init__(self) -> None:
         self._clear()
@@ -88,11 +88,14 @@ class Transactions:
         self._adds_limit = False
 
     def lost(self) -> None:
-        """Notifications were lost: what has been gathered is part of nothing."""
+        """Discard the incomplete transaction: notifications were lost."""
         self._clear()
 
     def take(self, message: Message) -> NftChange | None:
-        """The transaction that this message ends, if it is one for interfaces. Raises NetlinkError for nonsense."""
+        """Return the transaction that this message ends, if it concerns interfaces; else None.
+
+        Raises NetlinkError for an invalid message.
+        """
         kind = message.type & 0xFF
         if message.type >> 8 != _SUBSYSTEM:
             return None
@@ -110,7 +113,7 @@ class Transactions:
         return None
 
     def _gather(self, kind: int, family: str, words: str, message: Message) -> None:
-        # Of whatever object: the table's name is the first attribute of each.
+        # For every kind of object, the table's name is the first attribute.
         table = family + message.decoded(GETTABLE).get_attr("NFTA_TABLE_NAME", "")
         self._said[table, words] += 1
         if kind not in (_NEW_RULE, _DELETE_RULE, _DESTROY_RULE):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether parts of netfilter are there, found out without having the kernel load them."""
+"""Find out whether parts of netfilter are loaded, without causing the kernel to load them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def is_loaded() -> bool:
-    """Whether the running kernel has nf_tables already; it is not loaded by asking this."""
+    """Return True if the running kernel has nf_tables; the check does not load it."""
     try:
         modules = Path("/proc/modules").read_text()
     except OSError:  # a kernel without modules: built in, or not there; asking can't load anything
@@ -24,7 +24,7 @@ def is_loaded() -> bool:
 
 
 def has_legacy_chains() -> bool:
-    """Whether iptables, ip6tables or arptables of before nf_tables have tables here, or ebtables is loaded at all."""
+    """Return True if legacy iptables, ip6tables or arptables have tables here, or if ebtables is loaded."""
     for name in ("ip", "ip6", "arp"):
         try:
             if Path(f"/proc/thread-self/net/{name}_tables_names").read_text().strip():

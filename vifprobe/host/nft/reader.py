@@ -47,12 +47,12 @@ class NftRule:
 
     @property
     def where(self) -> str:
-        """Short and stable: what tells this rule from all others of the host."""
+        """Return a short and stable text that identifies the rule on this host."""
         return f"{self.base.hook} {self.base.family} {self.base.table} {self.chain} rule {self.rule.handle}"
 
     @property
     def shared(self) -> bool:
-        """Whether its counter counts packets of other interfaces, too, or those of other rules."""
+        """Return True if its counter includes packets of other interfaces or of other rules."""
         counter = self.rule.counter_after
         many = len(self.base.devices) != 1 or self.base.devices[0].endswith("*")
         return many or self.chain != self.base.name or (counter is not None and counter.shared)
@@ -60,8 +60,11 @@ class NftRule:
 
 @dataclass(frozen=True)
 class NftPolicer:
-    """A rule with a limit. drops_*: what was dropped for exceeding it, None where no counter tells; bytes without the
-    L2 header at ingress. shared: the limit or its counter is not this interface's alone.
+    """A rule with a limit.
+
+    - drops_packets, drops_bytes: dropped for exceeding the limit; None where no counter has them. Bytes are without the
+      L2 header at ingress.
+    - shared: other interfaces use the limit or its counter, too.
     """
 
     at: NftRule
@@ -71,22 +74,22 @@ class NftPolicer:
 
     @property
     def where(self) -> str:
-        """See NftRule.where."""
+        """Return the same as NftRule.where."""
         return self.at.where
 
     @property
     def hook(self) -> str:
-        """`ingress` or `egress`."""
+        """Return `ingress` or `egress`."""
         return self.at.base.hook
 
     @property
     def verdict(self) -> str:
-        """What the rule says of the packets that its limit lets go on."""
+        """Return the rule's verdict on packets that its limit matches."""
         return self.at.rule.verdict
 
     @property
     def shared(self) -> bool:
-        """See NftRule.shared."""
+        """Return the same as NftRule.shared."""
         return self.at.shared
 
 
@@ -103,7 +106,7 @@ class NftState:
     others_can_drop: bool = False
 
     def policers(self) -> tuple[NftPolicer, ...]:
-        """The rules that have a limit."""
+        """Return the rules with a limit."""
         return tuple(
             NftPolicer(at, at.rule.limit, *self._dropped(place))
             for place, at in enumerate(self.rules)
@@ -112,7 +115,7 @@ class NftState:
 
     @property
     def settings(self) -> tuple[object, ...]:
-        """All but the counters: equal as long as nft does the same here."""
+        """Return everything but the counters: equal as long as the rules are the same."""
         rules = (
             (at.where, at.rule.limit, at.rule.verdict, at.rule.conditions, at.rule.counter_after is None)
             for at in self.rules
@@ -120,11 +123,11 @@ class NftState:
         return (self.chains, tuple(rules))
 
     def holds_any(self, places: frozenset[str]) -> bool:
-        """Whether one of its rules is at one of these places (`where` but for the hook)."""
+        """Return True if a rule is at one of these places (`where` without the hook)."""
         return any(at.where.partition(" ")[2] in places for at in self.rules)
 
     def drops(self, hook: str) -> Counter | None:
-        """What all rules at `hook` have dropped; None where some can drop uncounted, or a named counter is ambiguous.
+        """Return the drops of all rules at `hook`; None where some are not counted, or a named counter is ambiguous.
 
         shared is true where packets of other interfaces are in it.
         """
@@ -138,7 +141,7 @@ class NftState:
         return Counter(sum(one.packets for one in counted), sum(one.bytes for one in counted), shared)
 
     def _dropped(self, place: int) -> tuple[int | None, int | None]:
-        """Of the limit in self.rules[place]: counted in the rule itself, or in one behind it that takes the rest."""
+        """Return the drops of the limit in self.rules[place]: counted in the rule, or in the next one for the rest."""
         at = self.rules[place]
         if at.rule.limit is not None and at.rule.drops and at.rule.limit.over:
             counter = at.rule.counter_after
@@ -149,7 +152,7 @@ class NftState:
         return (None, None) if counter is None else (counter.packets, counter.bytes)
 
     def _rest(self, place: int) -> Counter | None:
-        """Where `LIMIT accept` is followed at once by `counter drop` for the same packets: that counter."""
+        """Return the counter of a `counter drop` for the same packets right after `LIMIT accept`; None without it."""
         at = self.rules[place]
         if at.rule.limit is None or at.rule.limit.over or place + 1 == len(self.rules):
             return None
@@ -159,7 +162,7 @@ class NftState:
 
 
 def _counted(at: NftRule) -> Counter | None:
-    """What the rule dropped. A counter before its limit counts what was let pass, too."""
+    """Return the rule's counter of dropped packets; None without one. A counter before the limit counts all packets."""
     counter = at.rule.counter_after
     return None if counter is None or counter.shared else counter
 
@@ -180,11 +183,11 @@ class NftReader:
         self._states: dict[str, NftState] = {}
 
     def forget(self) -> None:
-        """Rules were changed, or may have been."""
+        """Read all rules again at the next read: they were changed, or may have been."""
         self._generation = None
 
     def is_changed(self) -> bool:
-        """Whether rules may have been changed since the last read: asked where nobody tells. Raises HostError."""
+        """Return True if rules may have changed since the last read, where no notification comes. Raises HostError."""
         if not self._is_loaded:
             self._is_loaded = is_loaded()
         if not self._is_loaded or self._generation is None:
@@ -195,7 +198,7 @@ class NftReader:
             return _generation(netlink) != self._generation
 
     def read(self, link_names: Iterable[str]) -> dict[str, NftState]:
-        """Interface name -> what nft does there. Raises HostError (not root)."""
+        """Return interface name -> nft state. Raises HostError (not root)."""
         wanted = list(dict.fromkeys(link_names))
         self._is_loaded = self._is_loaded or is_loaded()
         if not self._is_loaded:
@@ -220,7 +223,7 @@ class NftReader:
             self._reader, self._states = _Reader(netlink), {}
             self._reader.read_chains()
         found = {name: self._reader.state_of(name) for name in wanted}
-        # The same object as long as all is the same, counters included.
+        # Return the same object as long as nothing changed, counters included.
         self._states |= {name: one for name, one in found.items() if self._states.get(name) != one}
         self._generation = now if is_known or _generation(netlink) == now else None
         return {name: self._states[name] for name in wanted}
@@ -234,7 +237,7 @@ def _generation(netlink: Netlink) -> int:
 
 
 class _Reader:
-    """Asks for chains and rules, each chain and table once."""
+    """Reads chains and rules, each chain and table once."""
 
     def __init__(self, netlink: Netlink) -> None:
         self._netlink = netlink
@@ -244,18 +247,18 @@ class _Reader:
         self._is_renewed: set[tuple[str, str, str]] = set()
 
     def read_chains(self) -> None:
-        """The base chains, in the order in which packets meet them."""
+        """Read the base chains, in the order in which packets pass them."""
         self._chains = sorted(self.base_chains(), key=lambda chain: (chain.hook, chain.priority))
         self._others: bool | None = None
 
     def renew(self, netlink: Netlink) -> None:
-        """From now on give counters as they are now; the rules are the same."""
+        """Read counters again from now on; the rules are unchanged."""
         self._netlink = netlink
         self._is_renewed = set(self._rules)
         self._objects = {}
 
     def state_of(self, link_name: str) -> NftState:
-        """What there is on one interface."""
+        """Return the nft state of one interface."""
         here = [chain for chain in self._chains if chain.is_on(link_name)]
         if here and self._others is None:
             self._others = self.has_other_chains() or has_legacy_chains()
@@ -270,7 +273,7 @@ class _Reader:
         return found
 
     def has_other_chains(self) -> bool:
-        """Whether any chain sees packets elsewhere than on a device itself."""
+        """Return True if a chain is hooked elsewhere than on a device."""
         for row in self._netlink.dump(GETCHAIN, encoded(GETCHAIN, {})):  # of all families
             if is_hooked(row) and (row.body[0] not in FAMILIES or base_chain(row) is None):
                 return True
@@ -306,7 +309,7 @@ class _Reader:
         return self._rules[key]
 
     def _with_counters(self, base: BaseChain, chain: str, rules: list[Rule]) -> list[Rule]:
-        """The same rules; those with a limit, and the one behind each, with their counters as they are now."""
+        """Return the rules with current counters of those with a limit, and of the rule after each."""
         limits = [place for place, found in enumerate(rules) if found.limit is not None]
         counted = sorted({*limits, *(place + 1 for place in limits if place + 1 < len(rules))})
         if not counted:
@@ -328,7 +331,7 @@ class _Reader:
         return self._objects[key]
 
     def _dormant_tables(self, family: int) -> set[tuple[str, str]]:
-        """Tables that are switched off (`flags dormant`): their chains see nothing."""
+        """Return the tables that are switched off (`flags dormant`): their chains see no packets."""
         found = (dormant_table(row) for row in self._dump(GETTABLE, family))
         return {(FAMILIES[family], name) for name in found if name is not None}
 
@@ -342,5 +345,5 @@ def _family_number(chain: BaseChain) -> int:
 
 
 def _place(base: BaseChain, chain: str) -> list[tuple[str, object]]:
-    """Attributes of a request for a chain's rules."""
+    """Return the attributes of a request for a chain's rules."""
     return [("NFTA_RULE_TABLE", base.table), ("NFTA_RULE_CHAIN", chain)]

@@ -71,13 +71,13 @@ class Rule:
 
     @property
     def target(self) -> str | None:
-        """Name of the chain that it jumps or goes to."""
+        """Return the name of the chain that the rule jumps or goes to; None without one."""
         word, _, name = self.verdict.partition(" ")
         return name if word in ("jump", "goto") else None
 
     @property
     def drops(self) -> bool:
-        """Whether the packets that come to its end are dropped."""
+        """Return True if packets that reach the end of the rule are dropped."""
         return self.verdict in ("drop", "reject")
 
 
@@ -96,7 +96,7 @@ class BaseChain:
     policy_drops: bool
 
     def is_on(self, link_name: str) -> bool:
-        """Whether it sees packets of this interface."""
+        """Return True if the chain sees packets of this interface."""
         return any(
             link_name.startswith(device[:-1]) if device.endswith("*") else link_name == device
             for device in self.devices
@@ -138,7 +138,7 @@ def _devices(hook: Any) -> tuple[str, ...]:
 
 
 def is_hooked(message: Message) -> bool:
-    """Whether the chain of an NFT_MSG_NEWCHAIN message sees packets without being jumped to."""
+    """Return True if the chain of an NFT_MSG_NEWCHAIN message is hooked: it sees packets without a jump."""
     with reading():
         return message.decoded(GETCHAIN).get_attr("NFTA_CHAIN_HOOK") is not None
 
@@ -219,7 +219,7 @@ def _referred(data: Any, objects: Mapping[tuple[int, str], StatefulObject]) -> S
 
 
 def _verdict(data: Any) -> str | None:
-    """Of an immediate expression; None where it loads a value."""
+    """Return the verdict of an immediate expression; None where it loads a value."""
     for name in ("NFTA_IMMEDIATE_DATA", "NFTA_DATA_VERDICT"):
         data = data.get_attr(name) if data is not None else None
     if data is None:

@@ -123,17 +123,17 @@ def _ask(*arguments: str) -> str:
 
 
 def _read(asked: subprocess.Popen[bytes], deadline: float) -> bytes:
-    """All that it writes, bounded in time and length; then it has ended."""
+    """Return the output of a command, bounded in time and length, after it has ended. Raises MeterError."""
     assert asked.stdout is not None  # noqa: S101 - it is a pipe
     told = bytearray()
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([asked.stdout], [], [], left)[0]:
-            raise MeterError(f"{_TOOL} does not end within {_SECONDS + 1} s.")
+            raise MeterError(f"{_TOOL} did not end within {_SECONDS + 1} s.")
         data = os.read(asked.stdout.fileno(), 1 << 16)
         if not data:
             asked.wait()
             return bytes(told)
         told += data
         if len(told) > _OUTPUT_MAX:
-            raise MeterError(f"{_TOOL} writes more than {_OUTPUT_MAX} bytes.")
+            raise MeterError(f"{_TOOL} wrote more than {_OUTPUT_MAX} bytes.")

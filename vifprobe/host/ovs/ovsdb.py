@@ -31,7 +31,7 @@ Row = Mapping[str, Any]
 
 
 class OvsdbError(HostError):
-    """The server can't be reached, doesn't answer in time, or answers nonsense. absent: there is no socket."""
+    """The server can't be reached, does not answer in time, or its answer is invalid. absent: there is no socket."""
 
     def __init__(self, message: str, *hints: str, absent: bool = False) -> None:
         super().__init__(message, *hints)
@@ -88,7 +88,7 @@ def _transact(path: Path, params: Sequence[Any]) -> list[Any]:
 
 
 def _answer(path: Path, connection: socket.socket, deadline: float) -> dict[str, Any]:
-    """The answer to our request; what the server sends of its own (`echo`) is passed over."""
+    """Return the answer to the request; other messages of the server (`echo`) are skipped."""
     received = bytearray()
     while True:
         left = deadline - time.monotonic()
@@ -117,7 +117,7 @@ def _messages(path: Path, received: bytearray) -> Iterable[dict[str, Any]]:
     except UnicodeDecodeError:
         raise OvsdbError(f"{path}: the answer is not UTF-8.") from None
     decoder, at, found = json.JSONDecoder(), 0, []
-    # ValueError: cut short (a brace in the middle), or nonsense; the deadline tells them apart.
+    # ValueError: incomplete (a brace in the middle), or invalid; the deadline ends both.
     with contextlib.suppress(ValueError):
         while at < len(text):
             try:
@@ -125,7 +125,7 @@ def _messages(path: Path, received: bytearray) -> Iterable[dict[str, Any]]:
             except RecursionError:
                 raise OvsdbError(f"{path}: the answer is nested too deeply.") from None
             if not isinstance(message, dict):
-                raise OvsdbError(f"{path}: the answer is not JSON object.")
+                raise OvsdbError(f"{path}: the answer is not a JSON object.")
             found.append(message)
             while at < len(text) and text[at].isspace():
                 at += 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits that the Open vSwitch database declares for a port: policing, QoS and queues; and whose port it is.
+"""Limits that the Open vSwitch database declares for a port: policing, QoS and queues; and the owner of the port.
 
-The database says what OVS was told, as libvirt's XML says what libvirt was told. What the kernel does is for `tc`.
+The database has the declared limits, as libvirt's XML does. The installed ones are read from `tc`.
 
 Source: ovs-vswitchd.conf.db(5), tables Interface, Port and QoS; lib/netdev-linux.c for the units and defaults.
 """
@@ -109,7 +109,7 @@ class OvsState:
     problem: str = ""
 
     def with_iface_id(self, prefix: str) -> tuple[OvsInterface, ...]:
-        """Those whose external iface-id begins so: the ports of one Neutron port."""
+        """Return the interfaces whose external iface-id begins with `prefix`: those of one Neutron port."""
         return tuple(found for found in self.interfaces.values() if (found.iface_id or "").startswith(prefix))
 
 
@@ -148,7 +148,7 @@ def _state(tables: dict[str, list[dict[str, Any]]]) -> OvsState:
 
 
 def _interface(row: Mapping[str, Any], port: Mapping[str, Any], bridge: Mapping[str, Any]) -> OvsInterface:
-    told = mapping(row.get("external_ids"))
+    ids = mapping(row.get("external_ids"))
     return OvsInterface(
         name=_name(row),
         port=_name(port),
@@ -160,9 +160,9 @@ def _interface(row: Mapping[str, Any], port: Mapping[str, Any], bridge: Mapping[
         policing_burst_kbit=whole(row.get("ingress_policing_burst")),
         policing_rate_kpackets=whole(row.get("ingress_policing_kpkts_rate")),
         policing_burst_kpackets=whole(row.get("ingress_policing_kpkts_burst")),
-        iface_id=_told(told, "iface-id"),
-        vm_id=_told(told, "vm-id"),
-        attached_mac=_told(told, "attached-mac"),
+        iface_id=_id_of(ids, "iface-id"),
+        vm_id=_id_of(ids, "vm-id"),
+        attached_mac=_id_of(ids, "attached-mac"),
     )
 
 
@@ -186,7 +186,7 @@ def _uuid(row: Mapping[str, Any]) -> str:
     return next(iter(references(row.get("_uuid"))), "")
 
 
-def _told(pairs: Mapping[Any, Any], key: str) -> str | None:
+def _id_of(pairs: Mapping[Any, Any], key: str) -> str | None:
     value = scalar(pairs.get(key))
     return value if isinstance(value, str) and value else None
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes and threads: who holds a tap open, who a thread is, how loaded the CPUs are."""
+"""Processes and threads: the process that holds a tap open, the role of a thread, the load of the CPUs."""

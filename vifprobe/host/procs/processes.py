@@ -101,7 +101,7 @@ class Holders:
         self._missing: frozenset[int] = frozenset()
 
     def find(self, links: Iterable[Link]) -> dict[int, Process]:
-        """See :func:`holders`."""
+        """Return ifindex -> process, as :func:`holders` does."""
         with raised(Capability.SYS_PTRACE):
             return self._find(links)
 
@@ -173,7 +173,7 @@ def socket_holder(pids: Iterable[int], inode: int) -> int | None:
 
 
 def running() -> list[int]:
-    """Process ids."""
+    """Return the ids of all processes."""
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208 - there may be 10,000
 
 
@@ -187,7 +187,7 @@ def _held(pid: int, wanted: Collection[str]) -> Iterator[str]:
 
 
 def _descriptors(pid: int, wanted: Collection[str]) -> Iterator[tuple[str, str]]:
-    """The same, with the number of the descriptor."""
+    """Yield (target, number of the descriptor) of each wanted target that a process holds."""
     directory = f"/proc/{pid}/fd"
     try:
         descriptors = os.listdir(directory)  # noqa: PTH208 - a QEMU has hundreds, and there are hundreds of QEMUs
@@ -213,7 +213,7 @@ def _interface_of(pid: int, descriptor: str) -> str:
 
 
 def _first_holder(pid: int, target: str, held_by: Callable[[int], Collection[str]]) -> int:
-    """Of this holder and those that started it, the one at the top that holds it, too. (Process ids begin anew.)"""
+    """Return the topmost holder among this process and its ancestors. (Process ids wrap.)"""
     while (parent := _parent(pid)) and target in held_by(parent):
         pid = parent
     return pid

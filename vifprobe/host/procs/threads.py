@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scope of a thread: a guest's vCPU, its vhost worker, Open vSwitch, ksoftirqd, or others.
 
-Told by names. A guest can't choose its threads' names, but any process on the host can choose its own: a kernel
+Found by names. A guest can't choose its threads' names, but any process on the host can choose its own: a kernel
 thread's name counts for a kernel thread only, and a guest's threads are those of the process that holds its tap.
 """
 
@@ -44,7 +44,7 @@ class Who(NamedTuple):
 
 
 class Threads:
-    """Tells threads apart. pids: of the processes that hold watched taps; may be changed."""
+    """Finds the scope of threads. pids: of the processes that hold watched taps; can be changed."""
 
     def __init__(self, pids: Iterable[int] = ()) -> None:
         self.pids = frozenset(pids)
@@ -52,14 +52,19 @@ class Threads:
         self._looked = 0.0
 
     def who(self, pid: int, tgid: int, is_kernel: bool, comm: str, process: str) -> Who:
-        """pid: of the thread; comm: its name; process: name of its process's first thread."""
+        """Return the key of a thread.
+
+        - pid, comm: id and name of the thread.
+        - tgid, process: id of its process, and name of that one's first thread.
+        - is_kernel: it is a kernel thread.
+        """
         if is_kernel:
             return _kernel_thread(pid, comm)
         if tgid in self.pids:
             return Who(self._kind(pid, tgid, comm, process), comm, tgid)
         if process == _OVS_PROCESS:
             return Who(HostScope.OVS, _without_number(comm), tgid)
-        # Another guest is worth a line of its own: it may be the one that takes the CPUs.
+        # Each other guest has a separate line: it can be the one that uses the CPUs.
         return Who(HostScope.OTHER, process or comm, tgid if process.startswith(_GUESTS) else None)
 
     def _kind(self, pid: int, tgid: int, comm: str, process: str) -> HostScope:
@@ -69,7 +74,7 @@ class Threads:
         return found
 
     def _vcpus(self, tgid: int) -> frozenset[int]:
-        """Threads of a QEMU that did not name them, which have run guest code."""
+        """Return the threads that have run guest code, of a QEMU without thread names."""
         now = time.monotonic()
         if now - self._looked > _LOOK_SECONDS:
             self._guest_threads, self._looked = {}, now

@@ -37,7 +37,7 @@ def ticks_to_bytes(rate_bytes_per_second: int, ticks: int) -> int:
 
 
 def stats(found: Any) -> Stats:
-    """Of a qdisc, class or filter: TCA_STATS2 where there, else the old struct of TCA_STATS."""
+    """Return the statistics of a qdisc, class or filter: TCA_STATS2 if present, else the old struct of TCA_STATS."""
     nested, old = found.get_attr("TCA_STATS2"), found.get_attr("TCA_STATS")
     if nested is not None or old is None:
         return _nested_stats(nested)
@@ -75,7 +75,7 @@ def actions(found: Any) -> tuple[TcAction, ...]:
 
 
 def legacy_police(found: Any, filter_stats: Stats) -> tuple[TcAction, ...]:
-    """The policer in a filter's POLICE attribute; its statistics are the filter's (TCA_STATS beside TCA_OPTIONS)."""
+    """Return the policer in a filter's POLICE attribute; its statistics are the filter's (TCA_STATS)."""
     if found is None:
         return ()
     one = policer(found)
@@ -133,7 +133,7 @@ def policer(found: Any) -> PoliceAction | None:
         linklayer=main["rate___reserved"] & _LINKLAYER_MASK,
         average_rate_bps=told("TCA_POLICE_AVRATE", 0) * 8 or None,
         exceed_action=control_text(main["action"]),
-        # Absent means 0, TC_ACT_OK: what conforms is accepted and no later filter sees it.
+        # Absent means 0, TC_ACT_OK: conforming packets are accepted, and no later filter sees them.
         conform_action=control_text(told("TCA_POLICE_RESULT", 0)),
         bindings=main["bindcnt"],
         age_seconds=_seconds(times, "install"),

@@ -31,7 +31,7 @@ BLOCK_IFINDEX = -1  # TCM_IFINDEX_MAGIC_BLOCK: the object is in a shared block, 
 
 _RTM_NEWQDISC = 36  # whose class is the class of all tc messages
 _BPF_FLAG_ACT_DIRECT = 1
-# What a flower filter says beyond its keys; ETH_TYPE is the filter's own protocol.
+# Attributes of a flower filter that are not keys; ETH_TYPE is the filter's own protocol.
 _FLOWER_PLAIN = {
     "TCA_FLOWER_CLASSID",
     "TCA_FLOWER_ACT",
@@ -144,7 +144,7 @@ def _tbf(options: Any) -> Shaper | None:
 def tc_filter(message: Message, hook: str, ifindex: int, block: int | None = None) -> TcFilter | None:
     """A filter of an RTM_NEWTFILTER or RTM_DELTFILTER message, as seen at `hook` of interface `ifindex`.
 
-    None for the rows that are no filter: the head that the kernel sends for each pref, and u32's hash tables.
+    None for rows that are not filters: the head that the kernel sends for each pref, and u32's hash tables.
     Raises NetlinkError where the message can't be taken apart.
     """
     with reading():
@@ -189,7 +189,7 @@ def protocol_text(value: int) -> str:
 
 
 def hook_of(parent: int) -> str:
-    """Where a filter with this parent sits: `ingress`, `egress` (clsact) or `root`."""
+    """Return the hook of a filter with this parent: `ingress`, `egress` (clsact) or `root`."""
     if parent == CLSACT_EGRESS:
         return "egress"
     return "ingress" if parent in (INGRESS_HANDLE, CLSACT_INGRESS) else "root"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tc has installed on an interface: dumped whole, with statistics, for one interface or for hundreds at once.
+"""Objects of tc on an interface, with statistics: complete dumps, for one interface or for hundreds at once.
 
 Only dumps are used. A plain RTM_GETQDISC or RTM_GETTCLASS is answered, in most kernels, by a notification that goes to
 everyone who listens for tc changes, too (net/sched/sch_api.c, tc_get_qdisc calls qdisc_notify).
@@ -67,7 +67,7 @@ def request_of(ifindex: int = 0, parent: int = 0) -> bytes:
 
 
 def read_tc_of(ifindexes: Iterable[int]) -> dict[int, TcState]:
-    """Ifindex -> what is installed, from one dump of the qdiscs. An interface that is gone has nothing installed."""
+    """Return ifindex -> installed objects, from one dump of the qdiscs; none for an interface that is gone."""
     return TcReader().read(ifindexes)
 
 
@@ -80,7 +80,7 @@ class TcReader:
         self._known: dict[int, tuple[_Parsed, TcState]] = {}
 
     def read(self, ifindexes: Iterable[int]) -> dict[int, TcState]:
-        """See read_tc_of. Raises HostError where netlink fails as a whole."""
+        """Return the result of read_tc_of. Raises HostError where netlink fails."""
         wanted = list(dict.fromkeys(ifindexes))
         with Netlink() as netlink:
             # The kernel has no way to ask for one interface's qdiscs: it sends all, those of others are skipped unread.
@@ -93,7 +93,7 @@ class TcReader:
             return {ifindex: self._state(_Reader(netlink, ifindex), rows[ifindex]) for ifindex in wanted}
 
     def forget(self, ifindexes: Iterable[int]) -> None:
-        """Interfaces that will not be asked for again."""
+        """Forget interfaces that will not be read again."""
         for ifindex in ifindexes:
             self._known.pop(ifindex, None)
 
@@ -159,7 +159,7 @@ class _Reader:
 
     @staticmethod
     def _filter_parents(found: TcQdisc, handle: int) -> list[tuple[int, int | None]]:
-        """(parent, shared block) to ask for filters."""
+        """Return (parent, shared block) of each request for filters."""
         if found.kind == "clsact":
             return [(CLSACT_INGRESS, found.ingress_block), (CLSACT_EGRESS, found.egress_block)]
         if found.hook == "ingress":  # `ingress` answers with the same filters for whatever minor number
@@ -195,7 +195,7 @@ class _Reader:
         return tc_filter(row, hook, self.ifindex, block)
 
     def _parse(self, row: Message, where: str, parse: Callable[[Message], Record]) -> Record:
-        """What a row says; taken apart only if it was not there, just so, at the look before."""
+        """Return the record of a row; an unchanged row is not parsed again."""
         key = row.type, where, row.body
         found = self.parsed[key] = self.known[key] if key in self.known else parse(row)
         return found

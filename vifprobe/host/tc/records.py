@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed on an interface by tc: records, and handles as tc writes them.
+"""Records of tc objects on an interface, and handles as tc writes them.
 
 All counters are the kernel's own. Those it keeps in 32 bits start over at 2**32: a drop counter of a flooded policer
 does so after an hour at a million packets a second. Subtract with :func:`vifprobe.host.counters.growth`.
@@ -116,7 +116,7 @@ class TcFilter:
 
     @property
     def where(self) -> str:
-        """Short and stable: what tells this filter from the others of its interface."""
+        """Return a short and stable text that identifies the filter on its interface."""
         chain = f" chain {self.chain}" if self.chain else ""
         return f"{self.hook}{chain} pref {self.pref} {self.kind} {self.handle}"
 
