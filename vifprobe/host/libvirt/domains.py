@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running guests of libvirt, from the status files that its QEMU driver keeps for itself.
+"""Running guests of libvirt, from the status files of its QEMU driver.
 
-Nothing of libvirt is asked or even needed: /run/libvirt/qemu/NAME.xml holds the live XML of each running domain and
-follows `virsh domiftune --live`. Readable by root only. What it says of bandwidth is libvirt's memory; whether the
-kernel does it is for `tc` and `nft` to tell.
+libvirt itself is not needed: /run/libvirt/qemu/NAME.xml holds the live XML of each running domain and follows `virsh
+domiftune --live`. Only root can read it. Its bandwidth is the declared one; `tc` and `nft` have the installed limits.
 
 Source: libvirt, src/conf/domain_conf.c (virDomainObjFormat), docs/formatnetwork.rst ("Quality of service"),
 src/util/virnetdevbandwidth.c; Nova, nova/virt/libvirt/config.py (LibvirtConfigGuestMetaNovaInstance).
@@ -27,8 +26,9 @@ _TAGS_MAX = 50_000
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """One direction of an interface's `<bandwidth>`, in libvirt's own units as written: average, peak and floor in
-    kilobytes a second, burst in kibibytes. None where not set.
+    """One direction of an interface's `<bandwidth>`, in libvirt's units. None where not set.
+
+    Average, peak and floor are in kilobytes a second, burst is in kibibytes.
     """
 
     average_kbytes_per_second: int | None = None
@@ -37,17 +37,17 @@ class Bandwidth:
 
     @property
     def rate_bps(self) -> int | None:
-        """Bits per second of `average`: libvirt hands it to tc as `kbps`, which is 1000 byte/s."""
+        """Return `average` in bits per second: libvirt passes it to tc as `kbps`, which is 1000 byte/s."""
         return None if self.average_kbytes_per_second is None else self.average_kbytes_per_second * 8000
 
     @property
     def burst_bytes(self) -> int | None:
-        """Bytes of burst as libvirt hands it to tc, whose `kb` is 1024 bytes; None where not set."""
+        """Return the burst in bytes, as libvirt passes it to tc, whose `kb` is 1024 bytes; None where not set."""
         return None if self.burst_kbytes is None else self.burst_kbytes * 1024
 
     @property
     def policer_burst_bytes(self) -> int | None:
-        """Bytes of burst of an outbound policer: without one set, libvirt passes the number of the average."""
+        """Return the burst of an outbound policer in bytes: if not set, libvirt passes the number of the average."""
         return self.burst_bytes or (self.average_kbytes_per_second or 0) * 1024 or None
 
 
@@ -55,9 +55,12 @@ class Bandwidth:
 class Interface:
     """A guest's interface as libvirt set it up. Absent in the XML = None.
 
-    target: the tap's name. kind: `bridge`, `ethernet`, `network`, `direct`, ... port_id: Neutron's port, from the
-    Open vSwitch interface id. inbound, outbound: as the guest sees it. instance_*: OpenStack's, from Nova's metadata.
-    guest_ips: those that an nwfilter lets the guest use (docs/formatnwfilter.rst, variables IP and IPV6).
+    - target: name of the tap.
+    - kind: `bridge`, `ethernet`, `network`, `direct`, ...
+    - port_id: Neutron's port, from the Open vSwitch interface id.
+    - inbound, outbound: as the guest sees it.
+    - instance_name, instance_uuid: OpenStack's, from Nova's metadata.
+    - guest_ips: addresses that an nwfilter permits the guest (docs/formatnwfilter.rst, variables IP and IPV6).
     """
 
     target: str
@@ -79,8 +82,11 @@ class Interface:
 
 @dataclass(frozen=True)
 class LiveDomains:
-    """Interfaces by target device, and what could not be read (path and reason), so that "not declared" and "don't
-    know" stay apart. present: whether libvirt's directory is there at all.
+    """Interfaces of running domains.
+
+    - interfaces: by target device.
+    - problems: files that could not be read (path and reason), so that "not declared" and "unknown" differ.
+    - present: libvirt's directory exists.
     """
 
     interfaces: dict[str, Interface] = field(default_factory=dict)
@@ -89,7 +95,7 @@ class LiveDomains:
 
 
 def live_domains(directory: Path = STATUS_DIRECTORY) -> LiveDomains:
-    """Interfaces of all running domains. Never raises: what can't be read is told in `problems`."""
+    """Return the interfaces of all running domains. Never raises: `problems` has what could not be read."""
     interfaces: dict[str, Interface] = {}
     problems: list[str] = []
     try:

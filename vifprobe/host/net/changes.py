@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a netlink notification says of a watched interface: the memory of how it was, and the sentence on what changed.
+"""Changes of watched interfaces: the last known state, and the difference that a netlink notification makes.
 
-No socket here: `events` feeds it.
+No sockets here: `events` passes the notifications.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ _TOLD = {
 
 @dataclass(frozen=True)
 class LinkChange:
-    """One notification about a watched interface. detail: what changed, for people. record: the object that it is
-    about, with all its settings, where there is one.
+    """One notification about a watched interface.
+
+    - ifindex, kind: interface and kind of the event.
+    - detail: the change, for people.
+    - record: the changed object with all its settings; None without one.
     """
 
     ifindex: int
@@ -78,8 +81,9 @@ class LinkChange:
 
 
 class Watched:
-    """How the watched interfaces were when last heard of. An interface that comes back under a watched name is watched
-    from then on, whatever its number.
+    """Last known state of the watched interfaces.
+
+    An interface that comes back under a watched name is watched from then on, with any ifindex.
     """
 
     def __init__(self, ifindexes: Iterable[int], links: Iterable[Link], qdiscs: Iterable[TcQdisc]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to interfaces while they are watched, and who did it: netlink notifications of links, tc and nft.
+"""Events of watched interfaces and the processes that caused them: netlink notifications of links, tc and nft.
 
-A thread of its own receives (vifprobe.host.net.receiver), so that an event has its time and its process even if nobody
-reads for a second.
+A separate thread receives them (vifprobe.host.net.receiver), so that an event has its time and its process even if it
+is read a second later.
 """
 
 from __future__ import annotations
@@ -32,16 +32,21 @@ _COMMANDS = ("tc", "nft", "ip")
 
 @dataclass(frozen=True)
 class Event:
-    """One change. at_ns: monotonic clock, when the notification was received.
+    """One change.
 
-    kind: see changes.EventKind; `overflow` says that notifications were lost (ENOBUFS): changes of links follow as
-    found by a fresh dump, those of tc and nft have to be dumped by the reader. ifindex: 0 for `overflow`, `unreadable`
-    and `nft_change`, which may be one of any interface's chains: what nft does there has to be dumped, too.
-    by_pid, by_comm: who asked for it; None where the kernel names nobody (it did it by itself, or for an ioctl), and
-    where the process had ended. by_parent_comm: name of the process that started it. by_proved: the process holds the
-    very socket; else it had the socket's number as its process id, as short-lived ones like tc do. record: the object
-    as the kernel described it. times: how many notifications it stands for, the last one at `at_ns`: link messages
-    that told of no change.
+    - at_ns: when the notification was received, monotonic clock.
+    - ifindex: of the interface; 0 for `overflow`, `unreadable` and `nft_change`. An nft change can concern any
+      interface's chains, so the reader has to dump the rules.
+    - kind: see changes.EventKind. `overflow`: notifications were lost (ENOBUFS). Changes of links follow, found by a
+      dump; those of tc and nft have to be dumped by the reader.
+    - detail: the change, for people.
+    - by_pid, by_comm: process that requested the change. None where the kernel names none (it acted by itself, or for
+      an ioctl), and where the process had ended.
+    - by_parent_comm: name of that process's parent; None or "" where unknown.
+    - by_proved: the process holds the socket of the request. Else the socket's number is its process id, as for
+      short-lived commands like tc.
+    - record: the object as the kernel described it; None without one.
+    - times: number of combined notifications, the last one at `at_ns`: link messages without a change.
     """
 
     at_ns: int
@@ -73,7 +78,7 @@ class Event:
 class Events:
     """Subscription to events in the calling thread's network namespace, from its creation until it is closed.
 
-    To be read from threads in that namespace, one at a time. Raises HostError where netlink can't be had.
+    Read it from threads in that namespace, one at a time. Raises HostError where netlink is not available.
     """
 
     def __init__(self, ifindexes: Iterable[int]) -> None:

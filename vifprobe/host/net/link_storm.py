@@ -33,9 +33,7 @@ _LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x28, 0x20, 0x15, 0x06  # include
 
 
 class _Known(NamedTuple):
-    """What the last message of an interface said, up to its counters, and where those begin; and what it said of XDP,
-    which comes behind them.
-    """
+    """Content of an interface's last link message: the part before the counters, their offset, and the XDP part."""
 
     flags: bytes
     attributes: bytes

@@ -49,13 +49,18 @@ class XdpProgram(NamedTuple):
 class Link:
     """One interface.
 
-    kind: `tap`, `tun` (layer 3), else the driver's rtnetlink kind (`veth`, `bridge`, `openvswitch`, ...); `ethernet`
-    for an Ethernet device whose driver names none, `loopback`, or "" where nothing is known.
-    mac: lower case with colons, "" where there is none. mtu: bytes. up: administratively (IFF_UP). carrier: None where
-    the kernel does not say; a tap that no process holds open has none. master_*: the bridge, bond, or OVS datapath
-    (`ovs-system`) that it is a port of; 0 and "" where there is none. arp_type: ARPHRD_*, 1 is Ethernet.
-    promiscuity: how many users asked for promiscuous mode. qdisc: kind of the root qdisc.
-    tx_queues: that it can have. xdp: programs that run on what it receives before there is a tc hook.
+    - kind: `tap`, `tun` (layer 3), else the driver's rtnetlink kind (`veth`, `bridge`, `openvswitch`, ...); `ethernet`
+      for an Ethernet device whose driver names none, `loopback`, or "" where unknown.
+    - mac: lower case with colons; "" where there is none.
+    - mtu: in bytes.
+    - up: administratively (IFF_UP).
+    - carrier: None where the kernel does not report it; False for a tap that no process holds open.
+    - master_ifindex, master_name: bridge, bond, or OVS datapath (`ovs-system`) that it is a port of; 0 and "" for none.
+    - arp_type: ARPHRD_*, 1 is Ethernet.
+    - promiscuity: number of users of promiscuous mode.
+    - qdisc: kind of the root qdisc.
+    - tx_queues: maximum number of transmit queues.
+    - xdp: programs that run on received packets, before tc.
     """
 
     name: str

@@ -38,8 +38,7 @@ def check(name: str) -> None:
         raise TapError(f"{name}: not an interface name: the kernel reserves it.", hint)
     if len(raw) > NAME_BYTES_MAX:
         raise TapError(
-            f"{shown(name)}: not an interface name: {len(raw)} bytes long; the kernel allows at most "
-            f"{NAME_BYTES_MAX}.",
+            f"{shown(name)}: not an interface name: {len(raw)} bytes long; the kernel allows at most {NAME_BYTES_MAX}.",
             "A Neutron port's tap is called `tap` and the first 11 characters of the port id.",
         )
 

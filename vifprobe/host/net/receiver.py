@@ -33,10 +33,13 @@ _TOLD_AGAIN_NS = 100_000_000
 
 @dataclass
 class Received:
-    """A datagram as it came in; data is None where datagrams before it were lost.
+    """A received datagram.
 
-    repeats: of link messages that said the same as one before: how many, the last one at `at_ns`. ifindex: their
-    interface. look_again: this interface was muted until now.
+    - at_ns: time of receipt, monotonic.
+    - data: its bytes; None where datagrams before it were lost.
+    - repeats: number of link messages equal to an earlier one, the last one at `at_ns`; 0 for other datagrams.
+    - ifindex: interface of the repeats.
+    - look_again: this interface was muted until now.
     """
 
     at_ns: int

@@ -28,8 +28,12 @@ _KNOWN_MAX = 1000
 
 
 class Sender(NamedTuple):
-    """A process. parent_comm: name of the process that started it, "" where that is gone. proved: it holds the socket
-    that the request came from; else it merely had the port's number as its process id, and was about to end.
+    """A process that sent a request.
+
+    - pid, comm: id and name.
+    - parent_comm: name of its parent; "" where that has ended.
+    - proved: the process holds the socket of the request. Else the port's number is its process id, and the process was
+      about to end.
     """
 
     pid: int
@@ -46,8 +50,10 @@ class ProcessSnapshot(NamedTuple):
 
 
 class Catcher:
-    """Looks up sockets that are no process id as soon as their request was seen: a daemon that is stopped takes them
-    with it. Quick, for a thread that has more to receive: only among processes that have such a socket of their own.
+    """Looks up the holder of a socket whose port is not a process id, as soon as its request was received.
+
+    A daemon that ends later takes the socket with it. To be fast in the receiving thread, it searches only processes
+    that also have a socket with their process id as its port.
     """
 
     def __init__(self) -> None:
@@ -73,8 +79,9 @@ class Catcher:
 
 
 class Senders:
-    """Looks up ports, quickest way first, and remembers the sockets that stay (_KNOWN_MAX at most). For one thread at a
-    time.
+    """Looks up the process of a port, fastest method first. For one thread at a time.
+
+    It caches sockets that stay open (at most _KNOWN_MAX).
     """
 
     def __init__(self) -> None:

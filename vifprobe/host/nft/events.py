@@ -43,10 +43,12 @@ _SAID = {
 
 @dataclass(frozen=True)
 class NftChange:
-    """One transaction that touched families that see interfaces. detail: what it did, in words.
+    """One transaction in the families that see interfaces.
 
-    deleted: rules that are gone, as NftRule.where names them, without the hook. adds_limit: whether a rule with a limit
-    came. by_pid, by_comm: who asked for it, by the kernel's own word; None where it did not say.
+    - detail: its changes, for people.
+    - deleted: deleted rules, named as in NftRule.where, without the hook.
+    - adds_limit: it adds a rule with a limit.
+    - by_pid, by_comm: process that made it, as the kernel reports it; None where it does not.
     """
 
     detail: str
@@ -57,9 +59,9 @@ class NftChange:
 
 
 def subscribed(receive_buffer_bytes: int) -> socket.socket | None:
-    """A socket that gets the notifications; None where nf_tables is not there, or may not be listened to.
+    """Return a socket that receives the notifications; None where nf_tables is not loaded, or it is not permitted.
 
-    A kernel that has not loaded nf_tables stays so: to subscribe would have it loaded (nfnetlink_bind).
+    Without nf_tables there is no subscription, because that would load the module (nfnetlink_bind).
     """
     if not is_loaded():
         return None

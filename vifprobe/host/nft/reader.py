@@ -95,10 +95,12 @@ class NftPolicer:
 
 @dataclass(frozen=True)
 class NftState:
-    """All that nft does on one interface: base chains hooked on it, and the rules reached from them, in order.
+    """nft chains and rules of one interface.
 
-    others_can_drop: whether there are netfilter chains behind it, too (of a bridge, of the IP stack), nft's or older
-    ones'; only looked at where a chain is hooked on the interface.
+    - chains: base chains hooked on it.
+    - rules: rules reached from them, in order.
+    - others_can_drop: there are later netfilter chains, too (of a bridge, of the IP stack), nft or legacy ones. Only
+      read where a chain is hooked on the interface.
     """
 
     chains: tuple[BaseChain, ...] = ()
@@ -168,11 +170,10 @@ def _counted(at: NftRule) -> Counter | None:
 
 
 class NftReader:
-    """Reads what nft does on interfaces, again and again: as long as no rule is changed, only the counters of rules
-    with a limit are read anew.
+    """Reads nft rules of interfaces repeatedly. While no rule changes, only counters of rules with a limit are read.
 
-    hears_changes: whether :meth:`forget` is called when somebody changed rules; else it is told by the generation that
-    nf_tables counts up with each transaction, be it one that adds an element to some set.
+    hears_changes: :meth:`forget` is called at each change of rules. Else a change is detected by the generation, which
+    nf_tables increments with each transaction, also for one that only adds an element to a set.
     """
 
     def __init__(self) -> None:

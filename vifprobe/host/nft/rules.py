@@ -40,9 +40,9 @@ class Counter:
 class RateLimit:
     """A limit: bits per second (rounded down) with a burst in bytes, or packets per second with a burst in packets.
 
-    over: `limit rate over`, the rule goes on for what exceeds; else for what conforms. bucket_bytes: how much passes
-    at once after silence, which for a byte limit is one unit of the rate and the burst together, unlike tc
-    (net/netfilter/nft_limit.c, nft_limit_init: tokens_max = unit * (rate + burst) / rate).
+    - over: `limit rate over`: the rule matches packets that exceed; else packets that conform.
+    - bucket_bytes: bytes that pass at once after a pause. For a byte limit that is one unit of the rate and the burst
+      together, unlike tc (net/netfilter/nft_limit.c, nft_limit_init: tokens_max = unit * (rate + burst) / rate).
     """
 
     rate_bps: int | None = None
@@ -55,10 +55,12 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule. counter_before, counter_after: the counters on either side of the limit; without one, all are `after`.
+    """One rule.
 
-    verdict: `drop`, `accept`, `reject`, `jump NAME`, ...; "" where it ends without; `map` where a verdict map decides.
-    conditions: whatever else must match, as raw bytes: equal bytes are equal conditions. matches_all: there are none.
+    - counter_before, counter_after: counters before and after the limit; without a limit, all are `after`. None: none.
+    - verdict: `drop`, `accept`, `reject`, `jump NAME`, ...; "" without one; `map` where a verdict map decides.
+    - conditions: all other matches, as raw bytes: equal bytes are equal conditions.
+    - matches_all: there are no conditions.
     """
 
     handle: int
@@ -83,8 +85,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class BaseChain:
-    """A chain that is hooked on devices. devices: names, a trailing `*` stands for any ending. policy_drops: what no
-    rule decided is dropped, uncounted.
+    """A chain that is hooked on devices.
+
+    - devices: names; a trailing `*` matches any ending.
+    - policy_drops: packets without a verdict of a rule are dropped, and not counted.
     """
 
     family: str

@@ -38,10 +38,13 @@ _STATS = re.compile(
 
 @dataclass(frozen=True)
 class Meter:
-    """One meter that packets from a port are sent through. None: not set, or not counted.
+    """One meter for packets from a port. All ports whose flows name it share it. None: not set, or not counted.
 
-    rate_bps, burst_bytes: a meter of kbit (1000). rate_pps: one of packets. packets, bytes: that came to it; drops:
-    packets. All ports whose flows name it share it.
+    - bridge, number: OVS bridge and number of the meter.
+    - rate_bps, burst_bytes: of a meter in kbit (1000).
+    - rate_pps: of a meter in packets.
+    - packets, bytes: that reached the meter.
+    - drops: dropped packets.
     """
 
     bridge: str

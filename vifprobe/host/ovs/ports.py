@@ -56,8 +56,10 @@ class Qos:
 class OvsInterface:
     """One interface of Open vSwitch, in its own units: kbit/s (1000), kbit, kilopackets/s, kilopackets; 0: not set.
 
-    bridge: the OVS bridge, not the datapath. datapath: `system` (the kernel's) or `netdev` (userspace). ofport: its
-    OpenFlow number, None while it has none. iface_id, vm_id, attached_mac: external ids, which Nova and Neutron set.
+    - bridge: the OVS bridge, not the datapath.
+    - datapath: `system` (the kernel's) or `netdev` (userspace).
+    - ofport: OpenFlow port number; None while it has none.
+    - iface_id, vm_id, attached_mac: external ids, set by Nova and Neutron; None where not set.
     """
 
     name: str
@@ -100,8 +102,11 @@ class OvsInterface:
 
 @dataclass(frozen=True)
 class OvsState:
-    """The interfaces of the OVS database by name. present: whether there is a server at all. problem: why it could not
-    be read, "" where it was: so that "not declared" and "don't know" stay apart.
+    """The interfaces of the OVS database.
+
+    - interfaces: by name.
+    - present: there is a server.
+    - problem: why the database could not be read; "" where it was read. So "not declared" and "unknown" differ.
     """
 
     interfaces: Mapping[str, OvsInterface] = field(default_factory=dict)

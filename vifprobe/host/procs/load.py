@@ -18,10 +18,12 @@ _LOOK_FOR_THREADS_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class LoadSample:
-    """Growing counters at one moment, in seconds of CPU time. None: not known.
+    """Counters of CPU time at one moment. None: unknown.
 
-    guest_seconds: kernel time of the process that holds the tap (what its writes to the tap cost), vhost threads left
-    out. softirq_seconds, busy_seconds, context_switches: of the whole host.
+    - guest_seconds: kernel time of the process that holds the tap (the cost of its writes to the tap), without its
+      vhost threads.
+    - vhost_seconds: CPU time of its vhost threads.
+    - softirq_seconds, busy_seconds, context_switches: of the whole host.
     """
 
     at_ns: int

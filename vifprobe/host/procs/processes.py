@@ -26,9 +26,10 @@ _COMMAND_LINE_BYTES_MAX = 256 * 1024
 
 @dataclass(frozen=True)
 class Process:
-    """A process that holds a tap open. guest, uuid: what QEMU's -name and -uuid say; None for any other, or unknown.
+    """A process that holds a tap open.
 
-    is_shared: no hypervisor, and a process that it has started holds the tap, too: either may be the one that sends.
+    - guest, uuid: of QEMU's -name and -uuid; None for other processes, or where unknown.
+    - is_shared: not a hypervisor, and a child process holds the tap, too: either of them can be the sender.
     """
 
     pid: int
@@ -91,8 +92,10 @@ def holders(links: Iterable[Link]) -> dict[int, Process]:
 
 
 class Holders:
-    """Asks the same again and again: a process that was found is asked whether it still holds the tap, and all others
-    are looked through only where a tap has none, and not each time.
+    """Finds the holders of taps repeatedly.
+
+    For a known holder, only its descriptor is checked. All processes are searched only where a tap has no known holder,
+    and not each time.
     """
 
     def __init__(self) -> None:

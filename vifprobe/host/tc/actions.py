@@ -32,7 +32,7 @@ def control_text(code: int) -> str:
 
 
 def ticks_to_bytes(rate_bytes_per_second: int, ticks: int) -> int:
-    """What passes at this rate within a time in psched ticks, rounded down: a burst as the user wrote it."""
+    """Return the bytes at this rate in a time in psched ticks, rounded down: a burst as the user wrote it."""
     return rate_bytes_per_second * ticks * TICK_NS // 1_000_000_000
 
 

@@ -37,7 +37,10 @@ _GONE = (errno.ENODEV, errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class TcState:
-    """All of one interface. Filters are in the order of hook, chain, pref. problems: what could not be read."""
+    """tc objects of one interface. Filters are ordered by hook, chain, pref.
+
+    problems: what could not be read, as text.
+    """
 
     ifindex: int
     qdiscs: tuple[TcQdisc, ...] = ()
@@ -72,8 +75,9 @@ def read_tc_of(ifindexes: Iterable[int]) -> dict[int, TcState]:
 
 
 class TcReader:
-    """Reads what is installed, again and again: what the kernel describes as before is not taken apart anew, and the
-    same TcState is given for an interface as long as nothing about it is different, counters included.
+    """Reads tc objects repeatedly. Unchanged rows are not parsed again.
+
+    An interface without a change, counters included, gets the same TcState object.
     """
 
     def __init__(self) -> None:

@@ -21,9 +21,10 @@ CLSACT_EGRESS = 0xFFFFFFF3
 class Stats:
     """Statistics of a qdisc, class or action; None where the kernel sent none.
 
-    bytes: as the object charges them (without the L2 header at ingress). packets: a GSO frame counts as its segments,
-    and as 0 where a guest wrote it to a tap (gso_segs is 0 then); 32 bit before Linux 5.5. drops, overlimits, requeues:
-    32 bit in all kernels. overlimits of a policer: packets that exceeded.
+    - bytes: as the object charges them (without the L2 header at ingress).
+    - packets: a GSO frame counts as its segments, and as 0 where a guest wrote it to a tap (gso_segs is 0 then); 32 bit
+      before Linux 5.5.
+    - drops, overlimits, requeues: 32 bit in all kernels. overlimits of a policer: packets that exceeded.
     """
 
     bytes: int | None = None
@@ -39,11 +40,14 @@ class Stats:
 class PoliceAction:
     """One police action's settings (net/sched/act_police.c). None: not set; a policer limits bits or packets.
 
-    burst_*: worked out of the time that the kernel keeps instead of a size, rounded down as tc prints it. peak_bps:
-    second bucket, of one mtu. mtu_bytes: longer packets always exceed, of GSO frames each segment is held against it;
-    None: no bound. overhead_bytes: added to each packet's charge. linklayer: 2 is ATM, which charges by cells.
-    bindings: filters that share this one action, and with it its bucket. age_seconds, idle_seconds: since it was
-    installed, since it last saw a packet (in steps of 0.01).
+    - burst_bytes, burst_packets: computed from the time that the kernel stores instead of a size, rounded down as tc
+      prints it.
+    - peak_bps: rate of a second bucket of one mtu.
+    - mtu_bytes: longer packets always exceed; of GSO frames, each segment is compared with it. None: no bound.
+    - overhead_bytes: added to each packet's charge.
+    - linklayer: 2 is ATM, which charges by cells.
+    - bindings: number of filters that share this action, and its bucket.
+    - age_seconds, idle_seconds: since it was installed, since it last saw a packet (in steps of 0.01).
     """
 
     index: int
@@ -66,10 +70,11 @@ class PoliceAction:
 
 @dataclass(frozen=True)
 class TcAction:
-    """One action of a filter, in the order in which they run. control: what it decides (`pass`, `drop`, `pipe`,
-    `continue`, ...), "" where this kind's options are not known here. policer: for kind `police`.
+    """One action of a filter, in the order in which they run.
 
-    legacy: hung on the filter by its own `police` option, as libvirt does; then the statistics are in the filter's.
+    - control: its verdict (`pass`, `drop`, `pipe`, `continue`, ...); "" where this kind's options are unknown here.
+    - policer: for kind `police`, else None.
+    - legacy: set by the filter's own `police` option, as libvirt does; the statistics are those of the filter then.
     """
 
     kind: str
@@ -82,7 +87,11 @@ class TcAction:
 
 @dataclass(frozen=True)
 class BpfProgram:
-    """The program of a `bpf` filter. id, tag: None for a classic one. direct_action: its return value decides."""
+    """The program of a `bpf` filter.
+
+    - id, tag: None for a classic BPF program.
+    - direct_action: its return value is the verdict.
+    """
 
     name: str = ""
     id: int | None = None
@@ -92,12 +101,14 @@ class BpfProgram:
 
 @dataclass(frozen=True)
 class TcFilter:
-    """One filter. hook: `ingress`, `egress` (clsact), or `root` (in a qdisc of the egress tree).
+    """One filter.
 
-    parent, handle: as tc prints them. pref: lower ones run first, and those of equal pref share protocol and kind.
-    protocol: `all`, `ip`, `ipv6`, `arp`, `802.1Q`, `802.1ad`, else hexadecimal. matches_all: whether it takes every
-    packet of that protocol; None where a program or unknown options decide. block: number of the shared block that it
-    is in, which other interfaces use, too; None for none.
+    - hook: `ingress`, `egress` (clsact), or `root` (in a qdisc of the egress tree).
+    - parent, handle: as tc prints them.
+    - pref: lower ones run first; filters of equal pref share protocol and kind.
+    - protocol: `all`, `ip`, `ipv6`, `arp`, `802.1Q`, `802.1ad`, else hexadecimal.
+    - matches_all: it matches every packet of that protocol; None where a program or unknown options decide.
+    - block: number of its shared block, which other interfaces use, too; None without one.
     """
 
     ifindex: int
@@ -123,10 +134,11 @@ class TcFilter:
 
 @dataclass(frozen=True)
 class Shaper:
-    """Rate and burst of an HTB class or a TBF qdisc. Bursts are worked out of psched ticks, rounded down.
+    """Rate and burst of an HTB class or a TBF qdisc. Bursts are computed from psched ticks, rounded down.
 
-    ceil_*: HTB's `ceil` and `cburst`, TBF's peak rate (without a size). limit_bytes: TBF's queue. overhead_bytes: added
-    to each packet's charge.
+    - ceil_bps, ceil_burst_bytes: HTB's `ceil` and `cburst`; TBF's peak rate (without a size).
+    - limit_bytes: length of TBF's queue.
+    - overhead_bytes: added to each packet's charge.
     """
 
     rate_bps: int
@@ -141,10 +153,15 @@ class Shaper:
 
 @dataclass(frozen=True)
 class TcQdisc:
-    """One queueing discipline. hook: `ingress` (kinds ingress and clsact) or `root`. handle, parent: as tc prints them.
+    """One queueing discipline.
 
-    shaper: for `tbf`. default_class: of `htb`, as tc prints it. ingress_block, egress_block: shared filter blocks.
-    size_table: whether `stab` changes what packets are charged. copies: whether it is a `netem` that duplicates some.
+    - hook: `ingress` (kinds ingress and clsact) or `root`.
+    - handle, parent: as tc prints them.
+    - shaper: of `tbf`, else None.
+    - default_class: of `htb`, as tc prints it.
+    - ingress_block, egress_block: shared filter blocks.
+    - size_table: `stab` changes the charge of packets.
+    - copies: a `netem` that duplicates packets.
     """
 
     ifindex: int
@@ -163,7 +180,11 @@ class TcQdisc:
 
 @dataclass(frozen=True)
 class TcClass:
-    """One class of a classful qdisc. leaf: handle of the qdisc in it, None without. shaper: for `htb`."""
+    """One class of a classful qdisc.
+
+    - leaf: handle of its qdisc; None without one.
+    - shaper: of `htb`, else None.
+    """
 
     ifindex: int
     kind: str

@@ -107,14 +107,14 @@ class gact(nla):
     tc_gen = tc_gen
 
     class tc_gact_p(nla):
-        """struct tc_gact_p: now and then it says another verdict."""
+        """struct tc_gact_p: a second verdict, for a part of the packets."""
 
         __slots__ = ()
         fields = (("ptype", "H"), ("pval", "H"), ("paction", "i"))
 
 
 class pedit(nla):
-    """The same struct under another number where there are extended keys (tcf_pedit_dump)."""
+    """Options of pedit. TCA_PEDIT_PARMS_EX has the same struct, for extended keys (tcf_pedit_dump)."""
 
     __slots__ = ()
     nla_map = ((2, "TCA_PEDIT_PARMS", "tc_gen"), (4, "TCA_PEDIT_PARMS_EX", "tc_gen"))
@@ -122,7 +122,7 @@ class pedit(nla):
 
 
 def _with_tc_gen(number: int, name: str) -> type:
-    """Options of an action of which nothing but index and verdict is wanted."""
+    """Return a class for the options of an action of which only index and verdict are read."""
 
     class options(nla):
         __slots__ = ()

@@ -86,7 +86,7 @@ class matchall(_filter):
 
 
 class flower(_filter):
-    """All that has no class here is a key: it is kept as UNKNOWN (net/sched/cls_flower.c, fl_dump)."""
+    """Attributes without a class here are keys, kept as UNKNOWN (net/sched/cls_flower.c, fl_dump)."""
 
     __slots__ = ()
     unknown = ("UNKNOWN", nla.cdata)
