@@ -210,12 +210,12 @@ NO_CHANGE = "nothing that a link message tells has changed"
 
 
 def _difference(before: Link, now: Link) -> str:
-    told = [f"{'up' if now.up else 'down'}"] if before.up != now.up else []
+    differences = [f"{'up' if now.up else 'down'}"] if before.up != now.up else []
     for field, called in _TOLD.items():
         old, new = getattr(before, field), getattr(now, field)
         if old != new:
-            told.append(f"{called} {_shown(old)} -> {_shown(new)}")
-    return ", ".join(told) or NO_CHANGE
+            differences.append(f"{called} {_shown(old)} -> {_shown(new)}")
+    return ", ".join(differences) or NO_CHANGE
 
 
 def _shown(value: object) -> str:

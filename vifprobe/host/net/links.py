@@ -118,26 +118,26 @@ def parse(message: Message, link_names: dict[int, str] | None = None) -> Link:
 
 
 def _link(found: Any, link_names: dict[int, str]) -> Link:
-    told = found.get_attr
-    master, carrier = told("IFLA_MASTER", 0), told("IFLA_CARRIER")
+    value_of = found.get_attr
+    master, carrier = value_of("IFLA_MASTER", 0), value_of("IFLA_CARRIER")
     return Link(
-        name=told("IFLA_IFNAME", ""),
+        name=value_of("IFLA_IFNAME", ""),
         ifindex=found["index"],
-        kind=_kind(found["ifi_type"], told("IFLA_LINKINFO")),
-        mac=told("IFLA_ADDRESS", b"").hex(":"),
-        mtu=told("IFLA_MTU", 0),
+        kind=_kind(found["ifi_type"], value_of("IFLA_LINKINFO")),
+        mac=value_of("IFLA_ADDRESS", b"").hex(":"),
+        mtu=value_of("IFLA_MTU", 0),
         up=bool(found["flags"] & IFF_UP),
         master_ifindex=master,
         master_name=link_names.get(master, ""),
         arp_type=found["ifi_type"],
         carrier=None if carrier is None else bool(carrier),
         flags=found["flags"],
-        promiscuity=told("IFLA_PROMISCUITY", 0),
-        tx_queue_length=told("IFLA_TXQLEN", 0),
-        qdisc=told("IFLA_QDISC", ""),
-        alias=told("IFLA_IFALIAS", ""),
-        tx_queues=told("IFLA_NUM_TX_QUEUES", 1) or 1,
-        xdp=_xdp(told("IFLA_XDP")),
+        promiscuity=value_of("IFLA_PROMISCUITY", 0),
+        tx_queue_length=value_of("IFLA_TXQLEN", 0),
+        qdisc=value_of("IFLA_QDISC", ""),
+        alias=value_of("IFLA_IFALIAS", ""),
+        tx_queues=value_of("IFLA_NUM_TX_QUEUES", 1) or 1,
+        xdp=_xdp(value_of("IFLA_XDP")),
     )
 
 

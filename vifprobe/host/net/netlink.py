@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking the kernel over netlink: sockets, requests and messages are pyroute2's, decoded by vifprobe.host.net.nla.
+"""Netlink requests to the kernel: sockets, requests and messages are pyroute2's, decoded by vifprobe.host.net.nla.
 
 Kept here: what a message and a dump's end say, since pyroute2's Marshal takes a dump that failed (an error in
 NLMSG_DONE) or changed under the reader (NLM_F_DUMP_INTR) for whole, decodes rows that nobody wants, and takes an
@@ -54,7 +54,7 @@ _DUMP_TRIES = 8
 
 
 class NetlinkError(HostError):
-    """The kernel answered a request with an error. `errno` is its code, 0 where it answered with nonsense."""
+    """The kernel answered a request with an error. `errno` is its code; 0 for an invalid answer."""
 
     def __init__(self, message: str, *hints: str, code: int = 0) -> None:
         super().__init__(message, *hints)
@@ -62,7 +62,7 @@ class NetlinkError(HostError):
 
 
 class Message(NamedTuple):
-    """One netlink message: nlmsg_type, _flags, _seq, _pid (in a notification the port of who caused it), body."""
+    """One netlink message: nlmsg_type, _flags, _seq, _pid (in a notification: the sender's port), body."""
 
     type: int
     flags: int
@@ -71,7 +71,7 @@ class Message(NamedTuple):
     body: bytes
 
     def decoded(self, kind: int) -> Any:
-        """The message, by the class that is registered for messages like `kind` (RTM_NEWLINK, RTM_NEWQDISC, ...).
+        """Return the message, decoded by the class for messages like `kind` (RTM_NEWLINK, RTM_NEWQDISC, ...).
 
         Attributes are taken apart when they are asked for; `reading` turns what can't be true into NetlinkError.
         """
@@ -83,7 +83,7 @@ class Message(NamedTuple):
 
 
 def encoded(kind: int, fields: dict[str, int], attributes: Iterable[tuple[str, object]] = ()) -> bytes:
-    """Body of a request, by the class that is registered for it."""
+    """Return the body of a request, encoded by the class for it."""
     from vifprobe.host.net import nla
 
     message: Any = nla.MESSAGES[kind]()
@@ -95,7 +95,7 @@ def encoded(kind: int, fields: dict[str, int], attributes: Iterable[tuple[str, o
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """In its block pyroute2's NetlinkDecodeError becomes NetlinkError."""
+    """Convert pyroute2's NetlinkDecodeError to NetlinkError, in the block."""
     from vifprobe.host.net.nla import NetlinkDecodeError
 
     try:
@@ -105,12 +105,12 @@ def reading() -> Iterator[None]:
 
 
 def align(length: int) -> int:
-    """NLMSG_ALIGN and NLA_ALIGN: up to a multiple of 4."""
+    """Round up to a multiple of 4: NLMSG_ALIGN and NLA_ALIGN."""
     return (length + 3) & ~3
 
 
 def messages(data: bytes) -> Iterator[Message]:
-    """The messages of one datagram. Raises NetlinkError where a length field can't be true."""
+    """Yield the messages of one datagram. Raises NetlinkError for an invalid length field."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, flags, sequence, port = _HEADER.unpack_from(data, at)
@@ -121,12 +121,12 @@ def messages(data: bytes) -> Iterator[Message]:
 
 
 def port_of(data: bytes) -> int:
-    """nlmsg_pid of a datagram's first message; 0 where there is none. All messages of one notification share it."""
+    """Return nlmsg_pid of a datagram's first message; 0 without one. All messages of one notification share it."""
     return int(_HEADER.unpack_from(data)[4]) if len(data) >= _HEADER.size else 0
 
 
 def attribute_list(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of each attribute from `start` on, in order, flag bits of the type taken off.
+    """Yield (type, value) of each attribute from `start` on, in order, without the flag bits of the type.
 
     Raises NetlinkError where a length field can't be true.
     """
@@ -140,12 +140,12 @@ def attribute_list(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """Attribute type -> value; where a type comes twice, the last one."""
+    """Return attribute type -> value; the last value where a type occurs twice."""
     return dict(attribute_list(data, start))
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, padded, to put into a request."""
+    """Return one attribute for a request, padded."""
     head = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind)
     return head + value + b"\0" * (align(len(value)) - len(value))
 
@@ -171,17 +171,17 @@ def u64(value: bytes | None) -> int | None:
 
 
 def be(value: bytes | None) -> int | None:
-    """Unsigned, in network order, of whatever length (nftables sends its numbers so); None where absent."""
+    """Unsigned number in network order, of any length, as nftables sends its numbers; None where absent."""
     return int.from_bytes(value, "big") if value else None
 
 
 def text(value: bytes | None) -> str | None:
-    """NUL-terminated string; bytes that are no UTF-8 are kept as surrogates; None where absent."""
+    """NUL-terminated string; bytes that are not UTF-8 are kept as surrogates; None where absent."""
     return None if value is None else os.fsdecode(value.split(b"\0", 1)[0])
 
 
 def _route_socket() -> Any:
-    """pyroute2's socket without an event loop. Raises OSError."""
+    """Return pyroute2's socket without an event loop. Raises OSError."""
     from pyroute2 import IPRSocket
 
     made = IPRSocket()
@@ -190,7 +190,7 @@ def _route_socket() -> Any:
 
 
 def subscribe(groups: int, buffer_bytes: int) -> Any:
-    """pyroute2's socket that gets the notifications of some groups, not blocking. Raises NetlinkError."""
+    """Return a non-blocking pyroute2 socket for the notifications of some groups. Raises NetlinkError."""
     try:
         made = _route_socket()
     except OSError as error:
@@ -200,7 +200,7 @@ def subscribe(groups: int, buffer_bytes: int) -> Any:
     except OSError:  # not root: as much as net.core.rmem_max allows
         made.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
     made.socket.setblocking(False)
-    # Not by pyroute2's bind, which takes a port that is no process's id.
+    # Without pyroute2's bind, which uses a port that is not a process id.
     made.socket.bind((0, groups))
     return made
 
@@ -248,14 +248,14 @@ class Netlink:
         self._opened.close()
 
     def get(self, kind: int, body: bytes) -> Message:
-        """One question, one answer. Raises NetlinkError with the kernel's code (ENODEV, ENOENT, ...)."""
+        """Send one request, return its answer. Raises NetlinkError with the kernel's code (ENODEV, ENOENT, ...)."""
         self._send(kind, NLM_F_REQUEST, body)
         for message in self._answers():
             return message
         raise NetlinkError(f"netlink request {kind}: no answer.")
 
     def dump(self, kind: int, body: bytes) -> list[Message]:
-        """All rows of a table, taken again from the start while the kernel says that it changed under the dump.
+        """Return all rows of a table. The dump starts again when the kernel reports that the table changed meanwhile.
 
         Raises NetlinkError with EINTR where it was never still enough for one whole dump.
         """
@@ -311,19 +311,22 @@ class Netlink:
 
 
 def _raise_code(message: Message) -> None:
-    """Raise what an NLMSG_ERROR or NLMSG_DONE says, if it says an error."""
+    """Raise NetlinkError for an NLMSG_ERROR or NLMSG_DONE with an error code."""
     code = -struct.unpack_from("=i", message.body)[0] if len(message.body) >= 4 else 0
     if code <= 0:
         return
-    told = None
+    reason = None
     if message.flags & _NLM_F_ACK_TLVS:
-        told = text(attributes(message.body, _error_attributes_at(message)).get(_NLMSGERR_ATTR_MSG))
-    because = f" ({told})" if told else ""
+        reason = text(attributes(message.body, _error_attributes_at(message)).get(_NLMSGERR_ATTR_MSG))
+    because = f" ({reason})" if reason else ""
     raise NetlinkError(f"netlink: {os.strerror(code)}{because}.", code=code)
 
 
 def _error_attributes_at(message: Message) -> int:
-    """Behind the code; in an NLMSG_ERROR also behind the request's header, and its body unless that was left out."""
+    """Return the offset of the attributes: after the error code.
+
+    In an NLMSG_ERROR, the header of the request follows the code, and its body unless that was left out.
+    """
     if message.type == NLMSG_DONE or len(message.body) < 4 + _HEADER.size:
         return 4
     (request_length,) = struct.unpack_from("=I", message.body, 4)

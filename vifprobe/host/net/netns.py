@@ -108,7 +108,7 @@ def named() -> dict[str, Path]:
 def find_elsewhere(link_name: str) -> list[str]:
     """Namespaces, other than the calling thread's, that hold an interface of this name; each is good for `enter`.
 
-    Looked at: the named ones, then those of all running processes, told by a process id. Those that can't be entered
+    Searched: the named ones, then those of all running processes, given by a process id. Those that can't be entered
     (not root) are left out, and the search ends after two seconds. The caller stays where it is: a thread of its own
     does the walking.
     """

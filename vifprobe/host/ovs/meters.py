@@ -112,12 +112,12 @@ def _ask(*arguments: str) -> str:
             )
         with asked:
             try:
-                told = _read(asked, time.monotonic() + _SECONDS + 1)
+                output = _read(asked, time.monotonic() + _SECONDS + 1)
             finally:
                 asked.kill()
     except OSError as error:
         raise MeterError(f"{_TOOL} can't be run: {error.strerror}.") from error
-    words = told.decode(errors="replace")
+    words = output.decode(errors="replace")
     if asked.returncode and "version negotiation failed" in words:
         return ""  # a bridge that speaks only OpenFlow before 1.3, which has no meters
     if asked.returncode:
@@ -128,7 +128,7 @@ def _ask(*arguments: str) -> str:
 def _read(asked: subprocess.Popen[bytes], deadline: float) -> bytes:
     """Return the output of a command, bounded in time and length, after it has ended. Raises MeterError."""
     assert asked.stdout is not None  # noqa: S101 - it is a pipe
-    told = bytearray()
+    output = bytearray()
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([asked.stdout], [], [], left)[0]:
@@ -136,7 +136,7 @@ def _read(asked: subprocess.Popen[bytes], deadline: float) -> bytes:
         data = os.read(asked.stdout.fileno(), 1 << 16)
         if not data:
             asked.wait()
-            return bytes(told)
-        told += data
-        if len(told) > _OUTPUT_MAX:
+            return bytes(output)
+        output += data
+        if len(output) > _OUTPUT_MAX:
             raise MeterError(f"{_TOOL} wrote more than {_OUTPUT_MAX} bytes.")

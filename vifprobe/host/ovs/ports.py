@@ -79,7 +79,7 @@ class OvsInterface:
 
     @property
     def rate_bps(self) -> int | None:
-        """Bits per second from the interface that OVS is told to let in; None for no limit."""
+        """Return the policing rate of packets from the interface in bits per second; None for no limit."""
         return self.policing_rate_kbit * 1000 or None
 
     @property
@@ -91,12 +91,12 @@ class OvsInterface:
 
     @property
     def rate_pps(self) -> int | None:
-        """Packets per second that OVS is told to let in; None for no limit."""
+        """Return the policing rate in packets per second; None for no limit."""
         return self.policing_rate_kpackets * 1000 or None
 
     @property
     def burst_packets(self) -> int | None:
-        """Packets at once; None where there is no limit of packets."""
+        """Return the policing burst in packets; None without a packet limit."""
         return (self.policing_burst_kpackets or DEFAULT_BURST_KPACKETS) * 1000 if self.policing_rate_kpackets else None
 
 

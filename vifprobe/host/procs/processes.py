@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes: which one holds a tap open or a socket, and what QEMU was told on its command line.
+"""Processes: the holder of a tap or a socket, and guest data from QEMU's command line.
 
 Source: drivers/net/tun.c, tun_chr_show_fdinfo: `/proc/PID/fdinfo/N` of a tun descriptor says `iff:` and the interface.
 """

@@ -111,30 +111,30 @@ def _generic(options: Any) -> tuple[int, str]:
 
 def policer(found: Any) -> PoliceAction | None:
     """TCA_POLICE_* attributes; None where the main struct is absent or cut short."""
-    told = found.get_attr
-    main = told("TCA_POLICE_TBF")
+    value_of = found.get_attr
+    main = value_of("TCA_POLICE_TBF")
     if main is None:
         return None
     # The 32-bit fields stay at 2**32 - 1 for rates beyond (psched_ratecfg_getrate); the 64-bit ones then follow.
-    rate = told("TCA_POLICE_RATE64") or main["rate"]
-    peak = told("TCA_POLICE_PEAKRATE64") or main["peak"]
-    pps = told("TCA_POLICE_PKTRATE64", 0)
-    times = told("TCA_POLICE_TM")
+    rate = value_of("TCA_POLICE_RATE64") or main["rate"]
+    peak = value_of("TCA_POLICE_PEAKRATE64") or main["peak"]
+    pps = value_of("TCA_POLICE_PKTRATE64", 0)
+    times = value_of("TCA_POLICE_TM")
     return PoliceAction(
         index=main["index"],
         rate_bps=rate * 8 or None,
         burst_bytes=ticks_to_bytes(rate, main["burst"]) if rate else None,
         rate_pps=pps or None,
-        burst_packets=ticks_to_bytes(pps, told("TCA_POLICE_PKTBURST64", 0)) if pps else None,
+        burst_packets=ticks_to_bytes(pps, value_of("TCA_POLICE_PKTBURST64", 0)) if pps else None,
         peak_bps=peak * 8 or None,
         mtu_bytes=main["mtu"] if main["mtu"] != _NO_MTU else None,
         overhead_bytes=main["rate_overhead"],
         mpu_bytes=main["rate_mpu"],
         linklayer=main["rate___reserved"] & _LINKLAYER_MASK,
-        average_rate_bps=told("TCA_POLICE_AVRATE", 0) * 8 or None,
+        average_rate_bps=value_of("TCA_POLICE_AVRATE", 0) * 8 or None,
         exceed_action=control_text(main["action"]),
         # Absent means 0, TC_ACT_OK: conforming packets are accepted, and no later filter sees them.
-        conform_action=control_text(told("TCA_POLICE_RESULT", 0)),
+        conform_action=control_text(value_of("TCA_POLICE_RESULT", 0)),
         bindings=main["bindcnt"],
         age_seconds=_seconds(times, "install"),
         idle_seconds=_seconds(times, "lastuse"),
