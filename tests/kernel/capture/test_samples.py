@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -256,9 +257,13 @@ def test_the_rate_is_adapted(tap: Tap) -> None:
         own = reader(side)
         own.per_second = 1_000
         assert own.means()[0, OUT] == FIRST_MEAN
+        side.counters.take_samples()
+        begun = time.monotonic()
         done = flood([tap.fd], [SYN], count=50_021, seconds=30)
         side.counters.take_samples()
-        assert done.frames_per_second / 1_000 / 2 < own.means()[0, OUT] < done.frames_per_second / 1_000 * 4
+        # On a loaded machine, some time passes before and after the flood.
+        least = done.frames / (time.monotonic() - begun)
+        assert least / 1_000 / 2 < own.means()[0, OUT] < done.frames_per_second / 1_000 * 4
         flood([tap.fd], [SYN], count=7, seconds=5, packets_per_second=100)
         side.counters.take_samples()
         assert own.means()[0, OUT] == 1
