@@ -138,6 +138,7 @@ def _commands(tap: Tap, folder: Path) -> Iterator[tuple[str, list[str]]]:
     yield "taps", ["taps"]
     yield "doctor", ["doctor"]
     yield "cleanup", ["cleanup"]
+    yield "explain", ["explain", "P11"]
 
 
 @pytest.mark.parametrize("start", [_by_setup, _by_pip, _by_root], ids=lambda start: start.__name__[1:])

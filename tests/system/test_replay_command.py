@@ -18,6 +18,7 @@ import pytest
 from command_kit import assert_is_error, run, start
 
 from vifprobe import load
+from vifprobe.analysis.limit_state import answers_of
 from vifprobe.capture.tables import without
 from vifprobe.commands import replay as command
 from vifprobe.kernel.features import missing_capabilities
@@ -69,10 +70,11 @@ def replayed(path: Path, **options: object) -> tuple[Reading, Replay]:
 def without_fate(reading: Reading) -> Reading:
     """As if nobody knew what became of the packets, in a run of a second that ended when the other one did."""
     cells = without(reading.cells, "tap", "verdict", "expected", "reason", "location")
-    return replace(
+    made = replace(
         reading, tap="one", cells=cells, verdicts="", duration_ns=10**9, at=reading.at.fromtimestamp(0),
         limits={}, findings=(), notes=(), directions=(OUT,), start_ns=0,
     )  # fmt: skip
+    return replace(made, limit_states=answers_of(made))
 
 
 def fits_a_tap(frame: bytes) -> bool:
