@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import subprocess
 import time
@@ -25,6 +27,8 @@ from vifprobe.testing.waiting import wait_until
 # Emulated processors take tens of times as long.
 CYCLES = 7 if KERNEL else 53
 KILLS = 3 if KERNEL else 17
+
+PR_SET_CHILD_SUBREAPER = 36
 
 
 @pytest.fixture
@@ -103,6 +107,27 @@ def test_nothing_stays_after_a_kill_at_any_time(set_up: Tap, tmp_path: Path) -> 
         assert settings() == before, number
     assert {kind for kind, _ in seen} == {"prog_id", "map_id", "link_id"}
     wait_until(lambda: not still_there(seen), 10)
+
+
+@pytest.mark.skipif(bool(KERNEL), reason="in a virtual machine, the host compiles")
+def test_the_compiler_of_a_killed_run_ends_with_it(set_up: Tap, tmp_path: Path) -> None:
+    """As an orphan it becomes a child of this process, which learns how it ended."""
+    libc = ctypes.CDLL(None)
+    with command("watch", set_up.name, "--json", folder=tmp_path, VIFPROBE_CACHE="") as run:
+
+        def compiler() -> int:
+            lists = Path(f"/proc/{run.process.pid}/task").glob("*/children")
+            children = [int(pid) for each in lists for pid in each.read_text().split()]
+            return next((pid for pid in children if "libLLVM" in Path(f"/proc/{pid}/maps").read_text()), 0)
+
+        pid = wait_until(compiler, 60)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        try:
+            run.process.kill()
+            _, status = os.waitpid(pid, 0) if run.process.wait(60) else (0, 0)
+        finally:
+            libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def test_nothing_stays_after_a_kill_at_the_end(set_up: Tap, tmp_path: Path) -> None:

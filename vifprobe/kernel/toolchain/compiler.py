@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,8 @@ VARIABLE = "VIFPROBE_COMPILER"
 _LIMIT_SECONDS = 300
 #: bcc creates the maps as it compiles. DAC_READ_SEARCH: vifprobe's files can belong to a user.
 _NEEDED = (Capability.BPF, Capability.PERFMON, Capability.NET_ADMIN, Capability.SYS_ADMIN, Capability.DAC_READ_SEARCH)
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 def compile_apart(text: str, directory: Path, flags: list[str]) -> Compiled:
@@ -76,6 +80,8 @@ def _command() -> list[str]:
 
 def main() -> None:
     """Compile from standard input to standard output, for compile_apart."""
+    # Nobody reads the answer if the run is killed. The thread that started this one waits for it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     order = json.load(sys.stdin)
     try:
         answer = compile_text(order["text"], Path(order["directory"]), order["flags"]).to_json()
