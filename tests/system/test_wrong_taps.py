@@ -48,7 +48,7 @@ def test_of_several_taps_the_wrong_one_is_named() -> None:
         ("tap5eedf00d-5ffb", ["16 bytes", "at most 15"]),
         ("tap\x1b[31m", ["'tap\\x1b[31m'", "can't be printed"]),
         ("tap\n0", ["'tap\\n0'", "can't be printed"]),
-        ("tap 0", ["'tap 0'", "blank"]),
+        ("tap 0", ["'tap 0'", "contains a space"]),
         ("../tap0", ["../tap0", "'/'"]),
         ("", ["empty"]),
     ],
