@@ -11,7 +11,11 @@ import pytest
 
 from vifprobe import load
 
-pytestmark = [pytest.mark.usefixtures("stock_kernel"), pytest.mark.kernels("6.1", "6.12")]
+pytestmark = [
+    pytest.mark.usefixtures("stock_kernel"),
+    pytest.mark.kernels("6.1", "6.12"),
+    pytest.mark.timeout(2400),
+]
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "lab" / "incident.py"
 
