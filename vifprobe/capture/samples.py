@@ -85,7 +85,8 @@ class SampleEncoder:
             for row in rows[["tap", "direction", "packet_class", "verdict"]]:
                 self._of_a_kind[tuple(row.tolist())] += 1
             return [(row, int(row["weight"])) for row in rows]
-        always = np.array([self._is_early(row) for row in rows[["tap", "direction", "packet_class", "verdict"]]])
+        kinds = rows[["tap", "direction", "packet_class", "verdict"]]
+        always = np.array([self._is_early(row) for row in kinds], dtype=np.bool_)  # also where there is none
         others = len(rows) - int(always.sum())
         one_in = -(-others // max(1, room - int(always.sum()))) if others else 1
         # One in k from a random start: the rows are a random choice already.

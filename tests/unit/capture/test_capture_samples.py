@@ -180,3 +180,8 @@ def test_without_samples_there_is_no_file(tmp_path: Path) -> None:
         told = writer.finish(Totals([reading()]))
     assert told.samples is None
     assert not (tmp_path / "c" / "samples.pcapng").exists()
+
+
+def test_nothing_to_write_beyond_the_limit() -> None:
+    """An interval without samples, once more than its share has been written."""
+    assert encoder(limit=10).blocks(row()[:0], 10_000, START_NS + 10**6) == []
