@@ -13,8 +13,8 @@ import subprocess
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vifprobe.host.net.netlink import attribute
 from vifprobe.host.tc.objects import TCMSG
+from vifprobe.testing.net.netlink_bytes import attribute
 from vifprobe.testing.net.taps import Tap
 
 #: The `require` fixture of conftest.py.

@@ -9,10 +9,11 @@ from dataclasses import replace
 from vifprobe.host.net import links
 from vifprobe.host.net.changes import LinkChange, Watched
 from vifprobe.host.net.links import Link
-from vifprobe.host.net.netlink import Message, attribute
+from vifprobe.host.net.netlink import Message
 from vifprobe.host.tc import reader
 from vifprobe.host.tc.objects import TCMSG
 from vifprobe.host.tc.records import TcQdisc
+from vifprobe.testing.net.netlink_bytes import attribute
 
 # include/uapi/linux/if_link.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_QDISC, IFLA_MASTER = 1, 3, 4, 6, 10

@@ -7,8 +7,9 @@ import struct
 
 import pytest
 
-from vifprobe.host.net.netlink import Message, NetlinkError, attribute
+from vifprobe.host.net.netlink import Message, NetlinkError
 from vifprobe.host.nft.events import NftChange, Transactions
+from vifprobe.testing.net.netlink_bytes import attribute
 
 NETDEV, INET, IPV4 = 5, 1, 2
 TABLE, CHAIN, RULE, GONE_RULE, ELEMENT, GENERATION = 0, 3, 6, 8, 12, 15

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vifprobe.host.net import nla
-from vifprobe.host.net.netlink import Message, NetlinkError, attribute, encoded, reading
+from vifprobe.host.net.netlink import Message, NetlinkError, encoded, reading
 from vifprobe.host.net.nla.base import nla as nla_base
 from vifprobe.host.tc.objects import TCMSG, tc_filter
 from vifprobe.host.tc.records import TcAction
+from vifprobe.testing.net.netlink_bytes import attribute
 
 NEWTFILTER, NEWLINK, GETLINK = 44, 16, 18
 

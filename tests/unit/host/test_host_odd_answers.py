@@ -18,10 +18,11 @@ from mutate_kit import VALUES, damage_bytes
 from vifprobe.host.declared import Declared, declared_of
 from vifprobe.host.libvirt.domains import live_domains
 from vifprobe.host.net import links, neighbours
-from vifprobe.host.net.netlink import Message, NetlinkError, attribute, messages
+from vifprobe.host.net.netlink import Message, NetlinkError, messages
 from vifprobe.host.ovs import ports
 from vifprobe.host.ovs.meters import parse_meters
 from vifprobe.host.ovs.ports import OvsState, read_ovs
+from vifprobe.testing.net.netlink_bytes import attribute
 
 SEED = 7
 TAP = links.Link("tap0", 7, "tap", "", 1500, True, 0, "", 1)

@@ -11,10 +11,11 @@ import struct
 
 import pytest
 
-from vifprobe.host.net.netlink import Message, attribute
+from vifprobe.host.net.netlink import Message
 from vifprobe.host.tc.actions import control_text, ticks_to_bytes
 from vifprobe.host.tc.objects import TCMSG, protocol_text, qdisc, tc_class, tc_filter
 from vifprobe.host.tc.records import BpfProgram, PoliceAction, Shaper, Stats, TcFilter, filter_handle_text, handle_text
+from vifprobe.testing.net.netlink_bytes import attribute
 
 NO_BOUND = 2**32 - 1
 

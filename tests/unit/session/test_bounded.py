@@ -22,7 +22,7 @@ from vifprobe.host.limits import Installed
 from vifprobe.host.net import senders
 from vifprobe.host.net.changes import Watched
 from vifprobe.host.net.links import RTM_DELLINK, RTM_NEWLINK, Link
-from vifprobe.host.net.netlink import Message, attribute
+from vifprobe.host.net.netlink import Message
 from vifprobe.host.net.senders import Senders
 from vifprobe.host.nft.reader import NftState
 from vifprobe.host.tc.objects import TCMSG
@@ -33,6 +33,7 @@ from vifprobe.session.coverage import KEPT as SPANS_KEPT
 from vifprobe.session.coverage import Coverage, GapTeller, without_old
 from vifprobe.session.drop_attribution import DropAttribution, DropSources
 from vifprobe.session.tap import WatchedTap
+from vifprobe.testing.net.netlink_bytes import attribute
 
 OUT, IN = Direction.OUTBOUND, Direction.INBOUND
 MS = 1_000_000

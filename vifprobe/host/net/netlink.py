@@ -15,7 +15,6 @@ import errno
 import os
 import socket
 import struct
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -142,37 +141,6 @@ def attribute_list(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
     """Return attribute type -> value; the last value where a type occurs twice."""
     return dict(attribute_list(data, start))
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """Return one attribute for a request, padded."""
-    head = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind)
-    return head + value + b"\0" * (align(len(value)) - len(value))
-
-
-def u8(value: bytes | None) -> int | None:
-    """Unsigned 8 bit; None for an absent attribute or one too short."""
-    return value[0] if value else None
-
-
-def u16(value: bytes | None) -> int | None:
-    """Unsigned 16 bit in host order; None for an absent attribute or one too short."""
-    return int.from_bytes(value[:2], sys.byteorder) if value is not None and len(value) >= 2 else None
-
-
-def u32(value: bytes | None) -> int | None:
-    """Unsigned 32 bit in host order; None for an absent attribute or one too short."""
-    return int.from_bytes(value[:4], sys.byteorder) if value is not None and len(value) >= 4 else None
-
-
-def u64(value: bytes | None) -> int | None:
-    """Unsigned 64 bit in host order; None for an absent attribute or one too short."""
-    return int.from_bytes(value[:8], sys.byteorder) if value is not None and len(value) >= 8 else None
-
-
-def be(value: bytes | None) -> int | None:
-    """Unsigned number in network order, of any length, as nftables sends its numbers; None where absent."""
-    return int.from_bytes(value, "big") if value else None
 
 
 def text(value: bytes | None) -> str | None:
