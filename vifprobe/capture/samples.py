@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,29 @@ _TC_VERDICTS = {
     Verdict.DROPPED: pcapng.TC_ACT_SHOT,
 }
 _TAG_TYPES = {False: 0x8100, True: 0x88A8}
+
+
+class _Row(NamedTuple):
+    """Fields of layout.SAMPLE as a block needs them, and the weight that it gets."""
+
+    header_bytes: int
+    tap: int
+    direction: int
+    packet_class: int
+    verdict: int
+    expected: int
+    reason: int
+    at_ns: int
+    frame_bytes: int
+    charged_bytes: int
+    wire_bytes: int
+    flags: int
+    vlan_tci: int
+    weight: int
+
+
+#: Those of a row that come from it.
+_FIELDS = _Row._fields[:-1]
 
 
 class SampleEncoder:
@@ -77,50 +100,52 @@ class SampleEncoder:
         self.taken += len(rows)
         elapsed = min(1.0, (now_ns - self._start_monotonic_ns) / self._span_ns)
         room = int(self._limit * (_AT_ONCE + (1 - _AT_ONCE) * elapsed)) - written
-        return [self._block(row, weight) for row, weight in self._thinned(rows, room)]
+        return self._blocks(*self._thinned(rows, room))
 
-    def _thinned(self, rows: Samples, room: int) -> list[tuple[Any, int]]:
-        """Rows to write, each with its weight: all, or the first of each kind and one in k of the others."""
+    def _thinned(self, rows: Samples, room: int) -> tuple[Samples, list[int]]:
+        """Return the rows to write, and their weights: all, or the first of each kind and one in k of the others."""
+        early = [self._is_early(kind) for kind in rows[["tap", "direction", "packet_class", "verdict"]].tolist()]
         if len(rows) <= room:
-            for row in rows[["tap", "direction", "packet_class", "verdict"]]:
-                self._of_a_kind[tuple(row.tolist())] += 1
-            return [(row, int(row["weight"])) for row in rows]
-        kinds = rows[["tap", "direction", "packet_class", "verdict"]]
-        always = np.array([self._is_early(row) for row in kinds], dtype=np.bool_)  # also where there is none
+            return rows, rows["weight"].tolist()
+        always = np.array(early, dtype=np.bool_)  # also where there is none
         others = len(rows) - int(always.sum())
         one_in = -(-others // max(1, room - int(always.sum()))) if others else 1
         # One in k from a random start: the rows are a random choice already.
         place = (np.cumsum(~always) + self._random.integers(one_in)) % one_in
         chosen = always | (place == 0)
+        weights = rows["weight"].astype(np.int64) * np.where(always, 1, one_in)
+        return rows[chosen], weights[chosen].tolist()
+
+    def _is_early(self, kind: tuple[int, ...]) -> bool:
+        self._of_a_kind[kind] += 1
+        return self._of_a_kind[kind] <= ALWAYS_OF_A_KIND
+
+    def _blocks(self, rows: Samples, weights: list[int]) -> list[bytes]:
+        # Numbers of Python's own: to read a field of a numpy row takes as long as to write all of its block.
+        headers = rows["headers"].tobytes()
+        fields = rows[list(_FIELDS)].tolist()
         return [
-            (row, int(row["weight"]) * (1 if early else one_in))
-            for row, early in zip(rows[chosen], always[chosen], strict=True)
+            self._block(_Row._make((*row, weight)), headers[at : at + row[0]])  # row[0]: header_bytes
+            for row, weight, at in zip(fields, weights, range(0, len(headers), SAMPLE_HEADER_BYTES), strict=True)
         ]
 
-    def _is_early(self, kind: Any) -> bool:
-        key = tuple(kind.tolist())
-        self._of_a_kind[key] += 1
-        return self._of_a_kind[key] <= ALWAYS_OF_A_KIND
-
-    def _block(self, row: Any, weight: int) -> bytes:
-        kept, frame_bytes = row["headers"].tobytes()[: row["header_bytes"]], int(row["frame_bytes"])
-        if row["flags"] & SampleFlag.TAGGED and not row["flags"] & SampleFlag.LAYER_3:
+    def _block(self, row: _Row, kept: bytes) -> bytes:
+        frame_bytes = row.frame_bytes
+        if row.flags & SampleFlag.TAGGED and not row.flags & SampleFlag.LAYER_3:
             # Back to where the guest, or the network, had it.
-            tag_type = _TAG_TYPES[bool(row["flags"] & SampleFlag.SERVICE_TAG)]
-            kept = kept[:12] + tag_type.to_bytes(2, "big") + int(row["vlan_tci"]).to_bytes(2, "big") + kept[12:]
+            tag_type = _TAG_TYPES[bool(row.flags & SampleFlag.SERVICE_TAG)]
+            kept = kept[:12] + tag_type.to_bytes(2, "big") + row.vlan_tci.to_bytes(2, "big") + kept[12:]
             frame_bytes += VLAN_TAG_BYTES
-        verdict = Verdict(row["verdict"])
-        at_ns = int(row["at_ns"]) + self._to_wall_ns
-        flags, tc_verdict = _FLAGS[Direction(row["direction"])], _TC_VERDICTS.get(verdict)
-        comment = self._comment(row, verdict, weight)
-        return pcapng.packet(int(row["tap"]), at_ns, kept, frame_bytes, flags, tc_verdict, comment)
+        flags, tc_verdict = _FLAGS[Direction(row.direction)], _TC_VERDICTS.get(Verdict(row.verdict))
+        at_ns = row.at_ns + self._to_wall_ns
+        return pcapng.packet(row.tap, at_ns, kept, frame_bytes, flags, tc_verdict, self._comment(row))
 
-    def _comment(self, row: Any, verdict: Verdict, weight: int) -> str:
-        words = [f"class={PacketClass(row['packet_class']).name.lower()}", f"verdict={verdict.name.lower()}"]
+    def _comment(self, row: _Row) -> str:
+        verdict = Verdict(row.verdict)
+        words = [f"class={PacketClass(row.packet_class).name.lower()}", f"verdict={verdict.name.lower()}"]
         if verdict in (Verdict.POLICED, Verdict.DROPPED):
-            number = int(row["reason"])
-            words.append(f"reason={self._reasons.get(number, number)}")
-        if row["expected"] != Expected.NONE:
-            words.append(f"expected={Expected(row['expected']).name.lower()}")
-        sizes = (f"{name}={row[name]}" for name in ("frame_bytes", "charged_bytes", "wire_bytes"))
-        return " ".join([*words, f"weight={weight}", *sizes])
+            words.append(f"reason={self._reasons.get(row.reason, row.reason)}")
+        if row.expected != Expected.NONE:
+            words.append(f"expected={Expected(row.expected).name.lower()}")
+        sizes = (f"{name}={getattr(row, name)}" for name in ("frame_bytes", "charged_bytes", "wire_bytes"))
+        return " ".join([*words, f"weight={row.weight}", *sizes])
