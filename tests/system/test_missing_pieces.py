@@ -59,7 +59,7 @@ def test_the_capabilities_that_are_named_are_enough(require: Require) -> None:
 @pytest.mark.usefixtures("tap")
 def test_without_bcc_the_package_is_named_and_the_wrong_one_too(command: tuple[str, ...], tmp_path: Path) -> None:
     ended = run(*command, prefix=instead_of_bcc(tmp_path, MISSING), VIFPROBE_CACHE="")
-    assert_is_error(ended, 1, "bcc", "python3-bpfcc", "python3-bcc", "PyPI", "never install", "--system-site-packages")
+    assert_is_error(ended, 1, "bcc", "python3-bpfcc", "python3-bcc", "PyPI", "Do not install", "--system-site-packages")
 
 
 @pytest.mark.usefixtures("tap")

@@ -25,8 +25,9 @@ from host_reading import read_tc
 from vifprobe.host.limits import installed
 from vifprobe.host.net.events import Event, Events
 from vifprobe.host.net.links import find_link
-from vifprobe.host.tc.reader import read_tc_of
+from vifprobe.host.tc.reader import TcReader, read_tc_of
 from vifprobe.host.tc.records import CLSACT_EGRESS, CLSACT_INGRESS, Stats, TcAction
+from vifprobe.kernel import libbpf
 from vifprobe.model.layout import Direction
 from vifprobe.model.units import parse_rate_bps, parse_size_bytes
 from vifprobe.testing.net.netns import Netns
@@ -202,6 +203,28 @@ def test_programs_with_id_tag_and_direct_action(tap: Tap) -> None:
     assert ingress.bpf.direct_action is ("direct-action" in shown) is True
     assert egress.bpf is not None
     assert (egress.bpf.name, egress.bpf.tag) == ("second", ingress.bpf.tag)
+
+
+def test_a_filter_that_went_to_the_head_of_its_pref_is_no_unchanged_one(tap: Tap) -> None:
+    """The same rows in another order: cls_bpf puts what is added again in front."""
+    run("tc qdisc add dev tap0 clsact")
+    fd, reader = load_program(), TcReader()
+
+    def attach(handle: int) -> None:
+        libbpf.attach_filter(fd, tap.ifindex, ingress=True, pref=7, handle=handle, qdisc="clsact")
+
+    def handles() -> list[str]:
+        return [one.handle for one in reader.read([tap.ifindex])[tap.ifindex].filters]
+
+    try:
+        attach(1)
+        attach(2)
+        assert handles() == ["0x2", "0x1"]
+        libbpf.detach_filter(tap.ifindex, True, 7, 1)
+        attach(1)
+        assert handles() == ["0x1", "0x2"]
+    finally:
+        os.close(fd)
 
 
 def test_two_hundred_taps_are_read_in_one_go(netns: Netns) -> None:

@@ -105,7 +105,8 @@ class TcReader:
         before, state = self._known.get(reader.ifindex, ({}, TcState(reader.ifindex)))
         reader.known = before
         found = reader.read(rows)
-        if reader.parsed.keys() == before.keys() and found.problems == state.problems:
+        # The order counts, too: of two filters with one pref, the first in the list runs first.
+        if list(reader.parsed) == list(before) and found.problems == state.problems:
             return state
         self._known[reader.ifindex] = reader.parsed, found
         return found
