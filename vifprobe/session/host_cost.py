@@ -56,7 +56,7 @@ class HostCollector:
         self._threads = Threads()
         self._turned = False
         self._recursion_misses = 0
-        self._last_turn_ns = 0
+        self._last_turn_ns = self._start_bound_ns = 0
         self._cost: HostCost | None = None
         self._total: HostCost | None = None
         self._summed = HostCostSum()
@@ -113,12 +113,14 @@ class HostCollector:
         self._summed.add_all(summed)
         self._cost, self._idle = self._as_cost(counts, summed), {}
         self._new.add(self._cost)
-        before = self._total or replace(self._cost, duration_ns=0, bound_ns=0, missed_switches=0, unnamed_switches=0)
+        if self._total is None:
+            self._start_bound_ns = counts.start_bound_ns
+        before = self._total or replace(self._cost, duration_ns=0, missed_switches=0, unnamed_switches=0)
         self._total = replace(
             before,
             duration_ns=self._cost.start_ns + self._cost.duration_ns - before.start_ns,
-            # A surplus of one interval is deducted from the next one.
-            bound_ns=max(before.bound_ns, self._cost.bound_ns),
+            # What one interval has too much, the next one has too little: the ends of the run are left.
+            bound_ns=self._start_bound_ns + counts.end_bound_ns,
             missed_switches=before.missed_switches + self._cost.missed_switches,
             unnamed_switches=before.unnamed_switches + self._cost.unnamed_switches,
             unseen_cpus=self._cost.unseen_cpus,

@@ -7,8 +7,10 @@ import ctypes
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +126,38 @@ def test_a_slice_over_several_intervals_is_shared_out(counters: HostCounters) ->
     # A reading of the clock here and one of the scheduler's for each cut.
     assert counted_ns == pytest.approx(grown, abs=SHARE * grown + sum(map(untold_ns, intervals)))
     assert name in {one.comm for counts in intervals for one in threads_of(counts, made.pid).values()}
+
+
+def test_a_turn_that_takes_long_is_in_the_bound(counters: HostCounters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader can lose its CPU between the time that ends an interval and the number of the next one."""
+    with guest(cpu=LAST_CPU) as made:
+
+        def switches() -> int:
+            return sum(one.voluntary for one in made.told().values())
+
+        def read_clock() -> int:
+            """The time, told late: some slices end in between."""
+            now_ns, before = time.monotonic_ns(), switches()
+            wait_until(lambda: switches() > before + DATAGRAMS, 60)
+            return now_ns
+
+        def turn_late() -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(sched, "time", SimpleNamespace(monotonic_ns=read_clock))
+                counters.turn()
+            time.sleep(sched.SETTLE_SECONDS)
+
+        made.begin("vhost", f"ping {10**9}")
+        counters.snapshot()
+        turn_late()
+        late = counters.read()
+        after = counters.snapshot()
+        made.kill()
+    used = [sum(one.cpu_ns for one in threads_of(counts, made.pid).values()) for counts in (late, after)]
+    assert late.duration_ns < used[0] <= late.duration_ns + late.bound_ns
+    assert after.start_bound_ns == late.end_bound_ns
+    # What is too much here is too little there.
+    assert sum(used) <= late.duration_ns + after.duration_ns + late.start_bound_ns + after.end_bound_ns
 
 
 def spun(counts: HostCounts) -> int:

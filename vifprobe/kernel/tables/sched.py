@@ -75,7 +75,7 @@ class HostCounts:
     - busy_ns: time that tasks ran, by CPU number.
     - unnamed: counts of tasks for which no row was free; the four above contain them.
     - softirq_ns, softirq_runs: shape (2, CPUs), NET_TX and NET_RX.
-    - bound_ns: error bound of the sum of all tasks' CPU times.
+    - start_bound_ns, end_bound_ns: by how much the sum of all tasks' CPU times can be wrong at each end of the interval.
     - unseen_switches: minimum number of switches that the tracepoint did not report.
     - unseen_cpus: CPUs without a switch so far: the task that runs there, if any, is unknown.
     - recursion_misses: events since the start for which the kernel did not run the programs.
@@ -91,10 +91,16 @@ class HostCounts:
     unnamed: dict[str, int]
     softirq_ns: Array
     softirq_runs: Array
-    bound_ns: int
+    start_bound_ns: int
+    end_bound_ns: int
     unseen_switches: int = 0
     unseen_cpus: tuple[int, ...] = ()
     recursion_misses: int = 0
+
+    @property
+    def bound_ns(self) -> int:
+        """Return the error bound of the sum of all tasks' CPU times."""
+        return self.start_bound_ns + self.end_bound_ns
 
 
 def flags(cpus: int) -> list[str]:
@@ -138,6 +144,7 @@ class HostCounters:
             raise
         self._number = 0
         self._turned_ns = self._before_ns = 0
+        self._turn_took_ns = self._end_bound_ns = 0
         self._slices = no_slices(self._cpus)
         self._softirqs = self._softirqs_before = self._softirqs_now()
         self._identities: dict[int, Array] = {}
@@ -197,6 +204,8 @@ class HostCounters:
         self._number += 1
         self._before_ns, self._turned_ns = self._turned_ns, time.monotonic_ns()
         self._host["now"] = self._number + 1
+        # A slice that ends in this time is counted before the turn. It is long where this thread loses its CPU.
+        self._turn_took_ns = time.monotonic_ns() - self._turned_ns
         self._softirqs_before, self._softirqs = self._softirqs, np.maximum(self._softirqs_now(), self._softirqs)
 
     def read(self) -> HostCounts:
@@ -216,6 +225,9 @@ class HostCounters:
         busy_ns = by_cpu["cpu_ns"] + sum(sign * one.ns for one, sign in slices) + self._busy_owed
         self._busy_owed, busy_ns = np.minimum(busy_ns, 0), np.maximum(busy_ns, 0)
         softirqs = self._softirqs - self._softirqs_before
+        online = listed_cpus("online")
+        start_bound_ns = self._end_bound_ns
+        self._end_bound_ns = int(self._slices.bound_ns.sum()) + self._turn_took_ns * len(online)
         return HostCounts(
             start_ns=self._before_ns,
             duration_ns=self._turned_ns - self._before_ns,
@@ -227,9 +239,10 @@ class HostCounters:
             unnamed=unnamed,
             softirq_ns=softirqs[0],
             softirq_runs=softirqs[1],
-            bound_ns=int(before.bound_ns.sum() + self._slices.bound_ns.sum()),
+            start_bound_ns=start_bound_ns,
+            end_bound_ns=self._end_bound_ns,
             unseen_switches=int(ended["unseen_switches"].sum()),
-            unseen_cpus=tuple(cpu for cpu in sorted(listed_cpus("online")) if not host["ended"][cpu]),
+            unseen_cpus=tuple(cpu for cpu in sorted(online) if not host["ended"][cpu]),
             recursion_misses=self.recursion_misses,
         )
 
