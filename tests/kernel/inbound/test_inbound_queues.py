@@ -53,6 +53,7 @@ class Queue:
     copies: bool = False
 
 
+#: A second of delay: longer than an emulated guest is kept from reading, so that some reading sees packets wait.
 QUEUES = {
     "libvirt": Queue(
         (
@@ -73,12 +74,12 @@ QUEUES = {
         ),
         drops=True,
     ),
-    "netem delay": Queue(("qdisc add dev tap0 root handle 1: netem delay 50ms 20ms limit 10007",)),
-    "netem reorder": Queue(("qdisc add dev tap0 root handle 1: netem delay 50ms reorder 25% 50% limit 10007",)),
-    "netem loss": Queue(("qdisc add dev tap0 root handle 1: netem delay 20ms loss 20% limit 10007",), drops=True),
+    "netem delay": Queue(("qdisc add dev tap0 root handle 1: netem delay 1s 20ms limit 10007",)),
+    "netem reorder": Queue(("qdisc add dev tap0 root handle 1: netem delay 1s reorder 25% 50% limit 10007",)),
+    "netem loss": Queue(("qdisc add dev tap0 root handle 1: netem delay 1s loss 20% limit 10007",), drops=True),
     "netem full": Queue(("qdisc add dev tap0 root handle 1: netem delay 300ms limit 97",), drops=True),
     "netem duplicate": Queue(
-        ("qdisc add dev tap0 root handle 1: netem delay 20ms duplicate 10% limit 10007",), copies=True
+        ("qdisc add dev tap0 root handle 1: netem delay 1s duplicate 10% limit 10007",), copies=True
     ),
     "htb pfifo": Queue((*HTB, "qdisc add dev tap0 parent 1:1 handle 2: pfifo limit 127"), drops=True),
     "tbf": Queue((SLOW.replace("100003", "50021"),), drops=True),
