@@ -259,6 +259,8 @@ class WatchedTap:
                 self._is_first(direction)
             elif attachment.fd < 0 or self._reanchored.get(direction, 0) < _REANCHORED_MAX:
                 self._reanchor(direction, self._programs, since_ns, [(one.id, one.name) for one in ahead])
+            else:
+                self._stay_behind(direction, since_ns, "tcx", [(one.id, one.name) for one in ahead])
 
     def _filter_first(self, direction: Direction, attachment: FilterAttachment, at_ns: int, programs: Programs) -> None:
         """Go back to the head of a hook's filters. netlink reports changes of filters at once; at_ns: when it did.
@@ -277,10 +279,14 @@ class WatchedTap:
         self.earlier.see(direction, "filter", [("", number) for number in ids], at_ns)
         if not ahead:
             self._is_first(direction)
-        elif self._reanchored.get(direction, 0) < _REANCHORED_MAX:
+            return
+        names = [one.bpf.name.partition(":[")[0] if one.bpf else one.kind for one in ahead]
+        named = list(zip(ids, names, strict=True))
+        if self._reanchored.get(direction, 0) < _REANCHORED_MAX:
             self._first_ns[direction] = at_ns
-            named = [one.bpf.name.partition(":[")[0] if one.bpf else one.kind for one in ahead]
-            self._reanchor(direction, programs, at_ns, list(zip(ids, named, strict=True)))
+            self._reanchor(direction, programs, at_ns, named)
+        else:
+            self._stay_behind(direction, at_ns, "filter", named)
 
     def _is_first(self, direction: Direction) -> None:
         """Record that the program of a direction is at the head of its hook, which ends an open gap."""
@@ -299,13 +305,8 @@ class WatchedTap:
         attachment = self.attachments[direction]
         hook = "tcx" if isinstance(attachment, TcxAttachment) else "filter"
         if ahead:
-            names = ", ".join(f"{name or '?'} (id {number})" for number, name in ahead[:3])
-            self.note(
-                f"{direction.name.lower()} packets may have been decided before they were seen, by {hook} {names}"
-            )
             self._reanchored[direction] = self._reanchored.get(direction, 0) + 1
-            why = f"{hook} {names} was put ahead of vifprobe: packets that it decided were not seen"
-            self.gaps = [*without_old(self.gaps, direction), Coverage(self.link.name, direction, since_ns, None, why)]
+            self._stay_behind(direction, since_ns, hook, ahead)
         attachment.detach()  # before attaching again, else a packet could be counted twice
         try:
             self._attach(programs, direction)
@@ -313,8 +314,16 @@ class WatchedTap:
             self.note(f"not watched any more: {error.message}")
             return
         self.earlier.see(direction, hook, (), since_ns)
-        if self._reanchored.get(direction, 0) < _REANCHORED_MAX:  # else its position is not checked any more
-            self._is_first(direction)
+        self._is_first(direction)
+
+    def _stay_behind(self, direction: Direction, since_ns: int, hook: str, ahead: Sequence[tuple[int, str]]) -> None:
+        """Open a gap where none is open. ahead: id and name of the hook's programs that run first, since since_ns."""
+        if any(gap.direction is direction and gap.end_ns is None for gap in self.gaps):
+            return
+        names = ", ".join(f"{name or '?'} (id {number})" for number, name in ahead[:3])
+        self.note(f"{direction.name.lower()} packets may have been decided before they were seen, by {hook} {names}")
+        why = f"{hook} {names} was put ahead of vifprobe: packets that it decided were not seen"
+        self.gaps = [*without_old(self.gaps, direction), Coverage(self.link.name, direction, since_ns, None, why)]
 
     def see_xdp(self, found: Sequence[XdpProgram]) -> bool:
         """Record the tap's XDP programs, and return True if they changed. They run before any tc hook.

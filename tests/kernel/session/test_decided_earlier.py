@@ -133,14 +133,14 @@ def test_two_that_both_want_to_be_first(tap: Tap, require: Require) -> None:
         readings = iter(probe.readings(0.25, 2 * WAIT_SECONDS))
         next(readings)
         with fighting("fighter", DROP, tap.ifindex):
-            given_in = next(reading for reading in readings if len(probe.gaps) == 8)
+            given_in = next(reading for reading in readings if len(probe.gaps) == 9)
             begun, begun_ns = resource.getrusage(resource.RUSAGE_SELF), time.monotonic_ns()
             for reading in readings:
                 flood([tap.fd], [SYN], count=503, seconds=FLOOD_SECONDS)
                 if reading.missed and p17(reading, "tcx"):
                     break
             ended, seconds = resource.getrusage(resource.RUSAGE_SELF), (time.monotonic_ns() - begun_ns) / 1e9
-            assert len(probe.gaps) == 8
+            assert len(probe.gaps) == 9
             assert probe.gaps[-1].end_ns is None
             assert not tcx_programs(tap.ifindex, ingress=True)[0].own
         probe.stop()
@@ -162,7 +162,7 @@ def test_all_is_seen_again_once_the_other_has_gone(tap: Tap, require: Require) -
     with Probe(tap.name) as probe:
         readings = iter(probe.readings(0.25, 2 * WAIT_SECONDS))
         with fighting("fighter", PASS, tap.ifindex):
-            next(reading for reading in readings if len(probe.gaps) == 8 and probe.gaps[-1].end_ns is None)
+            next(reading for reading in readings if len(probe.gaps) == 9 and probe.gaps[-1].end_ns is None)
         next(reading for reading in readings if probe.gaps[-1].end_ns is not None)
         flood([tap.fd], [SYN], count=COUNT, seconds=FLOOD_SECONDS)
         probe.stop()

@@ -75,7 +75,7 @@ class HostCounts:
     - busy_ns: time that tasks ran, by CPU number.
     - unnamed: counts of tasks for which no row was free; the four above contain them.
     - softirq_ns, softirq_runs: shape (2, CPUs), NET_TX and NET_RX.
-    - start_bound_ns, end_bound_ns: by how much the sum of all tasks' CPU times can be wrong at each end of the interval.
+    - start_bound_ns, end_bound_ns: error bound of the sum of all tasks' CPU times, at each end of the interval.
     - unseen_switches: minimum number of switches that the tracepoint did not report.
     - unseen_cpus: CPUs without a switch so far: the task that runs there, if any, is unknown.
     - recursion_misses: events since the start for which the kernel did not run the programs.
