@@ -26,6 +26,11 @@ def settings() -> dict[str, str]:
     return {command: re.sub(r"_timer +[\d.]+", "_timer", _run(command)) for command in commands}
 
 
+def operational_state(name: str) -> str:
+    """What `ip link` prints as its state."""
+    return str(json.loads(_run(f"ip -j link show {name}"))[0]["operstate"])
+
+
 def promiscuity(name: str) -> int:
     """How many want the interface promiscuous."""
     return int(json.loads(_run(f"ip -d -j link show {name}"))[0]["promiscuity"])

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from leftovers_kit import bpf_objects, open_fds, promiscuity, settings, still_there
+from leftovers_kit import bpf_objects, open_fds, operational_state, promiscuity, settings, still_there
 from probe_kit import FIRST_CPU, KERNEL, SYN, capturing, command, forwarding, watching
 
 from vifprobe import Probe
@@ -36,6 +36,8 @@ def set_up(tap: Tap) -> Iterator[Tap]:
     """A tap as a compute node has it: on a bridge, limited by nft, with a qdisc and a filter of someone else."""
     with ExitStack() as stack:
         stack.enter_context(forwarding(tap))
+        # The kernel says so up to a second after the carrier (net/core/link_watch.c), which is no change of ours.
+        wait_until(lambda: operational_state("br0") == "UP", 60)
         stack.enter_context(nft_ingress_limit(tap.name, rate_bytes_per_second=100_003, burst_bytes=10_007))
         for line in (
             f"tc qdisc add dev {tap.name} clsact",
