@@ -11,7 +11,7 @@ WINDOW_BYTES = 1 << 22
 SLACK_BYTES = 4096
 
 
-class Source(Protocol):
+class ByteStream(Protocol):
     """An open file, or the reading end of a pipe."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
@@ -23,7 +23,7 @@ class Window:
     `source` reads from its descriptor's own position; None: what is skipped has to be read.
     """
 
-    def __init__(self, source: Source, seekable_fd: int | None = None) -> None:
+    def __init__(self, source: ByteStream, seekable_fd: int | None = None) -> None:
         self._source = source
         self._fd = seekable_fd
         self.memory = bytearray(WINDOW_BYTES + SLACK_BYTES)

@@ -14,8 +14,8 @@ from vifprobe.host.net.events import Event
 from vifprobe.host.net.links import Link, list_links
 from vifprobe.kernel.tcx import NewLinks
 from vifprobe.model.reading import Cells
-from vifprobe.session.audit.auditor import passed_bytes
 from vifprobe.session.audit.limit_events import limit_events
+from vifprobe.session.audit.tap_audit import passed_bytes
 from vifprobe.session.components import Components
 from vifprobe.session.coverage import GapTeller, LinkTeller
 from vifprobe.session.tap import WatchedTap, is_about_limits

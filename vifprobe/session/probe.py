@@ -26,7 +26,7 @@ from vifprobe.model.layout import SAMPLE, WHAT_IFS_MAX, Charge, Direction
 from vifprobe.model.reading import Limit, Reading
 from vifprobe.model.records import SynMeasures
 from vifprobe.model.whatif import WhatIf
-from vifprobe.session.audit.auditor import TapAudit
+from vifprobe.session.audit.tap_audit import TapAudit
 from vifprobe.session.components import Components, ProbeConfig, make_components
 from vifprobe.session.coverage import Coverage
 from vifprobe.session.event_loop import EventLoop, Sink

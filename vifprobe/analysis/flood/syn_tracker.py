@@ -25,7 +25,7 @@ from vifprobe.model.records import SynMeasures
 Array = npt.NDArray[Any]
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Interface of `vifprobe.kernel.tables.counters.Counters`, which explains each method."""
 
     @property
@@ -124,7 +124,7 @@ class SynTracker:
 
     def __init__(
         self,
-        counters: Source,
+        counters: SampleSource,
         directions: tuple[Direction, ...],
         taps: int,
         bin_ns: int,

@@ -23,7 +23,8 @@ from vifprobe.host.net.links import Link, find_link, is_there
 from vifprobe.model.layout import Direction
 from vifprobe.model.limits import LimitAnswer
 from vifprobe.model.reading import Finding, Limit
-from vifprobe.session.audit.auditor import Auditor, TapAudit
+from vifprobe.session.audit.auditor import Auditor
+from vifprobe.session.audit.tap_audit import TapAudit
 from vifprobe.session.probe import Probe
 from vifprobe.session.tap import own_events
 
