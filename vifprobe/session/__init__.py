@@ -5,8 +5,9 @@
 |---|---|
 | `probe` | opens, reads and ends a run; what commands and notebooks use |
 | `components` | makes the parts of a run from what was asked for |
-| `hooks`, `tap` | attach to the taps and detach; one tap while it is watched |
-| `event_loop` | waits for events of the taps and applies them |
+| `hooks`, `tap_hooks` | attach to all taps and detach; the hooks of one tap |
+| `tap` | one tap while it is watched: its limits as they change |
+| `event_loop`, `tap_events` | waits for events of the taps and applies them; which concern one tap |
 | `readings` | turns counters into readings |
 | `error_counts` | counts of packets that the programs could not treat correctly |
 | `drop_attribution` | attributes drops: to the policer or to another program |

@@ -92,7 +92,10 @@ def make_components(wanted: ProbeConfig, stack: ExitStack) -> Components:
     watched = tuple(WatchedTap(link, number, found[link.ifindex]) for number, link in enumerate(links))
     auditor = Auditor(links, wanted.limits, found, limits)
     for one in watched:
-        auditor.taps[one.link.ifindex].earlier, auditor.taps[one.link.ifindex].device = one.earlier, one.device
+        auditor.taps[one.link.ifindex].earlier, auditor.taps[one.link.ifindex].device = (
+            one.hooks.earlier,
+            one.hooks.device,
+        )
     hooks = Hooks(programs, counters, watched, wanted.directions, auditor, wanted.charge, limits)
     host = _host(wanted, stack)
     syn_tracker = _syn_tracker(wanted, counters, watched, auditor)

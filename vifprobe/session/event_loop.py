@@ -18,7 +18,8 @@ from vifprobe.session.audit.limit_events import limit_events
 from vifprobe.session.audit.tap_audit import passed_bytes
 from vifprobe.session.components import Components
 from vifprobe.session.coverage import GapTeller, LinkTeller
-from vifprobe.session.tap import WatchedTap, is_about_limits
+from vifprobe.session.tap import WatchedTap
+from vifprobe.session.tap_events import is_about_limits
 
 #: Poll interval for changes that netlink does not report: of tcx programs never, of nft only once nf_tables is loaded.
 _REFRESH_NS = 1_000_000_000
@@ -110,20 +111,20 @@ class EventLoop:
             own = owns[watched.number]
             was_there = watched.number not in was_gone
             if own:
-                own = watched.on_events(own, self._hooks.programs)
+                own = watched.on_events(own)
                 self._tell(watched, own)
             changed |= bool(own)
             if (own or watched.number in news) and not watched.gone:
                 watched.tell_apart(self._hooks.programs)
                 self._hooks.count(watched)
-                watched.covered()
+                watched.hooks.covered()
                 if own and cells is None:
                     # Without waiting for verdicts, which can take long: packets that pass in the meantime count.
                     cells = self._hooks.counters.cells_now()
                 if self._audit(watched, own, cells):
                     show_by_ns = (own[0].at_ns if own else now_ns) + _CHANGE_SHOWN_NS
                     self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
-            has_xdp = any(watched.see_xdp(event.record.xdp) for event in own if isinstance(event.record, Link))
+            has_xdp = any(watched.hooks.see_xdp(event.record.xdp) for event in own if isinstance(event.record, Link))
             if (was_there and watched.gone) or (has_xdp and not watched.gone):
                 show_by_ns = now_ns + _CHANGE_SHOWN_NS
                 self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
@@ -193,14 +194,14 @@ class EventLoop:
 
         netlink does not report XDP programs that are attached by a BPF link (net/core/dev.c, bpf_xdp_link_attach).
         """
-        if not (self._new_links.is_new() or any(watched.earlier.is_there("xdp") for watched in there)):
+        if not (self._new_links.is_new() or any(watched.hooks.earlier.is_there("xdp") for watched in there)):
             return set()
         try:
             xdp = {link.ifindex: link.xdp for link in list_links()}
         except HostError:  # the next poll tries again
             return set()
         found = [watched for watched in there if watched.link.ifindex in xdp]
-        return {watched.number for watched in found if watched.see_xdp(xdp[watched.link.ifindex])}
+        return {watched.number for watched in found if watched.hooks.see_xdp(xdp[watched.link.ifindex])}
 
     def _is_away(self, watched: WatchedTap) -> bool:
         tracker = self._auditor.taps[watched.link.ifindex].tracker
@@ -261,4 +262,4 @@ class EventLoop:
 
     def _tell_gaps(self, watched: WatchedTap, final: bool = False) -> None:
         link, tracker = watched.link, self._auditor.taps[watched.link.ifindex].tracker
-        self._seen.extend(self._gap_teller.news(link.name, link.ifindex, watched.gaps, tracker.gaps, final))
+        self._seen.extend(self._gap_teller.news(link.name, link.ifindex, watched.hooks.gaps, tracker.gaps, final))

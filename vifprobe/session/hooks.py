@@ -81,7 +81,7 @@ class Hooks:
         """
         for done, watched in enumerate(self.watched):
             if done and not goes_on(done):
-                watched.leave_out(self._directions, time.monotonic_ns())
+                watched.hooks.leave_out(self._directions, time.monotonic_ns())
                 continue
             stack.callback(watched.detach)
             watched.attach(self.programs, self._directions, create_qdisc)

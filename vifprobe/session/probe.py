@@ -134,7 +134,7 @@ class Probe:
     def hooks(self) -> dict[str, dict[Direction, str]]:
         """Return tap name -> direction -> hook in use: tcx, clsact, ingress or tracepoint."""
         return {
-            watched.link.name: {direction: found.hook for direction, found in watched.attachments.items()}
+            watched.link.name: {direction: found.hook for direction, found in watched.hooks.attachments.items()}
             for watched in self._watched
         }
 
@@ -255,7 +255,7 @@ class Probe:
     @property
     def gaps(self) -> tuple[Coverage, ...]:
         """Return the spans in which a tap was unwatched, because the qdisc with vifprobe's filter was replaced."""
-        return tuple(gap for watched in self._watched for gap in watched.gaps)
+        return tuple(gap for watched in self._watched for gap in watched.hooks.gaps)
 
     def close(self) -> None:
         """Detach and free everything; harmless when called again."""

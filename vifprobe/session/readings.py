@@ -119,7 +119,7 @@ class ReadingMaker:
         audited = self._auditor.taps[watched.link.ifindex].still_known(snapshot.at_ns)
         if audited is None:
             return None
-        earlier = (watched.earlier.news, watched.device.dropped, *watched.gaps[-1:])
+        earlier = (watched.hooks.earlier.news, watched.hooks.device.dropped, *watched.hooks.gaps[-1:])
         state = (len(watched.notes), earlier, watched.attribution.guessed, watched.gone_ns, snapshot.unplaced_drops)
         return (audited, state, self._host_notes())
 
@@ -162,7 +162,7 @@ class ReadingMaker:
             missed = {direction: ever - watched.missed_before.get(direction, 0) for direction, ever in missed.items()}
         errors_ever = ErrorCounts.of(watched.number, snapshot)
         errors = errors_ever if final else errors_ever.since(watched.errors_before)
-        so_far, directions = snapshot.cells_of(watched.number), watched.seen(self._directions)
+        so_far, directions = snapshot.cells_of(watched.number), watched.hooks.seen(self._directions)
         reading = Reading(
             tap=watched.link.name,
             at=datetime.now(timezone.utc),
@@ -197,7 +197,7 @@ class ReadingMaker:
             flood = self._syn_tracker.floods(watched.number, cells, reading.duration_ns, final)
             reading = replace(reading, flood=flood)
         reading = replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
-        unwatched = {gap.direction for gap in watched.gaps if gap.touches(since_ns, snapshot.at_ns)}
+        unwatched = {gap.direction for gap in watched.hooks.gaps if gap.touches(since_ns, snapshot.at_ns)}
         return replace(reading, limit_states=audit.limit_states.of(reading, audit.set_up(), unwatched))
 
     def _tried_out(self, counts: WhatIfCounts, watched: WatchedTap, final: bool) -> tuple[WhatIfRow, ...]:
@@ -230,5 +230,5 @@ class ReadingMaker:
 def _missed(watched: WatchedTap, snapshot: Snapshot) -> dict[Direction, int]:
     """Return the packets of each direction since the start that are in no cell, with those that no program saw."""
     missed = dict(zip(Direction, snapshot.missed_packets[watched.number].tolist(), strict=True))
-    missed[Direction.OUTBOUND] += watched.device.unseen
+    missed[Direction.OUTBOUND] += watched.hooks.device.unseen
     return missed

@@ -127,7 +127,7 @@ def test_what_a_macvtap_receives_without_a_hook(netns: Netns, monkeypatch: pytes
         raise NoHookError("as on a kernel without tcx")
 
     monkeypatch.setattr("vifprobe.session.components.has_tcx", lambda _: False)
-    monkeypatch.setattr("vifprobe.session.tap.attach", no_hook)
+    monkeypatch.setattr("vifprobe.session.tap_hooks.attach", no_hook)
     with macvtap_port() as port:
         with Probe(port.name) as probe:
             port.outbound(FROM_GUEST)

@@ -162,7 +162,7 @@ def way(request: pytest.FixtureRequest, tap: Tap, monkeypatch: pytest.MonkeyPatc
         raise NoHookError("as on a kernel without tcx")
 
     monkeypatch.setattr("vifprobe.session.components.has_tcx", lambda _: False)
-    monkeypatch.setattr("vifprobe.session.tap.attach", no_hook)
+    monkeypatch.setattr("vifprobe.session.tap_hooks.attach", no_hook)
     return "tracepoint"
 
 

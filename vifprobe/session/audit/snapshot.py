@@ -26,7 +26,7 @@ from vifprobe.model.reading import Finding, Limit
 from vifprobe.session.audit.auditor import Auditor
 from vifprobe.session.audit.tap_audit import TapAudit
 from vifprobe.session.probe import Probe
-from vifprobe.session.tap import own_events
+from vifprobe.session.tap_events import own_events
 
 
 class HasFileno(Protocol):
