@@ -5,6 +5,9 @@ Every frame of the packet table and of a fuzzed corpus, and some that are made t
 has an nft limit, beside a chain of the IP stack. All in turn, over and over; then the plain frame and the dearest ones
 again, more often. A frame's cost is what empty programs in the same places add to a plain one, in CPU time, and what
 the programs take beyond empty ones, as bpf_stats has it.
+
+Inbound, one guest sends the same frames through a bridge to another guest that is watched and does not read: its ring
+is full, and the driver drops them, which costs most.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from vifprobe.kernel.load import Programs
 from vifprobe.kernel.settings import Settings, possible_cpus
 from vifprobe.kernel.tables.counters import Counters
 from vifprobe.model.layout import EXTENSION_HEADERS_MAX, EXTENSION_REACH_BYTES, Bucket, Direction, TapTrait
-from vifprobe.testing.net.links import nft_chain, nft_ingress_limit
+from vifprobe.testing.net.links import bridge_with, nft_chain, nft_ingress_limit
 from vifprobe.testing.net.taps import Tap, private_netns, tap
 from vifprobe.testing.packets import extensions, frames, syns
 from vifprobe.testing.packets.case import Run
@@ -48,7 +51,6 @@ MOST_EXPENSIVE = 24  # of each kind are measured again ...
 AGAIN = 5  # ... with so many times the rounds
 PAGE_BYTES = 4096
 LIMIT = Bucket(100_000, 110_000)
-_OUT = Direction.OUTBOUND
 # struct bpf_prog_info: run_time_ns, run_cnt (include/uapi/linux/bpf.h)
 _RUNS = struct.Struct("=QQ")
 _RUNS_OFFSET = 192
@@ -77,7 +79,26 @@ class Way:
     settings: Settings
     traits: TapTrait
     passes: bool = False
-    full: bool = False  # no cell is left, and others' handshakes have all places
+    full: bool = False  # no cell is left; others' handshakes and packets in flight have all places
+    direction: Direction = Direction.OUTBOUND
+
+    @property
+    def points(self) -> list[tuple[str, int]]:
+        """Tracepoints of its programs, and their BTF ids."""
+        points = [("kfree_skb", read_features().kfree_skb_btf_id)]
+        if self.settings.trace is not None:
+            points.append(("netif_receive_skb", self.settings.trace.btf_ids["netif_receive_skb"]))
+        if self.settings.follow is not None:
+            points += [(name, self.settings.follow.btf_ids[name]) for name in ("net_dev_start_xmit", "net_dev_xmit")]
+        return points
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The tap that frames are written to, and the watched one: the same, or behind a bridge."""
+
+    sender: Tap
+    watched: Tap
 
 
 def measure(rounds: int) -> None:
@@ -85,8 +106,8 @@ def measure(rounds: int) -> None:
     print(f"frames of a guest, {rounds} rounds: nanoseconds that watching adds to each")
     print(f"{'watching':22s} {'plain':>5s} {'most':>5s} {'95 %':>9s} {'ratio':>6s}  the most expensive frame")
     for way in _ways():
-        with _scene(way) as on:
-            _print(way.name, _measure(on, way, rounds))
+        with _scene(way) as scene:
+            _print(way.name, _measure(scene, way, rounds))
 
 
 @contextmanager
@@ -125,39 +146,51 @@ def _ways() -> Iterator[Way]:
     yield Way("all, tables full", replace(deep, what_ifs=8), policed | TapTrait.LIMIT_OUTBOUND, full=True)
     yield Way("tracepoint, policed", replace(counts, trace=trace), traced)
     yield Way("tracepoint, all", replace(deep, trace=trace), traced | TapTrait.LIMIT_OUTBOUND)
+    followed, limited = replace(deep, follow=trace, what_ifs=8), TapTrait.INBOUND | TapTrait.LIMIT_INBOUND
+    yield Way("inbound", replace(counts, follow=trace), TapTrait.INBOUND, direction=Direction.INBOUND)
+    yield Way("inbound, all", replace(deep, follow=trace), limited, direction=Direction.INBOUND)
+    yield Way("inbound, tables full", followed, limited, full=True, direction=Direction.INBOUND)
 
 
 @contextmanager
-def _scene(way: Way) -> Iterator[Tap]:
+def _scene(way: Way) -> Iterator[Scene]:
     with private_netns(), tap("tap0", vnet_hdr=True, ifindex=NUMBER) as on, ExitStack() as stack:
+        if way.direction is Direction.INBOUND:
+            sender = stack.enter_context(tap("tap9", vnet_hdr=True))
+            stack.enter_context(bridge_with(on, sender))
+            yield Scene(sender, on)
+            return
         if way.passes:
             stack.enter_context(forwarded(on))
         else:
             stack.enter_context(nft_chain("inet", "prerouting"))
             stack.enter_context(nft_ingress_limit(on.name, rate_bytes_per_second=10_000, burst_bytes=10_000))
-        yield on
+        yield Scene(on, on)
 
 
-def _measure(on: Tap, way: Way, rounds: int) -> tuple[float, list[Sent]]:
+def _measure(scene: Scene, way: Way, rounds: int) -> tuple[float, list[Sent]]:
     """What empty programs add to a plain frame; the plain frame and the most expensive ones."""
-    table = list(_table(on))
+    table = list(_table(scene.sender))
     added_ns = []
     for _ in range(rounds * AGAIN):
-        before = _written_ns(on, table[0])
-        with _empty(on, way):
-            inside = _written_ns(on, table[0])
-        added_ns.append(inside - (before + _written_ns(on, table[0])) / 2)
-    with _empty(on, way) as fds, _counted_time():
+        before = _written_ns(scene.sender, table[0])
+        with _empty(scene.watched, way):
+            inside = _written_ns(scene.sender, table[0])
+        added_ns.append(inside - (before + _written_ns(scene.sender, table[0])) / 2)
+    with _empty(scene.watched, way) as fds, _counted_time():
+        ran_ns = []
+        for _ in range(rounds * AGAIN):
+            spent = _spent(fds)
+            _write(scene.sender, islice(cycle(table[0].packets), WRITES))
+            ns, runs = _since(spent, _spent(fds))
+            ran_ns.append(sum(ns) / sum(runs))
+    empty_ns = statistics.median(ran_ns)
+    with _attached(scene.watched, way) as fds, _counted_time():
         for _ in range(rounds):
-            _round(on, table[:1], fds, 0)
-    empty_ns = table[0].median_ns / len(fds)
-    table[0].ns.clear()
-    with _attached(on, way) as fds, _counted_time():
-        for _ in range(rounds):
-            _round(on, table, fds, empty_ns)
+            _round(scene.sender, table, fds, empty_ns)
         again = [Sent(sent.name, sent.packets, sent.scattered) for sent in (table[0], *_most_expensive(table[1:]))]
         for _ in range(rounds * AGAIN):
-            _round(on, again, fds, empty_ns)
+            _round(scene.sender, again, fds, empty_ns)
     return statistics.median(added_ns), again
 
 
@@ -181,10 +214,12 @@ def _round(on: Tap, table: Sequence[Sent], fds: Sequence[int], empty_ns: float) 
     for sent in table:
         packets = cycle(sent.packets)
         _write(on, islice(packets, FIRST_WRITES))
-        ns, runs = _spent(fds)
+        before = _spent(fds)
         _write(on, islice(packets, WRITES))
-        later_ns, later_runs = _spent(fds)
-        sent.ns.append((later_ns - ns - (later_runs - runs) * empty_ns) / WRITES)
+        ns, runs = _since(before, _spent(fds))
+        # The kernel splits some frames on their way: each part is a packet. One program or two run for the whole frame.
+        split = max(WRITES, statistics.median(runs))
+        sent.ns.append((sum(ns) - sum(runs) * empty_ns) / split)
 
 
 def _write(on: Tap, packets: Iterator[bytes]) -> None:
@@ -193,26 +228,31 @@ def _write(on: Tap, packets: Iterator[bytes]) -> None:
         write(fd, packet)
 
 
-def _spent(fds: Sequence[int]) -> tuple[int, int]:
-    """Nanoseconds and runs of all programs, ever."""
-    each = [_RUNS.unpack_from(object_info(fd), _RUNS_OFFSET) for fd in fds]
-    return sum(ns for ns, _ in each), sum(runs for _, runs in each)
+_Spent = list[tuple[int, int]]
+
+
+def _spent(fds: Sequence[int]) -> _Spent:
+    """Nanoseconds and runs of each program, ever."""
+    return [_RUNS.unpack_from(object_info(fd), _RUNS_OFFSET) for fd in fds]
+
+
+def _since(before: _Spent, after: _Spent) -> tuple[list[int], list[int]]:
+    """Nanoseconds, and runs, of each program in between."""
+    ns = [late - early for (early, _), (late, _) in zip(before, after, strict=True)]
+    return ns, [late - early for (_, early), (_, late) in zip(before, after, strict=True)]
 
 
 @contextmanager
 def _empty(on: Tap, way: Way) -> Iterator[tuple[int, ...]]:
     """Empty programs where those of the way hang."""
-    points = [("kfree_skb", read_features().kfree_skb_btf_id)]
-    if way.settings.trace is not None:
-        points.append(("netif_receive_skb", way.settings.trace.btf_ids["netif_receive_skb"]))
     with ExitStack() as stack:
         fds = []
-        for _, point in points:
+        for _, point in way.points:
             fds.append(load_typed_tracepoint("vifprobe_empty", EXIT, point))
             stack.callback(os.close, attach_typed_tracepoint(fds[-1]))
         if way.settings.trace is None:
             fds.append(load_empty())
-            stack.callback(attach(fds[-1], on.name, on.ifindex, _OUT, None).detach)
+            stack.callback(attach(fds[-1], on.name, on.ifindex, way.direction, None).detach)
         yield tuple(fds)
         for fd in fds:
             stack.callback(os.close, fd)
@@ -220,22 +260,27 @@ def _empty(on: Tap, way: Way) -> Iterator[tuple[int, ...]]:
 
 @contextmanager
 def _attached(on: Tap, way: Way) -> Iterator[tuple[int, ...]]:
-    """The programs as `watch` attaches them outbound."""
+    """The programs as `watch` attaches them for one direction."""
     programs = Programs(way.settings, read_features())
     with ExitStack() as stack:
         stack.callback(programs.close)
-        if way.traits & TapTrait.LIMIT_OUTBOUND:
-            programs.set_bucket(0, _OUT, LIMIT)
+        if way.traits & (TapTrait.LIMIT_OUTBOUND | TapTrait.LIMIT_INBOUND):
+            programs.set_bucket(0, way.direction, LIMIT)
         for number in range(way.settings.what_ifs):
-            programs.set_what_if(0, _OUT, number, LIMIT)
+            programs.set_what_if(0, way.direction, number, LIMIT)
         if way.full:
-            programs.table("cells", writable=True)["what"] = programs.table("flows", writable=True)["way"]["key"] = 1
+            programs.table("cells", writable=True)["key"] = programs.table("flows", writable=True)["way"]["key"] = 1
+            if way.settings.follow is not None:
+                programs.table("inflight_index", writable=True)["skb"] = 1
         Counters(programs).watch(on.ifindex, 0, int(way.traits))
         programs.attach_verdicts()
+        if way.settings.follow is not None:
+            programs.attach_followers()
         if way.settings.trace is not None:
             programs.attach_tracepoints()
         else:
-            stack.callback(attach(programs.tc_program_fd(_OUT), on.name, on.ifindex, _OUT, None).detach)
+            fd = programs.tc_program_fd(way.direction)
+            stack.callback(attach(fd, on.name, on.ifindex, way.direction, None).detach)
         yield tuple(fd for name, fd in programs.named() if name != "trace_inbound")
 
 
