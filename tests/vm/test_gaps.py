@@ -166,3 +166,5 @@ def test_by_hand_as_neutron_does(guest_tap: Tap, tmp_path: Path) -> None:
     )
     assert found >= known_dropped > 0, capture.manifest.gaps
     assert found + others >= all_dropped
+    late = [re.search(r"^up to ([\d,]+) packets that count as dropped", note) for note in capture.reading().notes]
+    assert found + sum(int(said[1].replace(",", "")) for said in late if said) >= all_dropped, capture.reading().notes

@@ -4,11 +4,14 @@
 The kernel reports that tc ingress or netfilter dropped a packet, but not which program there. Where only a policer can
 drop, the drop is the policer's. Else further programs attribute it (bpf/progs/police_exit.c, bpf/progs/kfree_skb.c), or
 a note says that it is unknown.
+
+The kernel side has to be told about each new limit and program. Until then it attributes their drops as before; a note
+says how many packets that can be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vifprobe.host.limits import Installed
@@ -16,6 +19,7 @@ from vifprobe.host.tc.records import TcAction, TcFilter
 from vifprobe.kernel.attach import is_own_filter
 from vifprobe.kernel.tcx import TcxProgram, program_name
 from vifprobe.model.layout import Verdict
+from vifprobe.model.ports import Hook, direction_at
 from vifprobe.model.reading import Cells, count
 
 #: Maximum number of drop sources that are named; the programs of a tcx hook can change all day.
@@ -26,16 +30,18 @@ _PLAIN_ACTIONS = ("gact", "skbedit", "simple", "connmark")
 
 @dataclass(frozen=True)
 class DropSources:
-    """Programs that can drop a tap's packets at ingress.
+    """Programs that can drop a tap's packets.
 
     - policers: filters with police actions at tc ingress.
     - others: other programs and filters there that can drop, as text.
+    - egress_policers: filters with police actions at tc egress.
     - nft: an nft chain is hooked on the tap's ingress.
     - nft_shared: other netfilter chains can drop the tap's packets, too.
     """
 
     policers: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    egress_policers: tuple[str, ...] = ()
     nft: bool = False
     nft_shared: bool = False
 
@@ -47,18 +53,58 @@ class DropSources:
 
 def drop_sources_of(found: Installed, tcx: Iterable[TcxProgram]) -> DropSources:
     """Return the drop sources of one tap. tcx: the programs at its ingress."""
-    policers: list[str] = []
+    policers: dict[str, list[str]] = {"ingress": [], "egress": []}
     others = [f"the tcx program {one.name or '?'} (id {one.id})" for one in tcx if not one.own]
     for one in found.tc.filters:
         name = one.bpf.name.partition(":[")[0] if one.bpf else ""
-        if one.hook != "ingress" or is_own_filter(one.pref, one.handle, one.bpf.name if one.bpf else ""):
+        if one.hook not in policers or is_own_filter(one.pref, one.handle, one.bpf.name if one.bpf else ""):
             continue
-        policers += [one.where for action in one.actions if action.kind == "police"]
+        policers[one.hook] += [one.where for action in one.actions if action.kind == "police"]
+        if one.hook == "egress":
+            continue
         if (one.bpf is not None and one.bpf.direct_action) or any(map(_can_drop, one.actions)):
             named = name or (program_name(one.bpf.id) if one.bpf and one.bpf.id else "")
             others.append(f"the filter {one.where}{f' ({named})' if named else ''}{_dropping(one)}")
     nft = any(chain.hook == "ingress" for chain in found.nft.chains)
-    return DropSources(tuple(policers), tuple(others), nft, nft and found.nft.others_can_drop)
+    ingress, egress = (tuple(policers[hook]) for hook in ("ingress", "egress"))
+    return DropSources(ingress, tuple(others), egress, nft, nft and found.nft.others_can_drop)
+
+
+@dataclass(frozen=True)
+class _New:
+    """A drop source that the kernel side did not know when its first packets were dropped.
+
+    - by: the source, for people.
+    - hook, verdict, reason: the drops that can be its own; reason "": any.
+    """
+
+    by: str
+    hook: Hook
+    verdict: Verdict
+    reason: str
+
+    def packets(self, cells: Cells, kind: str, reasons: Mapping[int, str]) -> int:
+        """Return the number of such drops in cells of a device of this kind."""
+        rows = cells[(cells["direction"] == direction_at(kind, self.hook)) & (cells["verdict"] == self.verdict)]
+        if reasons:
+            rows = rows[[reasons.get(reason) == self.reason for reason in rows["reason"].tolist()]]
+        return count(rows).packets
+
+
+def _new_sources(before: DropSources, now: DropSources) -> list[_New]:
+    """Return the sources whose drops had another verdict before the kernel side was told about them."""
+    found = []
+    if now.policers and not before.policers:
+        found.append(_New("the tc policer", "ingress", Verdict.DROPPED, "TC_INGRESS"))
+    if now.egress_policers and not before.egress_policers:
+        found.append(_New("the tc policer at egress", "egress", Verdict.DROPPED, "TC_EGRESS"))
+    if now.nft and not before.nft:
+        found.append(_New("the tap's nft chain", "ingress", Verdict.DROPPED, "NETFILTER_DROP"))
+    if now.nft_shared and before.nft and not before.nft_shared:
+        found.append(_New("another netfilter chain", "ingress", Verdict.POLICED, "NETFILTER_DROP"))
+    if now.others and not before.others and not before.policers:
+        found.append(_New("another program at tc ingress", "ingress", Verdict.POLICED, "TC_INGRESS"))
+    return found
 
 
 class DropAttribution:
@@ -70,7 +116,17 @@ class DropAttribution:
     def __init__(self, found: Installed, now: DropSources) -> None:
         self._others = dict.fromkeys(now.others)
         self._policed_before = _police_drops(found)
+        self._kind = found.kind
+        self._now = now
+        self._new: list[_New] = []
+        self._late: dict[_New, int] = {}
+        self._late_until: dict[_New, int] = {}
         self.guessed = False
+
+    @property
+    def has_new(self) -> bool:
+        """Return True if `see_late` must be called: a drop source is new."""
+        return bool(self._new)
 
     def follow(self, now: DropSources, is_guessing: bool) -> None:
         """Take the current drop sources. is_guessing: all drops at tc ingress count as policed."""
@@ -80,6 +136,21 @@ class DropAttribution:
         new = [one for one in now.others if one not in self._others]
         self._others |= dict.fromkeys((*new[:room], *(["others"] if len(new) > room else [])))
         self.guessed |= is_guessing or is_late
+        self._new += _new_sources(self._now, now)
+        self._now = now
+
+    def see_late(self, before: Cells, now: Cells, reasons: Mapping[int, str]) -> None:
+        """Count the drops of new sources so far, once the kernel side has been told about them.
+
+        - before, now: the tap's counts since the start: at the last reading, and now.
+        - reasons: names of the kernel's drop reasons.
+        """
+        for new in self._new:
+            until = new.packets(now, self._kind, reasons)
+            since = max(new.packets(before, self._kind, reasons), self._late_until.get(new, 0))
+            self._late[new] = self._late.get(new, 0) + max(0, until - since)
+            self._late_until[new] = until
+        self._new.clear()
 
     def notes(self, cells: Cells, tc_ingress: int | None, found: Installed) -> list[str]:
         """Return notes for readers of the counts.
@@ -92,7 +163,12 @@ class DropAttribution:
         at_tc = cells[cells["reason"] == tc_ingress] if tc_ingress is not None else cells[:0]
         dropped = count(at_tc[at_tc["verdict"] == Verdict.DROPPED]).packets
         policed = count(at_tc[at_tc["verdict"] == Verdict.POLICED]).packets
-        said = []
+        said = [
+            f"up to {packets:,} packets that count as {new.verdict.name.lower()} can have been dropped by {new.by}, "
+            "before vifprobe had read that it was there"
+            for new, packets in self._late.items()
+            if packets
+        ]
         if dropped:
             said.append(f"{dropped:,} packets were dropped at tc ingress by {others}, not by a policer")
         own = _police_drops(found)

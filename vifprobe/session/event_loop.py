@@ -94,11 +94,11 @@ class EventLoop:
                     self._show_by_ns = None
                 return False
 
-    def follow(self) -> None:
-        """Apply all events up to now."""
+    def follow(self, final: bool = False) -> None:
+        """Apply all events up to now; with `final`, also changes that no event reports."""
         events = self._events.read()
         now_ns = time.monotonic_ns()
-        is_due = self._is_refresh_due(now_ns)
+        is_due = self._is_refresh_due(now_ns) or final
         if not events and not is_due:
             self._tell_link_messages()
             return
@@ -118,9 +118,12 @@ class EventLoop:
                 watched.tell_apart(self._hooks.programs)
                 self._hooks.count(watched)
                 watched.hooks.covered()
-                if own and cells is None:
+                if cells is None and (own or watched.attribution.has_new):
                     # Without waiting for verdicts, which can take long: packets that pass in the meantime count.
                     cells = self._hooks.counters.cells_now()
+                if cells is not None:
+                    of_tap = cells[cells["tap"] == watched.number]
+                    watched.attribution.see_late(watched.before, of_tap, self._reasons)
                 if self._audit(watched, own, cells):
                     show_by_ns = (own[0].at_ns if own else now_ns) + _CHANGE_SHOWN_NS
                     self._show_by_ns = min(self._show_by_ns or show_by_ns, show_by_ns)
@@ -138,8 +141,8 @@ class EventLoop:
             self._auditor.poke()
 
     def end(self) -> None:
-        """Apply the last events, just before the hooks are detached."""
-        self.follow()
+        """Apply the last events and changes, just before the hooks are detached."""
+        self.follow(final=True)
         self._hear_of_ends()
 
     def tell_last_gaps(self) -> None:

@@ -11,7 +11,6 @@ from vifprobe.errors import HostError, KernelError
 from vifprobe.host.limits import Installed, installed
 from vifprobe.host.net.events import Event
 from vifprobe.host.net.links import Link, is_there
-from vifprobe.host.tc.records import TcAction
 from vifprobe.kernel.attach import OwnQdisc
 from vifprobe.kernel.load import Programs
 from vifprobe.kernel.tcx import tcx_program_ids, tcx_programs
@@ -88,7 +87,7 @@ class WatchedTap:
             traits |= TapTrait.TC_FOREIGN
         if self._follows:
             traits |= TapTrait.INBOUND
-        if any(found.hook == "egress" and any(map(_polices, found.actions)) for found in self.installed.tc.filters):
+        if self.drop_sources.egress_policers:
             traits |= TapTrait.EGRESS_POLICER
         return int(traits)
 
@@ -244,7 +243,3 @@ def at_hooks(links: Iterable[Link], directions: Iterable[Direction]) -> tuple[Di
     """Return the directions of the kernel side (its hooks) that are needed to watch these directions of the devices."""
     wanted = tuple(directions)
     return tuple(sorted({turned(link.kind, direction) for link in links for direction in wanted}))
-
-
-def _polices(action: TcAction) -> bool:
-    return action.kind == "police"

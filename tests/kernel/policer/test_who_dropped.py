@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 from host_fixtures import run
-from probe_kit import FLOOD_SECONDS, KERNEL, Watched, watch_flood
+from probe_kit import FLOOD_SECONDS, KERNEL, Watched, finish, watch_flood
 
 from vifprobe import Probe
 from vifprobe.host.net.links import find_link
@@ -47,15 +47,17 @@ IPV6_DROPPER = b"".join(
 
 
 @contextmanager
-def ipv6_dropper(tap: Tap, require: Require) -> Iterator[int]:
-    """A tcx program of somebody else's; gives its id."""
+def ipv6_dropper(tap: Tap, require: Require, last: bool = False) -> Iterator[int]:
+    """A tcx program of somebody else's; gives its id. last: behind all that are there."""
     program = libbpf.load_tc_program("accelerator", IPV6_DROPPER)
     with ExitStack() as stack:
         stack.callback(os.close, program)
-        try:
-            stack.callback(os.close, libbpf.attach_tcx(program, tap.ifindex, ingress=True))
-        except OSError:
-            require("kernel", False, "tcx (Linux 6.6)")
+        require("kernel", has_tcx(tap.ifindex), "tcx (Linux 6.6)")
+        if last:
+            link = libbpf.library().bpf_link_create(program, tap.ifindex, libbpf.BPF_TCX_INGRESS, None)
+        else:
+            link = libbpf.attach_tcx(program, tap.ifindex, ingress=True)
+        stack.callback(os.close, link)
         (number,) = struct.unpack_from("=I", libbpf.object_info(program), 4)
         yield number
 
@@ -209,3 +211,40 @@ def test_a_chain_behind_the_tap_that_comes_while_it_is_watched(tap: Tap) -> None
         assert found.packets(POLICED) == limit.read().packets > 0
     assert found.packets() == COUNT
     assert found.packets(DROPPED) == 0
+
+
+def late(packets: int, counted_as: str, by: str) -> str:
+    return (
+        f"up to {packets:,} packets that count as {counted_as} can have been dropped by {by}, before vifprobe had read "
+        "that it was there"
+    )
+
+
+def test_what_a_new_limit_drops_before_it_is_read_is_said(tap: Tap) -> None:
+    """Nobody reads between the limit's first packet and the half: these count as dropped, and a note says so."""
+    with forwarded(tap), Probe(tap.name) as probe:
+        readings = probe.readings(0.05, FLOOD_SECONDS)
+        with nft_ingress_limit(tap.name, rate_bytes_per_second=1_000, burst_bytes=1_000) as limit:
+            for _ in range(COUNT):
+                os.write(tap.fd, tap.packet(UDP4))
+            before = limit.read().packets
+            found = next(reading for reading in readings if reading.limits[Direction.OUTBOUND].installed_bps)
+            assert late(before, "dropped", "the tap's nft chain") in found.notes
+            for _ in range(COUNT):
+                os.write(tap.fd, tap.packet(UDP4))
+            after = limit.read().packets
+            probe.stop()
+            *_, totals = readings
+    assert count(totals.where(Direction.OUTBOUND, DROPPED)).packets == before > 0
+    assert count(totals.where(Direction.OUTBOUND, POLICED)).packets == after - before > 0
+    assert list(totals.notes) == [late(before, "dropped", "the tap's nft chain")]
+
+
+def test_what_a_new_program_drops_before_it_is_seen_is_said(tap: Tap, require: Require) -> None:
+    """No event reports a tcx program: its drops count as a policer's, until vifprobe looks. It does so at the end."""
+    with forwarded(tap), Probe(tap.name) as probe, ipv6_dropper(tap, require, last=True):
+        for _ in range(COUNT):
+            os.write(tap.fd, tap.packet(UDP6))
+        found = Seen(finish(probe), probe.features.reasons)
+    assert found.packets(POLICED) == COUNT
+    assert found.notes == [late(COUNT, "policed", "another program at tc ingress")]

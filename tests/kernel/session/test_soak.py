@@ -15,7 +15,7 @@ import pytest
 from vifprobe.kernel import barrier
 from vifprobe.kernel.tables import counters
 from vifprobe.session import host_cost
-from vifprobe.session.audit import auditor
+from vifprobe.session.audit import tap_audit
 from vifprobe.session.probe import Probe
 from vifprobe.testing.net.taps import Tap, switch_offload
 from vifprobe.testing.packets import frames as f
@@ -50,7 +50,7 @@ def test_nothing_grows_with_time(tap: Tap, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(counters, "LATE_VERDICT_SECONDS", 0)
     monkeypatch.setattr(host_cost, "KEPT", 17)  # or it would be full after a minute only
     # What findings are drawn from, else of the last five seconds: how many intervals that is depends on the machine.
-    monkeypatch.setattr(auditor, "_WINDOW_NS", 20_000_000)
+    monkeypatch.setattr(tap_audit, "_WINDOW_NS", 20_000_000)
     before = (0, 0)
     with Probe("tap0", samples=20_000, host=True) as probe:
         for number in range(INTERVALS):

@@ -29,6 +29,7 @@ from vifprobe.host.tc.objects import TCMSG
 from vifprobe.host.tc.reader import RTM_DELQDISC, RTM_NEWQDISC, TcState
 from vifprobe.model.layout import SAMPLE, Direction
 from vifprobe.model.limits import InstalledLimit
+from vifprobe.model.reading import no_cells
 from vifprobe.session.coverage import KEPT as SPANS_KEPT
 from vifprobe.session.coverage import Coverage, GapTeller, without_old
 from vifprobe.session.drop_attribution import DropAttribution, DropSources
@@ -160,6 +161,15 @@ def test_programs_that_come_and_go_beside_the_policer() -> None:
         attribution.follow(DropSources(("police",), (f"the tcx program x (id {number})",)), is_guessing=False)
     assert attribution.guessed
     assert len(attribution._others) < 20
+
+
+def test_droppers_that_come_and_go_where_no_policer_is() -> None:
+    attribution = DropAttribution(Installed((), TcState(5), NftState()), DropSources())
+    for number in range(1009):
+        attribution.follow(DropSources((), (f"the tcx program x (id {number})",)), is_guessing=False)
+        attribution.follow(DropSources(), is_guessing=False)
+        attribution.see_late(no_cells(), no_cells(), {})
+    assert len(attribution._late) == len(attribution._late_until) == 1
 
 
 def test_notes_of_a_tap() -> None:
