@@ -7,10 +7,11 @@ packets do. Where nothing is wrong with what is set, the packets decide. What no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vifprobe.analysis import tolerance
+from vifprobe.analysis.drop_evidence import is_limit_like
 from vifprobe.analysis.policer import SetUp, enforced_past, matches, uncovered
 from vifprobe.model.layout import Direction, Verdict
 from vifprobe.model.limits import DeclaredLimit, Doubt, InstalledLimit, LimitAnswer, LimitState, Traffic
@@ -29,7 +30,8 @@ class Seen:
     """Counts of one direction in one reading. None: the verdicts are not known.
 
     passed_bits: as the policer charges. missed_packets: that are in no figure. decided_earlier: programs decide packets
-    before they are counted (P17). unwatched: for a part of the time nobody looked.
+    before they are counted (P17). unwatched: for a part of the time nobody looked. limit_like: others dropped packets
+    as a limit does.
     """
 
     duration_ns: int
@@ -40,6 +42,7 @@ class Seen:
     missed_packets: int = 0
     decided_earlier: bool = False
     unwatched: bool = False
+    limit_like: bool = False
 
     @property
     def is_silent(self) -> bool:
@@ -47,8 +50,13 @@ class Seen:
         return not self.offered_packets and not self.missed_packets and not self.decided_earlier
 
 
-def seen(reading: Reading, direction: Direction, unwatched: bool = False) -> Seen | None:
-    """Return the counts of a direction in a reading; None where that was not watched."""
+def seen(
+    reading: Reading, direction: Direction, unwatched: bool = False, reasons: Mapping[int, str] | None = None
+) -> Seen | None:
+    """Return the counts of a direction in a reading; None where that was not watched.
+
+    reasons: names of the kernel's drop reasons; None: who dropped is not known.
+    """
     if direction not in reading.directions:
         return None
     counted = Seen(
@@ -65,7 +73,8 @@ def seen(reading: Reading, direction: Direction, unwatched: bool = False) -> See
     if not len(rows):
         return counted
     verdicts, packets = rows["verdict"], rows["packets"]
-    counted = replace(counted, offered_packets=int(packets.sum()))
+    limit_like = reasons is not None and is_limit_like(rows, reasons)
+    counted = replace(counted, offered_packets=int(packets.sum()), limit_like=limit_like)
     if not reading.verdicts or (verdicts == Verdict.UNKNOWN).any():
         return replace(counted, policed_packets=None, passed_packets=None, passed_bits=None)
     passed = verdicts == Verdict.PASSED
@@ -95,6 +104,8 @@ def limit_answer(
     state = _as_set(set_up, direction, proved, is_policed)
     if state is LimitState.UNKNOWN and traffic is Traffic.HOLDS and set_up.declared_in(direction):
         state = LimitState.THERE  # not to be read, but its doing is seen
+    if state is LimitState.ABSENT and traffic is not Traffic.EXCEEDS and any(one.limit_like for one in looked):
+        return LimitAnswer(LimitState.UNKNOWN, traffic, Doubt.DROPPED, missed)
     if state in (LimitState.THERE, LimitState.UNDECLARED, LimitState.UNKNOWN):
         if traffic is Traffic.EXCEEDS:
             state = LimitState.NOT_HELD

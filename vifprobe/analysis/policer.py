@@ -40,8 +40,8 @@ class SetUp:
     enforced: on the tap itself, in the order in which packets meet it. elsewhere: limits of the tap's packets that are
     enforced past it. earlier: words for what runs before the first policer at ingress and can decide a packet's fate.
     ingress_qdisc: `ingress`, `clsact` or "". declared_unknown, enforced_unknown: why a limit may be there unseen.
-    undecoded: what may limit packets of a direction, but can't be read here. kind: of the device, see
-    vifprobe.model.ports.
+    unread: places that can limit packets of a direction and were not read, each with what would read it: no statement
+    that nothing limits is made beside them. kind: of the device, see vifprobe.model.ports.
     """
 
     tap: str
@@ -52,7 +52,7 @@ class SetUp:
     ingress_qdisc: str = ""
     declared_unknown: tuple[str, ...] = ()
     enforced_unknown: tuple[str, ...] = ()
-    undecoded: tuple[tuple[Direction, str], ...] = ()
+    unread: tuple[tuple[Direction, str], ...] = ()
     kind: str = "tap"
 
     def word(self, direction: Direction) -> str:
@@ -62,11 +62,11 @@ class SetUp:
     @property
     def not_read(self) -> tuple[str, ...]:
         """All that may be there unseen, in words."""
-        return (*self.enforced_unknown, *(words for _, words in self.undecoded), *self.declared_unknown)
+        return (*self.enforced_unknown, *(words for _, words in self.unread), *self.declared_unknown)
 
     def unknown_in(self, direction: Direction) -> tuple[str, ...]:
         """Why a limit of this direction may be enforced unseen."""
-        return (*self.enforced_unknown, *(words for where, words in self.undecoded if where is direction))
+        return (*self.enforced_unknown, *(words for where, words in self.unread if where is direction))
 
     def declared_in(self, direction: Direction) -> tuple[DeclaredLimit, ...]:
         """What was asked for on the tap itself."""

@@ -111,6 +111,7 @@ class Doubt(Enum):
 
     NOT_READ = "not_read"  # a place where a limit can be was not read
     NOT_SEEN = "not_seen"  # packets were not looked at
+    DROPPED = "dropped"  # others drop packets as a limit does, and no such limit was read
     VERDICTS = "verdicts"  # what becomes of packets is not known
     MISSED = "missed"  # packets that no figure holds (P16)
     DECIDED_EARLIER = "decided_earlier"  # by programs that run before they are counted (P17)

@@ -46,6 +46,7 @@ _DOUBTS = {
     Doubt.DECIDED_EARLIER: "packets may be decided before they are seen",
     Doubt.UNWATCHED: "packets were not watched all the time",
     Doubt.CHANGED: "it was away, or another one, for a part of the time",
+    Doubt.DROPPED: "others drop packets as a limit does",
     Doubt.VERDICTS: "what becomes of packets is not known",
 }
 _SHOWN = {

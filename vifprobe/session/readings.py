@@ -198,7 +198,8 @@ class ReadingMaker:
             reading = replace(reading, flood=flood)
         reading = replace(reading, findings=audit.findings(reading, so_far, snapshot.at_ns, self._features.reasons))
         unwatched = {gap.direction for gap in watched.hooks.gaps if gap.touches(since_ns, snapshot.at_ns)}
-        return replace(reading, limit_states=audit.limit_states.of(reading, audit.set_up(), unwatched))
+        states = audit.limit_states.of(reading, audit.set_up(), unwatched, self._features.reasons)
+        return replace(reading, limit_states=states)
 
     def _tried_out(self, counts: WhatIfCounts, watched: WatchedTap, final: bool) -> tuple[WhatIfRow, ...]:
         before = None if final else watched.what_ifs_before

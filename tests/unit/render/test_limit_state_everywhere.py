@@ -18,7 +18,9 @@ import capture_kit
 import pytest
 import render_kit as kit
 
-from vifprobe.analysis.limit_state import limit_answer
+from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.findings.situation import Situation
+from vifprobe.analysis.limit_state import limit_answer, seen
 from vifprobe.analysis.policer import SetUp, policer_rows
 from vifprobe.capture.reader import load
 from vifprobe.capture.writer import CaptureWriter, Totals
@@ -48,6 +50,9 @@ def passed(packets: int = 10_007) -> Cells:
 
 POLICED = kit.cell(1009, 1514, PacketClass.UDP, Verdict.POLICED)
 UNDECIDED = kit.cell(101, 1514, PacketClass.UDP, Verdict.UNKNOWN)
+BY_NETFILTER = kit.cell(307, 1514, PacketClass.UDP, Verdict.DROPPED)
+BY_NETFILTER["reason"] = 70
+REASONS = {70: "NETFILTER_DROP"}
 #: Of 12,000 bits each 10,676 are rate, burst and tolerance of a second: (100 + 25.6) Mbit x 1.02.
 TOO_MUCH = passed(10_677)
 
@@ -123,6 +128,11 @@ CASES = {
                      set_up={"enforced_unknown": UNREAD}, doubt=D.NOT_READ),
     "not read, and more passes": Case(S.NOT_HELD, T.EXCEEDS, "LIMIT NOT HELD", "NOT HELD", "LIMIT NOT HELD",
                                       (TOO_MUCH,), rate_bps=None, set_up={"enforced_unknown": UNREAD}),
+    "absent, but others drop": Case(S.UNKNOWN, T.UNDER, UNKNOWN, "unknown", UNKNOWN, (passed(), BY_NETFILTER),
+                                    rate_bps=None, doubt=D.DROPPED),
+    "absent, and others drop, and more passes": Case(
+        S.ABSENT, T.EXCEEDS, "NO POLICER", "NO POLICER", "NO POLICER", (TOO_MUCH, BY_NETFILTER), rate_bps=None
+    ),
     "missed": Case(S.UNKNOWN, T.UNKNOWN, UNKNOWN, "unknown", UNKNOWN, missed=7, doubt=D.MISSED, pattern="P16"),
     "decided earlier": Case(S.UNKNOWN, T.UNKNOWN, UNKNOWN, "unknown", UNKNOWN, doubt=D.DECIDED_EARLIER, pattern="P17"),
     "idle, decided earlier": Case(S.UNKNOWN, T.UNKNOWN, UNKNOWN, "unknown", UNKNOWN, (), doubt=D.DECIDED_EARLIER,
@@ -171,7 +181,7 @@ def decided(case: Case, direction: Direction, final: bool = False) -> Reading:
     if case.is_changed:
         states.follow({}, {direction: set_up.main_enforced(direction)}, ())
     unwatched = {direction} if case.is_unwatched else ()
-    return replace(reading, limit_states=states.of(reading, set_up, unwatched))
+    return replace(reading, limit_states=states.of(reading, set_up, unwatched, REASONS))
 
 
 def plain(lines: Any) -> str:
@@ -267,3 +277,20 @@ def test_without_packets_the_audit_says_what_is_set(name: str, direction: Direct
     proved = {f"{case.pattern}-{direction.name.lower()}"} if case.pattern else ()
     found = limit_answer(set_up_of(case, direction), direction, (), proved)
     assert (found.state, found.traffic, found.doubt) == (case.state, Traffic.UNKNOWN, Doubt.NOT_SEEN)
+
+
+def test_drops_of_others_are_no_absent_limit() -> None:
+    """65,980 packets that a netfilter rule dropped are evidence: neither P1 nor "no policer" stands beside them."""
+    cells = merge(kit.cell(20_011, 60, PacketClass.TCP_SYN), kit.cell(65_980, 60, PacketClass.TCP_SYN, Verdict.DROPPED))
+    cells["direction"] = OUT
+    cells["reason"][cells["verdict"] == Verdict.DROPPED] = 70
+    set_up = set_up_of(CASES["absent"], OUT)
+    reading = Reading(TAP, kit.START, 0, kit.SECOND_NS, cells, directions=(OUT,))
+    for reasons, is_evidence in (({70: "NETFILTER_DROP"}, True), ({}, True), ({70: "NO_TX_TARGET"}, False)):
+        found = findings(Situation(set_up, reading=reading, reasons=reasons, directions=(OUT,)))
+        assert [one.pattern for one in found if one.pattern == "P1"] == ["P1"] * (not is_evidence)
+        looked = seen(reading, OUT, reasons=reasons)
+        assert looked is not None
+        answer = limit_answer(set_up, OUT, (looked,), {one.id for one in found})
+        assert (answer.state is LimitState.ABSENT) is not is_evidence
+        assert answer.doubt is (Doubt.DROPPED if is_evidence else None)

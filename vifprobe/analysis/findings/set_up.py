@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from vifprobe.analysis.drop_evidence import is_limit_like
 from vifprobe.analysis.findings import thresholds
 from vifprobe.analysis.findings.situation import Situation, bits, finding_id, let_through, rate_words, size
 from vifprobe.analysis.policer import burst_differs, enforced_past, matches, uncovered
@@ -58,9 +59,11 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
 
 
 def _p1(situation: Situation, direction: Direction) -> Iterator[Finding]:
-    """DeclaredLimit, and the dump holds no limit. Not where the dump could not be read."""
-    set_up = situation.set_up
+    """Declared, and no limit was read. Not where a place was not read, and not beside drops that may be a limit's."""
+    set_up, reading = situation.set_up, situation.reading
     if set_up.unknown_in(direction):
+        return
+    if reading is not None and is_limit_like(reading.where(direction), situation.reasons):
         return
     by_device: dict[str, list[DeclaredLimit]] = {}
     for one in set_up.declared:

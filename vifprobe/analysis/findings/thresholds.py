@@ -19,6 +19,10 @@ TOLD_LATE_NS = 10_000_000_000
 #: through: a program that changes a limit deletes and adds within milliseconds, on a loaded host in tenths of a second.
 GAP_NS = 1_000_000_000
 
+#: P1: share of packets that others than the tap's limit dropped, from which on nobody can say that nothing limits.
+#: Firewalls drop some packets of every guest.
+LIMIT_LIKE_SHARE = 0.01
+
 #: P4: share of what passed from which traffic beside the policer is more than ARP and other housekeeping.
 HOLE_SHARE = 0.01
 #: P5: a policer that saw less than this share of what should have come to it, of at least so many packets.

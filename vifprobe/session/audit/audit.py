@@ -164,11 +164,11 @@ def set_up(
         ingress_qdisc=installed.tc.ingress.kind if installed and installed.tc.ingress else "",
         declared_unknown=declared.problems if declared else missing,
         enforced_unknown=installed.problems if installed else (seen.problems if seen else ()) or missing,
-        undecoded=_undecoded(installed) if installed else (),
+        unread=_unread(installed) if installed else (),
     )
 
 
-def _undecoded(installed: Installed) -> tuple[tuple[Direction, str], ...]:
+def _unread(installed: Installed) -> tuple[tuple[Direction, str], ...]:
     """Return qdiscs that can shape, but whose settings are not read here: HFSC, netem, CAKE, and unknown kinds."""
     egress = direction_at(installed.kind, "egress")
     return tuple(

@@ -45,19 +45,27 @@ class LimitStates:
             self.is_settled = False
 
     def of(
-        self, reading: Reading, set_up: SetUp, unwatched: Collection[Direction] = ()
+        self,
+        reading: Reading,
+        set_up: SetUp,
+        unwatched: Collection[Direction] = (),
+        reasons: Mapping[int, str] | None = None,
     ) -> dict[Direction, LimitAnswer]:
-        """Return the states for a reading with its findings. unwatched: directions with a gap in the interval."""
+        """Return the states for a reading with its findings.
+
+        - unwatched: directions with a gap in the interval.
+        - reasons: names of the kernel's drop reasons; None: who dropped is not known.
+        """
         proved = {one.id for one in reading.findings}
-        found = {one: self._of(reading, set_up, one, proved, one in unwatched) for one in reading.directions}
+        counted = {one: seen(reading, one, one in unwatched, reasons) for one in reading.directions}
+        found = {one: self._of(reading, set_up, one, proved, counted[one]) for one in reading.directions}
         looked = chain.from_iterable(self._looked.values())
         self.is_settled = not self._just_changed and all(one.is_silent for one in looked)
         return found
 
     def _of(
-        self, reading: Reading, set_up: SetUp, direction: Direction, proved: Collection[str], unwatched: bool
+        self, reading: Reading, set_up: SetUp, direction: Direction, proved: Collection[str], counted: Seen | None
     ) -> LimitAnswer:
-        counted = seen(reading, direction, unwatched)
         if counted is None:
             return limit_answer(set_up, direction, (), proved)
         if reading.final:
