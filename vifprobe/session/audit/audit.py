@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from vifprobe.analysis.findings.situation import Growth, LinkLoad, Uplink
+from vifprobe.analysis.limit_state import Seen
 from vifprobe.analysis.policer import SetUp
 from vifprobe.errors import HostError
 from vifprobe.host import declared as declarations
@@ -22,7 +23,7 @@ from vifprobe.kernel.attach import is_own_filter
 from vifprobe.kernel.tcx import TcxProgram, tcx_programs
 from vifprobe.model.layout import Direction
 from vifprobe.model.limits import DeclaredLimit, InstalledLimit
-from vifprobe.model.ports import direction_at, l2_header_bytes
+from vifprobe.model.ports import direction_at, hook_of, l2_header_bytes
 from vifprobe.model.reading import Limit
 
 #: Qdiscs that order, mark or drop, but limit no rate; HTB's rates are in its classes, which are read.
@@ -246,6 +247,49 @@ def growth(before: Look, after: Look) -> tuple[Growth, ...]:
         charged = frame_bytes - l2_header_bytes(after.installed.kind) * packets
         found.append(Growth(one.direction, one.where, seconds, counted, passed, charged, packets))
     return tuple(found)
+
+
+def counted(before: Look, after: Look, direction: Direction) -> Seen | None:
+    """Return what the kernel's counters show of one direction between two looks; None where they don't tell.
+
+    - At ingress the device counts what arrived. Without a drop of the limit, all of it passed the limit. With drops it
+      is not known how many bytes passed: a policer does not count the bytes that it drops.
+    - At egress a shaper counts the bytes that it sent. Without a shaper nothing is known.
+    """
+    if before.installed is None or after.installed is None or before.counters is None or after.counters is None:
+        return None
+    hook = hook_of(after.installed.kind, direction)
+    then = {one.where: one for one in before.installed.at(hook)}
+    held = [one for one in after.installed.at(hook) if one.default]
+    if any(one.shared or one.where not in then for one in held):
+        return None
+    drops = [_more(then[one.where].drops, one.drops) for one in held]
+    duration_ns = after.at_ns - before.at_ns
+    if hook == "egress":
+        return _sent(then[held[0].where], held[0], duration_ns) if len(held) == 1 else None
+    arrived = after.counters.rx_packets - before.counters.rx_packets
+    size = after.counters.rx_bytes - before.counters.rx_bytes - l2_header_bytes(after.installed.kind) * arrived
+    if any(drops) or None in drops or arrived < 0 or size < 0:
+        return None
+    return Seen(duration_ns, arrived, 0, arrived, 8 * size)
+
+
+def _sent(before: InstalledLimit, now: InstalledLimit, duration_ns: int) -> Seen | None:
+    """Return what a shaper counted: a policer at egress counts all that came, and not what passed."""
+    packets, size, drops = (_more(getattr(before, one), getattr(now, one)) for one in ("packets", "bytes", "drops"))
+    if now.kind == "police" or packets is None or size is None or drops is None or min(packets, size, drops) < 0:
+        return None
+    return Seen(duration_ns, packets + drops, drops, packets, 8 * size)
+
+
+def dropped_by_limits(before: Look, after: Look, direction: Direction) -> int | None:
+    """Return the packets that the limits of one direction dropped between two looks; None where that is not counted."""
+    if before.installed is None or after.installed is None:
+        return None
+    then = {one.where: one for one in before.installed.of(direction)}
+    found = [_more(then[one.where].drops, one.drops) for one in after.installed.of(direction) if one.where in then]
+    known = [one & 0xFFFFFFFF for one in found if one is not None]  # 32 bits in the kernel
+    return sum(known) if known else None
 
 
 def _more(then: int | None, now: int | None) -> int | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -16,10 +16,11 @@ from vifprobe.analysis.findings.raised import findings
 from vifprobe.analysis.limit_state import limit_answer
 from vifprobe.analysis.policer import PolicerRow, SetUp, policer_rows
 from vifprobe.errors import KernelError
-from vifprobe.host.limits import installed, installed_of
+from vifprobe.host.limits import installed_of
 from vifprobe.host.net import netns as namespaces
-from vifprobe.host.net.events import Events
+from vifprobe.host.net.events import Event, Events
 from vifprobe.host.net.links import Link, find_link, is_there
+from vifprobe.host.net.selection import select_links
 from vifprobe.model.layout import Direction
 from vifprobe.model.limits import LimitAnswer
 from vifprobe.model.reading import Finding, Limit
@@ -54,6 +55,7 @@ class PolicerReport:
     - notes: what was not read, and why.
     - gone: the tap was deleted during the audit; the other fields are from before that.
     - limit_states: of the requested directions.
+    - dropped: packets that the limits of a direction dropped meanwhile, by the kernel's counters; None: not counted.
     """
 
     tap: str
@@ -66,6 +68,7 @@ class PolicerReport:
     notes: tuple[str, ...] = ()
     gone: bool = False
     limit_states: Mapping[Direction, LimitAnswer] = field(default_factory=dict)
+    dropped: Mapping[Direction, int | None] = field(default_factory=dict)
 
     @property
     def rows(self) -> tuple[PolicerRow, ...]:
@@ -104,8 +107,35 @@ def audit_tap(
         if netns is not None:
             namespaces.enter(netns)
         with stoppable(lambda: None) as stop:
-            report = _without_packets(find_link(tap), limits, directions, seconds, stop)
+            (report,) = _without_packets([find_link(tap)], limits, directions, seconds, stop)
             return replace(report, notes=(why,))
+    finally:
+        namespaces.return_to(home)
+
+
+def audit_node(
+    taps: Sequence[str],
+    limits: Mapping[Direction, Limit],
+    directions: tuple[Direction, ...],
+    seconds: float,
+    *,
+    netns: str | None = None,
+    stoppable: Stoppable = lambda stop: nullcontext(),
+) -> tuple[PolicerReport, ...]:
+    """Audit many taps by configuration, the kernel's counters and events: no BPF program is loaded, no packet counted.
+
+    Raises TapError and HostError.
+
+    - taps: names and patterns; nothing for all taps of the network namespace.
+    - limits: declared by the user, for each tap.
+    - directions, seconds, netns, stoppable: see `audit_tap`.
+    """
+    home = namespaces.own()
+    try:
+        if netns is not None:
+            namespaces.enter(netns)
+        with stoppable(lambda: None) as stop:
+            return _without_packets(select_links(taps), limits, directions, seconds, stop)
     finally:
         namespaces.return_to(home)
 
@@ -128,31 +158,40 @@ def _with_packets(
 
 
 def _without_packets(
-    link: Link,
+    links: Sequence[Link],
     limits: Mapping[Direction, Limit],
     directions: tuple[Direction, ...],
     seconds: float,
     stop: HasFileno | None,
-) -> PolicerReport:
-    """Return an audit by limits, counters and events only."""
-    auditor = Auditor([link], limits, installed_of([link]))
-    audit = auditor.taps[link.ifindex]
-    with Events([link.ifindex]) as events:
+) -> tuple[PolicerReport, ...]:
+    """Return audits by limits, counters and events only."""
+    auditor = Auditor(links, limits, installed_of(links))
+    with Events(auditor.taps) as events:
         began_ns = time.monotonic_ns()
         auditor.look()
         until_ns = began_ns + round(seconds * 1e9)
-        while (left_ns := until_ns - time.monotonic_ns()) > 0 and is_there(link):
+        while (left_ns := until_ns - time.monotonic_ns()) > 0 and any(map(is_there, links)):
             heard, _, _ = select.select([events, *([stop] if stop else [])], [], [], left_ns / 1e9)
             if stop in heard:
                 break
-            own = events.read()
-            if own and is_there(link):
-                before, now = audit.installed, installed(link)
-                audit.follow(own_events(own, before.nft, now.nft), now, {})
+            _follow(auditor, events.read())
         auditor.look()
     duration_ns = time.monotonic_ns() - began_ns
-    found = findings(audit.situation_without_packets(directions))
-    return replace(_report(audit, duration_ns, directions, found, ()), gone=audit.gone)
+    return tuple(
+        _report(audit, duration_ns, directions, findings(audit.situation_without_packets(directions)), ())
+        for audit in auditor.taps.values()
+    )
+
+
+def _follow(auditor: Auditor, heard: Sequence[Event]) -> None:
+    """Give each tap the events that concern it. An nft event can concern all."""
+    concerned = {one.ifindex for one in heard}
+    audits = [audit for audit in auditor.taps.values() if concerned & {0, audit.link.ifindex} and is_there(audit.link)]
+    now = installed_of(audit.link for audit in audits) if audits else {}
+    for audit in audits:
+        found = now[audit.link.ifindex]
+        own = [one for one in heard if one.ifindex in (0, audit.link.ifindex)]
+        audit.follow(own_events(own, audit.installed.nft, found.nft), found, {})
 
 
 def _report(
@@ -165,6 +204,7 @@ def _report(
     domain = audit.declared.domain if audit.declared else ""
     now = datetime.now(timezone.utc)
     set_up, proved = audit.set_up(), {finding.id for finding in found}
+    counted = {one: audit.counted(one) for one in directions}
     return PolicerReport(
         audit.link.name,
         now,
@@ -174,5 +214,7 @@ def _report(
         found,
         domain,
         notes,
-        limit_states={one: limit_answer(set_up, one, (), proved) for one in directions},
+        audit.gone,
+        {one: limit_answer(set_up, one, looked, proved) for one, (looked, _) in counted.items()},
+        {one: dropped for one, (_, dropped) in counted.items()},
     )

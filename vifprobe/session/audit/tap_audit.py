@@ -13,6 +13,7 @@ from vifprobe.analysis.findings.situation import Sample, Situation, let_through,
 from vifprobe.analysis.flood.bursts import BurstBucket
 from vifprobe.analysis.flood.syn_tracker import TapSynTracker
 from vifprobe.analysis.gaps import GapTracker
+from vifprobe.analysis.limit_state import Seen
 from vifprobe.analysis.policer import SetUp
 from vifprobe.host.declared import Declared
 from vifprobe.host.limits import Installed
@@ -273,6 +274,18 @@ class TapAudit:
             unseen={Direction.OUTBOUND: self.device.unseen},
             device_dropped={Direction.OUTBOUND: self.device.dropped if self.earlier.is_there("xdp") else 0},
         )
+
+    def counted(self, direction: Direction) -> tuple[tuple[Seen, ...], int | None]:
+        """Return what the kernel's counters show of the run, without a count of packets.
+
+        The counts for the state of the limit, empty where the counters don't tell; and the drops of the limits, None
+        where they are not counted.
+        """
+        then, now = self._pair(True)
+        if then is None or now is None:
+            return (), None
+        seen = audit.counted(then, now, direction)
+        return (() if seen is None else (seen,)), audit.dropped_by_limits(then, now, direction)
 
     def _pair(self, whole: bool) -> tuple[Look | None, Look | None]:
         """Return two looks to compare: the last one, and an earlier one (whole: the first one); None without them."""
