@@ -53,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     _leave_the_host_out()
     # A run in the background begins with Ctrl-C ignored, and what it starts would be, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for ignored in (signal.SIGQUIT, signal.SIGHUP):  # the same for Ctrl-\ there, and for hang-ups under nohup
+        signal.signal(ignored, signal.SIG_DFL)
     # Under sudo: what a test starts is root's own, settings of the environment included.
     for name in ("SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND"):
         os.environ.pop(name, None)
