@@ -54,6 +54,7 @@ struct interval {
 	u64 crossed_cpu_ns;
 	u32 unseen_switches; /* minimum: a task left the CPU whose arrival was not seen */
 	u32 spare;
+	u64 unseen_cpu_ns; /* CPU time of these tasks: a part of it can be from before the interval */
 };
 
 struct softirq {
@@ -161,7 +162,10 @@ static __always_inline void count(u32 cpu, struct host_cpu *host, struct interva
 	struct task_row *row = row_of((cpu * 2 + (now & 1)) * TASK_ROWS, own, task, pid, now);
 
 	if (unlikely(host->running != pid)) {
-		host->entered_cpu_ns = cpu_ns - unseen_ns(host, task, cpu_ns, at_ns);
+		u64 ns = unseen_ns(host, task, cpu_ns, at_ns);
+
+		host->entered_cpu_ns = cpu_ns - ns;
+		own->unseen_cpu_ns += ns;
 		host->entered_voluntary = voluntary - !preempted;
 	}
 	cpu_ns -= host->entered_cpu_ns;

@@ -114,13 +114,13 @@ class HostCollector:
         self._cost, self._idle = self._as_cost(counts, summed), {}
         self._new.add(self._cost)
         if self._total is None:
-            self._start_bound_ns = counts.start_bound_ns
+            self._start_bound_ns = counts.start_bound_ns + counts.unseen_bound_ns
         before = self._total or replace(self._cost, duration_ns=0, missed_switches=0, unnamed_switches=0)
         self._total = replace(
             before,
             duration_ns=self._cost.start_ns + self._cost.duration_ns - before.start_ns,
             # What one interval has too much, the next one has too little: the ends of the run are left.
-            bound_ns=self._start_bound_ns + counts.end_bound_ns,
+            bound_ns=self._start_bound_ns + counts.end_bound_ns + counts.owed_ns,
             missed_switches=before.missed_switches + self._cost.missed_switches,
             unnamed_switches=before.unnamed_switches + self._cost.unnamed_switches,
             unseen_cpus=self._cost.unseen_cpus,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.tables import sched
 from vifprobe.kernel.tables.sched import HostCounters, HostCounts
-from vifprobe.kernel.tables.slices import TICK_NS_MAX
+from vifprobe.kernel.tables.slices import TICK_NS_MAX, Slices, crossing
 from vifprobe.testing.net.netns import Netns
 from vifprobe.testing.net.taps import set_link_up
 from vifprobe.testing.waiting import wait_until
@@ -253,3 +254,28 @@ def test_the_guest_of_these_tests_is_what_it_says() -> None:
             f"vhost-{made.pid}",
             "IO iothread1",
         }
+
+
+def test_a_slice_that_was_estimated_too_long_is_owed(counters: HostCounters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the last interval of a run could not take back is said: it is in the sum of the intervals."""
+    too_long_ns = 3_000_000_000
+
+    def too_long(*arguments: Any) -> Slices:
+        found = crossing(*arguments)
+        return Slices(found.pid, found.ns + too_long_ns * (found.pid == busy), found.bound_ns)
+
+    with guest(cpu=LAST_CPU) as made:
+        made.begin("CPU 0/KVM", f"spin {10**6}")
+        wait_until(lambda: any(row["comm"] == b"CPU 0/KVM" for row in counters.snapshot().tasks), 60)
+        (busy,) = {int(row["pid"]) for row in counters.snapshot().tasks if row["comm"] == b"CPU 0/KVM"}
+        with monkeypatch.context() as patch:
+            patch.setattr(sched, "crossing", too_long)
+            # Another thread can have its CPU at that moment.
+            while spun(wrong := counters.snapshot()) < too_long_ns:
+                pass
+        last = counters.snapshot()
+        made.kill()
+    assert wrong.owed_ns == 0
+    assert spun(last) == 0
+    # All but what it ran in the last interval.
+    assert too_long_ns - last.duration_ns - last.bound_ns <= last.owed_ns <= too_long_ns

@@ -76,6 +76,10 @@ class HostCounts:
     - unnamed: counts of tasks for which no row was free; the four above contain them.
     - softirq_ns, softirq_runs: shape (2, CPUs), NET_TX and NET_RX.
     - start_bound_ns, end_bound_ns: error bound of the sum of all tasks' CPU times, at each end of the interval.
+    - unseen_bound_ns: CPU time of slices that began with a switch that was not seen: they can have begun, in part,
+      before the interval.
+    - owed_ns: CPU time that this and earlier intervals have too much, and that no interval has yet too little: a slice
+      was estimated too long when it was cut.
     - unseen_switches: minimum number of switches that the tracepoint did not report.
     - unseen_cpus: CPUs without a switch so far: the task that runs there, if any, is unknown.
     - recursion_misses: events since the start for which the kernel did not run the programs.
@@ -93,6 +97,8 @@ class HostCounts:
     softirq_runs: Array
     start_bound_ns: int
     end_bound_ns: int
+    unseen_bound_ns: int = 0
+    owed_ns: int = 0
     unseen_switches: int = 0
     unseen_cpus: tuple[int, ...] = ()
     recursion_misses: int = 0
@@ -100,7 +106,7 @@ class HostCounts:
     @property
     def bound_ns(self) -> int:
         """Return the error bound of the sum of all tasks' CPU times."""
-        return self.start_bound_ns + self.end_bound_ns
+        return self.start_bound_ns + self.end_bound_ns + self.unseen_bound_ns
 
 
 def flags(cpus: int) -> list[str]:
@@ -241,6 +247,8 @@ class HostCounters:
             softirq_runs=softirqs[1],
             start_bound_ns=start_bound_ns,
             end_bound_ns=self._end_bound_ns,
+            unseen_bound_ns=int(ended["unseen_cpu_ns"].sum()),
+            owed_ns=-int(self._owed["cpu_ns"].sum()),
             unseen_switches=int(ended["unseen_switches"].sum()),
             unseen_cpus=tuple(cpu for cpu in sorted(online) if not host["ended"][cpu]),
             recursion_misses=self.recursion_misses,
