@@ -101,9 +101,14 @@ static __always_inline bool drop_outbound(struct cpu_state *state, u64 skb, u64 
 
 #if FOLLOW_INBOUND
 #if HAS_QDISC_REASON
-/* Drop reasons of qdiscs, one bit each. They occur only in call chains with bottom halves off. */
+/*
+ * Drop reasons of qdiscs, one bit each, and of their subsystem, where the kernel has one. They occur only in call chains
+ * with bottom halves off.
+ */
 static __always_inline bool is_qdisc_reason(u64 reason)
 {
+	if (QDISC_SUBSYSTEM > 0 && unlikely(reason >> 16 == QDISC_SUBSYSTEM))
+		return true;
 	return reason < 128 && (reason < 64 ? QDISC_REASONS_LOW : QDISC_REASONS_HIGH) >> (reason & 63) & 1;
 }
 #else

@@ -14,10 +14,19 @@ WHO = {
     "NETFILTER_DROP": "netfilter",
     "TC_INGRESS": "a program or action at tc ingress",
     "TC_EGRESS": "a program or action at tc egress",
-    "QDISC_DROP": "a queueing discipline",
-    "QDISC_OVERLIMIT": "a queueing discipline",
     "XDP": "an XDP program",
+    "OVS_DROP_CONNTRACK": "conntrack of Open vSwitch",
     "OVS_DROP_METER": "a meter of Open vSwitch",
+    **dict.fromkeys(
+        (
+            *("QDISC_DROP", "QDISC_OVERLIMIT", "QDISC_CONGESTED", "DUALPI2_STEP_DROP"),
+            *("CAKE_FLOOD", "FQ_BAND_LIMIT", "FQ_FLOW_LIMIT", "FQ_HORIZON_LIMIT"),
+            # include/net/dropreason-qdisc.h
+            *("QDISC_DROP_CAKE_FLOOD", "QDISC_DROP_CONGESTED", "QDISC_DROP_FLOW_LIMIT", "QDISC_DROP_FQ_BAND_LIMIT"),
+            *("QDISC_DROP_FQ_HORIZON_LIMIT", "QDISC_DROP_GENERIC", "QDISC_DROP_MAXFLOWS", "QDISC_DROP_OVERLIMIT"),
+        ),
+        "a queueing discipline",
+    ),
 }
 
 

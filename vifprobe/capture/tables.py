@@ -29,6 +29,7 @@ from vifprobe.model.layout import (
     size_range_bytes,
 )
 from vifprobe.model.reading import Cells, merge, subtract
+from vifprobe.model.reasons import reason_name
 
 Bins = npt.NDArray[np.void]  # structured, dtype layout.BIN
 
@@ -109,7 +110,7 @@ def lost_rows(cells: Cells, taps: TapNames, reasons: Mapping[int, str]) -> list[
     """Rows of lost.csv: the cells that have a drop reason. reasons: see drop_rows."""
     known = cells[cells["reason"] != 0]
     return [
-        LostRow(*(*kind, reason, _reason_name(reason, reasons), *counters))
+        LostRow(*(*kind, reason, reason_name(reason, reasons), *counters))
         for kind, reason, counters in _kinds(known, taps, "location")
     ]
 
@@ -142,10 +143,6 @@ def cells_of(rows: Iterable[HistogramRow], lost: Iterable[LostRow] = ()) -> Cell
     return cells
 
 
-def _reason_name(reason: int, reasons: Mapping[int, str]) -> str:
-    return reasons.get(reason, f"0x{reason:x}" if reason else "")
-
-
 def drop_rows(
     cells: Cells,
     taps: TapNames,
@@ -166,7 +163,7 @@ def drop_rows(
         key = (
             _name(taps, int(cell["tap"])),
             Direction(cell["direction"]),
-            _reason_name(reason, reasons),
+            reason_name(reason, reasons),
             place,
         )
         sums[key][0] += int(cell["packets"])

@@ -31,15 +31,21 @@ class _Type(NamedTuple):
 
 
 class Btf:
-    """BTF of vmlinux, read with libbpf. A context manager: libbpf's copy is freed on exit.
+    """BTF of vmlinux or of a module, read with libbpf. A context manager: libbpf's copy is freed on exit.
 
-    Raises KernelError where the kernel has no BTF.
+    base: for a module, the BTF of vmlinux, whose ids and names the module's continue. Raises KernelError where the
+    kernel has no BTF.
     """
 
-    def __init__(self, path: Path = VMLINUX) -> None:
+    def __init__(self, path: Path = VMLINUX, base: Btf | None = None) -> None:
         self._lib = library()
+        self._path = path
         self._found: dict[tuple[str, int], int] = {}
-        self._btf = self._lib.btf__parse_raw(str(path).encode()) if path.exists() else None
+        self._btf = None
+        if path.exists() and base is None:
+            self._btf = self._lib.btf__parse_raw(str(path).encode())
+        elif path.exists() and base is not None:
+            self._btf = self._lib.btf__parse_raw_split(str(path).encode(), base._btf)
         if not self._btf:
             raise KernelError(
                 f"this kernel has no BTF type information ({path}).",
@@ -72,6 +78,17 @@ class Btf:
         head = self._type(number)
         entries = ctypes.string_at(head.address, head.entries * _ENUM_VALUE.size)
         return {self._name(at): value for at, value in _ENUM_VALUE.iter_unpack(entries)}
+
+    def names_ending(self, suffix: str) -> set[str]:
+        """Return all names in this file, of whatever, that end so. Raises OSError.
+
+        The text is searched: going through the types takes a hundred times as long.
+        """
+        text, ending, found = self._path.read_bytes(), suffix.encode() + b"\0", set()
+        at = -1
+        while (at := text.find(ending, at + 1)) >= 0:
+            found.add(text[text.rfind(b"\0", 0, at) + 1 : at + len(suffix)].decode(errors="replace"))
+        return found
 
     def function_id(self, name: str, module: Path | None = None) -> int | None:
         """Return the BTF id of a function; None where there is none of that name, or it is inlined everywhere.

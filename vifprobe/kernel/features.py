@@ -11,13 +11,13 @@ from pathlib import Path
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.kernel.btf import Btf
+from vifprobe.kernel.reasons import SUBSYSTEM_SHIFT, read_reasons
 from vifprobe.kernel.symbols import function_ranges
 
 # include/uapi/linux/capability.h
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 #: QDISC_DROP (5.18); QDISC_OVERLIMIT, QDISC_CONGESTED, CAKE_FLOOD, FQ_BAND_LIMIT, FQ_FLOW_LIMIT and others (6.14)
 _QDISC_REASONS = ("QDISC_", "CAKE_", "FQ_")
-_REASON_PREFIXES = ("SKB_DROP_REASON_", "SKB_")
 #: Name in bpf/progs/kfree_skb.c -> struct and member.
 _MEMBERS = {
     "SKB_DEV": ("sk_buff", "dev"),
@@ -65,7 +65,8 @@ class Features:
     - offsets_bytes: offsets of the struct members that bpf/progs/kfree_skb.c and bpf/lib/chains.c read, by their names
       there; -1: not in this kernel.
     - has_drop_reason: kfree_skb has the reason as an argument (since 5.17).
-    - reasons: reason number -> name as tracefs prints it (TC_INGRESS, NETFILTER_DROP, …); empty before 5.17.
+    - reasons: reason number -> name as tracefs prints it (TC_INGRESS, OVS_DROP_METER, …), see
+      vifprobe.kernel.reasons; empty before 5.17.
     - tc_ingress, netfilter: address ranges of the functions that free packets dropped there: (low half of the start, of
       the end). Looked up only before 5.17, else (0, 0).
     - tc_egress, free_list: address ranges for drops at egress. Looked up only where no queueing discipline has a drop
@@ -84,7 +85,20 @@ class Features:
     @property
     def qdisc_reasons(self) -> frozenset[int]:
         """Return the numbers of the queueing disciplines' drop reasons (include/net/dropreason-core.h)."""
-        return frozenset(number for number, name in self.reasons.items() if name.startswith(_QDISC_REASONS))
+        return frozenset(
+            number
+            for number, name in self.reasons.items()
+            if name.startswith(_QDISC_REASONS) and not number >> SUBSYSTEM_SHIFT
+        )
+
+    @property
+    def qdisc_subsystem(self) -> int | None:
+        """Return the number of the subsystem of queueing disciplines (net-next of 2026); None without one.
+
+        Up to now such a reason reaches kfree_skb as QDISC_DROP (net/sched/sch_generic.c, __tcf_kfree_skb_list).
+        """
+        numbers = (number for number, name in self.reasons.items() if name == "QDISC" and number >> SUBSYSTEM_SHIFT)
+        return next((number >> SUBSYSTEM_SHIFT for number in numbers), None)
 
     def reason_number(self, name: str) -> int | None:
         """Return the running kernel's number of a reason; None where it has none of that name."""
@@ -96,8 +110,7 @@ def read_features() -> Features:
     with Btf() as btf:
         # (skb, location, reason[, rx_sk]); before commit c504e5c2f964 of 5.17 (skb, location).
         has_reason = btf.tracepoint_arguments("kfree_skb") >= 3
-        reasons = btf.enum("skb_drop_reason") if has_reason else {}
-        names = {value: _plain(name) for name, value in reasons.items()}
+        names = read_reasons(btf) if has_reason else {}
         has_qdisc_reason = "QDISC_DROP" in names.values()
         nowhere = ((0, 0), (0, 0))
         places = nowhere if has_reason else function_ranges("__netif_receive_skb_core", "nf_hook_slow")
@@ -127,13 +140,6 @@ def _offsets_bytes(btf: Btf) -> dict[str, int]:
         except KernelError:
             found[name] = -1
     return found
-
-
-def _plain(name: str) -> str:
-    for prefix in _REASON_PREFIXES:
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
 
 
 _TRACEPOINTS = ("netif_receive_skb", "net_dev_queue", "net_dev_start_xmit", "net_dev_xmit", "consume_skb")

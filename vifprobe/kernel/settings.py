@@ -184,6 +184,7 @@ def _inbound_values(features: Features) -> dict[str, int | str]:
     bits = sum(1 << number for number in features.qdisc_reasons)
     return {
         "HAS_QDISC_REASON": int(bits != 0),
+        "QDISC_SUBSYSTEM": _or_none(features.qdisc_subsystem),
         "QDISC_REASONS_LOW": f"{bits & (1 << 64) - 1}ull",
         "QDISC_REASONS_HIGH": f"{bits >> 64 & (1 << 64) - 1}ull",
         "REASON_TC_EGRESS": _or_none(features.reason_number("TC_EGRESS")),

@@ -11,6 +11,7 @@ import numpy as np
 
 from vifprobe.model.layout import Direction, Verdict
 from vifprobe.model.reading import Counts, Reading, count
+from vifprobe.model.reasons import reason_name
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,13 @@ class Loss(NamedTuple):
 #: Kernel include/net/dropreason-core.h says what each means; here in the words of someone who runs VMs.
 REASON_WORDS: Mapping[str, str] = {
     "BRIDGE_INGRESS_STP_STATE": "the bridge port is not forwarding (STP)",
+    "CAKE_FLOOD": "CAKE, a flow that does not slow down",
     "CPU_BACKLOG": "this CPU's receive backlog is full",
     "DEV_READY": "the device is not up or has no queue",
+    "DUALPI2_STEP_DROP": "DualPI2: its queue is congested",
+    "FQ_BAND_LIMIT": "fq's limit of packets of one band",
+    "FQ_FLOW_LIMIT": "fq's limit of packets of one flow",
+    "FQ_HORIZON_LIMIT": "fq: its time to leave is too far ahead",
     "FULL_RING": "the tap's ring is full: the guest reads too slowly",
     "IP_CSUM": "wrong IP checksum",
     "IP_INHDR": "broken IP header",
@@ -54,11 +60,33 @@ REASON_WORDS: Mapping[str, str] = {
     "NO_TX_TARGET": "the bridge has no port to send it to",
     "NOMEM": "the host is out of memory for packets",
     "NOT_SPECIFIED": "the kernel gives no reason",
+    # net/openvswitch/drop.h and actions.c
+    "OVS_DROP_ACTION_ERROR": "an action of Open vSwitch failed",
+    "OVS_DROP_CONNTRACK": "the conntrack of Open vSwitch refused it",
+    "OVS_DROP_DEFERRED_LIMIT": "too many deferred actions in Open vSwitch",
+    "OVS_DROP_EXPLICIT": "a drop action of Open vSwitch",
+    "OVS_DROP_EXPLICIT_WITH_ERROR": "Open vSwitch dropped it: its flow tables ended in an error",
+    "OVS_DROP_FRAG_INVALID_PROTO": "Open vSwitch cannot fragment this protocol",
+    "OVS_DROP_FRAG_L2_TOO_LONG": "Open vSwitch cannot fragment behind such a long L2 header",
+    "OVS_DROP_IP_TTL": "TTL or hop limit ended in Open vSwitch",
+    "OVS_DROP_LAST_ACTION": "the flow of Open vSwitch sends it nowhere",
+    "OVS_DROP_METER": "a meter of Open vSwitch",
+    "OVS_DROP_RECURSION_LIMIT": "Open vSwitch: too many nested actions",
     "OTHERHOST": "addressed to another host's MAC",
     "PKT_TOO_BIG": "longer than the next MTU",
     "PKT_TOO_SMALL": "shorter than its headers",
     "QDISC_DROP": "a qdisc",
+    # include/net/dropreason-core.h and dropreason-qdisc.h
+    "QDISC_CONGESTED": "a qdisc (CoDel, PIE, RED): its queue is congested",
     "QDISC_OVERLIMIT": "a qdisc's queue is full",
+    "QDISC_DROP_CAKE_FLOOD": "CAKE, a flow that does not slow down",
+    "QDISC_DROP_CONGESTED": "a qdisc (CoDel, PIE, RED): its queue is congested",
+    "QDISC_DROP_FLOW_LIMIT": "a qdisc's limit of packets of one flow",
+    "QDISC_DROP_FQ_BAND_LIMIT": "fq's limit of packets of one band",
+    "QDISC_DROP_FQ_HORIZON_LIMIT": "fq: its time to leave is too far ahead",
+    "QDISC_DROP_GENERIC": "a qdisc",
+    "QDISC_DROP_MAXFLOWS": "a qdisc: too many flows",
+    "QDISC_DROP_OVERLIMIT": "a qdisc's queue is full",
     "TAP_FILTER": "the tap's own filter",
     "TAP_TXFILTER": "the tap's address filter",
     "TC_EGRESS": "a tc filter at egress",
@@ -74,12 +102,7 @@ def losses(reading: Reading, direction: Direction, verdict: Verdict, reasons: Ma
     rows = reading.where(direction, verdict)
     found = []
     for code in np.unique(rows["reason"]):
-        name = _reason_name(int(code), reasons)
+        name = reason_name(int(code), reasons) or "reason unknown"
+        name = f"reason {name}" if name.startswith("0x") else name
         found.append(Loss(name, REASON_WORDS.get(name, ""), count(rows[rows["reason"] == code])))
     return sorted(found, key=lambda loss: (-loss.counts.packets, loss.name))
-
-
-def _reason_name(code: int, reasons: Mapping[int, str]) -> str:
-    if code in reasons:
-        return reasons[code].removeprefix("SKB_DROP_REASON_")
-    return f"reason 0x{code:x}" if code else "reason unknown"
