@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -106,6 +107,15 @@ def ovs(stock_kernel: str) -> str:
     subprocess.run([LAB / "start-ovs"], check=True)
     subprocess.run(["ovs-vsctl", "--may-exist", "add-br", "br-int"], check=True)
     return "br-int"
+
+
+@pytest.fixture(scope="module")
+def ovn(ovs: str) -> Iterator[str]:
+    """The bridge of a running OVN, whose switches and databases are on this one node."""
+    require_or_skip("vm", shutil.which("ovn-nbctl"), "OVN in the virtual machine (scripts/vm --with ovn)")
+    subprocess.run([LAB / "start-ovn"], check=True)
+    yield "br-ovn"
+    subprocess.run([LAB / "start-ovn", "--stop"], check=True)
 
 
 @pytest.fixture

@@ -100,14 +100,19 @@ def burst_differs(declared: DeclaredLimit, enforced: InstalledLimit) -> bool:
 
 
 def matches(declared: DeclaredLimit, enforced: InstalledLimit) -> bool:
-    """Whether the kernel does what was asked for: same direction, device and rate, and burst where both have one."""
-    if (declared.direction, declared.device) != (enforced.direction, enforced.device):
+    """Whether the kernel does what was asked for: same direction, place and rate, and burst where both have one."""
+    if declared.direction is not enforced.direction or not same_place(declared, enforced):
         return False
     if declared.rate_bps is not None:
         if enforced.rate_bps is None or not same_rate(declared.rate_bps, enforced.rate_bps):
             return False
         return not burst_differs(declared, enforced)
     return declared.rate_pps is not None and declared.rate_pps == enforced.rate_pps
+
+
+def same_place(declared: DeclaredLimit, enforced: InstalledLimit) -> bool:
+    """Whether a limit is where it was asked for. OVN asks for it on the port and sets a meter of the bridge."""
+    return declared.device == enforced.device or (declared.source == "ovn" and enforced.kind == "meter")
 
 
 def enforced_past(set_up: SetUp, direction: Direction) -> list[InstalledLimit]:
@@ -157,7 +162,7 @@ def _declared_row(set_up: SetUp, one: DeclaredLimit) -> PolicerRow:
 
 
 def _enforced_row(set_up: SetUp, one: InstalledLimit) -> PolicerRow:
-    asked = [other for other in set_up.declared if (other.direction, other.device) == (one.direction, one.device)]
+    asked = [other for other in set_up.declared if other.direction is one.direction and same_place(other, one)]
     found = any(matches(other, one) for other in asked)
     return PolicerRow(
         tap=set_up.tap,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Declared limits of a tap: from the user, libvirt's live XML, and the Open vSwitch database.
+"""Declared limits of a tap: from the user, libvirt's live XML, the Open vSwitch database, and OVN's.
 
 A declared limit is not always installed: :mod:`vifprobe.host.limits` reads the installed ones.
 """
@@ -17,13 +17,15 @@ from vifprobe.model.limits import DeclaredLimit
 
 if TYPE_CHECKING:  # the XML and JSON modules are imported at their first use, so that the first screen is faster
     from vifprobe.host.libvirt import domains
-    from vifprobe.host.ovs import ports
+    from vifprobe.host.ovs import ovn, ports
 
 OVS_SOCKETS = (Path("/run/openvswitch/db.sock"), Path("/var/run/openvswitch/db.sock"))
 
 # Neutron's hybrid plug: the tap and qvb sit on a Linux bridge, and qvb's peer qvo is the port of Open vSwitch
 # (neutron_lib.constants and nova/network/os_vif_util.py: the names share the first 11 characters of the port's id).
 _OVS_SIDE = "qvo"
+#: Of a QoS rule's match, on a screen.
+_CONDITIONS_MAX = 60
 
 
 @dataclass(frozen=True)
@@ -58,33 +60,46 @@ def declared_of(
     *,
     libvirt_directory: Path | None = None,
     ovs_sockets: tuple[Path, ...] | None = None,
+    ovn_reader: ovn.OvnReader | None = None,
 ) -> dict[int, Declared]:
-    """Return ifindex -> declared limits. Takes up to a second, never raises.
+    """Return ifindex -> declared limits. Takes up to a second, with OVN some seconds; never raises.
 
     - links: interfaces.
     - given: the user's limits, for each interface.
     - libvirt_directory, ovs_sockets: None for the usual paths.
+    - ovn_reader: remembers what it has read; None for a new one.
     """
     from vifprobe.host.libvirt import domains
-    from vifprobe.host.ovs import ports
+    from vifprobe.host.ovs import ovn, ports
 
+    links = list(links)
     live = domains.live_domains(libvirt_directory or domains.STATUS_DIRECTORY)
     switch = ports.read_ovs(OVS_SOCKETS if ovs_sockets is None else ovs_sockets)
-    return {link.ifindex: _declared(link, tuple(given), live, switch) for link in links}
+    own = [switch.interfaces[link.name].iface_id for link in links if link.name in switch.interfaces]
+    network = (ovn_reader or ovn.OvnReader()).read(switch, filter(None, own))
+    return {link.ifindex: _declared(link, tuple(given), live, switch, network) for link in links}
 
 
 def _declared(
-    link: Link, given: tuple[DeclaredLimit, ...], live: domains.LiveDomains, switch: ports.OvsState
+    link: Link,
+    given: tuple[DeclaredLimit, ...],
+    live: domains.LiveDomains,
+    switch: ports.OvsState,
+    network: ovn.OvnState,
 ) -> Declared:
     interface = live.interfaces.get(link.name)
     limits = [*given, *(_of_libvirt(interface) if interface else ())]
     own = switch.interfaces.get(link.name)
+    if own is not None:
+        limits += _of_ovn(own, network)
     for port in _ovs_ports(link, interface, switch):
         limits += _of_ovs(port)
     problems = [f"libvirt: {problem}" for problem in live.problems] if interface is None else []
     # Without a server no limit can be declared, unless the tap is a port of a switch.
     if switch.problem and (switch.present or link.master_name.startswith("ovs-")):
         problems.append(f"Open vSwitch: {switch.problem}")
+    if network.problem and own is not None and own.iface_id:
+        problems.append(f"OVN's southbound database: {network.problem}")
     sources = (["libvirt"] if live.present else []) + (["ovs"] if switch.present else [])
     domain = interface.domain if interface else ""
     macs = [(interface.guest_mac, "libvirt")] if interface and interface.guest_mac else []
@@ -119,6 +134,13 @@ def _ovs_ports(link: Link, interface: domains.Interface | None, switch: ports.Ov
         beyond = next(others, None)
     if beyond is not None:
         yield beyond
+
+
+def _of_ovn(port: ports.OvsInterface, network: ovn.OvnState) -> Iterable[DeclaredLimit]:
+    """Yield a port's QoS rules."""
+    for rule in network.rules.get(port.iface_id or "", ()):
+        kind = f"qos {rule.conditions[:_CONDITIONS_MAX]}".rstrip()
+        yield DeclaredLimit(rule.direction, "ovn", kind, port.name, rule.rate_bps, rule.burst_bytes)
 
 
 def _of_ovs(port: ports.OvsInterface) -> Iterable[DeclaredLimit]:

@@ -53,6 +53,8 @@ TABLES: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "Queue": [{"_uuid": UUIDS[3], "other_config": ["map", [["max-rate", "40000000"], ["burst", "7"]]]}],
+    "Open_vSwitch": [{"external_ids": ["map", [["system-id", "x"], ["ovn-remote", "unix:/nowhere/ovnsb_db.sock"]]]}],
+    "SSL": [{"private_key": "/k", "certificate": "/c", "ca_cert": "/a"}],
 }
 #: Of OVSDB's own forms.
 ODD: tuple[Any, ...] = (

@@ -19,7 +19,7 @@ import pytest
 
 from vifprobe.host.declared import declared_of
 from vifprobe.host.net.links import Link
-from vifprobe.host.ovs import meters, ovsdb
+from vifprobe.host.ovs import meters, ofctl, ovsdb
 from vifprobe.host.ovs.meters import Meter, parse_meters
 from vifprobe.host.ovs.ports import OvsInterface, Qos, Queue, read_ovs
 from vifprobe.model.layout import Direction
@@ -74,16 +74,16 @@ def answer(result: Any) -> bytes:
     return json.dumps({"id": "vifprobe", "result": result, "error": None}).encode()
 
 
-EMPTY = answer([{"rows": []}] * 5)
+EMPTY = answer([{"rows": []}] * 7)
 ECHO = b'{"id":"echo","method":"echo","params":[]}'
 BAD: dict[str, tuple[Server, str]] = {
     "garbage": (says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "not JSON"),
     "binary": (says(b'{"\xff\xfe"}'), "not UTF-8"),
     "list": (says(answer("x")), "not a list"),
     "error": (says(b'{"id":"vifprobe","result":null,"error":"unknown database"}'), "unknown database"),
-    "no rows": (says(answer([{}, {}, {}, {}, {}])), "no rows"),
+    "no rows": (says(answer([{}] * 7)), "no rows"),
     "few": (says(answer([])), "no rows"),
-    "odd rows": (says(answer([{"rows": [1]}] * 5)), "no rows"),
+    "odd rows": (says(answer([{"rows": [1]}] * 7)), "no rows"),
     "refused": (says(answer([{"error": "not allowed", "details": "no such table"}])), "no such table"),
     "closes": (says(wait=False), "closed"),
     "cut short": (says(EMPTY[:-9], wait=False), "closed"),
@@ -144,7 +144,7 @@ def test_no_server_at_all(tmp_path: Path) -> None:
 def test_values_that_are_none_of_its_types(tmp_path: Path) -> None:
     row = {"_uuid": ["uuid", "x"], "name": 7, "ofport": ["set", []], "ingress_policing_rate": "fast",
            "ingress_policing_burst": -3, "external_ids": ["map", [["iface-id", 5], "odd", ["vm-id", "v"]]]}  # fmt: skip
-    rows = [{"rows": [row]}, *[{"rows": [{"ports": "p", "queues": ["map", [["0", 1]]], "qos": 4}]}] * 4]
+    rows = [{"rows": [row]}, *[{"rows": [{"ports": "p", "queues": ["map", [["0", 1]]], "qos": 4}]}] * 6]
     with served(tmp_path / "db.sock", says(answer(rows))) as path:
         (found,) = read_ovs((path,)).interfaces.values()
     assert (found.name, found.rate_bps, found.burst_bytes, found.vm_id, found.iface_id) == ("", None, None, "v", None)
@@ -158,7 +158,7 @@ def test_an_older_schema_without_packet_policing(tmp_path: Path) -> None:
         if b"kpkts" in question:
             connection.sendall(answer([{"error": "unknown column", "details": "No column ingress_policing_kpkts"}]))
         else:
-            connection.sendall(answer([{"rows": [row]}, *[{"rows": []}] * 4]))
+            connection.sendall(answer([{"rows": [row]}, *[{"rows": []}] * 6]))
         connection.recv(1)
 
     with served(tmp_path / "db.sock", old) as path:
@@ -235,7 +235,7 @@ def test_meters_as_ovs_ofctl_prints_them() -> None:
         "duration:1.148s bands:\n0: packet_count:13 byte_count:0\n\n"
     )
     assert list(parse_meters("br-int", listed, counted)) == [
-        Meter("br-int", 1, 100_000_000, 1_250_000, None, 7919, 104_729, 13),
+        Meter("br-int", 1, 100_000_000, 1_250_000, 1_250_000, None, 7919, 104_729, 13),
         Meter("br-int", 7, rate_pps=977),
     ]
     assert list(parse_meters("br-int", "ovs-ofctl: br-int is not a bridge or a socket")) == []
@@ -304,9 +304,9 @@ def test_meters_that_can_not_be_read_are_told(tmp_path: Path, monkeypatch: pytes
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setattr(children, "DIRECTORIES", (str(tmp_path),))
-    monkeypatch.setattr(meters, "_SECONDS", 0.2)
+    monkeypatch.setattr(ofctl, "SECONDS", 0.2)
     began = time.monotonic()
-    with pytest.raises(meters.MeterError, match=says):
+    with pytest.raises(ofctl.MeterError, match=says):
         meters.meters_of(OvsInterface("tap0", bridge="br-int", ofport=7))
     assert time.monotonic() - began < 10
 

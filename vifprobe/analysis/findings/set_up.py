@@ -220,7 +220,7 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
         yield Finding(
             finding_id("P12", direction, past.device),
             "P12",
-            "warning" if asked else "info",
+            "warning" if [one for one in asked if not any(matches(one, other) for other in beyond)] else "info",
             f"{set_up.word(direction)} packets are limited by {what}: {rate_words(past.rate_bps, past.rate_pps)}",
             {"limits": [_installed(other) for other in beyond], "declared": [_told(other) for other in asked]},
             f"The counters of {set_up.tap}, and what vifprobe calls passed there, are from before that limit"
@@ -266,7 +266,7 @@ def _p13(situation: Situation, direction: Direction) -> Iterator[Finding]:
 
 
 def _who(one: DeclaredLimit) -> str:
-    return {"user": "the command line", "ovs": "Open vSwitch"}.get(one.source, one.source)
+    return {"user": "the command line", "ovs": "Open vSwitch", "ovn": "OVN"}.get(one.source, one.source)
 
 
 def _told(one: DeclaredLimit) -> dict[str, object]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking an OVSDB server over its unix socket, bounded in time and size. It only ever selects.
+"""Asking an OVSDB server, bounded in time and size. It only ever selects.
 
 Source: RFC 7047 (JSON-RPC 1.0 over a stream, without any framing; 5.1 for values, 4.1.3 for `transact`).
 """
@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vifprobe.errors import HostError
-from vifprobe.process.capabilities import Capability, raised
+from vifprobe.host.ovs.remotes import Remote, unix
 
 #: A server that is alive answers within some milliseconds, for hundreds of ports too.
 ANSWER_SECONDS = 1.0
@@ -47,47 +47,59 @@ def select(path: Path, database: str, tables: Mapping[str, Sequence[str]]) -> di
 
     Values as :func:`scalar`, :func:`strings`, :func:`references` and :func:`mapping` take them. Raises OvsdbError.
     """
+    wanted = [Wanted(table, tuple(columns)) for table, columns in tables.items()]
+    return dict(zip(tables, rows_of(unix(path), database, wanted), strict=True))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows of a table. where: conditions that all hold (RFC 7047, 5.1), so that the server sends no others."""
+
+    table: str
+    columns: tuple[str, ...]
+    where: tuple[tuple[str, str, Any], ...] = ()
+
+
+def rows_of(remote: Remote, database: str, wanted: Sequence[Wanted]) -> list[list[dict[str, Any]]]:
+    """Return the rows of each, from one transaction. Raises OvsdbError."""
     operations = [
-        {"op": "select", "table": table, "where": [], "columns": list(columns)} for table, columns in tables.items()
+        {"op": "select", "table": one.table, "where": list(one.where), "columns": list(one.columns)} for one in wanted
     ]
-    results = _transact(path, [database, *operations])
-    found: dict[str, list[dict[str, Any]]] = {}
-    for table, result in zip(tables, [*results, *[None] * len(tables)], strict=False):
+    results = _transact(remote, [database, *operations])
+    found: list[list[dict[str, Any]]] = []
+    for one, result in zip(wanted, [*results, *[None] * len(wanted)], strict=False):
         if isinstance(result, dict) and "error" in result:
             detail = str(result.get("details") or result["error"])[:200]
             kind = UnknownColumnError if "column" in detail.lower() else OvsdbError
-            raise kind(f"{path}: {detail!a}.")
+            raise kind(f"{remote.name}: {detail!a}.")
         rows = result.get("rows") if isinstance(result, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise OvsdbError(f"{path}: the answer holds no rows of {table}.")
-        found[table] = rows
+            raise OvsdbError(f"{remote.name}: the answer holds no rows of {one.table}.")
+        found.append(rows)
     return found
 
 
-def _transact(path: Path, params: Sequence[Any]) -> list[Any]:
+def _transact(remote: Remote, params: Sequence[Any]) -> list[Any]:
     deadline = time.monotonic() + ANSWER_SECONDS
     request = json.dumps({"method": "transact", "params": params, "id": _ID}).encode()
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-            connection.settimeout(ANSWER_SECONDS)
-            with raised(Capability.DAC_OVERRIDE):
-                connection.connect(os.fspath(path))
+        with remote.connect(ANSWER_SECONDS) as connection:
             connection.sendall(request)
-            answer = _answer(path, connection, deadline)
+            answer = _answer(remote.name, connection, deadline)
     except TimeoutError:
-        raise OvsdbError(f"{path}: no answer within {ANSWER_SECONDS:g} s.") from None
+        raise OvsdbError(f"{remote.name}: no answer within {ANSWER_SECONDS:g} s.") from None
     except OSError as error:
         absent = error.errno in (errno.ENOENT, errno.ECONNREFUSED)
-        raise OvsdbError(f"{path}: {error.strerror or error}.", absent=absent) from error
+        raise OvsdbError(f"{remote.name}: {error.strerror or error}.", absent=absent) from error
     if answer.get("error"):
-        raise OvsdbError(f"{path}: the server says {str(answer['error'])[:200]!a}.")
+        raise OvsdbError(f"{remote.name}: the server says {str(answer['error'])[:200]!a}.")
     result = answer.get("result")
     if not isinstance(result, list):
-        raise OvsdbError(f"{path}: the answer is not a list of results.")
+        raise OvsdbError(f"{remote.name}: the answer is not a list of results.")
     return result
 
 
-def _answer(path: Path, connection: socket.socket, deadline: float) -> dict[str, Any]:
+def _answer(path: str, connection: socket.socket, deadline: float) -> dict[str, Any]:
     """Return the answer to the request; other messages of the server (`echo`) are skipped."""
     received = bytearray()
     while True:
@@ -110,7 +122,7 @@ def _answer(path: Path, connection: socket.socket, deadline: float) -> dict[str,
                     return message
 
 
-def _messages(path: Path, received: bytearray) -> Iterable[dict[str, Any]]:
+def _messages(path: str, received: bytearray) -> Iterable[dict[str, Any]]:
     """The whole messages in what was received; they are taken out of it."""
     try:
         text = received.decode()

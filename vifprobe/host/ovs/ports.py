@@ -16,6 +16,7 @@ from typing import Any
 
 from vifprobe.host.declared import OVS_SOCKETS
 from vifprobe.host.ovs.ovsdb import OvsdbError, UnknownColumnError, mapping, references, scalar, select, strings, whole
+from vifprobe.host.ovs.remotes import Keys
 
 DATABASE = "Open_vSwitch"
 
@@ -30,6 +31,8 @@ _TABLES = {
     "Bridge": ("name", "ports", "datapath_type"),
     "QoS": ("_uuid", "type", "queues", "other_config"),
     "Queue": ("_uuid", "other_config"),
+    "Open_vSwitch": ("external_ids",),
+    "SSL": ("private_key", "certificate", "ca_cert"),
 }
 
 
@@ -107,11 +110,15 @@ class OvsState:
     - interfaces: by name.
     - present: there is a server.
     - problem: why the database could not be read; "" where it was read. So "not declared" and "unknown" differ.
+    - ovn_remote: where OVN's southbound database is; "" without OVN.
+    - keys: for connections to other databases.
     """
 
     interfaces: Mapping[str, OvsInterface] = field(default_factory=dict)
     present: bool = False
     problem: str = ""
+    ovn_remote: str = ""
+    keys: Keys = field(default_factory=Keys)
 
     def with_iface_id(self, prefix: str) -> tuple[OvsInterface, ...]:
         """Return the interfaces whose external iface-id begins with `prefix`: those of one Neutron port."""
@@ -149,7 +156,21 @@ def _state(tables: dict[str, list[dict[str, Any]]]) -> OvsState:
         interface = _interface(row, port, bridges.get(_uuid(port), {}))
         qos = next((shapes[one] for one in references(port.get("qos")) if one in shapes), None)
         found[interface.name] = replace(interface, qos=qos)
-    return OvsState(found, present=True)
+    settings = mapping(next(iter(tables["Open_vSwitch"]), {}).get("external_ids"))
+    return OvsState(found, True, ovn_remote=_ovn_remote(settings), keys=_keys(next(iter(tables["SSL"]), {})))
+
+
+def _ovn_remote(settings: Mapping[Any, Any]) -> str:
+    """Return the remote of this host's chassis, else that of all (ovn-controller(8))."""
+    own = f"ovn-remote-{settings.get('system-id')}"
+    return _id_of(settings, own) or _id_of(settings, "ovn-remote") or ""
+
+
+def _keys(row: Mapping[str, Any]) -> Keys:
+    key, certificate, authority = (
+        next(iter(strings(row.get(name))), "") for name in ("private_key", "certificate", "ca_cert")
+    )
+    return Keys(key, certificate, authority)
 
 
 def _interface(row: Mapping[str, Any], port: Mapping[str, Any], bridge: Mapping[str, Any]) -> OvsInterface:

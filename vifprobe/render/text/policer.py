@@ -17,7 +17,7 @@ from vifprobe.render.text.line import Line, Span, cells, head, line, natural, wr
 from vifprobe.render.text.tap_view import by_severity, finding_lines
 from vifprobe.render.units import BLOCKS, UNKNOWN, Glyphs, bit_rate, clean, si, tc_size
 
-_SOURCES = {"user": "the command line", "ovs": "Open vSwitch"}
+_SOURCES = {"user": "the command line", "ovs": "Open vSwitch", "ovn": "OVN"}
 _INDENT = 9
 _NONE = "-"
 
@@ -88,7 +88,8 @@ def _words(set_up: SetUp, direction: Direction, state: LimitState) -> str:
         found = "none installed"
     elif state is LimitState.ELSEWHERE:
         past = enforced_past(set_up, direction)[0]
-        found = f"{_rate(past.rate_bps, past.rate_pps)} installed on {past.device}"
+        found = f"{_rate(past.rate_bps, past.rate_pps)} installed {'by a meter of' if past.kind == 'meter' else 'on'} "
+        found += past.device
     parts = [part for part in (told, found) if part]
     return f": {', '.join(parts)}" if parts else ""
 

@@ -32,6 +32,8 @@ _UNLIMITED = (
     *("fq_codel", "codel", "fq", "sfq", "sfb", "fq_pie", "pie", "hhf", "red", "gred", "choke", "drr", "qfq", "ets"),
     *("ingress", "clsact", "skbprio", "plug"),
 )
+#: Conditions of a flow (ovs-ofctl) -> protocol as tc writes it; others leave out some packets of a protocol.
+_PROTOCOLS = {"": "all", "ip": "ip", "ipv6": "ipv6", "arp": "arp"}
 #: Verdicts with which the next filter gets the packet; all others decide about it.
 _UNDECIDED = ("continue", "pipe", "")
 
@@ -179,18 +181,10 @@ def _unread(installed: Installed) -> tuple[tuple[Direction, str], ...]:
     )
 
 
-def meters(declared: declarations.Declared) -> tuple[Meter, ...]:
-    """Return the OpenFlow meters of a port of Open vSwitch. Raises HostError where they can't be read."""
-    if declared.ovs is None:
-        return ()
-    from vifprobe.host.ovs.meters import meters_of
-
-    return meters_of(declared.ovs)
-
-
 def _metered(one: Meter) -> InstalledLimit:
+    protocol = _PROTOCOLS.get(one.conditions, "")
     return InstalledLimit(
-        direction=Direction.OUTBOUND,
+        direction=one.direction,
         source="ovs",
         kind="meter",
         where=f"{one.bridge} meter {one.number}",
@@ -198,10 +192,13 @@ def _metered(one: Meter) -> InstalledLimit:
         rate_bps=one.rate_bps,
         burst_bytes=one.burst_bytes,
         rate_pps=one.rate_pps,
-        matches_all=None,
+        protocol=protocol,
+        matches_all=None if protocol else False,
         packets=one.packets,
         bytes=one.bytes,
         drops=one.drops,
+        bucket_bytes=one.bucket_bytes,
+        shared=one.shared,
     )
 
 

@@ -18,6 +18,8 @@ from vifprobe.errors import HostError
 from vifprobe.host.declared import declared_of
 from vifprobe.host.limits import Installed, LimitReader
 from vifprobe.host.net.links import Link, is_there
+from vifprobe.host.ovs.meters import MeterReader
+from vifprobe.host.ovs.ovn import OvnReader
 from vifprobe.host.procs import processes
 from vifprobe.model.layout import Direction
 from vifprobe.model.reading import Limit
@@ -52,6 +54,7 @@ class Auditor:
         self._links = [tap.link for tap in self.taps.values()]
         self._wake, self._closed = threading.Event(), False
         self._reader, self._holders = reader or LimitReader(), processes.Holders()
+        self._meters, self._ovn = MeterReader(), OvnReader()
         self._all_looked_ns = 0
         self._declared_ns: int | None = None
         self._poked = False
@@ -98,15 +101,16 @@ class Auditor:
         if self._declared_ns is not None and now_ns - self._declared_ns < wait_ns:
             return
         self._declared_ns, self._poked = now_ns, False
-        found = declared_of(self._links)
+        found = declared_of(self._links, ovn_reader=self._ovn)
         holders = self._holders.find(self._links)
         neighbours = host_neighbours()
+        self._meters.refresh()
         for ifindex, tap in self.taps.items():
             if tap.gone or not is_there(tap.link):  # its declared limits are gone, too
                 continue
             declared = found[ifindex]
             try:
-                meters = audit.meters(declared)
+                meters = self._meters.of(declared.ovs) if declared.ovs is not None else ()
             except HostError as error:
                 meters = ()
                 declared = replace(declared, problems=(*declared.problems, f"Open vSwitch's meters: {error.message}"))
