@@ -129,6 +129,7 @@ def uncovered(set_up: SetUp, direction: Direction) -> str:
     if not held or any(one.protocol == "all" and one.matches_all in (True, None) for one in held):
         return ""
     whole = sorted({one.protocol for one in held if one.matches_all in (True, None) and one.protocol})
+    whole = sorted({part for one in whole for part in one.split("+")})
     return f"all but {', '.join(whole)}" if whole else "all that its conditions leave out"
 
 

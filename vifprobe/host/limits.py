@@ -10,10 +10,14 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from vifprobe.errors import HostError
 from vifprobe.host.net.links import Link
-from vifprobe.host.nft.reader import NftPolicer, NftReader, NftState
+from vifprobe.host.nft.past import PastLimit
+from vifprobe.host.nft.reader import NftReader
+from vifprobe.host.nft.rules import RateLimit
+from vifprobe.host.nft.state import NftPolicer, NftState
 from vifprobe.host.tc.reader import TcReader, TcState
 from vifprobe.host.tc.records import Shaper, Stats, TcAction, TcFilter
 from vifprobe.model import ports
@@ -29,6 +33,8 @@ class Installed:
     - tc, nft: the objects that they were read from.
     - problems: what could not be read, as text, so that "none" and "unknown" differ.
     - kind: of the device, which decides the directions of its hooks (see vifprobe.model.ports).
+    - elsewhere: limits of its packets in netfilter chains past it.
+    - unread: places that can limit packets of a direction and were not read or not understood, with what shows them.
     """
 
     limits: tuple[InstalledLimit, ...]
@@ -36,6 +42,8 @@ class Installed:
     nft: NftState
     problems: tuple[str, ...] = ()
     kind: str = "tap"
+    elsewhere: tuple[InstalledLimit, ...] = ()
+    unread: tuple[tuple[Direction, str], ...] = ()
 
     def at(self, hook: ports.Hook) -> tuple[InstalledLimit, ...]:
         """Return the limits at one hook of the device."""
@@ -82,7 +90,7 @@ class LimitReader:
             tc = self._tc.read(link.ifindex for link in links)
             problems: tuple[str, ...] = ()
             try:
-                nft = self._nft.read(link.name for link in links)
+                nft = self._nft.read(links)
             except HostError as error:
                 nft, problems = {}, (str(error),)
             return {link.ifindex: self._installed(link, tc[link.ifindex], nft, problems) for link in links}
@@ -110,8 +118,21 @@ class LimitReader:
         unread = tc.problems + problems
         if made is None or made.tc is not tc or made.nft != state or made.problems != unread:
             found = (replace(one, device=link.name) for one in (*_tc_limits(tc), *map(_nft_limit, state.policers())))
-            made = self._made[key] = Installed(_turned(link.kind, tuple(found)), tc, state, unread, link.kind)
+            made = self._made[key] = Installed(
+                _turned(link.kind, tuple(found)),
+                tc,
+                state,
+                unread,
+                link.kind,
+                tuple(map(_past_limit, state.past.limits)),
+                (*_nft_unread(link.kind, state), *state.past.unread),
+            )
         return made
+
+
+def _nft_unread(kind: str, state: NftState) -> Iterator[tuple[Direction, str]]:
+    for hook, words in state.unread:
+        yield ports.direction_at(kind, "ingress" if hook == "ingress" else "egress"), words
 
 
 def _turned(kind: str, limits: tuple[InstalledLimit, ...]) -> tuple[InstalledLimit, ...]:
@@ -181,23 +202,61 @@ def _shaped(
 
 
 def _nft_limit(found: NftPolicer) -> InstalledLimit:
-    limit, rule = found.limit, found.at.rule
+    limit, rule, base = found.limit, found.at.rule, found.at.base
     offered = rule.counter_before
+    # The ingress hook of family inet sees no other protocols (net/netfilter/nft_chain_filter.c,
+    # nft_do_chain_inet_ingress).
+    protocol = "ip+ipv6" if base.family == "inet" else "all"
     return InstalledLimit(
         direction=Direction.OUTBOUND if found.hook == "ingress" else Direction.INBOUND,
         source="nft",
-        kind="limit",
+        kind="limit per element" if found.per_element else "limit",
         where=found.where,
-        rate_bps=limit.rate_bps,
-        burst_bytes=limit.burst_bytes,
-        bucket_bytes=limit.bucket_bytes,
-        rate_pps=None if limit.rate_pps is None else math.ceil(limit.rate_pps),
-        burst_packets=limit.burst_packets,
-        protocol="all" if rule.matches_all else "",
-        matches_all=rule.matches_all,
-        exceed_action="drop" if rule.drops or found.drops_packets is not None else "",
+        **_rates(limit),
+        protocol=protocol if found.matches_all else "",
+        matches_all=found.matches_all,
+        exceed_action="drop" if found.enforces else "",
         packets=offered.packets if offered else None,
         bytes=offered.bytes if offered else None,
         drops=found.drops_packets,
+        default=found.enforces and not found.per_element,
         shared=found.shared,
     )
+
+
+def _past_limit(found: PastLimit) -> InstalledLimit:
+    kind = found.what if found.what != "limit" else "limit per element" if found.rule.matches.keyed_by else "limit"
+    return InstalledLimit(
+        direction=found.direction,
+        source="nft",
+        kind=kind,
+        where=found.where,
+        device=found.chain_name,
+        **_rates(found.limit or RateLimit()),
+        protocol=found.protocol if found.is_whole else "",
+        matches_all=found.is_whole,
+        exceed_action="drop" if found.is_whole else "",
+        drops=found.drops_packets,
+        default=found.is_whole,
+        shared=found.is_shared,
+    )
+
+
+class _Rates(TypedDict):
+    """The fields of an InstalledLimit that are an nft limit's own."""
+
+    rate_bps: int | None
+    burst_bytes: int | None
+    bucket_bytes: int | None
+    rate_pps: int | None
+    burst_packets: int | None
+
+
+def _rates(limit: RateLimit) -> _Rates:
+    return {
+        "rate_bps": limit.rate_bps,
+        "burst_bytes": limit.burst_bytes,
+        "bucket_bytes": limit.bucket_bytes,
+        "rate_pps": None if limit.rate_pps is None else math.ceil(limit.rate_pps),
+        "burst_packets": limit.burst_packets,
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from vifprobe.host.net.events import Event
 from vifprobe.host.nft.events import NftChange
-from vifprobe.host.nft.reader import NftState
+from vifprobe.host.nft.state import NftState
 from vifprobe.host.tc.records import TcQdisc
 
 #: Prefixes of the kinds of events after which limits are read again; "over": events were lost.

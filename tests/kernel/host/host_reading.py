@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vifprobe.host.counters import CounterSample, read_counters_of
-from vifprobe.host.net.links import Link, LinkCounters, list_links_and_counters
-from vifprobe.host.nft.reader import NftPolicer, NftReader, NftState
+from vifprobe.host.net.links import Link, LinkCounters, find_link, list_links_and_counters
+from vifprobe.host.nft.reader import NftReader
+from vifprobe.host.nft.state import NftPolicer, NftState
 from vifprobe.host.tc.reader import TcState, read_tc_of
 
 
@@ -30,7 +31,7 @@ def read_tc(ifindex: int) -> TcState:
 
 def read_nft(link_name: str) -> NftState:
     """What nft does on the interface."""
-    return NftReader().read([link_name])[link_name]
+    return NftReader().read([find_link(link_name)])[link_name]
 
 
 def nft_policers(link_name: str) -> tuple[NftPolicer, ...]:

@@ -281,7 +281,7 @@ def nft_events(netns: Netns, require: Require) -> Iterator[Events]:
 
 def test_what_nft_does_is_one_event_a_command_with_who(nft_events: Events) -> None:
     nft(nft_chain())
-    nft("table ip elsewhere { chain c { type filter hook input priority 0; } \n}\n")
+    nft("table arp elsewhere { chain c { type filter hook input priority 0; } \n}\n")
     nft("flush chain netdev t c\n")
     nft("delete table netdev t\n")
     seen = wait_for(nft_events, lambda event: "table deleted" in event.detail)

@@ -166,7 +166,7 @@ def test_a_named_limit_is_the_limit_of_the_rule(tap: Tap) -> None:
 
 
 def test_a_chain_on_several_devices_counts_for_all_of_them(tap: Tap) -> None:
-    with create_tap("tap1"):
+    with create_tap("tap1"), create_tap("tap2"):
         ingress("limit rate over 1/hour burst 1 packets counter drop", device="devices = { tap0, tap1 }")
         assert [nft_policers(name)[0].shared for name in ("tap0", "tap1")] == [True, True]
         assert nft_policers("tap2") == ()

@@ -8,7 +8,7 @@ import pytest
 from vifprobe.host import counters
 from vifprobe.host.counters import CounterMeaning, CounterSample, Unit, unwrapped
 from vifprobe.host.limits import Installed
-from vifprobe.host.nft.reader import NftState
+from vifprobe.host.nft.state import NftState
 from vifprobe.host.tc.reader import TcState
 from vifprobe.host.tc.records import Stats, TcFilter, TcQdisc
 from vifprobe.model.layout import Direction

@@ -11,7 +11,7 @@ from vifprobe.host.net.netlink import Message, NetlinkError
 from vifprobe.host.nft.events import NftChange, Transactions
 from vifprobe.testing.net.netlink_bytes import attribute
 
-NETDEV, INET, IPV4 = 5, 1, 2
+NETDEV, INET, ARP = 5, 1, 3
 TABLE, CHAIN, RULE, GONE_RULE, ELEMENT, GENERATION = 0, 3, 6, 8, 12, 15
 
 
@@ -45,7 +45,7 @@ def test_one_change_a_transaction() -> None:
 def test_what_is_no_change_of_an_interface() -> None:
     gathered = Transactions()
     others = (
-        message(TABLE, IPV4, attribute(1, b"x\0")),
+        message(TABLE, ARP, attribute(1, b"x\0")),
         message(ELEMENT, NETDEV),
         message(250, NETDEV),
         Message(16, 0, 0, 0, b""),

@@ -81,3 +81,16 @@ def test_evidence_in_one_line() -> None:
         == "gap ns 7, over yes, ahead a; b"
     )
     assert proof({}) == "?"
+
+
+def test_limits_and_counts_in_evidence_are_told_in_words() -> None:
+    lines = text(SET_UPS["LIMIT HAS A HOLE"])
+    whole = " ".join(" ".join(line.split()) for line in lines)
+    assert "proof limits tc police 100 Mbit/s (burst 3125kb, protocol ip) at ingress pref 49152 police 1" in whole
+    counts = {"passed_beside_packets_by_class": {"arp": 3, "udp": 7}, "declared": [{"rate_bps": None}]}
+    assert proof(counts) == "passed beside packets by class arp 3, udp 7, declared no rate"
+
+
+@pytest.mark.parametrize("badge", SET_UPS)
+def test_no_proof_is_a_question_mark(badge: str) -> None:
+    assert not any(line.strip() == "proof ?" for line in text(SET_UPS[badge]))

@@ -24,7 +24,7 @@ from vifprobe.host.net.changes import Watched
 from vifprobe.host.net.links import RTM_DELLINK, RTM_NEWLINK, Link
 from vifprobe.host.net.netlink import Message
 from vifprobe.host.net.senders import Senders
-from vifprobe.host.nft.reader import NftState
+from vifprobe.host.nft.state import NftState
 from vifprobe.host.tc.objects import TCMSG
 from vifprobe.host.tc.reader import RTM_DELQDISC, RTM_NEWQDISC, TcState
 from vifprobe.model.layout import SAMPLE, Direction

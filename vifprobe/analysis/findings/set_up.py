@@ -137,7 +137,8 @@ def _p4(situation: Situation, direction: Direction) -> Iterator[Finding]:
 
 def of_protocols(held: Iterable[InstalledLimit]) -> list[Ethertype]:
     """The ethertypes that the protocols of some limits stand for."""
-    return [code for one in held for code in _ETHERTYPES.get(one.protocol, ())]
+    names = [name for one in held for name in one.protocol.split("+")]
+    return [code for name in names for code in _ETHERTYPES.get(name, ())]
 
 
 def _beside(

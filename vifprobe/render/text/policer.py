@@ -130,15 +130,33 @@ def _cells(row: PolicerRow, kind: str, glyphs: Glyphs) -> list[str | Span]:
 
 
 def proof(evidence: Mapping[str, Any]) -> str:
-    """The numbers that a finding rests on, as far as one line can tell them; `--json` has all."""
-    parts = []
-    for name, value in evidence.items():
-        if value is None or value == "" or value == []:
-            continue
-        if isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
-            value = "; ".join(value)
-        elif isinstance(value, (list, tuple, dict)):
-            continue
-        shown = {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
-        parts.append(f"{name.replace('_', ' ')} {shown}")
-    return ", ".join(parts) or UNKNOWN
+    """The facts that a finding rests on, as far as one line can tell them; `--json` has all."""
+    told = {name: _told(value) for name, value in evidence.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {words}" for name, words in told.items() if words) or UNKNOWN
+
+
+def _told(value: Any) -> str:
+    """A value of a finding's evidence in words; "" where it says nothing."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return _limit_words(value) if "rate_bps" in value else ", ".join(_pairs(value))
+    if isinstance(value, (list, tuple)):
+        return "; ".join(filter(None, map(_told, value)))
+    return "" if value is None else str(value)
+
+
+def _pairs(value: Mapping[str, Any]) -> list[str]:
+    return [f"{name.replace('_', ' ')} {words}" for name, one in value.items() if (words := _told(one))]
+
+
+def _limit_words(value: Mapping[str, Any]) -> str:
+    """A declared or installed limit: `tc police 100 Mbit/s (burst 3.2Mb, protocol ip) at ingress pref 1 ...`."""
+    words = " ".join(str(value[name]) for name in ("source", "kind") if value.get(name))
+    words += f" {_rate(value.get('rate_bps'), value.get('rate_pps'))}"
+    more = [f"burst {tc_size(value['burst_bytes'])}"] if value.get("burst_bytes") is not None else []
+    more += [f"protocol {value['protocol']}"] if value.get("protocol") else []
+    words += f" ({', '.join(more)})" if more else ""
+    if value.get("where"):
+        return f"{words} at {value['where']}"
+    return f"{words} on {value['device']}" if value.get("device") else words

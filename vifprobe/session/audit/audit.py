@@ -160,6 +160,7 @@ def set_up(
         declared=declared.limits if declared else (),
         enforced=installed.limits if installed else (),
         elsewhere=(
+            *(installed.elsewhere if installed else ()),
             *(one for found in beyond.values() for one in found.limits),
             *map(_metered, meters),
         ),
@@ -167,7 +168,7 @@ def set_up(
         ingress_qdisc=installed.tc.ingress.kind if installed and installed.tc.ingress else "",
         declared_unknown=declared.problems if declared else missing,
         enforced_unknown=installed.problems if installed else (seen.problems if seen else ()) or missing,
-        unread=_unread(installed) if installed else (),
+        unread=(*_unread(installed), *installed.unread) if installed else (),
     )
 
 

@@ -79,27 +79,74 @@ class nft_counter(nla):
 
 class nft_objref(nla):
     __slots__ = ()
-    nla_map = ((1, "NFTA_OBJREF_IMM_TYPE", "be32"), (2, "NFTA_OBJREF_IMM_NAME", "asciiz"))
+    nla_map = (
+        (1, "NFTA_OBJREF_IMM_TYPE", "be32"),
+        (2, "NFTA_OBJREF_IMM_NAME", "asciiz"),
+        (3, "NFTA_OBJREF_SET_SREG", "be32"),
+        (4, "NFTA_OBJREF_SET_NAME", "asciiz"),
+    )
 
 
 class nft_lookup(nla):
     __slots__ = ()
-    nla_map = ((3, "NFTA_LOOKUP_DREG", "be32"),)
+    nla_map = (
+        (1, "NFTA_LOOKUP_SET", "asciiz"),
+        (2, "NFTA_LOOKUP_SREG", "be32"),
+        (3, "NFTA_LOOKUP_DREG", "be32"),
+        (5, "NFTA_LOOKUP_FLAGS", "be32"),
+    )
+
+
+class nft_meta(nla):
+    __slots__ = ()
+    nla_map = ((1, "NFTA_META_DREG", "be32"), (2, "NFTA_META_KEY", "be32"), (3, "NFTA_META_SREG", "be32"))
+
+
+class nft_payload(nla):
+    __slots__ = ()
+    nla_map = ((1, "DREG", "be32"), (5, "SREG", "be32"))
+
+
+class nft_ct(nla):
+    __slots__ = ()
+    nla_map = ((1, "DREG", "be32"), (4, "SREG", "be32"))
+
+
+class nft_bitwise(nla):
+    """Its source register is no store."""
+
+    __slots__ = ()
+    nla_map = ((2, "DREG", "be32"),)
+
+
+class nft_data(nla):
+    __slots__ = ()
+    nla_map = ((1, "NFTA_DATA_VALUE", "cdata"), (2, "NFTA_DATA_VERDICT", "verdict"))
+
+    class verdict(nla):
+        """code: signed; that of a queue has its number in the upper half (NF_QUEUE_NR)."""
+
+        __slots__ = ()
+        nla_map = ((1, "NFTA_VERDICT_CODE", "sbe32"), (2, "NFTA_VERDICT_CHAIN", "asciiz"))
+
+
+class nft_cmp(nla):
+    __slots__ = ()
+    nla_map = ((1, "NFTA_CMP_SREG", "be32"), (2, "NFTA_CMP_OP", "be32"), (3, "NFTA_CMP_DATA", "nft_data"))
+    nft_data = nft_data
+
+
+class nft_match(nla):
+    """An xt match, or (NAME alone) an xt target: NFTA_TARGET_NAME is 1, too."""
+
+    __slots__ = ()
+    nla_map = ((1, "NAME", "asciiz"), (3, "NFTA_MATCH_INFO", "cdata"))
 
 
 class nft_immediate(nla):
     __slots__ = ()
-    nla_map = ((2, "NFTA_IMMEDIATE_DATA", "nft_data"),)
-
-    class nft_data(nla):
-        __slots__ = ()
-        nla_map = ((2, "NFTA_DATA_VERDICT", "verdict"),)
-
-        class verdict(nla):
-            """code: signed; that of a queue has its number in the upper half (NF_QUEUE_NR)."""
-
-            __slots__ = ()
-            nla_map = ((1, "NFTA_VERDICT_CODE", "sbe32"), (2, "NFTA_VERDICT_CHAIN", "asciiz"))
+    nla_map = ((1, "DREG", "be32"), (2, "NFTA_IMMEDIATE_DATA", "nft_data"))
+    nft_data = nft_data
 
 
 #: NFTA_EXPR_DATA by the expression's name (struct nft_expr_type: name). Those of others are conditions, held as bytes.
@@ -109,7 +156,49 @@ EXPRESSIONS: dict[str, type] = {
     "objref": nft_objref,
     "lookup": nft_lookup,
     "immediate": nft_immediate,
+    "meta": nft_meta,
+    "cmp": nft_cmp,
+    "payload": nft_payload,
+    "ct": nft_ct,
+    "bitwise": nft_bitwise,
+    "match": nft_match,
+    "target": nft_match,
 }
+
+
+class nft_expr(nla):
+    __slots__ = ()
+    nla_map = ((1, "NFTA_EXPR_NAME", "asciiz"), (2, "NFTA_EXPR_DATA", "get_data"))
+
+    @staticmethod
+    def get_data(self: Any, **_: object) -> Any:
+        """Class of NFTA_EXPR_DATA by the name, which nf_tables_fill_expr_info puts ahead of it."""
+        return EXPRESSIONS.get(self.get_attr("NFTA_EXPR_NAME"), nlmsg_atoms.none)
+
+
+class nft_expressions(nla):
+    """As many as there are."""
+
+    __slots__ = ()
+    nla_map = ((1, "NFTA_LIST_ELEM", "nft_expr"),)
+    nft_expr = nft_expr
+
+
+class nft_dynset(nla):
+    """One expression in EXPR, or several in EXPRESSIONS."""
+
+    __slots__ = ()
+    nla_map = (
+        (1, "NFTA_DYNSET_SET_NAME", "asciiz"),
+        (7, "NFTA_DYNSET_EXPR", "nft_expr"),
+        (9, "NFTA_DYNSET_FLAGS", "be32"),
+        (10, "NFTA_DYNSET_EXPRESSIONS", "nft_expressions"),
+    )
+    nft_expr = nft_expr
+    nft_expressions = nft_expressions
+
+
+EXPRESSIONS["dynset"] = nft_dynset
 
 
 class nft_rule_msg(nft_msg):
@@ -120,19 +209,7 @@ class nft_rule_msg(nft_msg):
         (3, "NFTA_RULE_HANDLE", "be64"),
         (4, "NFTA_RULE_EXPRESSIONS", "expressions"),
     )
-
-    class expressions(nla):
-        __slots__ = ()
-        nla_map = ((1, "NFTA_LIST_ELEM", "nft_expr"),)
-
-        class nft_expr(nla):
-            __slots__ = ()
-            nla_map = ((1, "NFTA_EXPR_NAME", "asciiz"), (2, "NFTA_EXPR_DATA", "get_data"))
-
-            @staticmethod
-            def get_data(self: Any, **_: object) -> Any:
-                """Class of NFTA_EXPR_DATA by the name, which nf_tables_fill_expr_info puts ahead of it."""
-                return EXPRESSIONS.get(self.get_attr("NFTA_EXPR_NAME"), nlmsg_atoms.none)
+    expressions = nft_expressions
 
 
 #: NFTA_OBJ_DATA by the object's type.
@@ -155,11 +232,44 @@ class nft_obj_msg(nft_msg):
         return OBJECTS.get(self.get_attr("NFTA_OBJ_TYPE"), nlmsg_atoms.none)
 
 
+class nft_set_elem_list_msg(nft_msg):
+    __slots__ = ()
+    nla_map = (
+        (1, "NFTA_SET_ELEM_LIST_TABLE", "asciiz"),
+        (2, "NFTA_SET_ELEM_LIST_SET", "asciiz"),
+        (3, "NFTA_SET_ELEM_LIST_ELEMENTS", "elements"),
+    )
+
+    class elements(nla):
+        """As many as there are."""
+
+        __slots__ = ()
+        nla_map = ((1, "NFTA_LIST_ELEM", "element"),)
+
+        class element(nla):
+            """flags: NFT_SET_ELEM_INTERVAL_END 1, NFT_SET_ELEM_CATCHALL 2."""
+
+            __slots__ = ()
+            nla_map = (
+                (1, "NFTA_SET_ELEM_KEY", "nft_data"),
+                (2, "NFTA_SET_ELEM_DATA", "nft_data"),
+                (3, "NFTA_SET_ELEM_FLAGS", "be32"),
+                (7, "NFTA_SET_ELEM_EXPR", "nft_expr"),
+                (9, "NFTA_SET_ELEM_OBJREF", "asciiz"),
+                (10, "NFTA_SET_ELEM_KEY_END", "nft_data"),
+                (11, "NFTA_SET_ELEM_EXPRESSIONS", "nft_expressions"),
+            )
+            nft_data = nft_data
+            nft_expr = nft_expr
+            nft_expressions = nft_expressions
+
+
 _CLASSES = {
     nft_table_msg: (of.NFT_MSG_NEWTABLE, of.NFT_MSG_GETTABLE, of.NFT_MSG_DELTABLE),
     nft_chain_msg: (of.NFT_MSG_NEWCHAIN, of.NFT_MSG_GETCHAIN, of.NFT_MSG_DELCHAIN),
     nft_rule_msg: (of.NFT_MSG_NEWRULE, of.NFT_MSG_GETRULE, of.NFT_MSG_DELRULE),
     nft_gen_msg: (of.NFT_MSG_NEWGEN, of.NFT_MSG_GETGEN),
+    nft_set_elem_list_msg: (of.NFT_MSG_NEWSETELEM, of.NFT_MSG_GETSETELEM),
     nft_obj_msg: (of.NFT_MSG_NEWOBJ, of.NFT_MSG_GETOBJ, of.NFT_MSG_DELOBJ),
 }
 #: nlmsg_type -> class.
