@@ -33,12 +33,12 @@ class DeclaredLimit:
 class InstalledLimit:
     """One limit as the kernel (or Open vSwitch) enforces it. None: not set, or not counted.
 
-    source: `tc`, `nft` or `ovs`. kind: `police`, `htb`, `tbf`, `limit` or `meter`. where: which object, in a form that
-    stays the same while the object does. device: the interface that it is on. protocol: of the packets that it is held
-    against, as tc writes it; nft knows no such field, and `all` stands for a rule without conditions there, "" for one
-    with some. matches_all: whether all packets of that protocol come to it. rate_pps: rounded up. burst_bytes: as it
-    is set. bucket_bytes: what passes at once after silence, where a longer packet never conforms (nft: a unit of the
-    rate and its burst); None: no bound, or unknown. packets, bytes: offered to it; drops: packets, 32 bit from tc.
+    source: `tc`, `nft` or `ovs`. kind: `police`, `htb`, `tbf`, `limit`, `meter`, ... where: which object, in a form
+    that stays the same while the object does. device: the interface that it is on, or the nft chain past it. protocol:
+    of the packets that it is held against, as tc writes it; for nft, all that its chain sees, and "" for a rule with
+    other conditions. matches_all: whether all packets of that protocol come to it. rate_pps: rounded up. burst_bytes:
+    as it is set. bucket_bytes: what passes at once after silence, where a longer packet never conforms (nft: a unit of
+    the rate and its burst); None: no bound, or unknown. packets, bytes: offered to it; drops: packets, 32 bit from tc.
     default: of several classes the one for unsorted packets. overhead_bytes: added to a packet's charge. mpu_bytes: and
     no packet is charged less than that. shared: other interfaces use the same bucket or counter.
     """
@@ -63,6 +63,11 @@ class InstalledLimit:
     overhead_bytes: int = 0
     mpu_bytes: int = 0
     shared: bool = False
+
+    @property
+    def place(self) -> str:
+        """The interface, or the nft chain, in words."""
+        return f"the nft chain {self.device}" if self.source == "nft" and " " in self.device else self.device
 
     @property
     def at_once_bytes(self) -> int | None:

@@ -121,7 +121,7 @@ def test_a_limit_past_the_tap_under_a_flood(quiet: None, tap: Tap, which: str, r
     assert policed + passed == COUNT
     assert policed > COUNT // 2
     assert count(dropped).packets == policed
-    assert totals.counts(OUT, Verdict.PASSED).packets == passed == sink
+    assert count(totals.where(OUT, Verdict.PASSED)).packets == passed == sink
     assert totals.offered(OUT, PacketClass.ARP).packets == COUNT // 5
     if not KERNEL:
         assert {reasons[code] for code in set(dropped["reason"].tolist())} == {"NETFILTER_DROP"}

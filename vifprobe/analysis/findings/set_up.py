@@ -217,15 +217,14 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
     beyond = enforced_past(set_up, direction)
     if beyond:
         past = beyond[0]
-        what = f"an OpenFlow meter of {past.device}" if past.kind == "meter" else f"{past.device}, not by {set_up.tap}"
+        what = f"an OpenFlow meter of {past.device}" if past.kind == "meter" else f"{past.place}, not by {set_up.tap}"
         yield Finding(
             finding_id("P12", direction, past.device),
             "P12",
             "warning" if [one for one in asked if not any(matches(one, other) for other in beyond)] else "info",
             f"{set_up.word(direction)} packets are limited by {what}: {rate_words(past.rate_bps, past.rate_pps)}",
             {"limits": [_installed(other) for other in beyond], "declared": [_told(other) for other in asked]},
-            f"The counters of {set_up.tap}, and what vifprobe calls passed there, are from before that limit"
-            + (f"; watch {past.device} to see what it does." if past.kind != "meter" else "."),
+            _past_advice(set_up.tap, past),
         )
         return
     other = Direction.INBOUND if direction is Direction.OUTBOUND else Direction.OUTBOUND
@@ -245,6 +244,16 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
             {"declared": _told(one), "installed": _installed(held)},
             _SIDES["macvtap" if is_swapped(set_up.kind) else "tap"],
         )
+
+
+def _past_advice(tap: str, past: InstalledLimit) -> str:
+    if past.source == "nft":
+        return (
+            "What it drops, vifprobe counts as dropped by netfilter. "
+            f"`nft list chain {past.device}` shows the rule and its own counters."
+        )
+    words = f"The counters of {tap}, and what vifprobe calls passed there, are from before that limit"
+    return words + (f"; watch {past.device} to see what it does." if past.kind != "meter" else ".")
 
 
 def _p13(situation: Situation, direction: Direction) -> Iterator[Finding]:

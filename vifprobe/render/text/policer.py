@@ -88,8 +88,8 @@ def _words(set_up: SetUp, direction: Direction, state: LimitState) -> str:
         found = "none installed"
     elif state is LimitState.ELSEWHERE:
         past = enforced_past(set_up, direction)[0]
-        found = f"{_rate(past.rate_bps, past.rate_pps)} installed {'by a meter of' if past.kind == 'meter' else 'on'} "
-        found += past.device
+        where = "by a meter of" if past.kind == "meter" else "in" if past.source == "nft" else "on"
+        found = f"{_rate(past.rate_bps, past.rate_pps)} installed {where} {past.place}"
     parts = [part for part in (told, found) if part]
     return f": {', '.join(parts)}" if parts else ""
 
@@ -152,8 +152,8 @@ def _pairs(value: Mapping[str, Any]) -> list[str]:
 
 def _limit_words(value: Mapping[str, Any]) -> str:
     """A declared or installed limit: `tc police 100 Mbit/s (burst 3.2Mb, protocol ip) at ingress pref 1 ...`."""
-    words = " ".join(str(value[name]) for name in ("source", "kind") if value.get(name))
-    words += f" {_rate(value.get('rate_bps'), value.get('rate_pps'))}"
+    named = [str(value[name]) for name in ("source", "kind") if value.get(name)]
+    words = " ".join([*named, _rate(value.get("rate_bps"), value.get("rate_pps"))])
     more = [f"burst {tc_size(value['burst_bytes'])}"] if value.get("burst_bytes") is not None else []
     more += [f"protocol {value['protocol']}"] if value.get("protocol") else []
     words += f" ({', '.join(more)})" if more else ""
