@@ -54,6 +54,7 @@ class SetUp:
     enforced_unknown: tuple[str, ...] = ()
     unread: tuple[tuple[Direction, str], ...] = ()
     kind: str = "tap"
+    known_to: tuple[str, ...] = ()
 
     def word(self, direction: Direction) -> str:
         """What a person reads of a direction: outbound and inbound, or received and sent where there is no guest."""

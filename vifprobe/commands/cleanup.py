@@ -12,9 +12,8 @@ from vifprobe.host.net import netns as namespaces
 from vifprobe.host.net.links import list_links
 from vifprobe.host.tc.reader import read_tc_of
 from vifprobe.host.tc.records import TcFilter
-from vifprobe.kernel.attach import is_own_filter
+from vifprobe.kernel.attach import is_own_filter, remove_filter
 from vifprobe.kernel.features import missing_capabilities
-from vifprobe.kernel.leftovers import remove_filter
 from vifprobe.model.untrusted_text import safe
 
 

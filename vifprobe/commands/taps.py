@@ -8,14 +8,18 @@ from dataclasses import asdict
 
 import click
 
+from vifprobe.analysis.policer import SetUp
+from vifprobe.host.declared import declared_of
 from vifprobe.host.limits import installed_of
 from vifprobe.host.net import netns as namespaces
 from vifprobe.host.taps import TapPort, list_taps
 from vifprobe.model.layout import Direction
+from vifprobe.model.limits import DeclaredLimit, InstalledLimit
 from vifprobe.model.ports import is_swapped, outbound_hook
 from vifprobe.render.export.jsonlines import dumps
 from vifprobe.render.text.taps import TapRow, taps_lines
 from vifprobe.render.text.terminal import print_lines, stream_glyphs
+from vifprobe.session.audit.audit import set_up
 
 
 @click.command("taps")
@@ -32,22 +36,22 @@ def command(netns: str | None, as_json: bool) -> None:
     if netns is not None:
         namespaces.enter(netns)
     taps = list_taps()
-    limits = installed_of(tap.link for tap in taps)
-    rows = []
-    for tap in taps:
-        main = limits[tap.ifindex].main(Direction.OUTBOUND)
-        rows.append(_row(tap, main.rate_bps if main else None))
+    links = [tap.link for tap in taps]
+    limits = installed_of(links)
+    declared = declared_of(links, holders={tap.ifindex: tap.holder for tap in taps if tap.holder is not None})
+    rows = [_row(tap, set_up(tap.link, limits[tap.ifindex], declared[tap.ifindex])) for tap in taps]
     if as_json:
         sys.stdout.writelines(dumps({"schema": 1, **asdict(row)}) + "\n" for row in rows)
     else:
         print_lines(sys.stdout, taps_lines(rows, stream_glyphs(sys.stdout)))
 
 
-def _row(tap: TapPort, installed_bps: int | None) -> TapRow:
-    bandwidth = tap.interface.outbound if tap.interface else None
+def _row(tap: TapPort, found: SetUp) -> TapRow:
     outbound, inbound = (None, None) if tap.counters is None else (tap.counters.rx_packets, tap.counters.tx_packets)
     if is_swapped(tap.kind):
         outbound, inbound = inbound, outbound
+    asked = {one: found.main_declared(one) for one in Direction}
+    held = {one: found.main_enforced(one) for one in Direction}
     return TapRow(
         name=tap.name,
         kind=tap.kind,
@@ -57,7 +61,14 @@ def _row(tap: TapPort, installed_bps: int | None) -> TapRow:
         port_id=tap.port_id or tap.port_prefix,
         outbound_packets=outbound,
         inbound_packets=inbound,
-        declared_bps=bandwidth.rate_bps if bandwidth else None,
-        installed_bps=installed_bps,
+        declared_bps=_rate(asked[Direction.OUTBOUND]),
+        installed_bps=_rate(held[Direction.OUTBOUND]),
+        inbound_declared_bps=_rate(asked[Direction.INBOUND]),
+        inbound_installed_bps=_rate(held[Direction.INBOUND]),
+        not_read=found.not_read,
         outbound_hook=outbound_hook(tap.kind),
     )
+
+
+def _rate(limit: DeclaredLimit | InstalledLimit | None) -> int | None:
+    return None if limit is None else limit.rate_bps

@@ -30,6 +30,7 @@ class TapPort:
     - port_id: id of Neutron's port.
     - port_prefix: start of the port id, from the tap's name.
     - interface: libvirt's data of the interface.
+    - holder: process that holds the tap open, with what its command line says.
     - bridge: device that it is a port of; `ovs-system` (the OVS datapath, not the OVS bridge) for a port of Open
       vSwitch.
     """
@@ -46,6 +47,7 @@ class TapPort:
     port_id: str | None = None
     port_prefix: str | None = None
     interface: domains.Interface | None = None
+    holder: processes.Process | None = None
 
     @property
     def name(self) -> str:
@@ -115,4 +117,5 @@ def _tap(
         port_id=port_id,
         port_prefix=prefix,
         interface=interface,
+        holder=process,
     )

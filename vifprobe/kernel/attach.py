@@ -3,18 +3,23 @@
 
 A qdisc is created only on request: with `clsact` on a port, OVS and libvirt can't add their `ingress` qdisc ("File
 exists"), and the port stays without its policer.
+
+A killed run on a kernel without tcx leaves its filters; everything else is removed with the process.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from vifprobe.errors import KernelError
 from vifprobe.kernel import libbpf
 from vifprobe.model.layout import Direction
+from vifprobe.process.capabilities import Capability, raised
 
 #: r0 = -1 (TC_ACT_UNSPEC); exit
 _GO_ON = bytes.fromhex("b7000000ffffffff 9500000000000000")
@@ -170,3 +175,28 @@ def _attach_filter(program_fd: int, tap: str, ifindex: int, ingress: bool, qdisc
             "If a killed run left its filter there, remove it with `vifprobe cleanup`.",
         ) from error
     return FilterAttachment(ifindex, ingress, qdisc)
+
+
+def is_orphan(program_id: int) -> bool:
+    """Return True where no process holds this program: the run that made the filter ended without detaching it.
+
+    Searches the descriptors of all processes; used only where a filter of vifprobe is found.
+    """
+    line = f"prog_id:\t{program_id}\n".encode()
+    with raised(Capability.SYS_PTRACE):
+        for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+            with suppress(OSError):
+                if line in info.read_bytes():
+                    return False
+    return True
+
+
+def remove_filter(tap: str, ifindex: int, ingress: bool) -> bool:
+    """Delete vifprobe's filter from a tap's ingress or egress side; return False where there is none."""
+    try:
+        libbpf.detach_filter(ifindex, ingress, FILTER_PREF, FILTER_HANDLE)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            return False
+        raise KernelError(f"{tap}: can't delete the filter: {error.strerror}.") from error
+    return True

@@ -14,9 +14,10 @@ from vifprobe.model.layout import Direction
 class DeclaredLimit:
     """One limit that somebody asked for. None: not set.
 
-    source: `user`, `libvirt`, `ovs` or `ovn`. kind: in what form (`option`, `bandwidth`, `policing`, `qos linux-htb`;
-    for OVN `qos` and the conditions of the rule). device: the interface that it is declared on, which may be another
-    than the tap. rate_bps: bits per second. burst_bytes: as whoever declares it hands it to the kernel.
+    source: `user`, `libvirt`, `nova`, `proxmox`, `ovs` or `ovn`. kind: in what form (`option`, `bandwidth`, `quota`,
+    `rate`, `policing`, `qos linux-htb`; for OVN `qos` and the conditions of the rule). device: the interface that it is
+    declared on, which may be another than the tap. rate_bps: bits per second. burst_bytes: as whoever declares it hands
+    it to the kernel.
     """
 
     direction: Direction

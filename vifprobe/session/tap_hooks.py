@@ -20,10 +20,11 @@ from vifprobe.kernel.attach import (
     TcxAttachment,
     TracepointAttachment,
     attach,
+    is_orphan,
     is_own_filter,
+    remove_filter,
 )
 from vifprobe.kernel.first import FirstPlace
-from vifprobe.kernel.leftovers import is_orphan, remove_filter
 from vifprobe.kernel.load import Programs
 from vifprobe.model.layout import Direction, TapTrait
 from vifprobe.model.ports import Hook, direction_at, hook_of, traces_received, turned, word

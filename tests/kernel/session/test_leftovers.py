@@ -12,8 +12,7 @@ import pytest
 from vifprobe.host.limits import installed
 from vifprobe.host.net.links import find_link
 from vifprobe.kernel import libbpf
-from vifprobe.kernel.attach import FILTER_HANDLE, FILTER_PREF, load_empty
-from vifprobe.kernel.leftovers import is_orphan, remove_filter
+from vifprobe.kernel.attach import FILTER_HANDLE, FILTER_PREF, is_orphan, load_empty, remove_filter
 from vifprobe.session.probe import Probe
 from vifprobe.testing.net.netns import private_netns
 from vifprobe.testing.net.taps import Tap, tap

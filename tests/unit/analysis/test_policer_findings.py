@@ -273,7 +273,7 @@ def test_p10_frames_longer_than_the_bucket() -> None:
 def test_p10_not_where_some_of_that_size_pass() -> None:
     small = replace(CORRECT, declared=(), enforced=(replace(POLICE, burst_bytes=20_000, bucket_bytes=20_000),))
     seen = reading((Verdict.PASSED, 1, 60_064), (Verdict.POLICED, 31, 60_064))
-    assert patterns(Situation(small, reading=seen)) == []
+    assert patterns(Situation(small, reading=seen)) == ["P19"]
 
 
 @pytest.mark.parametrize(
@@ -417,6 +417,36 @@ def test_p10_not_by_packets_without_their_size() -> None:
     """Their mean says nothing of any one of them."""
     small = replace(CORRECT, declared=(), enforced=(replace(POLICE, burst_bytes=20_000, bucket_bytes=20_000),))
     seen = reading((Verdict.POLICED, 31, 60_064))
-    assert patterns(Situation(small, reading=seen)) == ["P10"]
+    assert patterns(Situation(small, reading=seen)) == ["P10", "P19"]
     seen.cells["size"] = SIZE_UNKNOWN
-    assert patterns(Situation(small, reading=seen)) == []
+    assert patterns(Situation(small, reading=seen)) == ["P19"]
+
+
+@pytest.mark.parametrize("kind", ["police", "limit", "meter"])
+def test_p19_a_burst_that_is_too_small_for_tcp(kind: str) -> None:
+    least = round(RATE / 8 * t.BURST_NS / 1e9)
+    small = replace(POLICE, kind=kind, burst_bytes=least - 1, bucket_bytes=least - 1)
+    declared = replace(LIBVIRT, burst_bytes=None)
+    found = only(Situation(SetUp("tap0", (declared,), (small,))), "P19")
+    assert (found.severity, found.evidence["wanted_bytes"]) == ("warning", 10_000_000)
+    enough = replace(small, burst_bytes=least, bucket_bytes=least)
+    assert patterns(Situation(SetUp("tap0", (declared,), (enough,)))) == []
+
+
+def test_p19_not_of_a_shaper_and_not_where_the_burst_is_unknown() -> None:
+    for limit in (
+        replace(POLICE, kind="htb", burst_bytes=1_600, bucket_bytes=None),
+        replace(POLICE, burst_bytes=None, bucket_bytes=None),
+        replace(POLICE, rate_bps=None, rate_pps=1_000, burst_bytes=None, bucket_bytes=None),
+    ):
+        assert "P19" not in patterns(Situation(SetUp("tap0", (), (limit,))))
+
+
+def test_p20_installed_and_declared_by_nobody() -> None:
+    alone = SetUp("tap0", (), (POLICE,), known_to=("libvirt", "ovs"))
+    found = only(Situation(alone), "P20")
+    assert found.severity == "info"
+    assert "libvirt and Open vSwitch declare none" in found.title
+    assert patterns(Situation(replace(alone, known_to=()))) == []  # nobody that could have declared it
+    assert patterns(Situation(replace(alone, declared_unknown=("libvirt: no answer",)))) == []
+    assert patterns(Situation(replace(alone, declared=(LIBVIRT,)))) == []

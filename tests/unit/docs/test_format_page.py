@@ -184,9 +184,9 @@ def test_policer(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_taps_and_doctor() -> None:
-    check("taps --json", {"schema": 1, **asdict(TapRow("tap0"))})
+    check("taps --json", {"schema": 1, **asdict(TapRow("tap0", not_read=("libvirt: no answer",)))})
     check("doctor --json", {"schema": 1, **asdict(Check("tcx", CheckState.OK)), "state": "ok"})
-    assert {field.name for field in fields(TapRow)} < keys("taps --json")
+    assert {field.name for field in fields(TapRow)} < {key.removesuffix("[]") for key in keys("taps --json")}
 
 
 def test_diff(tmp_path: Path) -> None:

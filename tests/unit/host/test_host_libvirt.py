@@ -167,3 +167,16 @@ def test_two_hundred_guests_are_read_in_a_moment(tmp_path: Path) -> None:
         text = DOMAIN.format(pid=number).replace("tap834d76e9-5f", f"tap{number:08x}-00").replace("vnet3", f"v{number}")
         (tmp_path / f"instance-{number:08x}.xml").write_text(text)
     assert len(live_domains(tmp_path).interfaces) == 2 * 199
+
+
+def test_limits_of_novas_flavor(directory: Path) -> None:
+    """As newer releases of Nova write them into the live XML, in kilobytes a second and kilobytes."""
+    specs = {"quota:vif_outbound_average": "12500", "quota:vif_outbound_burst": "3125", "hw:cpu_policy": "shared"}
+    specs |= {"quota:vif_inbound_average": "7", "quota:vif_inbound_peak": "-1", "quota:vif_outbound_peak": "a lot"}
+    written = "".join(f'<nova:extraSpec name="{name}">{value}</nova:extraSpec>' for name, value in specs.items())
+    text = DOMAIN.format(pid=1).replace("<nova:owner>", f"<nova:extraSpecs>{written}</nova:extraSpecs><nova:owner>")
+    (directory / "instance-0000001a.xml").write_text(text)
+    found = live_domains(directory).interfaces["tap834d76e9-5f"]
+    assert found.quota("outbound") == Bandwidth(12500, None, 3125)
+    assert found.quota("inbound") == Bandwidth(7, None, None)
+    assert live_domains(directory).interfaces["vnet3"].quota("outbound") == Bandwidth(12500, None, 3125)

@@ -8,6 +8,7 @@
 | P5, P6, P7, P8, P10, P14, P15: what the traffic shows | traffic |
 | P16: packets that could not be counted | missed |
 | P17: programs that decide packets before they are counted | ahead |
+| P19, P20: what an installed limit shows by itself | installed |
 | S1 to S5: what its SYNs are | flood |
 | S6: what its bursts are | bursts |
 
@@ -16,13 +17,13 @@ Pure: what is known comes in a :class:`Situation`. The numbers from which on som
 
 from __future__ import annotations
 
-from vifprobe.analysis.findings import ahead, bursts, events, flood, missed, set_up, traffic
+from vifprobe.analysis.findings import ahead, bursts, events, flood, installed, missed, set_up, traffic
 from vifprobe.analysis.findings.situation import Situation
 from vifprobe.model.reading import Finding
 
 _PARTS = (
     *(missed, ahead),
-    *(set_up, events, traffic, flood, bursts),
+    *(set_up, installed, events, traffic, flood, bursts),
 )
 _ORDER = {"critical": 0, "warning": 1, "info": 2}
 

@@ -33,6 +33,14 @@ _ETHERTYPES = {
     "802.1Q": (Ethertype.VLAN,),
     "802.1ad": (Ethertype.VLAN,),
 }
+#: Who declares or enforces, in words.
+SOURCES = {
+    "user": "the command line",
+    "ovs": "Open vSwitch",
+    "ovn": "OVN",
+    "nova": "Nova's flavor",
+    "proxmox": "Proxmox",
+}
 #: Mistakes of units that are easily made: installed over declared.
 _UNITS = {
     Fraction(8): "bytes were taken for bits",
@@ -112,7 +120,7 @@ def _p4(situation: Situation, direction: Direction) -> Iterator[Finding]:
     if not left_out:
         return
     held = set_up.enforced_in(direction)
-    evidence: dict[str, object] = {"limits": [_installed(one) for one in held]}
+    evidence: dict[str, object] = {"limits": [installed_evidence(one) for one in held]}
     past, share = _beside(situation, direction, held)
     beside = None if past is None else count(past).frame_bytes
     if past is not None:
@@ -177,7 +185,7 @@ def _differs(
     main = situation.set_up.main_enforced(direction)
     if main is None:
         return
-    evidence: dict[str, object] = {"declared": _told(asked), "installed": [_installed(one) for one in held]}
+    evidence: dict[str, object] = {"declared": _told(asked), "installed": [installed_evidence(one) for one in held]}
     if asked.rate_bps is None or main.rate_bps is None:
         found, severity = rate_words(main.rate_bps, main.rate_pps), "warning"
         title = f"{_who(asked)} declares {rate_words(asked.rate_bps, asked.rate_pps)}, the kernel enforces {found}"
@@ -223,7 +231,7 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
             "P12",
             "warning" if [one for one in asked if not any(matches(one, other) for other in beyond)] else "info",
             f"{set_up.word(direction)} packets are limited by {what}: {rate_words(past.rate_bps, past.rate_pps)}",
-            {"limits": [_installed(other) for other in beyond], "declared": [_told(other) for other in asked]},
+            {"limits": [installed_evidence(other) for other in beyond], "declared": [_told(other) for other in asked]},
             _past_advice(set_up.tap, past),
         )
         return
@@ -241,7 +249,7 @@ def _p12(situation: Situation, direction: Direction) -> Iterator[Finding]:
             "P12",
             "critical",
             f"the {set_up.word(direction)} limit of {bits(one.rate_bps or 0)} is installed {set_up.word(other)}",
-            {"declared": _told(one), "installed": _installed(held)},
+            {"declared": _told(one), "installed": installed_evidence(held)},
             _SIDES["macvtap" if is_swapped(set_up.kind) else "tap"],
         )
 
@@ -276,7 +284,7 @@ def _p13(situation: Situation, direction: Direction) -> Iterator[Finding]:
 
 
 def _who(one: DeclaredLimit) -> str:
-    return {"user": "the command line", "ovs": "Open vSwitch", "ovn": "OVN"}.get(one.source, one.source)
+    return SOURCES.get(one.source, one.source)
 
 
 def _told(one: DeclaredLimit) -> dict[str, object]:
@@ -290,7 +298,8 @@ def _told(one: DeclaredLimit) -> dict[str, object]:
     }
 
 
-def _installed(one: InstalledLimit) -> dict[str, object]:
+def installed_evidence(one: InstalledLimit) -> dict[str, object]:
+    """A limit as evidence of a finding."""
     return {
         "source": one.source,
         "kind": one.kind,

@@ -55,6 +55,12 @@ AMPLIFIED_INTERVAL_NS = 90_000_000
 #: P16: share of packets that are in no cell from which on the figures can't be relied on.
 MISSED_SHARE = 0.001
 
+#: P19: a burst that lasts less than this at its rate. TCP sends its window in bursts, one a round trip: through a
+#: network, 20 ms is a short one. And the share of a second's bytes that Open vSwitch (ovs-vswitchd.conf.db(5),
+#: ingress_policing_burst) and Neutron (QoS guide, "burst size") advise.
+BURST_NS = 20_000_000
+BURST_WANTED = 0.8
+
 #: P10: frames longer than the bucket, policed to the last one.
 NEVER_CONFORM_PACKETS = 10
 

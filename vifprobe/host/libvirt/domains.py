@@ -22,6 +22,8 @@ STATUS_DIRECTORY = Path("/run/libvirt/qemu")
 #: A guest with dozens of devices takes some 100 kB and 3,000 tags; parsed, a tag takes some µs and 100 bytes.
 _FILE_BYTES_MAX = 2 * 1024 * 1024
 _TAGS_MAX = 50_000
+#: Extra specs of a flavor, in kilobytes a second and kilobytes (Nova, doc/source/configuration/extra-specs.rst).
+_QUOTA = "quota:vif_"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Interface:
     - port_id: Neutron's port, from the Open vSwitch interface id.
     - inbound, outbound: as the guest sees it.
     - instance_name, instance_uuid: OpenStack's, from Nova's metadata.
+    - quotas: limits in the flavor's extra specs, from Nova's metadata: (name, kilobytes), such as
+      (`vif_outbound_average`, 12500).
     - guest_ips: addresses that an nwfilter permits the guest (docs/formatnwfilter.rst, variables IP and IPV6).
     """
 
@@ -77,7 +81,15 @@ class Interface:
     instance_name: str | None = None
     instance_uuid: str | None = None
     project: str | None = None
+    quotas: tuple[tuple[str, int], ...] = ()
     guest_ips: tuple[str, ...] = ()
+
+    def quota(self, direction: str) -> Bandwidth | None:
+        """Return the flavor's limit of `outbound` or `inbound`; None without one."""
+        values = {name.removeprefix(f"vif_{direction}_"): value for name, value in self.quotas if direction in name}
+        if not values.get("average"):
+            return None
+        return Bandwidth(values["average"], values.get("peak"), values.get("burst"))
 
 
 @dataclass(frozen=True)
@@ -161,6 +173,7 @@ def _interfaces(root: ET.Element) -> Iterator[Interface]:
             instance_name=_nova(instance, "name"),
             instance_uuid=uuid if instance is not None else None,
             project=_nova(instance, "project"),
+            quotas=tuple(_quotas(instance)),
             guest_ips=tuple(
                 node.get("value", "")
                 for node in where.iterfind("filterref/parameter")
@@ -184,6 +197,14 @@ def _nova(instance: ET.Element | None, wanted: str) -> str | None:
     if instance is None:
         return None
     return next((_text(node) for node in instance.iter() if _local(node) == wanted), None)
+
+
+def _quotas(instance: ET.Element | None) -> Iterator[tuple[str, int]]:
+    """Yield the limits among the flavor's extra specs, under whatever tag: only newer releases of Nova write them."""
+    for node in instance.iter() if instance is not None else ():
+        name, value = node.get("name", ""), _number(node.text)
+        if name.startswith(_QUOTA) and value is not None:
+            yield name.removeprefix("quota:"), value
 
 
 def _local(node: ET.Element) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vifprobe.analysis.findings.set_up import SOURCES
 from vifprobe.analysis.policer import PolicerRow, SetUp, enforced_past
 from vifprobe.model.layout import Direction
 from vifprobe.model.limits import LimitAnswer, LimitState
@@ -17,7 +18,6 @@ from vifprobe.render.text.line import Line, Span, cells, head, line, natural, wr
 from vifprobe.render.text.tap_view import by_severity, finding_lines
 from vifprobe.render.units import BLOCKS, UNKNOWN, Glyphs, bit_rate, clean, si, tc_size
 
-_SOURCES = {"user": "the command line", "ovs": "Open vSwitch", "ovn": "OVN"}
 _INDENT = 9
 _NONE = "-"
 
@@ -82,7 +82,7 @@ def _words(set_up: SetUp, direction: Direction, state: LimitState) -> str:
     if asked is None:
         asked = next(iter(set_up.declared_in(direction)), None)
     told = "" if asked is None else f"{_rate(asked.rate_bps, asked.rate_pps)} declared by "
-    told += "" if asked is None else _SOURCES.get(asked.source, asked.source)
+    told += "" if asked is None else SOURCES.get(asked.source, asked.source)
     found = "" if held is None else f"{_rate(held.rate_bps, held.rate_pps)} installed by {held.source} {held.kind}"
     if state is LimitState.ABSENT:
         found = "none installed"

@@ -169,6 +169,7 @@ def set_up(
         declared_unknown=declared.problems if declared else missing,
         enforced_unknown=installed.problems if installed else (seen.problems if seen else ()) or missing,
         unread=(*_unread(installed), *installed.unread) if installed else (),
+        known_to=declared.known_to if declared else (),
     )
 
 

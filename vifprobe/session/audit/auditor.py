@@ -101,8 +101,8 @@ class Auditor:
         if self._declared_ns is not None and now_ns - self._declared_ns < wait_ns:
             return
         self._declared_ns, self._poked = now_ns, False
-        found = declared_of(self._links, ovn_reader=self._ovn)
         holders = self._holders.find(self._links)
+        found = declared_of(self._links, ovn_reader=self._ovn, holders=holders)
         neighbours = host_neighbours()
         self._meters.refresh()
         for ifindex, tap in self.taps.items():
