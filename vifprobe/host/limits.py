@@ -14,6 +14,7 @@ from typing import TypedDict
 
 from vifprobe.errors import HostError
 from vifprobe.host.net.links import Link
+from vifprobe.host.nft.legacy import LegacyReader
 from vifprobe.host.nft.past import PastLimit
 from vifprobe.host.nft.reader import NftReader
 from vifprobe.host.nft.rules import RateLimit
@@ -80,7 +81,7 @@ class LimitReader:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tc, self._nft = TcReader(), NftReader()
+        self._tc, self._nft, self._legacy = TcReader(), NftReader(), LegacyReader()
         self._made: dict[tuple[int, str], Installed] = {}
 
     def read(self, links: Iterable[Link]) -> dict[int, Installed]:
@@ -115,17 +116,19 @@ class LimitReader:
     def _installed(self, link: Link, tc: TcState, nft: Mapping[str, NftState], problems: tuple[str, ...]) -> Installed:
         key, state = (link.ifindex, link.name), nft.get(link.name, NftState())
         made = self._made.get(key)
-        unread = tc.problems + problems
-        if made is None or made.tc is not tc or made.nft != state or made.problems != unread:
+        problems += tc.problems
+        unread = (*_nft_unread(link.kind, state), *state.past.unread, *self._legacy.unread(link))
+        before = (made.problems, made.unread) if made is not None else None
+        if made is None or made.tc is not tc or made.nft != state or before != (problems, unread):
             found = (replace(one, device=link.name) for one in (*_tc_limits(tc), *map(_nft_limit, state.policers())))
             made = self._made[key] = Installed(
                 _turned(link.kind, tuple(found)),
                 tc,
                 state,
-                unread,
+                problems,
                 link.kind,
                 tuple(map(_past_limit, state.past.limits)),
-                (*_nft_unread(link.kind, state), *state.past.unread),
+                unread,
             )
         return made
 

@@ -46,6 +46,7 @@ SINGLE = {
 #: bcc, ctypes and mmap are the kernel side's. These make one system call each that Python's library lacks.
 FOREIGN = {"bcc", "ctypes", "mmap"}
 FOREIGN_SINGLE = {
+    ("vifprobe.host.nft.legacy", "ctypes"),  # getsockopt with a request in its buffer
     ("vifprobe.process.capabilities", "ctypes"),  # capget(2), capset(2), prctl(2)
     ("vifprobe.host.net.netns", "ctypes"),  # setns(2): os.setns came with Python 3.12
     ("vifprobe.host.net.link_storm", "ctypes"),  # SO_ATTACH_FILTER takes the address of a program

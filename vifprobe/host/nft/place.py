@@ -138,6 +138,8 @@ def _values(place: Place, family: str, direction: Direction, hook: str) -> dict[
     values[own[0]], values[own[1]] = number.to_bytes(4, sys.byteorder), name_bytes(name)
     if family == "bridge":
         values[own[2]] = name_bytes(bridge)
+    elif hook == "forward" and not _protocol(place, family)[1] and bridge:  # the bridge on both sides
+        values[other[0]], values[other[1]] = values[own[0]], values[own[1]]
     if hook == "prerouting":
         values = {key: value for key, value in values.items() if key not in _OUTPUT}
     return values
