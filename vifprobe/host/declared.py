@@ -130,6 +130,14 @@ def _declared(link: Link, given: tuple[DeclaredLimit, ...], found: _Sources, hol
     return Declared(tuple(limits), tuple(problems), own, domain, tuple(sources), known_to, tuple(macs), ips)
 
 
+def unseen_ports(libvirt_directory: Path | None = None) -> list[tuple[domains.Interface, tuple[DeclaredLimit, ...]]]:
+    """Return the ports of guests of this host that have no tap, with their declared limits. Never raises."""
+    from vifprobe.host.libvirt import domains
+
+    live = domains.live_domains(libvirt_directory or domains.STATUS_DIRECTORY)
+    return [(one, tuple(_of_libvirt(one))) for one in live.without_tap]
+
+
 def _live(
     interface: domains.Interface | None, holder: Process | None, is_proxmox: bool
 ) -> tuple[domains.Interface | None, tuple[str, ...]]:

@@ -27,6 +27,13 @@ Hook = Literal["ingress", "egress"]
 #: Kinds of device that a guest hangs on, and the hook that what it sends passes.
 _OUTBOUND_HOOKS: dict[str, Hook] = {"tap": "ingress", "macvtap": "egress", "ipvtap": "egress"}
 GUEST_PORTS = tuple(_OUTBOUND_HOOKS)
+#: Kinds of a guest's port (libvirt's names) without a tap, and why nothing of them is seen.
+WITHOUT_TAP = {
+    "vhostuser": "a switch in user space (OVS-DPDK, VPP) forwards its packets: they do not pass this kernel",
+    "hostdev": "the guest drives a network card or a part of one (SR-IOV): `ip link show` lists a VF's rates",
+    "vdpa": "the network card serves the guest's queues itself (vDPA)",
+    "user": "QEMU forwards its packets itself, by sockets of its own",
+}
 #: Kinds that take packets over from the device below within one call of __netif_receive_skb_core (net/core/dev.c:
 #: vlan_do_receive, RX_HANDLER_ANOTHER): the tracepoint at its beginning names the device below.
 _TAKES_OVER = ("macvtap", "macvlan", "ipvtap", "ipvlan", "vlan", "bond", "team")
@@ -34,7 +41,7 @@ _TAKES_OVER = ("macvtap", "macvlan", "ipvtap", "ipvlan", "vlan", "bond", "team")
 
 def is_guest_port(kind: str) -> bool:
     """Return True if a guest hangs on a device of this kind."""
-    return kind in _OUTBOUND_HOOKS
+    return kind in _OUTBOUND_HOOKS or kind in WITHOUT_TAP
 
 
 def outbound_hook(kind: str) -> Hook:

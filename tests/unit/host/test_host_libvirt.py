@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vifprobe.host.declared import unseen_ports
 from vifprobe.host.libvirt.domains import Bandwidth, Interface, live_domains
 
 DOMAIN = """<domstatus state='running' reason='booted' pid='{pid}'>
@@ -180,3 +181,23 @@ def test_limits_of_novas_flavor(directory: Path) -> None:
     assert found.quota("outbound") == Bandwidth(12500, None, 3125)
     assert found.quota("inbound") == Bandwidth(7, None, None)
     assert live_domains(directory).interfaces["vnet3"].quota("outbound") == Bandwidth(12500, None, 3125)
+
+
+def test_ports_without_a_tap(directory: Path) -> None:
+    """By the switch's name, or by the guest's MAC address; with what is declared for them."""
+    more = """<interface type='vhostuser'><mac address='52:54:00:00:00:04'/><target dev='vhu834d76e9-5f'/>
+      <bandwidth><outbound average='12500' burst='3125'/></bandwidth></interface>
+      <interface type='network'><mac address='52:54:00:00:00:05'/><actual type='hostdev'/></interface></devices>"""
+    text = DOMAIN.format(pid=1).replace("</devices>", more)
+    (directory / "instance-0000001a.xml").write_text(text)
+    live = live_domains(directory)
+    assert set(live.interfaces) == {"tap834d76e9-5f", "vnet3"}
+    assert [(one.target, one.kind) for one in live.without_tap] == [
+        ("52:54:00:00:00:03", "vhostuser"),
+        ("vhu834d76e9-5f", "vhostuser"),
+        ("52:54:00:00:00:05", "hostdev"),
+    ]
+    declared = {port.target: limits for port, limits in unseen_ports(directory)}
+    (limit,) = declared["vhu834d76e9-5f"]
+    assert (limit.rate_bps, limit.device) == (100_000_000, "vhu834d76e9-5f")
+    assert declared["52:54:00:00:00:05"] == ()

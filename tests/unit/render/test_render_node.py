@@ -12,7 +12,7 @@ from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.limit_state import limit_answer
 from vifprobe.analysis.policer import SetUp
 from vifprobe.model.layout import Direction
-from vifprobe.model.limits import DeclaredLimit, InstalledLimit
+from vifprobe.model.limits import DeclaredLimit, InstalledLimit, LimitState
 from vifprobe.render.text.node import NodeRow, node_lines
 from vifprobe.render.units import ASCII, BLOCKS, cell_width
 
@@ -84,3 +84,14 @@ def test_it_fits(width: int) -> None:
 
 def test_no_tap() -> None:
     assert text([]) == ["No taps in this network namespace. Name another one with --netns."]
+
+
+def test_a_port_without_a_tap_is_a_row_that_is_unknown() -> None:
+    """With the reason, P23, and no claim that nothing limits."""
+    port = SetUp("vhu0", (declared("vhu0", OUT),), enforced_unknown=("vhu0: not here",), kind="vhostuser")
+    rows = both(port, "instance-1")
+    assert {row.answer.state for row in rows} == {LimitState.UNKNOWN}
+    assert {one.pattern for row in rows for one in row.findings} == {"P23"}
+    lines = text(rows, 100)
+    assert any(line.split()[:4] == ["vhu0", "outbound", "limit", "unknown"] for line in lines)
+    assert "not read vhu0: not here" in lines

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""P19, P20: what an installed limit shows by itself, traffic or not."""
+"""P19, P20, P23: what an installed limit or the kind of a port shows by itself, traffic or not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from vifprobe.analysis.findings import thresholds
 from vifprobe.analysis.findings.set_up import SOURCES, installed_evidence
 from vifprobe.analysis.findings.situation import Situation, bits, finding_id, rate_words, size, span
+from vifprobe.model import ports
 from vifprobe.model.layout import Direction
 from vifprobe.model.reading import Finding
 
@@ -19,6 +20,7 @@ def of(situation: Situation, direction: Direction) -> Iterator[Finding]:
     """The findings of one direction."""
     yield from _p19(situation, direction)
     yield from _p20(situation, direction)
+    yield from _p23(situation, direction)
 
 
 def _p19(situation: Situation, direction: Direction) -> Iterator[Finding]:
@@ -58,4 +60,19 @@ def _p20(situation: Situation, direction: Direction) -> Iterator[Finding]:
         {"installed": installed_evidence(main), "known_to": list(set_up.known_to)},
         "It was set by hand, by an agent whose settings vifprobe does not read, or is left from an earlier flavor. It "
         "goes when the guest is started again; nobody will restore it.",
+    )
+
+
+def _p23(situation: Situation, direction: Direction) -> Iterator[Finding]:
+    """A port whose packets do not pass this kernel."""
+    set_up, kind = situation.set_up, situation.set_up.kind
+    if kind not in ports.WITHOUT_TAP:
+        return
+    yield Finding(
+        finding_id("P23", direction),
+        "P23",
+        "info",
+        f"{set_up.tap}: a port of kind {kind}: none of its {set_up.word(direction)} packets is seen",
+        {"kind": kind, "why": ports.WITHOUT_TAP[kind]},
+        "Its limits and packets can be read only where they are handled: in the switch in user space, or in the card.",
     )

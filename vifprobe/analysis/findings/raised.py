@@ -8,7 +8,7 @@
 | P5, P6, P7, P8, P10, P14, P15: what the traffic shows | traffic |
 | P16: packets that could not be counted | missed |
 | P17: programs that decide packets before they are counted | ahead |
-| P19, P20: what an installed limit shows by itself | installed |
+| P19, P20, P23: what an installed limit or the kind of a port shows by itself | installed |
 | S1 to S5: what its SYNs are | flood |
 | S6: what its bursts are | bursts |
 

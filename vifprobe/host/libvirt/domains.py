@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vifprobe.model.ports import WITHOUT_TAP
+
 STATUS_DIRECTORY = Path("/run/libvirt/qemu")
 #: A guest with dozens of devices takes some 100 kB and 3,000 tags; parsed, a tag takes some µs and 100 bytes.
 _FILE_BYTES_MAX = 2 * 1024 * 1024
@@ -97,11 +99,14 @@ class LiveDomains:
     """Interfaces of running domains.
 
     - interfaces: by target device.
+    - without_tap: interfaces that no tap belongs to, see vifprobe.model.ports; their target is a name of the switch, or
+      the guest's MAC address.
     - problems: files that could not be read (path and reason), so that "not declared" and "unknown" differ.
     - present: libvirt's directory exists.
     """
 
     interfaces: dict[str, Interface] = field(default_factory=dict)
+    without_tap: tuple[Interface, ...] = ()
     problems: tuple[str, ...] = ()
     present: bool = False
 
@@ -109,6 +114,7 @@ class LiveDomains:
 def live_domains(directory: Path = STATUS_DIRECTORY) -> LiveDomains:
     """Return the interfaces of all running domains. Never raises: `problems` has what could not be read."""
     interfaces: dict[str, Interface] = {}
+    without_tap: list[Interface] = []
     problems: list[str] = []
     try:
         paths = sorted(path for path in directory.iterdir() if path.suffix == ".xml")
@@ -118,14 +124,18 @@ def live_domains(directory: Path = STATUS_DIRECTORY) -> LiveDomains:
         return LiveDomains(problems=(f"{directory}: {error.strerror}",), present=True)
     for path in paths:
         try:
-            interfaces.update((interface.target, interface) for interface in _interfaces(_tree(path)))
+            for interface in _interfaces(_tree(path)):
+                if interface.kind in WITHOUT_TAP:
+                    without_tap.append(interface)
+                else:
+                    interfaces[interface.target] = interface
         except FileNotFoundError:  # the guest has ended since
             continue
         except OSError as error:
             problems.append(f"{path}: {error.strerror}")
         except (ET.ParseError, ValueError, LookupError) as error:
             problems.append(f"{path}: {error}")
-    return LiveDomains(interfaces, tuple(problems), present=True)
+    return LiveDomains(interfaces, tuple(without_tap), tuple(problems), present=True)
 
 
 def _tree(path: Path) -> ET.Element:
@@ -153,10 +163,12 @@ def _interfaces(root: ET.Element) -> Iterator[Interface]:
     uuid = _text(domain.find("uuid"))
     for node in domain.iterfind("devices/interface"):
         target = _attribute(node, "target", "dev")
-        if target is None:
-            continue
         actual = node.find("actual")  # of `<interface type='network'>`: what the network's definition came out as
         where = node if actual is None else actual
+        if target is None and where.get("type") in WITHOUT_TAP:
+            target = _attribute(node, "mac", "address")
+        if target is None:
+            continue
         bandwidth = where if where.find("bandwidth") is not None else node
         yield Interface(
             target=target,

@@ -6,16 +6,18 @@ from __future__ import annotations
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Protocol
 
 from vifprobe.analysis.findings.raised import findings
+from vifprobe.analysis.findings.situation import Situation
 from vifprobe.analysis.limit_state import limit_answer
 from vifprobe.analysis.policer import PolicerRow, SetUp, policer_rows
 from vifprobe.errors import KernelError
+from vifprobe.host.declared import unseen_ports
 from vifprobe.host.limits import installed_of
 from vifprobe.host.net import netns as namespaces
 from vifprobe.host.net.events import Event, Events
@@ -23,6 +25,7 @@ from vifprobe.host.net.links import Link, find_link, is_there
 from vifprobe.host.net.selection import select_links
 from vifprobe.model.layout import Direction
 from vifprobe.model.limits import LimitAnswer
+from vifprobe.model.ports import WITHOUT_TAP
 from vifprobe.model.reading import Finding, Limit
 from vifprobe.session.audit.auditor import Auditor
 from vifprobe.session.audit.tap_audit import TapAudit
@@ -135,9 +138,27 @@ def audit_node(
         if netns is not None:
             namespaces.enter(netns)
         with stoppable(lambda: None) as stop:
-            return _without_packets(select_links(taps), limits, directions, seconds, stop)
+            found = _without_packets(select_links(taps), limits, directions, seconds, stop)
     finally:
         namespaces.return_to(home)
+    return found if taps or netns is not None else (*found, *_unseen(directions))
+
+
+def _unseen(directions: tuple[Direction, ...]) -> Iterator[PolicerReport]:
+    """Yield an audit of each port that has no tap: what is declared for it, and why no more is known."""
+    for port, declared in unseen_ports():
+        why = f"{port.target}: {WITHOUT_TAP[port.kind or '']}"
+        set_up = SetUp(port.target, declared, enforced_unknown=(why,), kind=port.kind or "", known_to=("libvirt",))
+        yield PolicerReport(
+            port.target,
+            datetime.now(timezone.utc),
+            0,
+            set_up,
+            directions,
+            findings(Situation(set_up, directions=directions)),
+            port.domain,
+            limit_states={one: limit_answer(set_up, one) for one in directions},
+        )
 
 
 def _with_packets(
