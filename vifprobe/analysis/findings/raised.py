@@ -9,6 +9,7 @@
 | P16: packets that could not be counted | missed |
 | P17: programs that decide packets before they are counted | ahead |
 | P19, P20, P23: what an installed limit or the kind of a port shows by itself | installed |
+| P21: the table of connection tracking | conntrack |
 | S1 to S5: what its SYNs are | flood |
 | S6: what its bursts are | bursts |
 
@@ -17,13 +18,13 @@ Pure: what is known comes in a :class:`Situation`. The numbers from which on som
 
 from __future__ import annotations
 
-from vifprobe.analysis.findings import ahead, bursts, events, flood, installed, missed, set_up, traffic
+from vifprobe.analysis.findings import ahead, bursts, conntrack, events, flood, installed, missed, set_up, traffic
 from vifprobe.analysis.findings.situation import Situation
 from vifprobe.model.reading import Finding
 
 _PARTS = (
     *(missed, ahead),
-    *(set_up, installed, events, traffic, flood, bursts),
+    *(set_up, installed, events, traffic, flood, bursts, conntrack),
 )
 _ORDER = {"critical": 0, "warning": 1, "info": 2}
 

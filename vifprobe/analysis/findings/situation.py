@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vifprobe.analysis.ahead import Ahead
-from vifprobe.analysis.findings.thresholds import FloodThresholds
+from vifprobe.analysis.findings.thresholds import CONNTRACK_SHARE, FloodThresholds
 from vifprobe.analysis.flood.addresses import OwnAddresses
 from vifprobe.analysis.flood.bursts import Bursts
 from vifprobe.analysis.gaps import LimitGap
@@ -86,6 +86,30 @@ class Uplink:
 
 
 @dataclass(frozen=True)
+class ConntrackLoad:
+    """The host's table of connections. dropped_packets: for want of room, between two looks; None: not counted.
+
+    most_syns_by, most_syns_pps: which of the watched taps sends the most SYNs; "" where none does.
+    """
+
+    entries: int
+    entries_max: int
+    dropped_packets: int | None = None
+    most_syns_by: str = ""
+    most_syns_pps: float = 0.0
+
+    @property
+    def is_crowded(self) -> bool:
+        """Return True if there is little room left."""
+        return self.entries >= CONNTRACK_SHARE * self.entries_max
+
+    @property
+    def is_full(self) -> bool:
+        """Return True if there is room for no more."""
+        return self.entries >= self.entries_max
+
+
+@dataclass(frozen=True)
 class Situation:
     """All that is known of one tap when findings are asked for. now_ns: monotonic.
 
@@ -116,6 +140,7 @@ class Situation:
     ahead: tuple[Ahead, ...] = ()
     unseen: Mapping[Direction, int] = field(default_factory=dict)
     device_dropped: Mapping[Direction, int] = field(default_factory=dict)
+    conntrack: ConntrackLoad | None = None
 
     @property
     def has_guest(self) -> bool:

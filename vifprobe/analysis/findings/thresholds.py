@@ -61,6 +61,9 @@ MISSED_SHARE = 0.001
 BURST_NS = 20_000_000
 BURST_WANTED = 0.8
 
+#: P21: share of the conntrack table from which a flood fills the rest in seconds.
+CONNTRACK_SHARE = 0.9
+
 #: P10: frames longer than the bucket, policed to the last one.
 NEVER_CONFORM_PACKETS = 10
 

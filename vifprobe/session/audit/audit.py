@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from vifprobe.analysis.findings.situation import Growth, LinkLoad, Uplink
+from vifprobe.analysis.findings.situation import ConntrackLoad, Growth, LinkLoad, Uplink
 from vifprobe.analysis.limit_state import Seen
 from vifprobe.analysis.policer import SetUp
 from vifprobe.errors import HostError
 from vifprobe.host import declared as declarations
 from vifprobe.host.limits import Installed, LimitReader
+from vifprobe.host.net.conntrack import Conntrack, read_conntrack
 from vifprobe.host.net.links import Link, LinkCounters, list_links_and_counters
 from vifprobe.host.net.uplink import UplinkSample, find_uplink, sample_uplink
 from vifprobe.host.ovs.meters import Meter
@@ -48,6 +49,7 @@ class Look:
     - tcx: programs at ingress.
     - beyond: limits of other interfaces that limit its packets, by name.
     - load: CPU time.
+    - conntrack: the table of connections.
     - uplink: device by which its packets leave the host.
     - problems: what could not be read, as text.
     - gone: the interface does not exist any more.
@@ -61,6 +63,7 @@ class Look:
     beyond: Mapping[str, Installed] = field(default_factory=dict)
     load: LoadSample | None = None
     uplink: UplinkSample | None = None
+    conntrack: Conntrack | None = None
     problems: tuple[str, ...] = ()
     gone: bool = False
 
@@ -97,6 +100,7 @@ def look(
         found = (limits or LimitReader()).read(wanted.values())
     except HostError as error:
         return {link.ifindex: Look(time.monotonic_ns(), problems=(error.message,)) for link in links}
+    conntrack = read_conntrack()
     gone = {link.ifindex: Look(time.monotonic_ns(), problems=("the interface is gone",), gone=True) for link in links}
     return gone | {
         link.ifindex: Look(
@@ -108,6 +112,7 @@ def look(
             beyond={one.name: found[one.ifindex] for one in beyond[link.ifindex]},
             load=_load(pids.get(link.ifindex)),
             uplink=_uplink(uplinks[link.ifindex], counters, found),
+            conntrack=conntrack,
         )
         for link in here
     }
@@ -311,6 +316,16 @@ def load(before: Look, after: Look) -> LinkLoad | None:
         cpus(then.vhost_seconds, now.vhost_seconds),
         cpus(then.softirq_seconds, now.softirq_seconds),
     )
+
+
+def conntrack(before: Look | None, after: Look, syns_pps: Mapping[str, float]) -> ConntrackLoad | None:
+    """Return the table of connections. before: an earlier look; syns_pps: name -> SYNs a second of each watched tap."""
+    now, then = after.conntrack, before.conntrack if before else None
+    if now is None:
+        return None
+    dropped = _more(then.dropped_packets, now.dropped_packets) if then else None
+    name, most = max(syns_pps.items(), key=lambda one: one[1], default=("", 0.0))
+    return ConntrackLoad(now.entries, now.entries_max, dropped, name if most else "", most)
 
 
 def uplink(before: Look, after: Look) -> Uplink | None:

@@ -51,6 +51,9 @@ class Auditor:
         reader: LimitReader | None = None,
     ) -> None:
         self.taps = {link.ifindex: TapAudit(link, limits, found[link.ifindex]) for link in links}
+        syns_pps: dict[str, float] = {}
+        for tap in self.taps.values():
+            tap.syns_pps = syns_pps
         self._links = [tap.link for tap in self.taps.values()]
         self._wake, self._closed = threading.Event(), False
         self._reader, self._holders = reader or LimitReader(), processes.Holders()

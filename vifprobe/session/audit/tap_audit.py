@@ -20,7 +20,7 @@ from vifprobe.host.limits import Installed
 from vifprobe.host.net.events import Event
 from vifprobe.host.net.links import Link
 from vifprobe.host.ovs.meters import Meter
-from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.layout import Direction, PacketClass, Verdict
 from vifprobe.model.limits import DeclaredLimit, InstalledLimit
 from vifprobe.model.reading import Cells, Finding, Limit, Reading, count, no_cells, subtract
 from vifprobe.session.audit import audit
@@ -36,7 +36,7 @@ _FINDINGS_NS = 100_000_000
 _GROWTH_NS = 800_000_000
 _SAMPLES = 128
 #: Findings that traffic has proved in any part of a run are findings of the whole run.
-_REMEMBERED = ("P4", "P5", "P6", "P7", "P8", "P10", "P14", "P15", "P17", "S1", "S2", "S3", "S4", "S5", "S6")
+_REMEMBERED = ("P4", "P5", "P6", "P7", "P8", "P10", "P14", "P15", "P17", "P21", "S1", "S2", "S3", "S4", "S5", "S6")
 
 
 class TapAudit:
@@ -59,6 +59,7 @@ class TapAudit:
         self._last_ns = self._changed_ns = 0
         self._remembered: dict[str, Finding] = {}
         self.syn_tracker: TapSynTracker | None = None
+        self.syns_pps: dict[str, float] = {}
         self.gone = False
         self._busy_ns, self._begun_ns = 0, time.monotonic_ns()
         self._received_ns = 0
@@ -94,7 +95,7 @@ class TapAudit:
             self._received_ns = look.at_ns
         kept = [one for one in self.looks[1:] if look.at_ns - one.at_ns < _WINDOW_NS]
         self.looks = (*self.looks[:1], *kept, look)
-        if (before.tcx, before.beyond, before.problems) != (look.tcx, look.beyond, look.problems):
+        if _news_in(before) != _news_in(look):
             self._looked_news += 1
 
     def follow(self, events: Sequence[Event], found: Installed, passed: Mapping[Direction, int | None]) -> bool:
@@ -235,6 +236,9 @@ class TapAudit:
             # Packets from before a change are no evidence about the current limits.
             since_ns, before = self._window[0] if self._window else (now_ns, cells)
             seen = replace(reading, cells=subtract(cells, before), duration_ns=now_ns - since_ns)
+        if seen is not None and seen.duration_ns > 0:
+            syns = seen.offered(Direction.OUTBOUND, PacketClass.TCP_SYN).packets
+            self.syns_pps[self.link.name] = syns / seen.duration_ns * 1e9
         known = self.situation_without_packets(reading.directions, reading.final and not changed)
         known = replace(known, reading=seen, reasons=reasons, samples=tuple(self._samples))
         if not reading.final:
@@ -269,6 +273,7 @@ class TapAudit:
             installs_before=self.tracker.installs_before,
             load=audit.load(then, now) if then and now else None,
             uplink=audit.uplink(then, now) if then and now else None,
+            conntrack=audit.conntrack(then, self.looks[-1], self.syns_pps) if self.looks else None,
             directions=directions,
             ahead=self.earlier.all,
             unseen={Direction.OUTBOUND: self.device.unseen},
@@ -341,6 +346,12 @@ def passed_bytes(cells: Cells, reasons: Mapping[int, str]) -> dict[Direction, in
         known = not (rows["verdict"] == Verdict.UNKNOWN).any()
         found[direction] = count(let_through(rows, reasons)).charged_bytes if known else None
     return found
+
+
+def _news_in(look: Look) -> tuple[object, ...]:
+    """Return what findings of a tap without packets depend on."""
+    table = audit.conntrack(None, look, {})
+    return look.tcx, look.beyond, look.problems, table is not None and table.is_crowded
 
 
 def _main(set_up: SetUp) -> dict[Direction, InstalledLimit | None]:
