@@ -56,10 +56,21 @@ static __always_inline u64 verdict_of(u64 skb, u64 reason, u32 location, struct 
 }
 
 /*
+ * True: generic XDP dropped the packet. It has a reason for a failed redirect only (net/core/dev.c, do_xdp_generic). The
+ * tracepoint netif_receive_skb is before it, tc behind it.
+ */
+static __always_inline bool is_by_xdp(u64 reason, u32 location, struct cpu_state *state)
+{
+	if (HAS_REASON && likely(reason != REASON_NOT_SPECIFIED) && likely(reason != REASON_XDP))
+		return false;
+	return location - (u32)LOADED(XDP_FROM) < (u32)LOADED(XDP_BYTES) && !(state->traits & TRAIT_TRACED_OUTBOUND);
+}
+
+/*
  * The kernel reuses the address of a freed skb at once. The pending packet may have passed long ago, and its address
  * may belong to another skb. Such an skb was received elsewhere: not on this tap ...
  */
-static __always_inline bool is_foreign(u64 skb, struct cpu_state *state)
+static __always_inline bool is_foreign(u64 skb, u64 reason, u32 location, struct cpu_state *state)
 {
 	/* 0: not received on any device. */
 	if (FIELD(u32, skb, SKB_IIF_OFFSET) != state->ifindex)
@@ -67,10 +78,13 @@ static __always_inline bool is_foreign(u64 skb, struct cpu_state *state)
 	/* ... or on a device with the same number in another network namespace ... */
 	if (in_other_netns(skb))
 		return true;
+	/* ... or on this tap, but freed before the hook: by generic XDP ... */
+	if (unlikely(is_by_xdp(reason, location, state)))
+		return true;
 	/*
-	 * ... or on this tap, but freed before the hook: the kernel cannot remove a tag that ends with the frame
-	 * (net/core/skbuff.c, skb_vlan_untag). A guest can send such frames. skb->len is without the L2 header here;
-	 * of the pending packet it is that small only if the frame was.
+	 * ... or because the kernel cannot remove a tag that ends with the frame (net/core/skbuff.c, skb_vlan_untag). A
+	 * guest can send such frames. skb->len is without the L2 header here; of the pending packet it is that small
+	 * only if the frame was.
 	 */
 	if (unlikely(FIELD(u32, skb, SKB_LEN_OFFSET) < VLAN_TAG_LEN + 2)) {
 		u16 type = bpf_ntohs((u16)FIELD(u16, skb, SKB_PROTOCOL_OFFSET));
@@ -86,7 +100,7 @@ static __always_inline bool drop_outbound(struct cpu_state *state, u64 skb, u64 
 {
 	u64 verdict;
 
-	if (unlikely(is_foreign(skb, state)))
+	if (unlikely(is_foreign(skb, reason, location, state)))
 		return false;
 	/* The reader has already counted the packet: its call chain ended long ago. This is a later drop or skb. */
 	if (unlikely((s32)(state->now - state->epoch) >= EPOCHS_IN_FLIGHT)) {

@@ -20,7 +20,7 @@ from vifprobe.kernel.btf import Btf
 from vifprobe.kernel.features import Features, missing_capabilities
 from vifprobe.kernel.police import police_function
 from vifprobe.kernel.settings import Settings
-from vifprobe.kernel.symbols import function_ranges
+from vifprobe.kernel.symbols import function_ranges, generic_xdp
 from vifprobe.kernel.tables.maps import Tables
 from vifprobe.kernel.toolchain.cache import compiled
 from vifprobe.kernel.toolchain.instructions import MapOf, Number, ValueOf, linked
@@ -299,6 +299,9 @@ class Programs:
             Loaded.SHARED: ValueOf(self._tables.fd("shared")),
             Loaded.PER_CPU_PLACE: MapOf(self._tables.fd("per_cpu_place")),
         }
+        if function == "drop":  # reading the kernel's symbols takes some 50 ms
+            xdp_from, xdp_bytes = generic_xdp()
+            constants |= {Loaded.XDP_FROM: Number(xdp_from), Loaded.XDP_BYTES: Number(xdp_bytes)}
         return linked(self._compiled.code[function], self._tables.fds, constants)
 
     def _unload(self, name: str) -> None:

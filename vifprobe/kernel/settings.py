@@ -163,6 +163,8 @@ class Settings:
             # -1: this kernel does not have this reason, or has no drop reasons.
             "REASON_TC_INGRESS": _or_none(features.reason_number("TC_INGRESS")),
             "REASON_NETFILTER_DROP": _or_none(features.reason_number("NETFILTER_DROP")),
+            "REASON_NOT_SPECIFIED": _or_none(features.reason_number("NOT_SPECIFIED")),
+            "REASON_XDP": _or_none(features.reason_number("XDP")),
             "TC_INGRESS_FROM": f"{features.tc_ingress[0]}u",
             "TC_INGRESS_END": f"{features.tc_ingress[1]}u",
             "NETFILTER_FROM": f"{features.netfilter[0]}u",

@@ -69,6 +69,20 @@ def function_ranges(*names: str) -> tuple[tuple[int, int], ...]:
     return tuple(_range(name.encode(), text) for name in names)
 
 
+#: In this order in net/core/dev.c. The compiler inlines some of them into others, or makes copies.
+_GENERIC_XDP = ("bpf_prog_run_generic_xdp", "netif_receive_generic_xdp", "generic_xdp_tx", "do_xdp_generic")
+_GENERIC_XDP_BYTES = 16384
+
+
+@cache
+def generic_xdp() -> tuple[int, int]:
+    """Return (low half of the address, length) of the code that frees what generic XDP drops; (0, 0) where unknown."""
+    *others, (start, end) = function_ranges(*_GENERIC_XDP)
+    near = [at for at, _ in others if at and 0 <= end - at <= _GENERIC_XDP_BYTES]
+    start = min([start, *near])
+    return (start, end - start) if end > start else (0, 0)
+
+
 def _range(name: bytes, text: bytes) -> tuple[int, int]:
     suffix = re.compile(rb"(?:\.(?:constprop|isra)\.\d+)?\n")
     at = -1

@@ -216,6 +216,8 @@ class Loaded(IntEnum):
     DIRECTION = 0x76707064  # of the packets that the program is attached for
     CELL_FACTOR = 0x76707066  # factor of the hash of cells' keys, drawn anew for each run
     NETNS = 0x7670706E  # number of the taps' network namespace
+    XDP_FROM = 0x76707078  # low half of the address of the kernel's code of generic XDP
+    XDP_BYTES = 0x76707079  # and its length; 0: unknown
 
 
 PENDING_SAMPLED = 0x4000  # beside a tap's traits in a CPU's state: the pending packet's headers are staged

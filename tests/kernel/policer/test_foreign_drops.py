@@ -7,14 +7,17 @@ Each way is shown to be a danger first: with the check taken out of the C text, 
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from ahead_kit import dropping, xdp
 from probe_kit import FIRST_CPU, FLOOD_SECONDS, KERNEL, SYN, Watched, forwarding, watch_flood
 
 from vifprobe import Probe
 from vifprobe.kernel import load
+from vifprobe.kernel.attach import has_tcx
 from vifprobe.kernel.toolchain.source import source_text
 from vifprobe.model.layout import Verdict
 from vifprobe.testing.net.links import nft_ingress_limit
@@ -30,6 +33,7 @@ TORN_TAG = SYN[:12] + bytes.fromhex("81000007")
 IIF = ("FIELD(u32, skb, SKB_IIF_OFFSET) != state->ifindex", "false")
 NETNS = ("INUM_OFFSET) != LOADED(NETNS)", "INUM_OFFSET) == LOADED(NETNS) + 7")
 TAG = ("if (unlikely(FIELD(u32, skb, SKB_LEN_OFFSET) < VLAN_TAG_LEN + 2))", "if (0)")
+XDP = ("if (unlikely(is_by_xdp(reason, location, state)))", "if (0)")
 
 Foreigners = Callable[[ExitStack, Tap], tuple[list[int], list[bytes]]]
 
@@ -61,6 +65,14 @@ def own_torn_frames(stack: ExitStack, tap: Tap) -> tuple[list[int], list[bytes]]
     return [tap.fd], [SYN, TORN_TAG]
 
 
+def own_frames_to_xdp(stack: ExitStack, tap: Tap) -> tuple[list[int], list[bytes]]:
+    """The guest's own frames that generic XDP drops, with vifprobe's tc program behind it."""
+    if not has_tcx(tap.ifindex):
+        subprocess.run(["tc", "qdisc", "add", "dev", tap.name, "clsact"], check=True)
+    stack.enter_context(xdp("xdp_some", dropping(0x99), tap.ifindex, "generic"))
+    return [tap.fd], [SYN, SYN[:5] + b"\x99" + SYN[6:]]
+
+
 @contextmanager
 def without(check: tuple[str, str]) -> Iterator[None]:
     """The programs compiled without one of their checks."""
@@ -72,6 +84,10 @@ def without(check: tuple[str, str]) -> Iterator[None]:
         yield
 
 
+#: Those of the tap that do not come to the hook.
+UNSEEN = (own_torn_frames, own_frames_to_xdp)
+
+
 def run(tap: Tap, foreigners: Foreigners, count: int) -> Watched:
     """`count` frames of the tap, one foreign one after each."""
     with ExitStack() as stack:
@@ -80,13 +96,15 @@ def run(tap: Tap, foreigners: Foreigners, count: int) -> Watched:
         writing = writer(fds, frames, count=2 * count, seconds=FLOOD_SECONDS, cpu=FIRST_CPU)
         flooding = stack.enter_context(writing)
         probe = stack.enter_context(Probe(tap.name, bin_ns=1_000_000))
-        # The tap's driver counts torn frames, which no program sees: missed, once the run takes some seconds.
-        found = watch_flood(probe, [flooding], missed_max=count if foreigners is own_torn_frames else 0)
+        # The tap's driver counts frames that the hook does not see: missed, once the run takes some seconds.
+        found = watch_flood(probe, [flooding], missed_max=count if foreigners in UNSEEN else 0)
     assert found.total().packets == count
     return found
 
 
-@pytest.mark.parametrize("foreigners", [another_tap, limited_tap, same_number_elsewhere, own_torn_frames])
+@pytest.mark.parametrize(
+    "foreigners", [another_tap, limited_tap, same_number_elsewhere, own_torn_frames, own_frames_to_xdp]
+)
 def test_what_passes_has_passed(tap: Tap, foreigners: Foreigners) -> None:
     """0 dropped and 0 policed, in counts and in bins, while every second skb on this CPU is dropped."""
     found = run(tap, foreigners, COUNT)
@@ -101,6 +119,7 @@ def test_what_passes_has_passed(tap: Tap, foreigners: Foreigners) -> None:
         (limited_tap, IIF, Verdict.POLICED),
         (same_number_elsewhere, NETNS, Verdict.DROPPED),
         (own_torn_frames, TAG, Verdict.DROPPED),
+        (own_frames_to_xdp, XDP, Verdict.DROPPED),
     ],
 )
 def test_the_danger_is_real(tap: Tap, foreigners: Foreigners, check: tuple[str, str], verdict: Verdict) -> None:
@@ -109,3 +128,17 @@ def test_the_danger_is_real(tap: Tap, foreigners: Foreigners, check: tuple[str, 
     with without(check):
         found = run(tap, foreigners, count)
     assert found.total(verdict).packets > count // 2
+
+
+def test_where_the_hook_is_before_xdp_its_drops_count(tap: Tap) -> None:
+    """Without tcx and without a qdisc, the tracepoint counts; it runs first (net/core/dev.c)."""
+    if has_tcx(tap.ifindex):
+        pytest.skip("kernel: tcx is used")
+    with ExitStack() as stack:
+        stack.enter_context(xdp("xdp_some", dropping(0x99), tap.ifindex, "generic"))
+        stack.enter_context(forwarding(tap))
+        frames = [SYN, SYN[:5] + b"\x99" + SYN[6:]]
+        flooding = stack.enter_context(writer([tap.fd], frames, count=2018, seconds=FLOOD_SECONDS, cpu=FIRST_CPU))
+        probe = stack.enter_context(Probe(tap.name))
+        found = watch_flood(probe, [flooding])
+    assert found.total(Verdict.PASSED).packets == found.total(Verdict.DROPPED).packets == 1009

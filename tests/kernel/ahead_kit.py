@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,12 +15,30 @@ from vifprobe.kernel.tcx import tcx_program_ids
 
 _BPF_PROG_TYPE_XDP, _BPF_XDP = 6, 37
 #: XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE (include/uapi/linux/if_link.h)
+_XDP_DROP, _XDP_PASS = 1, 2
 XDP_MODES = {"generic": 2, "native": 4}
 
 
 def returning(code: int) -> bytes:
     """r0 = code; exit. TCX_PASS 0, TCX_DROP 2; XDP_DROP 1, XDP_PASS 2."""
     return bytes((0xB7, 0, 0, 0, code, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0))
+
+
+def dropping(last_of_mac: int) -> bytes:
+    """An XDP program that drops the frames whose destination MAC ends so."""
+    code = [
+        struct.pack("=BBhi", 0x61, 0x12, 0, 0),  # r2 = data (struct xdp_md)
+        struct.pack("=BBhi", 0x61, 0x13, 4, 0),  # r3 = data_end
+        struct.pack("=BBhi", 0xB7, 0, 0, _XDP_PASS),
+        struct.pack("=BBhi", 0xBF, 0x24, 0, 0),  # r4 = r2 + 14
+        struct.pack("=BBhi", 0x07, 4, 0, 14),
+        struct.pack("=BBhi", 0x2D, 0x34, 3, 0),  # if r4 > r3: end
+        struct.pack("=BBhi", 0x71, 0x25, 5, 0),  # r5 = byte 5
+        struct.pack("=BBhi", 0x55, 5, 1, last_of_mac),  # if r5 != ...: end
+        struct.pack("=BBhi", 0xB7, 0, 0, _XDP_DROP),
+        struct.pack("=BBhi", 0x95, 0, 0, 0),
+    ]
+    return b"".join(code)
 
 
 @contextmanager
@@ -58,9 +77,12 @@ def fighting(name: str, code: int, ifindex: int) -> Iterator[None]:
 
 
 @contextmanager
-def xdp(name: str, code: int, ifindex: int, mode: str) -> Iterator[None]:
-    """An XDP program, as `ip link set dev X xdp` sets it; mode `link`: by a BPF link, in the driver."""
-    text = returning(code)
+def xdp(name: str, code: int | bytes, ifindex: int, mode: str) -> Iterator[None]:
+    """An XDP program, as `ip link set dev X xdp` sets it; mode `link`: by a BPF link, in the driver.
+
+    code: what it returns, or all of it.
+    """
+    text = returning(code) if isinstance(code, int) else code
     program = libbpf.library().bpf_prog_load(
         _BPF_PROG_TYPE_XDP, name.encode(), b"GPL", text, ctypes.c_size_t(len(text) // 8), None
     )
