@@ -91,7 +91,8 @@ struct cpu_state {
 	u64 policed_sequence; /* last packet that the police action dropped, see progs/police_exit.c */
 	u64 unplaced_drops;   /* netfilter drops whose chain is not known */
 	u64 next_way;             /* inbound: next entry to replace in a full row */
-	u64 third_spares[2];
+	u64 copied_sequence; /* last pending packet of which a copy was sent, see lib/copies.c */
+	u64 copy;            /* the copy that a driver handles now: its address; 0: none */
 	/* fourth line: finds the chain of a netfilter drop, see lib/chains.c */
 	u64 ip_received;      /* packets received by the IP stack on this CPU when the pending packet arrived */
 	u64 ip_counter_at;    /* address of this CPU's counter of IPv4 packets; 0: not looked up yet */
@@ -100,7 +101,7 @@ struct cpu_state {
 	u32 hooks_from;       /* address range of nf_hook_slow, low halves; written by user space */
 	u32 hooks_end;
 	u32 protocol;         /* of the pending packet as it arrived, in network order */
-	u32 spare_half;
+	u32 copies;           /* of packet copied_sequence: taken by a driver */
 	u64 spare_words[2];
 #if FOLLOW_INBOUND
 	/* fifth line: the inbound packet that the driver handles now, see progs/xmit.c */
@@ -224,6 +225,23 @@ BPF_F_TABLE("array", u32, struct used_cells, used_cells, CPUS * TAPS, BPF_F_MMAP
 /* A counter for each key without size and reason. There are OVERFLOW_PARTS sets of them; some CPUs share one set. */
 BPF_F_TABLE("array", u32, struct overflow, overflow, OVERFLOW_PARTS * TAPS * OVERFLOW_KEYS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct missed, misses, CPUS * TAPS * DIRECTION_COUNT, BPF_F_MMAPABLE);
+
+#if FOLLOW_INBOUND
+/* Packets of one tap that were lost at one device, for one reason. */
+struct device_loss {
+	u64 key;     /* drop reason << 32 | ifindex; 0: free */
+	u64 dropped; /* the packet itself: it counts as dropped */
+	u64 copies;  /* a copy of a packet that counts as passed, or such a packet later, in a queue */
+};
+
+struct device_losses {
+	struct device_loss at[DEVICE_LOSSES];
+	u64 others; /* with another key, for which there was no room */
+};
+
+/* By CPU and tap. */
+BPF_F_TABLE("array", u32, struct device_losses, device_losses, CPUS * TAPS, BPF_F_MMAPABLE);
+#endif
 
 /*
  * Everything that each packet needs, in one table with one value. It covers few pages, and the loader writes its

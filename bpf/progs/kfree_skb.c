@@ -55,6 +55,12 @@ static __always_inline u64 verdict_of(u64 skb, u64 reason, u32 location, struct 
 	return VERDICT_POLICED;
 }
 
+/* function: low half of its address, length << 32 */
+static __always_inline bool is_in(u32 location, u64 function)
+{
+	return location - (u32)function < (u32)(function >> 32);
+}
+
 /*
  * True: generic XDP dropped the packet. It has a reason for a failed redirect only (net/core/dev.c, do_xdp_generic). The
  * tracepoint netif_receive_skb is before it, tc behind it.
@@ -63,7 +69,9 @@ static __always_inline bool is_by_xdp(u64 reason, u32 location, struct cpu_state
 {
 	if (HAS_REASON && likely(reason != REASON_NOT_SPECIFIED) && likely(reason != REASON_XDP))
 		return false;
-	return location - (u32)LOADED(XDP_FROM) < (u32)LOADED(XDP_BYTES) && !(state->traits & TRAIT_TRACED_OUTBOUND);
+	if (state->traits & TRAIT_TRACED_OUTBOUND)
+		return false;
+	return is_in(location, LOADED(XDP_RUN)) || is_in(location, LOADED(XDP_DO)) || is_in(location, LOADED(XDP_TX));
 }
 
 /*
@@ -95,24 +103,6 @@ static __always_inline bool is_foreign(u64 skb, u64 reason, u32 location, struct
 	return false;
 }
 
-/* The pending outbound packet was freed. True: nothing else has to be done. */
-static __always_inline bool drop_outbound(struct cpu_state *state, u64 skb, u64 reason, u32 location)
-{
-	u64 verdict;
-
-	if (unlikely(is_foreign(skb, reason, location, state)))
-		return false;
-	/* The reader has already counted the packet: its call chain ended long ago. This is a later drop or skb. */
-	if (unlikely((s32)(state->now - state->epoch) >= EPOCHS_IN_FLIGHT)) {
-		state->late_verdicts++;
-		return false;
-	}
-	verdict = verdict_of(skb, reason, location, state);
-	settle(state, verdict, reason << 32 | location);
-	/* A packet that the policer dropped was never in flight to another tap, or to this one. */
-	return verdict == VERDICT_POLICED;
-}
-
 #if FOLLOW_INBOUND
 #if HAS_QDISC_REASON
 /*
@@ -131,7 +121,72 @@ static __always_inline bool is_qdisc_reason(u64 reason)
 	return false;
 }
 #endif
+#endif
 
+#if FOLLOW_INBOUND
+/* The device behind the tap lost it: its ring or its qdisc was full. Bottom halves are off. */
+static __always_inline bool is_loss_at_device(u64 reason)
+{
+	return HAS_REASON && (reason == REASON_FULL_RING || is_qdisc_reason(reason));
+}
+
+/*
+ * Verdict of the pending packet, which was dropped behind tc ingress: it has passed if a copy of it was sent. Count it
+ * with the device that lost it.
+ */
+static __always_inline u64 verdict_behind(struct cpu_state *state, u64 skb, u64 reason, u32 location)
+{
+	bool at_tc = HAS_REASON ? reason == REASON_TC_INGRESS : within(location, TC_INGRESS_FROM, TC_INGRESS_END);
+	bool has_passed = !at_tc && unlikely(has_copy(state, skb));
+
+	if (has_passed || is_loss_at_device(reason))
+		count_at_device(state, state->number, reason, ifindex_of(skb), has_passed);
+	return has_passed ? VERDICT_PASSED : VERDICT_DROPPED;
+}
+
+/* A packet of a tap, but not the pending one, was lost at a device: a copy, or a packet that waited in a queue. */
+static __always_inline void lose_copy(struct cpu_state *state, u64 skb, u64 address, u64 reason)
+{
+	struct tap *tap;
+
+	/* Rules out a qdisc's drop, which can have the address of a copy that was sent and consumed. */
+	if (state->copy == address && !is_qdisc_reason(reason))
+		forget_copy(state);
+	if (likely(!is_loss_at_device(reason)) || !FIELD(u64, skb, SKB_DEV_OFFSET) || in_other_netns(skb))
+		return;
+	tap = tap_of(FIELD(u32, skb, SKB_IIF_OFFSET));
+	if (tap)
+		count_at_device(state, tap->number, reason, ifindex_of(skb), true);
+}
+#else
+static __always_inline u64 verdict_behind(struct cpu_state *state, u64 skb, u64 reason, u32 location)
+{
+	return VERDICT_DROPPED;
+}
+
+static __always_inline void lose_copy(struct cpu_state *state, u64 skb, u64 address, u64 reason) {}
+#endif
+
+/* The pending outbound packet was freed. The verdict, or VERDICT_UNKNOWN: it was another skb, or too late. */
+static __always_inline u64 drop_outbound(struct cpu_state *state, u64 skb, u64 reason, u32 location)
+{
+	u64 verdict;
+
+	if (unlikely(is_foreign(skb, reason, location, state)))
+		return VERDICT_UNKNOWN;
+	/* The reader has already counted the packet: its call chain ended long ago. This is a later drop or skb. */
+	if (unlikely((s32)(state->now - state->epoch) >= EPOCHS_IN_FLIGHT)) {
+		state->late_verdicts++;
+		return VERDICT_UNKNOWN;
+	}
+	verdict = verdict_of(skb, reason, location, state);
+	if (verdict == VERDICT_DROPPED)
+		verdict = verdict_behind(state, skb, reason, location);
+	settle(state, verdict, verdict == VERDICT_PASSED ? 0 : reason << 32 | location);
+	return verdict;
+}
+
+#if FOLLOW_INBOUND
 /*
  * Verdict of an inbound packet that was dropped before the driver: policed when the shaper of the tap, or a police
  * action before it, dropped it.
@@ -230,7 +285,7 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 location;
 	struct cpu_state *state = own_state();
-	u64 skb = ctx->args[0], address = skb, reason = 0;
+	u64 skb = ctx->args[0], address = skb, reason = 0, verdict = VERDICT_UNKNOWN;
 
 	/* Verifier: else the compiler would use the equal number in the CPU's state, which is not a typed pointer. */
 	barrier_var(address);
@@ -241,9 +296,14 @@ int drop(struct bpf_raw_tracepoint_args *ctx)
 	reason = ctx->args[2]; /* an enum of 32 bits, without a sign: trace/bpf_probe.h, CAST_TO_U64 */
 #endif
 	location = ctx->args[1];
-	if (state->skb == address && drop_outbound(state, skb, reason, location))
+	if (state->skb == address)
+		verdict = drop_outbound(state, skb, reason, location);
+	/* A packet that the policer dropped was never in flight to another tap, or to this one. */
+	if (verdict == VERDICT_POLICED)
 		return 0;
 #if FOLLOW_INBOUND
+	if (verdict == VERDICT_UNKNOWN)
+		lose_copy(state, skb, address, reason);
 	drop_inbound(state, skb, reason, location);
 #endif
 	return 0;

@@ -64,9 +64,15 @@ static __always_inline void passed(struct cpu_state *state)
 int on_start_xmit(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 skb = ctx->args[0], device = ctx->args[1], address;
-	struct tap *tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
+	struct tap *tap;
 	struct cpu_state *state;
 
+	if (unlikely(is_cloned(skb))) {
+		address = skb;
+		barrier_var(address);
+		note_copy(own_state(), skb, address);
+	}
+	tap = tap_of(FIELD(u32, device, NET_DEVICE_IFINDEX));
 	/* For the packets of all other devices, the program ends here. */
 	if (!tap || !(tap->traits & TRAIT_INBOUND) || is_of_other_netns(device))
 		return 0;
@@ -93,6 +99,9 @@ int on_xmit(struct bpf_raw_tracepoint_args *ctx)
 
 	/* Verifier: else the compiler would use the equal number in the CPU's state, which is not a typed pointer. */
 	barrier_var(address);
+	/* The driver has not freed the copy. */
+	if (unlikely(state->copy == address))
+		state->copy = 0;
 	/* For the packets of all other devices, the program ends here ... */
 	if (!state->in_driver.skb || state->in_driver.skb != address)
 		return 0;

@@ -156,6 +156,7 @@ _TRACE_FIELDS = {
     "SKB_VLAN_TCI": ("sk_buff", "vlan_tci"),
     "SKB_VLAN_PROTO": ("sk_buff", "vlan_proto"),
     "NET_DEVICE_IFINDEX": ("net_device", "ifindex"),
+    "SHARED_INFO_DATAREF": ("skb_shared_info", "dataref"),
     "SHARED_INFO_GSO_SIZE": ("skb_shared_info", "gso_size"),
     # struct qdisc_skb_cb, include/net/sch_generic.h: pkt_len is in an anonymous struct since 5.12.
     "QDISC_CB_PKT_LEN": ("qdisc_skb_cb", "pkt_len"),
@@ -188,6 +189,10 @@ def read_trace_fields() -> TraceFields:
             offsets |= {"SKB_VLAN": btf.offset_bytes("sk_buff", "vlan_all"), "SKB_VLAN_BYTES": 4, "SKB_VLAN_MASK": -1}
         else:
             offsets |= {"SKB_VLAN": bit // 8, "SKB_VLAN_BYTES": 1, "SKB_VLAN_MASK": 1 << bit % 8}
+        cloned = btf.offset_bits("sk_buff", "cloned")
+        if cloned is None:
+            raise KernelError("struct sk_buff of this kernel has no member cloned.")
+        offsets |= {"SKB_CLONED": cloned // 8, "SKB_CLONED_MASK": 1 << cloned % 8}
         ids = {name: btf.tracepoint_id(name) for name in _TRACEPOINTS}
         return TraceFields(offsets, ids | {"__skb_gso_segment": btf.function_id("__skb_gso_segment") or 0})
 

@@ -300,8 +300,8 @@ class Programs:
             Loaded.PER_CPU_PLACE: MapOf(self._tables.fd("per_cpu_place")),
         }
         if function == "drop":  # reading the kernel's symbols takes some 50 ms
-            xdp_from, xdp_bytes = generic_xdp()
-            constants |= {Loaded.XDP_FROM: Number(xdp_from), Loaded.XDP_BYTES: Number(xdp_bytes)}
+            places = zip((Loaded.XDP_RUN, Loaded.XDP_DO, Loaded.XDP_TX), generic_xdp(), strict=True)
+            constants |= {name: Number(place) for name, place in places}
         return linked(self._compiled.code[function], self._tables.fds, constants)
 
     def _unload(self, name: str) -> None:

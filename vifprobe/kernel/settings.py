@@ -186,6 +186,7 @@ def _inbound_values(features: Features) -> dict[str, int | str]:
     bits = sum(1 << number for number in features.qdisc_reasons)
     return {
         "HAS_QDISC_REASON": int(bits != 0),
+        "REASON_FULL_RING": _or_none(features.reason_number("FULL_RING")),
         "QDISC_SUBSYSTEM": _or_none(features.qdisc_subsystem),
         "QDISC_REASONS_LOW": f"{bits & (1 << 64) - 1}ull",
         "QDISC_REASONS_HIGH": f"{bits >> 64 & (1 << 64) - 1}ull",

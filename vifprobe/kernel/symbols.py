@@ -69,18 +69,14 @@ def function_ranges(*names: str) -> tuple[tuple[int, int], ...]:
     return tuple(_range(name.encode(), text) for name in names)
 
 
-#: In this order in net/core/dev.c. The compiler inlines some of them into others, or makes copies.
-_GENERIC_XDP = ("bpf_prog_run_generic_xdp", "netif_receive_generic_xdp", "generic_xdp_tx", "do_xdp_generic")
-_GENERIC_XDP_BYTES = 16384
-
-
 @cache
-def generic_xdp() -> tuple[int, int]:
-    """Return (low half of the address, length) of the code that frees what generic XDP drops; (0, 0) where unknown."""
-    *others, (start, end) = function_ranges(*_GENERIC_XDP)
-    near = [at for at, _ in others if at and 0 <= end - at <= _GENERIC_XDP_BYTES]
-    start = min([start, *near])
-    return (start, end - start) if end > start else (0, 0)
+def generic_xdp() -> tuple[int, ...]:
+    """Return the functions that free what generic XDP drops: low half of the address, length << 32; 0 where unknown.
+
+    net/core/dev.c. The compiler inlines the first one into the second one on some kernels.
+    """
+    found = function_ranges("netif_receive_generic_xdp", "do_xdp_generic", "generic_xdp_tx")
+    return tuple(start | (end - start & 0xFFFFFFFF) << 32 for start, end in found)
 
 
 def _range(name: bytes, text: bytes) -> tuple[int, int]:

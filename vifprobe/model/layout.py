@@ -216,8 +216,9 @@ class Loaded(IntEnum):
     DIRECTION = 0x76707064  # of the packets that the program is attached for
     CELL_FACTOR = 0x76707066  # factor of the hash of cells' keys, drawn anew for each run
     NETNS = 0x7670706E  # number of the taps' network namespace
-    XDP_FROM = 0x76707078  # low half of the address of the kernel's code of generic XDP
-    XDP_BYTES = 0x76707079  # and its length; 0: unknown
+    XDP_RUN = 0x76707078  # a kernel function of generic XDP: low half of its address, length << 32; 0: unknown
+    XDP_DO = 0x76707079  # another one
+    XDP_TX = 0x7670707A  # another one
 
 
 PENDING_SAMPLED = 0x4000  # beside a tap's traits in a CPU's state: the pending packet's headers are staged
@@ -241,6 +242,7 @@ WHAT_IFS_MAX = 8  # limits tried out at once: each costs every packet some 10 ns
 BUCKET_SLACK_NS = 50_000  # an installed policer looks at the clock that much later than the ideal bucket, at most
 FLOW_WAYS = 4  # handshakes that share a row: two cache lines
 INFLIGHT_WAYS = 8  # inbound packets on their way that share a row: their addresses fill one cache line
+DEVICE_LOSSES = 8  # devices and reasons of one tap's packets lost behind it that are told apart, for each CPU
 EPOCHS_IN_FLIGHT = 2  # a packet whose slot is this many epochs old has its verdict: its call chain has ended
 
 
@@ -319,6 +321,7 @@ def c_header() -> str:
         f"#define VLAN_TAG_LEN {VLAN_TAG_BYTES}",
         f"#define FLOW_WAYS {FLOW_WAYS}",
         f"#define INFLIGHT_WAYS {INFLIGHT_WAYS}",
+        f"#define DEVICE_LOSSES {DEVICE_LOSSES}",
         f"#define EPOCHS_IN_FLIGHT {EPOCHS_IN_FLIGHT}",
         f"#define HLL_REGISTERS {HLL_REGISTERS}",
         f"#define HLL_BITS {HLL_REGISTERS.bit_length() - 1}",

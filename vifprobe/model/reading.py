@@ -46,6 +46,21 @@ class Counts(NamedTuple):
         return Counts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
+class LostAt(NamedTuple):
+    """Packets of a tap that were lost at another device since the start of the run.
+
+    - device: name of the device; "" for several, of which no more is known.
+    - reason: number of the kernel's drop reason.
+    - dropped: packets that count as dropped.
+    - copies: copies of packets that count as passed, and packets that count as passed and were lost later, in a queue.
+    """
+
+    device: str
+    reason: int
+    dropped: int
+    copies: int
+
+
 def no_cells() -> Cells:
     """An empty cell table."""
     return np.zeros(0, dtype=CELL)
@@ -160,6 +175,7 @@ class Reading:
     nobody looked. what_ifs: what limits that were tried out would have done, counted at arrival. untracked: in
     totals, inbound packets of which only the end was seen: waiting since before the start, or cut from a longer frame.
     gone_ns: when the tap was seen to be deleted, monotonic, from the start of the run; None while it is there.
+    lost_at: packets that other devices lost; empty in a loaded capture, whose notes have it.
     kind: of the device, see vifprobe.model.ports; of what is not a guest's port, outbound is what it received, inbound
     what it sent.
 
@@ -192,6 +208,7 @@ class Reading:
     queued: Cells = field(default_factory=no_cells)
     gone_ns: int | None = None
     kind: str = "tap"
+    lost_at: tuple[LostAt, ...] = ()
     limit_states: Mapping[Direction, LimitAnswer] = field(default_factory=dict)
     repeats: Reading | None = field(default=None, compare=False, repr=False)
 

@@ -33,6 +33,19 @@ CELL = np.dtype(
     ]
 )
 
+#: Packets of one tap that one device lost for one reason (its ring or queue was full). `dropped`: these count as
+#: dropped. `copies`: copies of packets that count as passed, and packets that count as passed and were lost later, in a
+#: queue. ifindex and reason 0: devices and reasons for which there was no room.
+DEVICE_LOSS = np.dtype(
+    [
+        ("tap", np.uint16),
+        ("ifindex", np.uint32),
+        ("reason", np.uint32),
+        ("dropped", np.int64),
+        ("copies", np.int64),
+    ]
+)
+
 #: One time bin of one tap, direction and verdict. `start_ns` is on the monotonic clock (ktime), a multiple of the bin.
 BIN = np.dtype(
     [

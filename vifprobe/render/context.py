@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vifprobe.model.layout import Direction, Verdict
+from vifprobe.model.ports import direction_at
 from vifprobe.model.reading import Counts, Reading, count
 from vifprobe.model.reasons import reason_name
 
@@ -37,6 +38,8 @@ class Loss(NamedTuple):
     counts: Counts
 
 
+#: Maximum number of devices that are named beside a drop reason.
+_DEVICES_MAX = 3
 #: Kernel include/net/dropreason-core.h says what each means; here in the words of someone who runs VMs.
 REASON_WORDS: Mapping[str, str] = {
     "BRIDGE_INGRESS_STP_STATE": "the bridge port is not forwarding (STP)",
@@ -104,5 +107,21 @@ def losses(reading: Reading, direction: Direction, verdict: Verdict, reasons: Ma
     for code in np.unique(rows["reason"]):
         name = reason_name(int(code), reasons) or "reason unknown"
         name = f"reason {name}" if name.startswith("0x") else name
-        found.append(Loss(name, REASON_WORDS.get(name, ""), count(rows[rows["reason"] == code])))
+        words = _words_behind(name, int(code), reading, direction) or REASON_WORDS.get(name, "")
+        found.append(Loss(name, words, count(rows[rows["reason"] == code])))
     return sorted(found, key=lambda loss: (-loss.counts.packets, loss.name))
+
+
+def _words_behind(name: str, code: int, reading: Reading, direction: Direction) -> str:
+    """Words for a loss at another device; "" for others: packets to the guest are lost at the tap itself."""
+    if direction is not direction_at(reading.kind, "ingress"):
+        return ""
+    devices = [one.device for one in reading.lost_at if one.reason == code and one.dropped and one.device]
+    if name == "FULL_RING":
+        where = f"the ring of {_list(devices)}" if devices else "a ring behind the tap"
+        return f"{where} is full: its guest reads too slowly"
+    return f"the qdisc of {_list(devices)}" if devices and REASON_WORDS.get(name, "").startswith("a qdisc") else ""
+
+
+def _list(devices: list[str]) -> str:
+    return ", ".join(devices[:_DEVICES_MAX]) + (" ..." if len(devices) > _DEVICES_MAX else "")

@@ -11,17 +11,22 @@ says how many packets that can be.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vifprobe.host.limits import Installed
 from vifprobe.host.tc.records import TcAction, TcFilter
 from vifprobe.kernel.attach import is_own_filter
+from vifprobe.kernel.tables.counters import Snapshot
 from vifprobe.kernel.tcx import TcxProgram, program_name
 from vifprobe.model.layout import Verdict
 from vifprobe.model.ports import Hook, direction_at
-from vifprobe.model.reading import Cells, count
+from vifprobe.model.reading import Cells, LostAt, count
+from vifprobe.model.reasons import reason_name
 
+#: Names of devices at which packets were lost, by ifindex: a device can have gone when it is shown.
+_device_names: dict[int, str] = {}
 #: Maximum number of drop sources that are named; the programs of a tcx hook can change all day.
 _NAMED_MAX = 16
 #: Actions that drop only if their `control` says so. All others also drop packets that they can't process.
@@ -198,3 +203,43 @@ def _can_drop(action: TcAction) -> bool:
 def _dropping(found: TcFilter) -> str:
     kinds = [action.kind for action in found.actions if _can_drop(action)]
     return f" with {', '.join(dict.fromkeys(kinds))}" if kinds else ""
+
+
+def lost_at(number: int, snapshot: Snapshot) -> tuple[LostAt, ...]:
+    """Return the losses of the tap with this number since the start, the most first. In the taps' network namespace."""
+    rows = snapshot.device_losses[snapshot.device_losses["tap"] == number].tolist()
+    found = [LostAt(_device_name(ifindex), reason, dropped, copies) for _, ifindex, reason, dropped, copies in rows]
+    return tuple(sorted(found, key=lambda one: (-one.dropped - one.copies, one)))
+
+
+def lost_notes(losses: tuple[LostAt, ...], reasons: Mapping[int, str]) -> list[str]:
+    """Return notes for readers of the counts. reasons: names of the kernel's drop reasons."""
+    said = []
+    for one in losses:
+        if one.copies:
+            said.append(
+                f"{one.copies:,} copies of packets, or packets out of a queue, were lost at "
+                f"{_lost_place(one, reasons)}; they count as passed"
+            )
+        if one.dropped:
+            said.append(f"{one.dropped:,} packets were dropped at {_lost_place(one, reasons)}")
+    return said
+
+
+def _lost_place(one: LostAt, reasons: Mapping[int, str]) -> str:
+    reason = reason_name(one.reason, reasons)
+    if not one.device:
+        return "further devices"
+    if reason == "FULL_RING":
+        return f"{one.device}, whose ring is full ({reason})"
+    return f"{one.device} ({reason})" if reason else one.device
+
+
+def _device_name(ifindex: int) -> str:
+    if not ifindex:
+        return ""
+    try:
+        _device_names[ifindex] = socket.if_indextoname(ifindex)
+    except OSError:  # it has gone
+        return _device_names.get(ifindex, f"a device that has gone (ifindex {ifindex})")
+    return _device_names[ifindex]

@@ -16,6 +16,7 @@ from vifprobe.model.ports import direction_at
 from vifprobe.model.reading import Cells, Reading, no_cells, subtract, unsized_notes
 from vifprobe.model.whatif import WhatIf, WhatIfCounts, WhatIfRow, rows_of
 from vifprobe.session.components import Components
+from vifprobe.session.drop_attribution import lost_at, lost_notes
 from vifprobe.session.error_counts import ErrorCounts
 from vifprobe.session.tap import WatchedTap
 
@@ -162,6 +163,7 @@ class ReadingMaker:
             missed = {direction: ever - watched.missed_before.get(direction, 0) for direction, ever in missed.items()}
         errors_ever = ErrorCounts.of(watched.number, snapshot)
         errors = errors_ever if final else errors_ever.since(watched.errors_before)
+        lost = lost_at(watched.number, snapshot)
         so_far, directions = snapshot.cells_of(watched.number), watched.hooks.seen(self._directions)
         reading = Reading(
             tap=watched.link.name,
@@ -181,6 +183,7 @@ class ReadingMaker:
                 *audit.notes,
                 *unsized_notes(so_far, self._features.has_drop_reason),
                 *self._drop_notes(watched, so_far, snapshot),
+                *lost_notes(lost, self._features.reasons),
                 *errors_ever.notes(),
                 *self._host_notes(),
             ),
@@ -190,6 +193,7 @@ class ReadingMaker:
             queued=so_far[so_far["verdict"] == Verdict.QUEUED] if not final else no_cells(),
             untracked=int(snapshot.untracked[watched.number]) if final else 0,
             kind=watched.link.kind,
+            lost_at=lost,
             gone_ns=None if watched.gone_ns is None else watched.gone_ns - self._start_ns,
         )
         reading = replace(reading, host=self._host_cost(watched, reading))

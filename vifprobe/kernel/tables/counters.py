@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from vifprobe.errors import KernelError
 from vifprobe.kernel.barrier import Grace
 from vifprobe.kernel.load import Programs
 from vifprobe.kernel.tables.cells import COUNTERS, CellTable, decoded, single
+from vifprobe.kernel.tables.device_losses import DeviceLosses
 from vifprobe.kernel.tables.inflight import Inflight
 from vifprobe.kernel.tables.samples import Samples
 from vifprobe.kernel.tables.swapped import Swapped
@@ -42,7 +43,7 @@ from vifprobe.model.layout import (
     cell_key_shifts,
     take_apart,
 )
-from vifprobe.model.records import SynMeasures
+from vifprobe.model.records import DEVICE_LOSS, SynMeasures
 
 #: Covers the few instructions of the kernel side between reading the epoch and counting, for a passed packet that
 #: another chain (the end of a queue, for example) drops at this moment. Later drops are refused: see `late_verdicts`.
@@ -68,6 +69,7 @@ class Snapshot:
     - unplaced_drops: netfilter drops counted as policed although the chain that dropped is unknown.
     - what_ifs: packets and frame bytes (passed, stopped) by tap, direction, limit and class. None where no what-if
       limit is set.
+    - device_losses: rows of records.DEVICE_LOSS.
     """
 
     at_ns: int
@@ -79,6 +81,7 @@ class Snapshot:
     untracked: Array
     unplaced_drops: int = 0
     what_ifs: Array | None = None
+    device_losses: Array = field(default_factory=lambda: np.zeros(0, DEVICE_LOSS))
 
     def cells_of(self, number: int) -> Array:
         """Return the cells of one tap, by its number."""
@@ -101,6 +104,7 @@ class Counters:
         self._misses = programs.table("misses").reshape(settings.cpus, settings.taps, len(Direction))
         self._taps = programs.table("taps", writable=True)
         self._inflight = Inflight(programs)
+        self._device_losses = DeviceLosses(programs)
         self._bins = Bins(programs) if settings.bin_ns else None
         self._what_ifs = _by_what_if(programs) if settings.what_ifs else None
         self._samples = Samples(programs) if settings.samples else None
@@ -109,7 +113,7 @@ class Counters:
 
     def close(self) -> None:
         """Unmap the tables, which frees them in the kernel. After this only `lost_bins` and `lost_samples` work."""
-        for reader in (self._samples, self._syn, self._bins, self._inflight, self._cells):
+        for reader in (self._samples, self._syn, self._bins, self._inflight, self._device_losses, self._cells):
             if reader is not None:
                 reader.close()
         for table in ("_cpu_states", "_misses", "_taps", "_what_ifs"):
@@ -174,6 +178,7 @@ class Counters:
             untracked=misses["untracked"].sum((0, 2)).astype(np.int64),
             unplaced_drops=int(cpu_states["unplaced_drops"].sum()),
             what_ifs=self._what_ifs_now(),
+            device_losses=self._device_losses.read(),
         )
 
     def _what_ifs_now(self) -> Array | None:

@@ -9,7 +9,7 @@ from vifprobe.errors import KernelError
 
 #: Joined into one text, in this order: bcc rewrites map calls in its main source text only.
 _COUNTING = ("tables", "count", "staged", "samples", "syn_sets", "handshakes", "token_bucket", "what_ifs")
-_LIBRARY = tuple(f"lib/{name}.c" for name in (*_COUNTING, "skb", "inflight", "chains", "arrival"))
+_LIBRARY = tuple(f"lib/{name}.c" for name in (*_COUNTING, "skb", "copies", "inflight", "chains", "arrival"))
 _PROGRAMS = ("tc", "netif_receive", "xmit", "kfree_skb", "nf_hook_slow", "police_exit", "test_run")
 SOURCES = (*_LIBRARY, *(f"progs/{name}.c" for name in _PROGRAMS))
 
