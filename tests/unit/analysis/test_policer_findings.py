@@ -450,3 +450,30 @@ def test_p20_installed_and_declared_by_nobody() -> None:
     assert patterns(Situation(replace(alone, known_to=()))) == []  # nobody that could have declared it
     assert patterns(Situation(replace(alone, declared_unknown=("libvirt: no answer",)))) == []
     assert patterns(Situation(replace(alone, declared=(LIBVIRT,)))) == []
+
+
+@pytest.mark.parametrize(
+    ("declared", "known_to", "words", "not_words"),
+    [
+        ((LIBVIRT,), ("libvirt",), "libvirt and Nova limit bytes alone", "Neutron"),
+        ((OVS,), ("ovs",), "packet_rate_limit", "libvirt"),
+        ((replace(OVS, source="ovn"),), ("ovs",), "OVN has no rule for packet rates", "Neutron"),
+        ((replace(LIBVIRT, source="user"),), (), "police `pkts_rate`", "libvirt"),
+    ],
+)
+def test_p7_advises_what_this_back_end_can_do(
+    declared: tuple[DeclaredLimit, ...], known_to: tuple[str, ...], words: str, not_words: str
+) -> None:
+    many = reading((Verdict.PASSED, 200_003, 60))
+    load = LinkLoad(1.0, 0.5, 0.3, 0.2)
+    set_up = SetUp("tap0", declared, (POLICE,), known_to=known_to)
+    advice = only(Situation(set_up, reading=many, load=load), "P7").advice
+    assert words in advice
+    assert not_words not in advice
+
+
+def test_p1_advises_how_this_source_sets_it() -> None:
+    for source, words in (("libvirt", "virsh domiftune"), ("ovs", "ovs-vsctl"), ("proxmox", "qm set")):
+        advice = only(Situation(SetUp("tap0", (replace(LIBVIRT, source=source),))), "P1").advice
+        assert words in advice
+        assert ("virsh" in advice) is (source == "libvirt")

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vifprobe.analysis.findings import thresholds
-from vifprobe.analysis.findings.set_up import SOURCES, installed_evidence
+from vifprobe.analysis.findings.back_ends import SOURCES
+from vifprobe.analysis.findings.set_up import installed_evidence
 from vifprobe.analysis.findings.situation import Situation, bits, finding_id, rate_words, size, span
 from vifprobe.model import ports
 from vifprobe.model.layout import Direction

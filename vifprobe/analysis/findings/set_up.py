@@ -10,6 +10,7 @@ import numpy as np
 
 from vifprobe.analysis.drop_evidence import is_limit_like
 from vifprobe.analysis.findings import thresholds
+from vifprobe.analysis.findings.back_ends import SOURCES, set_again
 from vifprobe.analysis.findings.situation import Situation, bits, finding_id, let_through, rate_words, size
 from vifprobe.analysis.policer import burst_differs, enforced_past, matches, uncovered
 from vifprobe.analysis.tolerance import same_rate
@@ -32,14 +33,6 @@ _ETHERTYPES = {
     "arp": (Ethertype.ARP,),
     "802.1Q": (Ethertype.VLAN,),
     "802.1ad": (Ethertype.VLAN,),
-}
-#: Who declares or enforces, in words.
-SOURCES = {
-    "user": "the command line",
-    "ovs": "Open vSwitch",
-    "ovn": "OVN",
-    "nova": "Nova's flavor",
-    "proxmox": "Proxmox",
 }
 #: Mistakes of units that are easily made: installed over declared.
 _UNITS = {
@@ -99,8 +92,8 @@ def _p1(situation: Situation, direction: Direction) -> Iterator[Finding]:
                 "ingress_qdisc": set_up.ingress_qdisc or None,
                 **_passing(situation, direction),
             },
-            "Who declares a limit does not check that it is installed. Set it again: for libvirt `virsh domiftune`, "
-            "for Open vSwitch `ovs-vsctl set interface`. If it vanishes again, `vifprobe watch` names who removes it.",
+            f"Who declares a limit does not check that it is installed. Set it again by "
+            f"{set_again(one.source for one in asked)}. If it vanishes again, `vifprobe watch` names who removes it.",
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from vifprobe.analysis import tolerance
 from vifprobe.analysis.findings import thresholds as t
+from vifprobe.analysis.findings.back_ends import packet_limit
 from vifprobe.analysis.findings.set_up import of_protocols
 from vifprobe.analysis.findings.situation import Growth, Situation, bits, finding_id, let_through, size
 from vifprobe.model.layout import SIZE_UNKNOWN, Direction, Verdict
@@ -162,8 +163,8 @@ def _p7(situation: Situation, reading: Reading, direction: Direction) -> Iterato
             "softirq_cpus": load.softirq_cpus,
             "seconds": round(seconds, 3),
         },
-        "A limit in bits does not bound packets, and a packet costs the host the same whatever its size. Add a packet "
-        "limit: Neutron's packet_rate_limit rule, ingress_policing_kpkts_rate, or police `pkts_rate`.",
+        "A limit in bits does not bound packets, and a packet costs the host the same whatever its size. Limit "
+        f"packets, too: {packet_limit(set_up)}",
     )
 
 

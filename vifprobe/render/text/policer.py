@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vifprobe.analysis.findings.set_up import SOURCES
+from vifprobe.analysis.findings.back_ends import SOURCES
 from vifprobe.analysis.policer import PolicerRow, SetUp, enforced_past
 from vifprobe.model.layout import Direction
 from vifprobe.model.limits import LimitAnswer, LimitState
