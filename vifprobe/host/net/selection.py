@@ -13,8 +13,8 @@ from vifprobe.model.ports import is_guest_port
 
 
 def is_pattern(name: str) -> bool:
-    """Return True if it can name several taps."""
-    return any(character in name for character in "*?[")
+    """Return True if it can name several taps. What can't be printed is a name, and refused as one."""
+    return name.isprintable() and any(character in name for character in "*?[")
 
 
 def select_links(wanted: Sequence[str]) -> tuple[Link, ...]:
@@ -30,6 +30,7 @@ def select_links(wanted: Sequence[str]) -> tuple[Link, ...]:
     found: dict[str, Link] = {}
     for name in wanted:
         if not is_pattern(name):
+            names.check(name)
             found[name] = by_name.get(name) or find_link(name)
             continue
         matching = {one: link for one, link in by_name.items() if fnmatchcase(one, name)}
