@@ -97,6 +97,14 @@ def nobody_else_declares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr(auditor, "declared_of", away)
 
 
+def calls_iptables() -> bool:
+    """Have br_netfilter hand the bridge's IPv4 packets to the IP stack's chains."""
+    setting = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if setting.exists() or can("modprobe br_netfilter"):
+        setting.write_text("1")
+    return setting.exists()
+
+
 def flooded(tap: Tap) -> tuple[Reading, int, dict[str, int]]:
     """The totals of a flood through the bridge, the packets that came out, and the drops by reason."""
     before = arrived()
@@ -127,7 +135,7 @@ def check(totals: Reading, came_out: int, by_reason: dict[str, int], policed: in
 def test_a_limit_past_the_tap_under_a_flood(quiet: None, tap: Tap, which: str, require: Require) -> None:
     family, hook, rules = RULES[which]
     with forwarded(tap):
-        chain = f"{HEAD}\nchain c {{\ntype filter hook {hook} priority 0\n{rules}\n}}"
+        chain = f"{HEAD}\nchain c {{\ntype filter hook {hook} priority -200\n{rules}\n}}"
         try:
             run("nft -f -", text=f"table {family} t {{\n{chain}\n}}\n")
         except AssertionError as error:
@@ -147,12 +155,23 @@ def test_hashlimit_of_iptables_under_a_flood(quiet: None, tap: Tap, tool: str, r
         "-m physdev --physdev-in tap0 -m hashlimit --hashlimit-above 5/min --hashlimit-name probe --hashlimit-burst 3"
     )
     with forwarded(tap):
-        calls = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-        require("kernel", calls.exists() or can("modprobe br_netfilter"), "br_netfilter")
-        calls.write_text("1")
+        require("kernel", calls_iptables(), "br_netfilter")
         require("kernel", can(f"{tool} -A FORWARD {rule} -j DROP"), f"{tool} with hashlimit")
         totals, came_out, by_reason = flooded(tap)
         listed = [line.split() for line in run(f"{tool} -nvxL FORWARD").splitlines() if "limit:" in line]
         policed = int(listed[0][0])
     check(totals, came_out, by_reason, policed)
     assert totals.limit_state(OUT).state is LimitState.UNKNOWN
+
+
+def test_a_chain_that_br_netfilter_takes_ip_packets_past(quiet: None, tap: Tap, require: Require) -> None:
+    """Of priority 0 in the bridge's forward hook: before br_nf_forward_ip became br_nf_forward, no IP comes."""
+    family, hook, rules = RULES["bridge"]
+    with forwarded(tap):
+        require("kernel", calls_iptables(), "br_netfilter")
+        chain = f"{HEAD}\nchain c {{\ntype filter hook {hook} priority 0\n{rules}\n}}"
+        run("nft -f -", text=f"table {family} t {{\n{chain}\n}}\n")
+        totals, came_out, by_reason = flooded(tap)
+        came = counted(family, "policed") + counted(family, "passed")
+    assert sum(by_reason.values()) + came_out == COUNT
+    assert totals.limit_state(OUT).state is (LimitState.ELSEWHERE if came == COUNT else LimitState.UNKNOWN)

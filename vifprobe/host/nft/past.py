@@ -7,19 +7,22 @@ packets, for each element of a set, without a rate) it is said that they are the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from vifprobe.host.nft.matches import is_same
 from vifprobe.host.nft.place import Place, Way, ways
 from vifprobe.host.nft.rules import BaseChain, RateLimit, Rule, SetElement
-from vifprobe.host.nft.walk import Met, Share, Walk
+from vifprobe.host.nft.walk import Met, Packets, Share, Walk
 from vifprobe.model.layout import Direction
 
 #: Names in a rule's message without which it has no limit: of expressions, and of xt matches.
 MARKERS = tuple(
-    name.encode() + b"\0"
-    for name in ("limit", "quota", "connlimit", "dynset", "objref", "lookup", "hashlimit", "rateest")
+    name.encode() + b"\0" for name in ("limit", "quota", "connlimit", "dynset", "objref", "hashlimit", "rateest")
 )
+#: And of those without which no set is looked up, whose elements may hold limits.
+SET_MARKER = b"lookup\0"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class PastLimit:
     - is_whole: all of these packets meet it, and what exceeds it is dropped.
     - drops_packets: counted by the rule; None: not counted.
     - is_shared: packets of other devices are in its bucket.
-    - is_routed: of the bridge's packets it sees only those that the host routes.
+    - whose: packets that come to the chain, in words; "" for all.
     - counting: the rule whose counter has the drops, if it is another one.
     """
 
@@ -46,7 +49,7 @@ class PastLimit:
     is_whole: bool
     drops_packets: int | None = None
     is_shared: bool = False
-    is_routed: bool = False
+    whose: str = ""
     counting: Rule | None = None
 
     @property
@@ -83,14 +86,9 @@ class PastLimits:
 
 def _words(one: PastLimit) -> str:
     by = f" by {one.what}" if one.what != "limit" else ""
-    if one.is_routed:
-        whose = "packets that the host routes for the bridge"
-    elif one.rule.matches.keyed_by:
+    whose = one.whose or "packets that match a rule's other conditions"
+    if one.rule.matches.keyed_by:
         whose = f"the packets of each element of the set {one.rule.matches.keyed_by}"
-    elif one.base.hook in ("input", "output"):
-        whose = "packets to or from the host itself"
-    else:
-        whose = "packets that match a rule's other conditions"
     return f"nft limits {whose}{by}: rule {one.rule.handle} in `nft -a list chain {one.chain_name}`"
 
 
@@ -108,19 +106,55 @@ class Table:
     rules: Mapping[str, Sequence[Rule]]
     elements: Mapping[str, Sequence[SetElement]]
     limits: Mapping[str, RateLimit]
+    _indexes: dict[str, _Index] = field(default_factory=dict)
 
-    @property
-    def can_limit(self) -> bool:
-        """Return True if a rule limits, and something becomes of the packets by it."""
-        return any(self._can_limit(rule) for rules in self.rules.values() for rule in rules)
+    def index_of(self, chain: str) -> _Index:
+        """Return the chain's rules by what they ask for."""
+        if chain not in self._indexes:
+            self._indexes[chain] = _Index(self.rules.get(chain, ()))
+        return self._indexes[chain]
 
-    def _can_limit(self, rule: Rule) -> bool:
-        matches = rule.matches
-        in_sets = any(
-            one.limit is not None for test in matches.interfaces for one in self.elements.get(test.set_name, ())
-        )
-        limits = rule.limit is not None or matches.limiters or matches.object_map or in_sets
-        return bool(limits and (rule.verdict or matches.writes))
+
+def can_limit(rule: Rule, elements_of: Callable[[str], Iterable[SetElement]]) -> bool:
+    """Return True if a rule limits, and something becomes of the packets by it."""
+    matches = rule.matches
+    if not rule.verdict and not matches.writes:
+        return False
+    if rule.limit is not None or matches.limiters or matches.object_map:
+        return True
+    names = [test.set_name for test in matches.interfaces if test.set_name]
+    return any(one.limit is not None for name in names for one in elements_of(name))
+
+
+class _Index:
+    """Rules of a chain by the one interface that they are for: of thousands, few are for the packets of one."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = rules
+        self.place_of = {rule.handle: place for place, rule in enumerate(rules)}
+        self._general: list[int] = []
+        self._by_value: dict[str, dict[bytes, list[int]]] = {}
+        for place, rule in enumerate(rules):
+            tests = [one for one in rule.matches.interfaces if one.is_whole_name and not one.inverted and not one.mask]
+            tests = [one for one in tests if not one.set_name]
+            if tests:
+                self._by_value.setdefault(tests[0].key, {}).setdefault(tests[0].value, []).append(place)
+            else:
+                self._general.append(place)
+
+    def rules_for(self, packets: Packets) -> list[Rule]:
+        """Return the rules that packets may match; of those for an interface at the other end, the ones that accept."""
+        places = list(self._general)
+        for key, by_value in self._by_value.items():
+            value = packets.interfaces.get(key)
+            if value is not None:
+                places += [place for one, found in by_value.items() if is_same(value, one) for place in found]
+            elif key in packets.interfaces:
+                found = [place for places in by_value.values() for place in places]
+                if key in packets.foreign:
+                    found = [one for one in found if self.rules[one].verdict not in ("", "drop", "reject")]
+                places += found
+        return [self.rules[place] for place in sorted(places)]
 
 
 def limits_past(place: Place, tables: Iterable[Table]) -> tuple[PastLimit, ...]:
@@ -129,18 +163,17 @@ def limits_past(place: Place, tables: Iterable[Table]) -> tuple[PastLimit, ...]:
         one
         for table in tables
         for base in table.bases
-        for way in ways(place, base.family, base.hook)
+        for way in ways(place, base.family, base.hook, base.priority)
         for one in _limits_in(table, base, way)
     )
 
 
 def _limits_in(table: Table, base: BaseChain, way: Way) -> Iterable[PastLimit]:
-    walk = Walk(
-        way.packets, lambda chain: table.rules.get(chain, ()), lambda name: table.elements.get(name, ()), table.limits
-    )
+    rules_of = functools.cache(lambda chain: table.index_of(chain).rules_for(way.packets))
+    walk = Walk(way.packets, rules_of, lambda name: table.elements.get(name, ()), table.limits)
     for (chain, handle), met in walk.follow(base.name, base.policy_drops).items():
         rules = table.rules[chain]
-        place = next(number for number, rule in enumerate(rules) if rule.handle == handle)
+        place = table.index_of(chain).place_of[handle]
         rule = rules[place]
         if not _concerns(met, rule, way):
             continue
@@ -158,7 +191,7 @@ def _limits_in(table: Table, base: BaseChain, way: Way) -> Iterable[PastLimit]:
             drops_packets=drops,
             counting=counting,
             is_shared=not met.names_it,
-            is_routed=way.must_name,
+            whose=way.whose,
         )
 
 
@@ -172,7 +205,7 @@ def _concerns(met: Met, rule: Rule, way: Way) -> bool:
 
 def _is_whole(met: Met, rule: Rule, way: Way) -> bool:
     is_plain = not rule.matches.limiters and not rule.matches.keyed_by and met.limit is not None
-    return is_plain and met.enforces and met.share is Share.ALL and way.is_whole
+    return is_plain and met.enforces and met.share is Share.ALL and not way.whose
 
 
 def _drops(rule: Rule, following: Rule | None) -> tuple[int | None, Rule | None]:

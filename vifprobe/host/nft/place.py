@@ -8,6 +8,7 @@ ports as physindev and physoutdev).
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,14 +53,14 @@ class Way(NamedTuple):
     """How packets of one direction come to a chain.
 
     - protocol: of packets that come to it, as in InstalledLimit.protocol.
-    - is_whole: all packets of the direction and protocol come to it.
+    - whose: packets that come to it, in words; "" for all of the direction and protocol.
     - must_name: only rules that name the interface concern them.
     """
 
     direction: Direction
     packets: Packets
     protocol: str
-    is_whole: bool
+    whose: str = ""
     must_name: bool = False
 
 
@@ -93,8 +94,8 @@ def _calls(bridge: Any) -> frozenset[str]:
     return frozenset(found)
 
 
-def ways(place: Place, family: str, hook: str) -> Iterator[Way]:
-    """Yield how packets of a device come to a chain of a family at a hook."""
+def ways(place: Place, family: str, hook: str, priority: int = 0) -> Iterator[Way]:
+    """Yield how packets of a device come to a base chain."""
     if place.is_hidden or (family == "bridge" and not place.bridge):
         return
     for direction, hooks in _HOOKS.items():
@@ -103,8 +104,27 @@ def ways(place: Place, family: str, hook: str) -> Iterator[Way]:
         protocol, is_named = _protocol(place, family)
         values = _values(place, family, direction, hook)
         foreign = frozenset(_OUTPUT if direction is _OUT else _INPUT) - _shared_keys(place, family)
-        is_whole = hook not in _OWN_PACKETS and not is_named
-        yield Way(direction, Packets(values, foreign), protocol, is_whole, is_named)
+        whose = "packets to or from the host itself" if hook in _OWN_PACKETS else ""
+        if is_named:
+            whose = "packets that the host routes for the bridge"
+        elif (family, hook, priority) == ("bridge", "forward", 0) and place.calls and _takes_ip_past_priority_0():
+            whose = "packets other than IP, which br_netfilter takes past a chain of priority 0"
+        yield Way(direction, Packets(values, foreign), protocol, whose, is_named)
+
+
+@functools.cache
+def _takes_ip_past_priority_0() -> bool:
+    """Return True if br_netfilter hooks IP at priority -1, and goes on behind priority 0.
+
+    net/bridge/br_netfilter_hooks.c: br_nf_forward_ip (NF_BR_PRI_BRNF - 1), br_nf_hook_thresh. Later kernels have one
+    function, br_nf_forward, at priority 0.
+    """
+    try:
+        with Path("/proc/kallsyms").open("rb") as symbols:
+            names = {line.split()[2] for line in symbols if b"br_nf_forward" in line}
+        return b"br_nf_forward" not in names
+    except OSError:
+        return True
 
 
 def _protocol(place: Place, family: str) -> tuple[str, bool]:

@@ -12,7 +12,7 @@ from vifprobe.host.net.links import Link
 from vifprobe.host.net.netlink import Message, Netlink, encoded
 from vifprobe.host.nft.hooks import has_legacy_chains
 from vifprobe.host.nft.matches import name_bytes
-from vifprobe.host.nft.past import MARKERS, PastLimit, PastLimits, Table, limits_past
+from vifprobe.host.nft.past import MARKERS, SET_MARKER, PastLimit, PastLimits, Table, can_limit, limits_past
 from vifprobe.host.nft.place import Place, place_of
 from vifprobe.host.nft.rules import (
     FAMILIES,
@@ -185,7 +185,7 @@ class Reader:
         return {(FAMILIES[family], name) for name in found if name is not None}
 
     def all_rules(self, family: str, tables: Collection[str]) -> dict[str, dict[str, list[Message]]]:
-        """Return table -> chain -> messages of rules, of those of some tables in which rules can limit."""
+        """Return table -> chain -> messages of rules, of those of some tables in which rules may limit."""
         number = next(number for number, name in FAMILIES.items() if name == family)
         found: dict[str, dict[str, list[Message]]] = {}
         for row in self._dump(GETRULE, number):
@@ -195,7 +195,7 @@ class Reader:
         return {
             table: chains
             for table, chains in found.items()
-            if any(marker in row.body for rows in chains.values() for row in rows for marker in MARKERS)
+            if any(_may_limit(row) for rows in chains.values() for row in rows)
         }
 
     def take_rules(self, base: BaseChain, rows: Iterable[Message]) -> list[Rule]:
@@ -216,6 +216,10 @@ class Reader:
     def _dump(self, kind: int, family: int, where: Iterable[tuple[str, object]] = ()) -> list[Message]:
         rows = self._netlink.dump(kind, encoded(kind, {"nfgen_family": family}, where))
         return [row for row in rows if row.body[:1] == bytes((family,))]
+
+
+def _may_limit(row: Message) -> bool:
+    return SET_MARKER in row.body or any(marker in row.body for marker in MARKERS)
 
 
 def _family_number(chain: BaseChain) -> int:
@@ -265,16 +269,23 @@ class _PastReader:
         for family in dict.fromkeys(chain.family for chain in self._chains):
             bases = [chain for chain in self._chains if chain.family == family]
             for table, chains in self._reader.all_rules(family, {chain.table for chain in bases}).items():
-                number = sum(map(len, chains.values()))
-                if number > _RULES_MAX:
-                    self._problems.append(
-                        f"nft table {family} {table}: its {number:,} rules are too many to be evaluated; "
-                        f"`nft list table {family} {table}` shows whether some of them limit"
-                    )
+                here = [one for one in bases if one.table == table]
+                if not self._limits(here[0], chains):
                     continue
-                found = self._table([one for one in bases if one.table == table], chains)
-                if found.can_limit:
-                    yield found
+                number = sum(map(len, chains.values()))
+                if number <= _RULES_MAX:
+                    yield self._table(here, chains)
+                    continue
+                self._problems.append(
+                    f"nft table {family} {table}: some of its {number:,} rules limit, but they are too many to be "
+                    f"evaluated: `nft list table {family} {table}`"
+                )
+
+    def _limits(self, base: BaseChain, chains: Mapping[str, list[Message]]) -> bool:
+        """Return True if a rule of the table limits: only those that may are decoded for that."""
+        elements_of = functools.partial(self._reader.elements_of, base)
+        rows = [row for rows in chains.values() for row in rows if _may_limit(row)]
+        return any(can_limit(one, elements_of) for one in self._reader.take_rules(base, rows))
 
     def _table(self, bases: list[BaseChain], chains: Mapping[str, list[Message]]) -> Table:
         base, reader = bases[0], self._reader
